@@ -1,0 +1,45 @@
+// Package experiments holds the pure rules of experiments: who is assigned to what,
+// and (in later files) what the outcomes prove.
+//
+// Nothing here does I/O, reads a clock or starts a goroutine; every function is
+// deterministic and safe for concurrent use.
+package experiments
+
+import (
+	"encoding/binary"
+
+	"github.com/twmb/murmur3"
+)
+
+// Buckets is the resolution of every split: 0.01 %.
+const Buckets = 10_000
+
+// Range is a half-open run of buckets [Start, End), 0 ≤ Start < End ≤ Buckets.
+type Range struct{ Start, End uint32 }
+
+// Unit is what is randomised.
+type Unit string
+
+// The units, from most to least stable.
+const (
+	UnitUser    Unit = "user"
+	UnitSession Unit = "session"
+	UnitRequest Unit = "request"
+)
+
+// UnitHash is murmur3_32 over the length-prefixed salt followed by the unit. The
+// prefix (4 bytes, little endian) makes ("1","23") and ("12","3") different.
+func UnitHash(salt, unit string) uint32 {
+	var stack [128]byte
+	buf := binary.LittleEndian.AppendUint32(stack[:0], uint32(len(salt)))
+	buf = append(buf, salt...)
+	buf = append(buf, unit...)
+	return murmur3.Sum32(buf)
+}
+
+// Bucket maps a unit to 0..Buckets-1 by the one bucket rule of the mesh:
+// (murmur3_32(length-prefixed salt, unit) · 10 000) >> 32.
+func Bucket(salt, unit string) uint32 {
+	return uint32(uint64(UnitHash(salt, unit)) * Buckets >> 32)
+}
+

@@ -1,0 +1,130 @@
+// Package policy is the typed, immutable routing policy of one node group: what the
+// control plane decides and every sidecar obeys. It is pure data plus validation;
+// xds/translate turns it into standard xDS and back.
+//
+// A Policy is never modified after Validate has accepted it; it is published behind
+// one atomic pointer and may be read by any number of goroutines.
+package policy
+
+import (
+	"time"
+
+	"github.com/outrigger-mesh/outrigger/experiments"
+)
+
+// Policy is everything one sidecar needs to route. Same log position ⇒ same bytes on
+// every replica, so all slices are sorted by name.
+type Policy struct {
+	// Position is the log position it was compiled from.
+	Position uint64
+	Models   []Model
+	Regions  []Region
+}
+
+// Model maps the logical name an app writes in its request to versions.
+type Model struct {
+	Name string
+	// Salt of the bucket rule; changes only when a new randomisation is wanted.
+	Salt string
+	// Unit is what is randomised: the first present of user, session, request up to
+	// and including this one.
+	Unit experiments.Unit
+	// WeightEpoch counts changes of weights; statistics never pool across epochs.
+	WeightEpoch uint64
+	// Arms cover the buckets [0, experiments.Buckets) exactly once, together.
+	Arms []Arm
+	// Versions are all versions an arm may name, plus LastGood.
+	Versions []Version
+	// LastGood is the version to fall back to; empty if none.
+	LastGood string
+	// DeadMan: with a candidate live, a sidecar cut off for longer sends everything to
+	// LastGood. 0 = no candidate live.
+	DeadMan time.Duration
+	// Timeout of a whole logical request, 0 = 10 min; MaxAttempts ≥ 1.
+	Timeout     time.Duration
+	MaxAttempts uint32
+}
+
+// Arm is one variant of the split.
+type Arm struct {
+	Name    string
+	Version string
+	Ranges  []experiments.Range
+}
+
+// Version is one deployable thing behind a model; it becomes one xDS cluster.
+type Version struct {
+	Name string
+	// Upstream is the model name its endpoints know.
+	Upstream    string
+	Quarantined bool
+	Endpoints   []Endpoint
+	// MaxRequests and the failure thresholds become circuit_breakers and
+	// outlier_detection; 0 = the package defaults.
+	MaxRequests         uint32
+	ConsecutiveFailures uint32
+	OpenFor             time.Duration
+}
+
+// Endpoint is one address serving a version.
+type Endpoint struct {
+	Address  string // host:port
+	Region   string
+	Weight   uint32 // ≥ 1
+	Priority uint32 // 0 first
+}
+
+// Region is what sidecars know about a region for ordering candidates.
+type Region struct {
+	Name      string
+	Gateway   string // host:port
+	Latitude  float64
+	Longitude float64
+	Healthy   bool
+}
+
+// Defaults for zero fields of Version.
+const (
+	DefaultMaxRequests         = 1024
+	DefaultConsecutiveFailures = 5
+	DefaultOpenFor             = 10 * time.Second
+)
+
+// Model returns the model of that name, or nil. O(log n); no allocation.
+func (p *Policy) Model(name string) *Model {
+	lo, hi := 0, len(p.Models)
+	for lo < hi {
+		mid := int(uint(lo+hi) >> 1)
+		if p.Models[mid].Name < name {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	if lo < len(p.Models) && p.Models[lo].Name == name {
+		return &p.Models[lo]
+	}
+	return nil
+}
+
+// Version returns the version of that name, or nil.
+func (m *Model) Version(name string) *Version {
+	for i := range m.Versions {
+		if m.Versions[i].Name == name {
+			return &m.Versions[i]
+		}
+	}
+	return nil
+}
+
+// ArmOf returns the arm whose ranges hold the bucket, or nil. No allocation.
+func (m *Model) ArmOf(bucket uint32) *Arm {
+	for i := range m.Arms {
+		for _, r := range m.Arms[i].Ranges {
+			if bucket >= r.Start && bucket < r.End {
+				return &m.Arms[i]
+			}
+		}
+	}
+	return nil
+}
