@@ -42,4 +42,3 @@ func UnitHash(salt, unit string) uint32 {
 func Bucket(salt, unit string) uint32 {
 	return uint32(uint64(UnitHash(salt, unit)) * Buckets >> 32)
 }
-

@@ -64,7 +64,8 @@ func ToGRPC(err error) error {
 	if err == nil {
 		return nil
 	}
-	if _, ok := gstatus.FromError(err); ok {
+	var own *outrigger.Error
+	if _, ok := gstatus.FromError(err); ok && !errors.As(err, &own) {
 		return err
 	}
 	k := kindOf(err)
