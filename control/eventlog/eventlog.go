@@ -15,10 +15,19 @@
 // lost, and is new for a new or restored log.
 //
 // Bad input (empty aggregate, more than MaxBatchEvents events, an event over
-// MaxEventBytes) fails with kind Invalid or Exhausted and changes nothing. Overload
-// is back-pressure: Append waits for room in a bounded commit queue until ctx ends,
-// and then reports Unavailable with nothing written. If the process is told to stop
-// while a commit is in flight, the error has kind Unknown.
+// MaxEventBytes; the whole list is at Check) fails with kind Invalid or Exhausted and
+// changes nothing. Overload is back-pressure: Append waits for room in a bounded commit
+// queue until ctx ends, and then reports Unavailable with nothing written. If ctx ends
+// or the process is told to stop while the commit is already in flight, the error has
+// kind Unknown; a caller that gave a request id learns the outcome by appending again
+// with the same id. A commit the storage refused also reports Unknown, and from then on
+// the log refuses every append with kind Unavailable until it is reopened: after a
+// failed sync nobody can say what is on the disk. Reads of what was committed before go on.
+//
+// Event times never run backwards: At is the later of the engine's clock and the
+// previous event's At, and Hlc grows by at least one from event to event.
+//
+// After Close every method fails with kind Unavailable, open subscriptions included.
 //
 // All methods may be called concurrently.
 package eventlog
@@ -30,18 +39,27 @@ import (
 	outriggerv1 "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 )
 
-// Limits of one append.
+// Limits of one append, enforced by Check, and of one snapshot.
 const (
-	MaxBatchEvents = 1000
-	MaxEventBytes  = 8 << 20
+	MaxBatchEvents    = 1000
+	MaxEventBytes     = 8 << 20  // one event in protobuf encoding, as given by the caller
+	MaxBatchBytes     = 32 << 20 // all events of one append together
+	MaxAggregateBytes = 1024
+	MaxRequestIDBytes = 512
+	MaxSnapshotBytes  = 1 << 30
 )
 
 // Any as Write.Expect means "whatever the present sequence is".
 const Any int64 = -1
 
-// Write is the events to append to one aggregate. Engines fill in Sequence, Position
-// and At of each event on their own copy; the caller's messages are not modified.
+// Write is the events to append to one aggregate. Engines fill in Aggregate, Sequence,
+// Position, At and Hlc of each event on their own copy, whatever the caller had put
+// there; the caller's messages are not modified and may be reused after Append returns.
+//
+// The writes of one append apply in order: a second write to the same aggregate sees
+// the events of the first. A write without events is a pure check of Expect.
 type Write struct {
+	// Aggregate is 1 to MaxAggregateBytes of UTF-8 without control characters.
 	Aggregate string
 	// Expect is the aggregate's last sequence the writer has seen: 0 = the aggregate
 	// must not exist yet, Any = no check. On mismatch the append fails with kind Conflict.
@@ -61,15 +79,19 @@ type Appended struct {
 }
 
 // Appender writes. requestID, when not empty, makes the append idempotent: the same
-// id returns the first result for at least the engine's documented window.
+// id returns the first result for at least the engine's documented window, whatever the
+// writes are and before any Expect is looked at. A refused append is not remembered.
 type Appender interface {
 	Append(ctx context.Context, requestID string, writes ...Write) (Appended, error)
 }
 
 // Reader reads committed events. The sequences yield (nil, err) once and stop on
-// failure. Yielded events must not be modified.
+// failure; ctx ending is a failure of kind Cancelled or Timeout. Yielded events must not
+// be modified. A from of 0 means 1. No sequence holds a storage resource while the
+// consumer's loop body runs.
 type Reader interface {
-	// Read yields the events of one aggregate with sequence ≥ from, in order.
+	// Read yields the events of one aggregate with sequence ≥ from, in order, up to the
+	// head at call time. An aggregate that does not exist has no events.
 	Read(ctx context.Context, aggregate string, from uint64) iter.Seq2[*outriggerv1.Event, error]
 	// ReadAll yields events with from ≤ position in log order up to the head at call time.
 	ReadAll(ctx context.Context, from uint64) iter.Seq2[*outriggerv1.Event, error]
@@ -90,6 +112,8 @@ type Subscriber interface {
 // Snapshots keeps the latest snapshot of a projection so that it need not replay the
 // whole log. name is a projection name such as "variables".
 type Snapshots interface {
+	// SaveSnapshot durably replaces the snapshot of name; the last save wins. position
+	// is the last event folded into state, 1 to Head. The name obeys the aggregate rules.
 	SaveSnapshot(ctx context.Context, name string, position uint64, state []byte) error
 	// LoadSnapshot returns position 0 and nil state when there is none.
 	LoadSnapshot(ctx context.Context, name string) (position uint64, state []byte, err error)
@@ -102,6 +126,6 @@ type Log interface {
 	Subscriber
 	Snapshots
 	// Close stops the log; in-flight appends finish or fail with kind Unknown. It may
-	// be called once all other calls have been cancelled.
+	// be called once all other calls have been cancelled. A second Close does nothing.
 	Close() error
 }
