@@ -1,0 +1,79 @@
+package status
+
+import (
+	"context"
+	"errors"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	gstatus "google.golang.org/grpc/status"
+
+	"github.com/outrigger-mesh/outrigger"
+)
+
+// Every kind has its own gRPC code and survives the trip there and back; every kind
+// has an HTTP error status.
+func TestTableIsExhaustiveAndInvertible(t *testing.T) {
+	for _, k := range outrigger.Kinds() {
+		if _, ok := table[k]; !ok {
+			t.Errorf("kind %s is not mapped", k)
+			continue
+		}
+		if got := KindOfCode(Code(k)); got != k {
+			t.Errorf("%s → %s → %s", k, Code(k), got)
+		}
+		if HTTP(k) < 400 {
+			t.Errorf("%s maps to HTTP %d", k, HTTP(k))
+		}
+	}
+}
+
+// A version mismatch keeps its message, kind and current counter over gRPC.
+func TestRoundTripKeepsCurrent(t *testing.T) {
+	in := outrigger.ErrVersionMismatch(7)
+	out := FromGRPC(ToGRPC(in), Trailer(in))
+	var e *outrigger.Error
+	if !errors.As(out, &e) || e.Kind != outrigger.Conflict || e.Current != 7 || !strings.Contains(e.Message, "version_mismatch: current=7") {
+		t.Fatalf("got %#v", out)
+	}
+}
+
+// Internal causes are never shown to a remote caller; contexts map to their own kinds;
+// a peer's status passes unchanged unless we gave it a kind of our own.
+func TestToGRPC(t *testing.T) {
+	secret := errors.New("password=hunter2")
+	if s := gstatus.Convert(ToGRPC(outrigger.Wrap(outrigger.Internal, secret, "open"))); strings.Contains(s.Message(), "hunter2") {
+		t.Errorf("cause leaked: %s", s.Message())
+	}
+	if c := gstatus.Code(ToGRPC(context.DeadlineExceeded)); c != codes.DeadlineExceeded {
+		t.Errorf("deadline: %s", c)
+	}
+	peer := gstatus.Error(codes.FailedPrecondition, "theirs")
+	if got := ToGRPC(peer); got != peer {
+		t.Errorf("peer status changed: %v", got)
+	}
+	if c := gstatus.Code(ToGRPC(outrigger.Wrap(outrigger.Unavailable, peer, "origin"))); c != codes.Unavailable {
+		t.Errorf("own kind lost: %s", c)
+	}
+	if ToGRPC(nil) != nil || FromGRPC(nil, nil) != nil {
+		t.Error("nil is not nil")
+	}
+}
+
+// The HTTP body names kind, message and the current version of a conflict.
+func TestWriteHTTP(t *testing.T) {
+	rec := httptest.NewRecorder()
+	WriteHTTP(rec, outrigger.ErrVersionMismatch(3))
+	if rec.Code != 412 || !strings.Contains(rec.Body.String(), `"current_version":3`) || !strings.Contains(rec.Body.String(), `"kind":"conflict"`) {
+		t.Fatalf("%d %s", rec.Code, rec.Body)
+	}
+}
+
+// Exit codes distinguish success, an unreachable peer and other failures.
+func TestExit(t *testing.T) {
+	if Exit(nil) != 0 || Exit(errors.New("x")) != 1 || Exit(outrigger.Errorf(outrigger.Unavailable, "x")) != 69 {
+		t.Fatal("exit codes changed")
+	}
+}
