@@ -1,0 +1,108 @@
+package shm
+
+import "sync/atomic"
+
+// The arena is a ring of records in order of writing, addressed by logical word offsets.
+// [tail, next) holds live records, dead ones and skipped ends. Making room means taking
+// the oldest record away: a dead one costs nothing, a live one is moved to the front
+// (when it was touched, or when garbage rather than lack of space is the problem) or
+// evicted.
+
+// record returns the words from the physical place of loc to the arena's end.
+func (w *Writer) record(loc uint64) []uint64 { return w.arena[loc%w.geo.arenaWords:] }
+
+// wordsAt returns the size of the record, or skipped end, at loc.
+func (w *Writer) wordsAt(loc uint64) uint64 {
+	m := atomic.LoadUint64(&w.record(loc)[recMeta])
+	slot, klen, vlen := unpackMeta(m)
+	if slot == padSlot {
+		return m & padSlot
+	}
+	return recordWords(klen, vlen)
+}
+
+// pad returns how much of the arena's end must be skipped so that n words do not wrap.
+func (w *Writer) pad(n uint64) uint64 {
+	if left := w.geo.arenaWords - w.next%w.geo.arenaWords; left < n {
+		return left
+	}
+	return 0
+}
+
+func (w *Writer) space() uint64 { return w.geo.arenaWords - (w.next - w.tail) }
+
+// slack is the free space the writer keeps ahead of itself. Together with the work limit
+// of 16 it covers the longest possible run of live records: while Puts use up the slack,
+// the same Puts move 16 times as much, a whole arena.
+func (w *Writer) slack() uint64 { return w.geo.arenaWords / 16 }
+
+// highWater is the amount of live data above which untouched records are evicted. The
+// rest, slack apart, is room for garbage; at 7/8 random overwriting moves about four
+// records for every one put.
+func (w *Writer) highWater() uint64 { return w.geo.arenaWords / 8 * 7 }
+
+func (w *Writer) maxLive() uint64 { return w.geo.slots / 4 * 3 }
+
+// makeRoom frees space for a record of n words and a slot for its key.
+func (w *Writer) makeRoom(n uint64) {
+	for work := int64(16*n + 64); work > 0 && w.tail < w.next; {
+		if w.space() >= n+w.pad(n)+w.slack() && w.live < w.maxLive() {
+			return
+		}
+		work -= int64(w.reclaim(n, false))
+	}
+	for w.space() < n+w.pad(n) || w.live >= w.maxLive() && w.tail < w.next {
+		w.reclaim(n, true)
+	}
+}
+
+// reclaim takes the oldest record away and returns its size in words. n is the size of
+// the record room is made for; force evicts whatever is live.
+func (w *Writer) reclaim(n uint64, force bool) uint64 {
+	loc := w.tail
+	size := w.wordsAt(loc)
+	slot, _, _ := unpackMeta(atomic.LoadUint64(&w.record(loc)[recMeta]))
+	live := slot != padSlot && w.meta[slot]&metaLive != 0 && atomic.LoadUint64(w.word(slot, slotLocation)) == loc
+	if live && !w.keep(slot, size, n, force) {
+		w.evictions++
+		w.drop(slot)
+	}
+	w.tail += size
+	return size
+}
+
+// keep moves a live record from the tail to the front if it deserves it and there is
+// room in front without touching its old place, which readers may be copying.
+func (w *Writer) keep(slot, size, n uint64, force bool) bool {
+	stale := State(atomic.LoadUint64(w.word(slot, slotStamp))&stateMask) == Invalid
+	crowded := w.liveWords+n > w.highWater() || w.live >= w.maxLive()
+	refs := w.meta[slot] & metaRefs
+	if force || stale || crowded && refs == 0 || w.space() < size+w.pad(size) {
+		return false
+	}
+	if refs > 0 && crowded {
+		w.meta[slot]--
+	}
+	from := w.record(w.tail)[:size]
+	loc := w.reserve(size)
+	to := w.record(loc)
+	for i := range from {
+		atomic.StoreUint64(&to[i], atomic.LoadUint64(&from[i]))
+	}
+	atomic.StoreUint64(w.word(slot, slotLocation), loc)
+	w.relocated++
+	return true
+}
+
+// reserve claims n contiguous words in front. Intent is published before anything is
+// written there, so that a reader still copying what lay there last lap notices.
+func (w *Writer) reserve(n uint64) (loc uint64) {
+	skip := w.pad(n)
+	atomic.StoreUint64(&w.hdr[hdrIntent], w.next+skip+n)
+	if skip > 0 {
+		atomic.StoreUint64(&w.record(w.next)[recMeta], padSlot<<32|skip)
+	}
+	loc = w.next + skip
+	w.next = loc + n
+	return loc
+}
