@@ -13,7 +13,7 @@ import (
 )
 
 // Policy is everything one sidecar needs to route. Same log position ⇒ same bytes on
-// every replica, so all slices are sorted by name.
+// every replica, so all slices are sorted by name (Normalise does it).
 type Policy struct {
 	// Position is the log position it was compiled from.
 	Position uint64
@@ -35,12 +35,13 @@ type Model struct {
 	Arms []Arm
 	// Versions are all versions an arm may name, plus LastGood.
 	Versions []Version
-	// LastGood is the version to fall back to; empty if none.
+	// LastGood is the version to fall back to; empty if none. It also takes over the
+	// buckets of arms whose version is quarantined.
 	LastGood string
 	// DeadMan: with a candidate live, a sidecar cut off for longer sends everything to
 	// LastGood. 0 = no candidate live.
 	DeadMan time.Duration
-	// Timeout of a whole logical request, 0 = 10 min; MaxAttempts ≥ 1.
+	// Timeout of a whole logical request, 0 = DefaultTimeout; MaxAttempts ≥ 1.
 	Timeout     time.Duration
 	MaxAttempts uint32
 }
@@ -71,7 +72,7 @@ type Endpoint struct {
 	Address  string // host:port
 	Region   string
 	Weight   uint32 // ≥ 1
-	Priority uint32 // 0 first
+	Priority uint32 // 0 first; only the order counts, see Normalise
 }
 
 // Region is what sidecars know about a region for ordering candidates.
@@ -83,11 +84,12 @@ type Region struct {
 	Healthy   bool
 }
 
-// Defaults for zero fields of Version.
+// Defaults for zero fields of Version, and of Model where said.
 const (
 	DefaultMaxRequests         = 1024
 	DefaultConsecutiveFailures = 5
 	DefaultOpenFor             = 10 * time.Second
+	DefaultTimeout             = 10 * time.Minute // of Model
 )
 
 // Model returns the model of that name, or nil. O(log n); no allocation.
@@ -115,6 +117,25 @@ func (m *Model) Version(name string) *Version {
 		}
 	}
 	return nil
+}
+
+// Serving returns the version that serves the arm: its own, or LastGood while its own
+// is quarantined; nil if neither exists.
+func (m *Model) Serving(a *Arm) *Version {
+	v := m.Version(a.Version)
+	if v != nil && v.Quarantined && m.LastGood != "" {
+		return m.Version(m.LastGood)
+	}
+	return v
+}
+
+// Weight is the number of buckets the arm owns, 0..experiments.Buckets for a valid model.
+func (a *Arm) Weight() uint32 {
+	var n uint32
+	for _, r := range a.Ranges {
+		n += r.End - r.Start
+	}
+	return n
 }
 
 // ArmOf returns the arm whose ranges hold the bucket, or nil. No allocation.

@@ -1,0 +1,309 @@
+package policy
+
+import (
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/experiments"
+)
+
+// Limits of one policy. They keep a compiled policy within a few megabytes, keep the
+// sum of endpoint weights of a version within the 32 bits xDS clients allow
+// (MaxEndpoints · MaxWeight < 2^32), and keep retries from multiplying an outage.
+const (
+	MaxModels    = 4096
+	MaxVersions  = 256 // per model
+	MaxArms      = 256 // per model
+	MaxRegions   = 1024
+	MaxEndpoints = 4096      // per version
+	MaxWeight    = 1_000_000 // per endpoint
+	MaxAttempts  = 16
+	MaxDuration  = 24 * time.Hour // of Timeout, DeadMan and OpenFor
+)
+
+// Validate reports the first rule p breaks, as an error of kind Invalid that names the
+// field, the value and the remedy. The rules:
+//
+//   - models are sorted by name, because Model searches; every name is unique in its
+//     list; arm, version and region names follow outrigger.CheckName, model names may
+//     also hold '/';
+//   - the ranges of a model's arms cover [0, experiments.Buckets) exactly once;
+//   - arms and LastGood name existing versions; LastGood is never quarantined; a
+//     quarantined version receives buckets only while a LastGood takes them over, and
+//     DeadMan needs a LastGood;
+//   - addresses are host:port and unique within a version; weights are 1 to MaxWeight;
+//   - numbers stay within the limits of this package.
+//
+// Zero MaxRequests, ConsecutiveFailures, OpenFor and Timeout are valid and mean the
+// defaults. Order within arms, versions, endpoints and regions is free; Normalise
+// fixes it.
+func (p *Policy) Validate() error {
+	if err := limit("models", len(p.Models), MaxModels); err != nil {
+		return err
+	}
+	for i := range p.Models {
+		m := &p.Models[i]
+		if i > 0 && p.Models[i-1].Name >= m.Name {
+			return outrigger.Errorf(outrigger.Invalid, "model %q follows %q; models are unique and sorted by name, call Normalise", m.Name, p.Models[i-1].Name)
+		}
+		if err := m.Validate(); err != nil {
+			return outrigger.Wrap(outrigger.Invalid, err, "model "+strconv.Quote(m.Name))
+		}
+	}
+	return validateRegions(p.Regions)
+}
+
+// Validate reports the first rule one model breaks; see Policy.Validate.
+func (m *Model) Validate() error {
+	checks := []func() error{
+		func() error { return checkModelName(m.Name) },
+		func() error { return outrigger.CheckName("salt", m.Salt) },
+		m.validateUnit,
+		func() error { return duration("timeout", m.Timeout) },
+		func() error { return duration("dead_man", m.DeadMan) },
+		m.validateAttempts,
+		m.validateVersions,
+		m.validateLastGood,
+		m.validateArms,
+		m.validateCover,
+	}
+	for _, check := range checks {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *Model) validateUnit() error {
+	switch m.Unit {
+	case experiments.UnitUser, experiments.UnitSession, experiments.UnitRequest:
+		return nil
+	}
+	return outrigger.Errorf(outrigger.Invalid, "unit %q is not one of user, session, request", string(m.Unit))
+}
+
+func (m *Model) validateAttempts() error {
+	if m.MaxAttempts < 1 || m.MaxAttempts > MaxAttempts {
+		return outrigger.Errorf(outrigger.Invalid, "max_attempts %d is outside 1..%d", m.MaxAttempts, MaxAttempts)
+	}
+	return nil
+}
+
+func (m *Model) validateVersions() error {
+	if err := limit("versions", len(m.Versions), MaxVersions); err != nil {
+		return err
+	}
+	seen := make(map[string]bool, len(m.Versions))
+	for i := range m.Versions {
+		v := &m.Versions[i]
+		if err := unique("version", v.Name, seen); err != nil {
+			return err
+		}
+		if err := v.validate(); err != nil {
+			return outrigger.Wrap(outrigger.Invalid, err, "version "+strconv.Quote(v.Name))
+		}
+	}
+	return nil
+}
+
+func (v *Version) validate() error {
+	if v.Upstream != "" {
+		if err := checkText("upstream", v.Upstream); err != nil {
+			return err
+		}
+	}
+	if err := duration("open_for", v.OpenFor); err != nil {
+		return err
+	}
+	if err := limit("endpoints", len(v.Endpoints), MaxEndpoints); err != nil {
+		return err
+	}
+	seen := make(map[string]bool, len(v.Endpoints))
+	for _, e := range v.Endpoints {
+		if _, _, err := SplitAddress(e.Address); err != nil {
+			return err
+		}
+		if seen[e.Address] {
+			return outrigger.Errorf(outrigger.Invalid, "endpoint %s appears twice; give each address once per version", e.Address)
+		}
+		seen[e.Address] = true
+		if e.Weight < 1 || e.Weight > MaxWeight {
+			return outrigger.Errorf(outrigger.Invalid, "endpoint %s has weight %d, allowed is 1..%d", e.Address, e.Weight, MaxWeight)
+		}
+		if e.Region != "" {
+			if err := outrigger.CheckName("endpoint region", e.Region); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (m *Model) validateLastGood() error {
+	if m.LastGood == "" {
+		if m.DeadMan > 0 {
+			return outrigger.Errorf(outrigger.Invalid, "dead_man %v is set without a last_good version to return to", m.DeadMan)
+		}
+		return nil
+	}
+	v := m.Version(m.LastGood)
+	if v == nil {
+		return outrigger.Errorf(outrigger.Invalid, "last_good %q is not among the versions", m.LastGood)
+	}
+	if v.Quarantined {
+		return outrigger.Errorf(outrigger.Invalid, "last_good %q is quarantined; choose another version", m.LastGood)
+	}
+	return nil
+}
+
+func (m *Model) validateArms() error {
+	if err := limit("arms", len(m.Arms), MaxArms); err != nil {
+		return err
+	}
+	seen := make(map[string]bool, len(m.Arms))
+	for _, a := range m.Arms {
+		if err := unique("arm", a.Name, seen); err != nil {
+			return err
+		}
+		v := m.Version(a.Version)
+		if v == nil {
+			return outrigger.Errorf(outrigger.Invalid, "arm %q names version %q, which is not among the versions", a.Name, a.Version)
+		}
+		if v.Quarantined && len(a.Ranges) > 0 && m.LastGood == "" {
+			return outrigger.Errorf(outrigger.Invalid, "arm %q sends buckets to quarantined version %q and there is no last_good; set one or move the buckets", a.Name, a.Version)
+		}
+	}
+	return nil
+}
+
+// validateCover checks that every bucket belongs to exactly one arm.
+func (m *Model) validateCover() error {
+	var owner [experiments.Buckets]uint16 // arm index + 1; MaxArms fits
+	for i, a := range m.Arms {
+		for _, r := range a.Ranges {
+			if r.Start >= r.End || r.End > experiments.Buckets {
+				return outrigger.Errorf(outrigger.Invalid, "arm %q has range [%d,%d); write 0 ≤ start < end ≤ %d", a.Name, r.Start, r.End, experiments.Buckets)
+			}
+			for b := r.Start; b < r.End; b++ {
+				if o := owner[b]; o != 0 {
+					return outrigger.Errorf(outrigger.Invalid, "bucket %d belongs to arm %q and arm %q; ranges must not overlap", b, m.Arms[o-1].Name, a.Name)
+				}
+				owner[b] = uint16(i + 1)
+			}
+		}
+	}
+	for b, o := range owner {
+		if o == 0 {
+			return outrigger.Errorf(outrigger.Invalid, "bucket %d belongs to no arm; the arms must cover 0..%d", b, experiments.Buckets-1)
+		}
+	}
+	return nil
+}
+
+func validateRegions(rs []Region) error {
+	if err := limit("regions", len(rs), MaxRegions); err != nil {
+		return err
+	}
+	seen := make(map[string]bool, len(rs))
+	for _, r := range rs {
+		if err := unique("region", r.Name, seen); err != nil {
+			return err
+		}
+		if r.Gateway != "" {
+			if _, _, err := SplitAddress(r.Gateway); err != nil {
+				return outrigger.Wrap(outrigger.Invalid, err, "region "+strconv.Quote(r.Name)+" gateway")
+			}
+		}
+		// The negated form also refuses NaN.
+		if !(r.Latitude >= -90 && r.Latitude <= 90) {
+			return outrigger.Errorf(outrigger.Invalid, "region %q has latitude %v, allowed is -90..90 degrees", r.Name, r.Latitude)
+		}
+		if !(r.Longitude >= -180 && r.Longitude <= 180) {
+			return outrigger.Errorf(outrigger.Invalid, "region %q has longitude %v, allowed is -180..180 degrees", r.Name, r.Longitude)
+		}
+	}
+	return nil
+}
+
+// SplitAddress splits "host:port" or "[v6]:port"; the port is 1..65535. It needs no
+// network. Errors have kind Invalid.
+func SplitAddress(s string) (host string, port uint32, err error) {
+	i := strings.LastIndexByte(s, ':')
+	if i < 0 {
+		return "", 0, outrigger.Errorf(outrigger.Invalid, "address %q has no port; write host:port", s)
+	}
+	host = s[:i]
+	if strings.HasPrefix(host, "[") && strings.HasSuffix(host, "]") {
+		host = host[1 : len(host)-1]
+		if !strings.Contains(host, ":") {
+			return "", 0, outrigger.Errorf(outrigger.Invalid, "address %q has brackets around something that is not IPv6", s)
+		}
+	} else if strings.Contains(host, ":") {
+		return "", 0, outrigger.Errorf(outrigger.Invalid, "address %q has several colons; write [v6]:port for IPv6", s)
+	}
+	if len(host) > outrigger.MaxNameBytes-1 || strings.ContainsAny(host, "[]/ ") {
+		return "", 0, outrigger.Errorf(outrigger.Invalid, "address %q has no usable host", s)
+	}
+	if cerr := checkText("host", host); cerr != nil {
+		return "", 0, cerr
+	}
+	n, perr := strconv.ParseUint(s[i+1:], 10, 16)
+	if perr != nil || n == 0 || s[i+1] < '1' || s[i+1] > '9' {
+		return "", 0, outrigger.Errorf(outrigger.Invalid, "address %q has port %q, allowed is 1..65535", s, s[i+1:])
+	}
+	return host, uint32(n), nil
+}
+
+// JoinAddress is the inverse of SplitAddress.
+func JoinAddress(host string, port uint32) string {
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	return host + ":" + strconv.FormatUint(uint64(port), 10)
+}
+
+// checkModelName allows '/' beside what CheckName allows, because published model
+// names hold it ("organisation/model").
+func checkModelName(s string) error { return checkText("name", s) }
+
+// checkText is CheckName without the rule against '/'.
+func checkText(field, s string) error {
+	switch {
+	case s == "" || len(s) > outrigger.MaxNameBytes:
+		return outrigger.Errorf(outrigger.Invalid, "%s %q is %d bytes long, allowed is 1..%d", field, s, len(s), outrigger.MaxNameBytes)
+	case !utf8.ValidString(s):
+		return outrigger.Errorf(outrigger.Invalid, "%s %q is not valid UTF-8", field, s)
+	case strings.ContainsFunc(s, func(r rune) bool { return r < 0x20 || r == 0x7f }):
+		return outrigger.Errorf(outrigger.Invalid, "%s %q contains a control character", field, s)
+	}
+	return nil
+}
+
+func unique(field, name string, seen map[string]bool) error {
+	if err := outrigger.CheckName(field, name); err != nil {
+		return err
+	}
+	if seen[name] {
+		return outrigger.Errorf(outrigger.Invalid, "%s %q appears twice; names are unique", field, name)
+	}
+	seen[name] = true
+	return nil
+}
+
+func limit(field string, n, most int) error {
+	if n > most {
+		return outrigger.Errorf(outrigger.Invalid, "%d %s, the limit is %d", n, field, most)
+	}
+	return nil
+}
+
+func duration(field string, d time.Duration) error {
+	if d < 0 || d > MaxDuration {
+		return outrigger.Errorf(outrigger.Invalid, "%s %v is outside 0..%v", field, d, MaxDuration)
+	}
+	return nil
+}
