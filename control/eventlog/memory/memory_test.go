@@ -8,6 +8,7 @@ import (
 
 	outriggerv1 "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/control/eventlog"
+	"github.com/outrigger-mesh/outrigger/control/eventlog/eventlogtest"
 	"github.com/outrigger-mesh/outrigger/control/eventlog/memory"
 )
 
@@ -44,4 +45,8 @@ func TestInsideSynctestBubble(t *testing.T) {
 		cancel()
 		<-ended
 	})
+}
+
+func TestConformance(t *testing.T) {
+	eventlogtest.Run(t, func(*testing.T) eventlog.Log { return memory.New() })
 }
