@@ -1,0 +1,191 @@
+package tier
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+)
+
+// maxRounds bounds how many touched entries one eviction lets pass.
+const maxRounds = 64
+
+type list[V any] = *simplelru.LRU[*node[V], struct{}]
+
+// shard is one independent part of the cache. Its totals are written with the mutex held
+// and may be read without.
+type shard[V any] struct {
+	index     atomic.Pointer[index[V]]
+	bytes     atomic.Int64
+	count     atomic.Int64
+	evictions atomic.Uint64
+
+	maxBytes   int64 // read-only after init, as is the next
+	maxEntries int
+
+	mu          sync.Mutex // guards the rest, and all changes to the index
+	recent      list[V]
+	frequent    list[V]
+	ghosts      *simplelru.LRU[uint64, struct{}]
+	recentBytes int64
+
+	_ [64]byte // neighbours' mutexes must not share a cache line
+}
+
+func (s *shard[V]) init(maxBytes int64, maxEntries int) {
+	s.maxBytes, s.maxEntries = maxBytes, maxEntries
+	s.reset()
+}
+
+func (s *shard[V]) reset() {
+	s.index.Store(newIndex[V](minIndex))
+	// The bounds are kept here, before anything is added, so the lists never evict by
+	// themselves; sizes are positive, which is all NewLRU can object to.
+	s.recent, _ = simplelru.NewLRU[*node[V], struct{}](s.maxEntries+1, nil)
+	s.frequent, _ = simplelru.NewLRU[*node[V], struct{}](s.maxEntries+1, nil)
+	s.ghosts, _ = simplelru.NewLRU[uint64, struct{}](s.maxEntries/2+1, nil)
+	s.recentBytes = 0
+	s.bytes.Store(0)
+	s.count.Store(0)
+}
+
+func (s *shard[V]) put(h uint64, key string, v V, charge int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old, _ := s.index.Load().find(h, key)
+	if old != nil && s.bytes.Load()-old.charge+charge <= s.maxBytes {
+		s.replace(old, v, charge)
+		return true
+	}
+	frequent := false
+	if old != nil { // it needs more room than there is, or than there can be
+		frequent = true
+		s.unlink(old)
+	}
+	if charge > s.maxBytes {
+		return false
+	}
+	if s.ghosts.Remove(h) {
+		frequent = true
+	}
+	for s.bytes.Load()+charge > s.maxBytes || int(s.count.Load()) >= s.maxEntries {
+		s.evict()
+	}
+	n := &node[V]{key: key, hash: h, charge: charge, frequent: frequent}
+	n.value.Store(&v)
+	s.link(n)
+	return true
+}
+
+func (s *shard[V]) replace(n *node[V], v V, charge int64) {
+	s.bytes.Add(charge - n.charge)
+	if !n.frequent {
+		s.recentBytes += charge - n.charge
+	}
+	n.charge = charge
+	n.touched.Store(true)
+	n.value.Store(&v)
+}
+
+func (s *shard[V]) link(n *node[V]) {
+	if n.frequent {
+		s.frequent.Add(n, struct{}{})
+	} else {
+		s.recent.Add(n, struct{}{})
+		s.recentBytes += n.charge
+	}
+	x := s.index.Load()
+	if x.full() {
+		x = x.grown(int(s.count.Load()))
+		s.index.Store(x)
+	}
+	s.bytes.Add(n.charge)
+	s.count.Add(1)
+	x.add(n)
+}
+
+// unlink takes n out of everything. The value goes first, for readers on an older index.
+func (s *shard[V]) unlink(n *node[V]) {
+	n.value.Store(nil)
+	s.index.Load().remove(n)
+	if n.frequent {
+		s.frequent.Remove(n)
+	} else {
+		s.recent.Remove(n)
+		s.recentBytes -= n.charge
+	}
+	s.bytes.Add(-n.charge)
+	s.count.Add(-1)
+}
+
+// evict removes one entry: the oldest recent one while recent has more than its quarter,
+// else the oldest frequent one; entries touched since they were last looked at pass.
+func (s *shard[V]) evict() {
+	for round := 0; ; round++ {
+		fromRecent := s.recentFirst()
+		from := s.frequent
+		if fromRecent {
+			from = s.recent
+		}
+		n, _, _ := from.GetOldest()
+		if round < maxRounds && n.touched.Load() {
+			n.touched.Store(false)
+			s.promote(n)
+			continue
+		}
+		if fromRecent {
+			s.remember(n.hash)
+		}
+		s.unlink(n)
+		s.evictions.Add(1)
+		return
+	}
+}
+
+func (s *shard[V]) recentFirst() bool {
+	if s.recent.Len() == 0 || s.frequent.Len() == 0 {
+		return s.recent.Len() > 0
+	}
+	return s.recentBytes > s.maxBytes/4 || s.recent.Len() > s.maxEntries/4
+}
+
+// promote makes n the newest of the frequent entries.
+func (s *shard[V]) promote(n *node[V]) {
+	if !n.frequent {
+		n.frequent = true
+		s.recent.Remove(n)
+		s.recentBytes -= n.charge
+	}
+	s.frequent.Add(n, struct{}{})
+}
+
+// remember adds a ghost, keeping at most half as many as there are entries, so that their
+// memory is covered by Overhead.
+func (s *shard[V]) remember(h uint64) {
+	for s.ghosts.Len() > int(s.count.Load())/2 {
+		s.ghosts.RemoveOldest()
+	}
+	s.ghosts.Add(h, struct{}{})
+}
+
+func (s *shard[V]) remove(h uint64, key string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n, _ := s.index.Load().find(h, key)
+	if n != nil {
+		s.unlink(n)
+	}
+	return n != nil
+}
+
+func (s *shard[V]) purge() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	x := s.index.Load()
+	for i := range x.slots {
+		if n := x.slots[i].Load(); n != nil {
+			n.value.Store(nil)
+		}
+	}
+	s.reset()
+}

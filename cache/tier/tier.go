@@ -1,0 +1,186 @@
+// Package tier is the process tier: a bounded, sharded in-memory cache whose hits take no
+// lock. It keeps values of any type V under string keys; package cache stores there
+// ready-to-send bytes together with the slot and stamp of the node tier that prove them
+// current. This package proves nothing: it returns what was put last.
+//
+// # How it works
+//
+// Membership and eviction follow 2Q (Johnson and Shasha, "2Q: A Low Overhead High
+// Performance Buffer Management Replacement Algorithm", VLDB 1994), built per shard from
+// three golang-lru lists: recent (seen once), frequent, and ghosts (hashes of keys lately
+// evicted from recent). golang-lru's own 2Q takes its mutex for every hit and counts
+// entries only; here a hit merely sets a bit on the entry, and the bit is honoured when
+// the entry comes up for eviction: a touched recent entry is promoted, a touched frequent
+// one gets another round. Readers find entries through an index of atomic pointers that
+// only the shard's mutex holder modifies.
+//
+// # Promises
+//
+//   - Get allocates nothing and waits for nobody.
+//   - Each shard's share of Bytes and Entries is never exceeded, not even for a moment, so
+//     neither are the totals. An entry larger than a shard's share is not stored, and an
+//     older value of its key is removed.
+//   - What Put stored is seen by every Get that begins after Put returned, until it is
+//     replaced, removed or evicted; what Remove or Purge removed is never seen again.
+//
+// All methods may be called from any goroutine. Nothing runs in the background.
+package tier
+
+import (
+	"hash/maphash"
+	"math/bits"
+	"unsafe"
+
+	"github.com/outrigger-mesh/outrigger"
+)
+
+// Defaults and the fixed price of an entry.
+const (
+	DefaultBytes = 64 << 20
+	MaxShards    = 256
+
+	// Overhead is what every entry is charged besides its key, Size and the value's own
+	// width: index slot, list element and map cell in golang-lru, and half a ghost.
+	Overhead = 288
+
+	meanEntry  = 512     // bytes assumed when Entries is derived
+	shareBytes = 1 << 20 // a default shard is not made smaller than this
+)
+
+// Options configure a cache of V.
+type Options[V any] struct {
+	Bytes   int64       // bound on the charged bytes of all entries; 0 means DefaultBytes
+	Entries int         // bound on their number; 0 means Bytes/512, at least 1
+	Shards  int         // a power of two up to MaxShards; 0 derives up to 16 from Bytes
+	Size    func(V) int // bytes a value refers to; nil means none. A negative result counts as 0
+}
+
+// Cache is a bounded map from string to V.
+type Cache[V any] struct {
+	seed   maphash.Seed
+	shift  uint
+	shards []shard[V]
+	size   func(V) int
+	hits   counter
+	misses counter
+}
+
+// New returns an empty cache. Errors have kind Invalid.
+func New[V any](o Options[V]) (*Cache[V], error) {
+	if err := o.complete(); err != nil {
+		return nil, err
+	}
+	c := &Cache[V]{
+		seed:   maphash.MakeSeed(),
+		shift:  uint(64 - bits.TrailingZeros(uint(o.Shards))),
+		shards: make([]shard[V], o.Shards),
+		size:   o.Size,
+	}
+	for i := range c.shards {
+		c.shards[i].init(o.Bytes/int64(o.Shards), o.Entries/o.Shards)
+	}
+	return c, nil
+}
+
+// complete fills defaults in and checks the result.
+func (o *Options[V]) complete() error {
+	if o.Bytes == 0 {
+		o.Bytes = DefaultBytes
+	}
+	if o.Entries == 0 {
+		o.Entries = max(1, int(o.Bytes/meanEntry))
+	}
+	if o.Shards == 0 {
+		for o.Shards = 1; o.Shards < 16 && o.Bytes/int64(2*o.Shards) >= shareBytes && o.Entries/(2*o.Shards) >= 64; {
+			o.Shards *= 2
+		}
+	}
+	switch {
+	case o.Bytes < 0:
+		return outrigger.Errorf(outrigger.Invalid, "Options.Bytes is %d; give a positive bound, or 0 for %d", o.Bytes, DefaultBytes)
+	case o.Shards < 0 || o.Shards > MaxShards || o.Shards&(o.Shards-1) != 0:
+		return outrigger.Errorf(outrigger.Invalid, "Options.Shards is %d; give a power of two up to %d, or 0", o.Shards, MaxShards)
+	case o.Entries < o.Shards:
+		return outrigger.Errorf(outrigger.Invalid, "Options.Entries is %d, less than one for each of %d shards; raise it or lower Shards", o.Entries, o.Shards)
+	}
+	return nil
+}
+
+func (c *Cache[V]) shard(h uint64) *shard[V] { return &c.shards[h>>c.shift] }
+
+// Get returns the value last put under key.
+func (c *Cache[V]) Get(key string) (V, bool) {
+	h := maphash.String(c.seed, key)
+	n, p := c.shards[h>>c.shift].index.Load().find(h, key)
+	if p == nil {
+		c.misses.add()
+		var zero V
+		return zero, false
+	}
+	if !n.touched.Load() { // a store only when needed keeps hot entries in both cores' caches
+		n.touched.Store(true)
+	}
+	c.hits.add()
+	return *p, true
+}
+
+// Put stores v under key and reports whether it was stored: it is not when it exceeds a
+// shard's share of the byte bound, and then an older value of key is gone as well.
+func (c *Cache[V]) Put(key string, v V) bool {
+	h := maphash.String(c.seed, key)
+	return c.shard(h).put(h, key, v, c.charge(key, v))
+}
+
+// charge is what an entry counts towards Options.Bytes.
+func (c *Cache[V]) charge(key string, v V) int64 {
+	n := Overhead + int64(len(key)) + int64(unsafe.Sizeof(v))
+	if c.size != nil {
+		n += int64(max(0, c.size(v)))
+	}
+	return n
+}
+
+// Remove forgets key and reports whether it was stored.
+func (c *Cache[V]) Remove(key string) bool {
+	h := maphash.String(c.seed, key)
+	return c.shard(h).remove(h, key)
+}
+
+// Purge forgets everything, shard by shard. The counters of Stats stay.
+func (c *Cache[V]) Purge() {
+	for i := range c.shards {
+		c.shards[i].purge()
+	}
+}
+
+// Len returns the number of entries.
+func (c *Cache[V]) Len() int {
+	n := int64(0)
+	for i := range c.shards {
+		n += c.shards[i].count.Load()
+	}
+	return int(n)
+}
+
+// Bytes returns the charged bytes of all entries.
+func (c *Cache[V]) Bytes() int64 {
+	n := int64(0)
+	for i := range c.shards {
+		n += c.shards[i].bytes.Load()
+	}
+	return n
+}
+
+// Stats are counts since New.
+type Stats struct {
+	Hits, Misses, Evictions uint64
+}
+
+// Stats returns the counts. Calls in flight may or may not be included.
+func (c *Cache[V]) Stats() Stats {
+	s := Stats{Hits: c.hits.sum(), Misses: c.misses.sum()}
+	for i := range c.shards {
+		s.Evictions += c.shards[i].evictions.Load()
+	}
+	return s
+}

@@ -1,0 +1,280 @@
+package tier
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"testing"
+
+	"github.com/outrigger-mesh/outrigger"
+)
+
+func mustNew[V any](t testing.TB, o Options[V]) *Cache[V] {
+	t.Helper()
+	c, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestOptions(t *testing.T) {
+	for _, o := range []Options[int]{
+		{Bytes: -1}, {Shards: 3}, {Shards: -1}, {Shards: 512}, {Entries: -5}, {Entries: 3, Shards: 4},
+	} {
+		if _, err := New(o); !outrigger.IsKind(err, outrigger.Invalid) {
+			t.Errorf("%+v: got %v, want kind invalid", o, err)
+		}
+	}
+	for _, c := range []struct {
+		o      Options[int]
+		shards int
+	}{
+		{Options[int]{}, 16}, {Options[int]{Bytes: 4 << 20}, 4}, {Options[int]{Bytes: 1}, 1},
+		{Options[int]{Entries: 100}, 1}, {Options[int]{Shards: 1}, 1}, {Options[int]{Shards: 256}, 256},
+	} {
+		if got := mustNew(t, c.o); len(got.shards) != c.shards {
+			t.Errorf("%+v: %d shards, want %d", c.o, len(got.shards), c.shards)
+		}
+	}
+}
+
+// A walk through one shard of 8 entries, a quarter of which may be merely recent.
+func TestTwoQueues(t *testing.T) {
+	c := mustNew(t, Options[int]{Entries: 8, Shards: 1})
+	put := func(keys ...string) {
+		for _, k := range keys {
+			c.Put(k, len(k))
+		}
+	}
+	want := func(when string, keys ...string) {
+		t.Helper()
+		s := &c.shards[0]
+		var got []string
+		for _, l := range []list[int]{s.recent, s.frequent} {
+			for _, n := range l.Keys() {
+				got = append(got, n.key)
+			}
+			got = append(got, "|")
+		}
+		if fmt.Sprint(got) != fmt.Sprint(keys) {
+			t.Errorf("%s: recent|frequent| is %v, want %v", when, got, keys)
+		}
+	}
+	put("a", "b", "c", "d", "e", "f", "g", "h")
+	want("filled", "a", "b", "c", "d", "e", "f", "g", "h", "|", "|")
+	c.Get("a")
+	c.Get("c")
+	put("i") // a was read: promoted; b leaves
+	want("first eviction", "c", "d", "e", "f", "g", "h", "i", "|", "a", "|")
+	put("b") // b is a ghost, so it comes back as frequent; c was read, d leaves
+	want("ghost hit", "e", "f", "g", "h", "i", "|", "a", "c", "b", "|")
+	put("j", "k", "l", "m", "n", "o") // a scan passes through recent only
+	want("scan", "k", "l", "m", "n", "o", "|", "a", "c", "b", "|")
+}
+
+func TestBounds(t *testing.T) {
+	const bytes, entries = 64 << 10, 120
+	c := mustNew(t, Options[[]byte]{Bytes: bytes, Entries: entries, Shards: 4, Size: func(b []byte) int { return len(b) }})
+	rnd := rand.New(rand.NewPCG(1, 2))
+	model := map[string]int{}
+	for range 50_000 {
+		key := fmt.Sprint("k", rnd.IntN(400))
+		size := rnd.IntN(2000)
+		if rnd.IntN(50) == 0 {
+			size = rnd.IntN(40_000)
+		}
+		switch rnd.IntN(5) {
+		case 0:
+			_, was := c.Get(key)
+			if c.Remove(key) != was {
+				t.Fatalf("Remove(%s) and Get disagree", key)
+			}
+			delete(model, key)
+		case 1, 2:
+			if got, ok := c.Get(key); ok && len(got) != model[key] {
+				t.Fatalf("%s: got %d bytes, put %d", key, len(got), model[key])
+			}
+		default:
+			stored := c.Put(key, make([]byte, size))
+			_, ok := c.Get(key)
+			if fits := int64(size+len(key)+24+Overhead) <= bytes/4; stored != fits || ok != fits {
+				t.Fatalf("Put of %d bytes: stored=%v readable=%v, want %v", size, stored, ok, fits)
+			}
+			model[key] = size
+		}
+		if c.Bytes() > bytes || c.Len() > entries {
+			t.Fatalf("%d bytes in %d entries, bounds are %d and %d", c.Bytes(), c.Len(), bytes, entries)
+		}
+	}
+	if c.Stats().Evictions == 0 || c.Len() < 20 {
+		t.Fatalf("the test put no pressure on the cache: %+v, %d entries", c.Stats(), c.Len())
+	}
+	checkShards(t, c)
+	c.Purge()
+	if c.Len() != 0 || c.Bytes() != 0 {
+		t.Fatalf("after Purge: %d entries, %d bytes", c.Len(), c.Bytes())
+	}
+	for k := range model {
+		if _, ok := c.Get(k); ok {
+			t.Fatalf("%s survived Purge", k)
+		}
+	}
+}
+
+// checkShards recounts what the shards keep as totals.
+func checkShards[V any](t *testing.T, c *Cache[V]) {
+	t.Helper()
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		var bytes, recent int64
+		used, live := 0, 0
+		x := s.index.Load()
+		for j := range x.slots {
+			n := x.slots[j].Load()
+			if n == nil {
+				continue
+			}
+			used++
+			if n == x.grave {
+				continue
+			}
+			live++
+			bytes += n.charge
+			if !n.frequent {
+				recent += n.charge
+			}
+			if in := s.recent.Contains(n); in == n.frequent || in == s.frequent.Contains(n) {
+				t.Errorf("shard %d: %q is in the wrong list", i, n.key)
+			}
+		}
+		if bytes != s.bytes.Load() || recent != s.recentBytes || int64(live) != s.count.Load() || used != x.used || live != s.recent.Len()+s.frequent.Len() {
+			t.Errorf("shard %d: counted %d bytes, %d recent, %d live, %d used; totals say %d, %d, %d, %d",
+				i, bytes, recent, live, used, s.bytes.Load(), s.recentBytes, s.count.Load(), x.used)
+		}
+		if 2*s.ghosts.Len() > live+2 && live > 0 {
+			t.Errorf("shard %d: %d ghosts for %d entries", i, s.ghosts.Len(), live)
+		}
+		s.mu.Unlock()
+	}
+}
+
+// Readers run against a writer that replaces, removes, evicts and purges. Every value
+// names its key, and per key the version read by one goroutine never goes back.
+func TestConcurrent(t *testing.T) {
+	type val struct{ key, version int }
+	const keys, rounds = 64, 30_000
+	c := mustNew(t, Options[*val]{Entries: 48, Shards: 2})
+	names := make([]string, keys)
+	for i := range names {
+		names[i] = fmt.Sprint("key-", i)
+	}
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	hits := make([]int, 3)
+	for g := range hits {
+		wg.Go(func() {
+			last := make([]int, keys)
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				k := i % keys
+				v, ok := c.Get(names[k])
+				if !ok {
+					continue
+				}
+				hits[g]++
+				if v.key != k || v.version < last[k] {
+					t.Errorf("%s: read %+v after version %d", names[k], *v, last[k])
+					return
+				}
+				last[k] = v.version
+			}
+		})
+	}
+	rnd := rand.New(rand.NewPCG(3, 4))
+	for i := range rounds {
+		k := rnd.IntN(keys)
+		switch p := rnd.IntN(1000); {
+		case p == 0:
+			c.Purge()
+		case p < 100:
+			c.Remove(names[k])
+			if _, ok := c.Get(names[k]); ok {
+				t.Fatal("removed key is readable")
+			}
+		default:
+			c.Put(names[k], &val{k, i})
+			if v, ok := c.Get(names[k]); !ok || v.version != i {
+				t.Fatalf("%s: just put %d, read %v %v", names[k], i, v, ok)
+			}
+		}
+		if i%64 == 0 {
+			runtime.Gosched()
+		}
+	}
+	close(stop)
+	wg.Wait()
+	total := 0
+	for _, h := range hits {
+		total += h
+	}
+	if total == 0 {
+		t.Fatal("readers never hit")
+	}
+	checkShards(t, c)
+}
+
+func TestStatsAreExact(t *testing.T) {
+	c := mustNew(t, Options[int]{})
+	c.Put("here", 1)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 1000 {
+				c.Get("here")
+				c.Get("gone")
+			}
+		})
+	}
+	wg.Wait()
+	if s := c.Stats(); s.Hits != 4000 || s.Misses != 4000 {
+		t.Errorf("%+v, want 4000 hits and misses", s)
+	}
+}
+
+func TestGetDoesNotAllocate(t *testing.T) {
+	c := mustNew(t, Options[[]byte]{})
+	c.Put("key", make([]byte, 200))
+	if n := testing.AllocsPerRun(1000, func() { c.Get("key"); c.Get("none") }); n != 0 {
+		t.Errorf("%v allocations per hit and miss", n)
+	}
+}
+
+// Overhead must cover what an entry really costs, ghosts included.
+func TestOverheadCoversMemory(t *testing.T) {
+	const entries, valueBytes = 50_000, 200
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	c := mustNew(t, Options[[]byte]{Bytes: 1 << 30, Entries: entries, Size: func(b []byte) int { return len(b) }})
+	for i := range 2 * entries { // the second half evicts the first, leaving ghosts
+		c.Put(fmt.Sprintf("tenant/session/name-%d", i), make([]byte, valueBytes))
+	}
+	used := float64(heap()-before) / float64(c.Len())
+	charged := float64(c.Bytes()) / float64(c.Len())
+	t.Logf("%d entries: %.0f bytes each, charged %.0f", c.Len(), used, charged)
+	if used > charged {
+		t.Errorf("an entry costs %.0f bytes but is charged %.0f", used, charged)
+	}
+	runtime.KeepAlive(c)
+}
