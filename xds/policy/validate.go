@@ -62,13 +62,10 @@ func (m *Model) Validate() error {
 		func() error { return checkModelName(m.Name) },
 		func() error { return outrigger.CheckName("salt", m.Salt) },
 		m.validateUnit,
-		func() error { return duration("timeout", m.Timeout) },
 		func() error { return duration("dead_man", m.DeadMan) },
-		m.validateAttempts,
 		m.validateVersions,
 		m.validateLastGood,
-		m.validateArms,
-		m.validateCover,
+		m.ValidateSplit,
 	}
 	for _, check := range checks {
 		if err := check(); err != nil {
@@ -76,6 +73,21 @@ func (m *Model) Validate() error {
 		}
 	}
 	return nil
+}
+
+// ValidateSplit checks the part of a model that travels as routes: arms, ranges,
+// timeout and attempts. Versions are only looked up.
+func (m *Model) ValidateSplit() error {
+	if err := duration("timeout", m.Timeout); err != nil {
+		return err
+	}
+	if err := m.validateAttempts(); err != nil {
+		return err
+	}
+	if err := m.validateArms(); err != nil {
+		return err
+	}
+	return m.validateCover()
 }
 
 func (m *Model) validateUnit() error {

@@ -1,0 +1,67 @@
+// Package xds documents how Outrigger speaks xDS: resource names, type URLs, versions
+// and the acknowledgement rules. It holds no code but the shared names; policy is the
+// typed model, translate its xDS form, adsserver and adsclient the two ends of the wire.
+//
+// # Resources
+//
+// One model is one chain of standard resources plus one typed resource of ours, so
+// that Envoy and proxyless gRPC obey the same policy as our sidecars:
+//
+//	Listener               model/<model>            api_listener → RouteConfiguration
+//	RouteConfiguration     model/<model>            bucket ranges → clusters
+//	Cluster                model/<model>/<version>  EDS, breaker, ejection
+//	ClusterLoadAssignment  model/<model>/<version>  endpoints by region and priority
+//	ModelPolicy            <model>                  salt, unit, epoch, last good, lease
+//	MeshPolicy             mesh                     log position, regions
+//
+// Model names may hold '/', version names may not, so the last '/' of a cluster name
+// ends the model. A proxyless gRPC client dials "xds:///model/<model>".
+//
+// # Versions
+//
+// The version of a resource is a hash of its deterministic bytes. The same content has
+// the same version on every replica and after every restart, and a version is never
+// reused for other content. The version of a type (state of the world only) is a hash
+// over the names and versions of its resources.
+//
+// # Pushes and acknowledgements
+//
+// A push is one consistent set of all types, made from one log position. A stream gets
+// one push at a time (Cluster, ClusterLoadAssignment, Listener, RouteConfiguration,
+// ModelPolicy, then MeshPolicy; https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol,
+// "Eventual consistency considerations"); while it is being acknowledged newer
+// positions wait, and the latest one follows: generations never queue.
+//
+//   - MeshPolicy carries the position, so it changes with every push and is sent last.
+//     A position counts as acknowledged by a sidecar when every response of that push
+//     was ACKed on the stream and no type is left NACKed.
+//   - A NACK parks the type: nothing is resent before it changes. When one resource of
+//     a rejected response changes, all resources of that response are sent again,
+//     because clients differ in whether they kept the good ones (gRFC A46 says they do).
+//   - A sidecar ACKs after the new policy is in force, never before, and NACKs with the
+//     name of the resource and the reason. The other models of the push take effect;
+//     the rejected model stays at its last good state.
+//   - A subscription to a name the stream already holds is answered with the resource;
+//     one to a name that does not exist is answered with removed_resources at once.
+package xds
+
+// Type URLs of the resources, in the order they are pushed.
+const (
+	TypeCluster     = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+	TypeEndpoint    = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
+	TypeListener    = "type.googleapis.com/envoy.config.listener.v3.Listener"
+	TypeRoute       = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
+	TypeModelPolicy = "type.googleapis.com/outrigger.v1.ModelPolicy"
+	TypeMeshPolicy  = "type.googleapis.com/outrigger.v1.MeshPolicy"
+)
+
+// MeshName is the name of the one MeshPolicy resource.
+const MeshName = "mesh"
+
+// Wildcard subscribes to every resource of a type.
+const Wildcard = "*"
+
+// Types lists the type URLs in push order.
+func Types() []string {
+	return []string{TypeCluster, TypeEndpoint, TypeListener, TypeRoute, TypeModelPolicy, TypeMeshPolicy}
+}

@@ -1,0 +1,180 @@
+package translate
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/outrigger-mesh/outrigger"
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/xds"
+)
+
+// Resources is one set of xDS resources by type URL and name. The zero value is an
+// empty set. Messages in a set are immutable once put; a set itself is not safe for
+// concurrent writes.
+type Resources struct {
+	byType map[string]map[string]proto.Message
+}
+
+// Put adds or replaces a resource.
+func (r *Resources) Put(typeURL, name string, m proto.Message) {
+	if r.byType == nil {
+		r.byType = make(map[string]map[string]proto.Message)
+	}
+	if r.byType[typeURL] == nil {
+		r.byType[typeURL] = make(map[string]proto.Message)
+	}
+	r.byType[typeURL][name] = m
+}
+
+// Delete removes a resource if it is there.
+func (r *Resources) Delete(typeURL, name string) { delete(r.byType[typeURL], name) }
+
+// Get returns a resource, or nil.
+func (r *Resources) Get(typeURL, name string) proto.Message { return r.byType[typeURL][name] }
+
+// Names returns the sorted names of one type.
+func (r *Resources) Names(typeURL string) []string {
+	return slices.Sorted(maps.Keys(r.byType[typeURL]))
+}
+
+// Len is the number of resources of all types.
+func (r *Resources) Len() int {
+	n := 0
+	for _, m := range r.byType {
+		n += len(m)
+	}
+	return n
+}
+
+// Clone returns a set that can be changed without changing r; messages are shared.
+func (r *Resources) Clone() *Resources {
+	out := &Resources{byType: make(map[string]map[string]proto.Message, len(r.byType))}
+	for t, m := range r.byType {
+		out.byType[t] = maps.Clone(m)
+	}
+	return out
+}
+
+// Marshal returns the deterministic bytes of one message: the same content gives the
+// same bytes in every process of the same build.
+func Marshal(m proto.Message) ([]byte, error) {
+	return proto.MarshalOptions{Deterministic: true}.Marshal(m)
+}
+
+// ResourceError says which resource is wrong and why; its text is what a NACK carries.
+type ResourceError struct {
+	TypeURL string
+	Name    string
+	Reason  string
+}
+
+// Error returns "Cluster model/chat/v1: reason".
+func (e *ResourceError) Error() string {
+	return shortType(e.TypeURL) + " " + e.Name + ": " + e.Reason
+}
+
+func shortType(typeURL string) string { return typeURL[strings.LastIndexByte(typeURL, '.')+1:] }
+
+func bad(typeURL, name, format string, args ...any) error {
+	re := &ResourceError{TypeURL: typeURL, Name: name, Reason: fmt.Sprintf(format, args...)}
+	return &outrigger.Error{Kind: outrigger.Invalid, Message: "xds resource", Cause: re}
+}
+
+// Unmarshal reads one resource of a known type, checks it by the rules generated from
+// its proto, and checks that it carries the name it was sent under. Unknown types and
+// broken bytes give an Invalid error around a *ResourceError.
+func Unmarshal(typeURL, name string, raw []byte) (proto.Message, error) {
+	m := newMessage(typeURL)
+	if m == nil {
+		return nil, bad(typeURL, name, "unknown type URL %q", typeURL)
+	}
+	if err := proto.Unmarshal(raw, m); err != nil {
+		return nil, bad(typeURL, name, "not decodable: %v", err)
+	}
+	if own, ok := NameOf(m); !ok || own != name {
+		return nil, bad(typeURL, name, "the resource calls itself %q", own)
+	}
+	if err := validate(m); err != nil {
+		return nil, bad(typeURL, name, "%v", err)
+	}
+	return m, nil
+}
+
+func newMessage(typeURL string) proto.Message {
+	switch typeURL {
+	case xds.TypeCluster:
+		return &cluster.Cluster{}
+	case xds.TypeEndpoint:
+		return &endpoint.ClusterLoadAssignment{}
+	case xds.TypeListener:
+		return &listener.Listener{}
+	case xds.TypeRoute:
+		return &route.RouteConfiguration{}
+	case xds.TypeModelPolicy:
+		return &pb.ModelPolicy{}
+	case xds.TypeMeshPolicy:
+		return &pb.MeshPolicy{}
+	}
+	return nil
+}
+
+// NameOf returns the xDS resource name a message carries; false for types we do not
+// publish.
+func NameOf(m proto.Message) (string, bool) {
+	switch m := m.(type) {
+	case *endpoint.ClusterLoadAssignment:
+		return m.GetClusterName(), true
+	case *pb.MeshPolicy:
+		return xds.MeshName, true
+	case interface{ GetName() string }:
+		return m.GetName(), true
+	}
+	return "", false
+}
+
+// ModelOf returns the model a resource belongs to; false for MeshPolicy and foreign names.
+func ModelOf(typeURL, name string) (string, bool) {
+	switch typeURL {
+	case xds.TypeModelPolicy:
+		return name, true
+	case xds.TypeListener, xds.TypeRoute:
+		return strings.CutPrefix(name, modelPrefix)
+	case xds.TypeCluster, xds.TypeEndpoint:
+		rest, ok := strings.CutPrefix(name, modelPrefix)
+		i := strings.LastIndexByte(rest, '/')
+		if !ok || i <= 0 {
+			return "", false
+		}
+		return rest[:i], true
+	}
+	return "", false
+}
+
+// ValidateAll runs the generated validation of every resource and returns the first
+// violation in (push order, name) order.
+func (r *Resources) ValidateAll() error {
+	for _, t := range xds.Types() {
+		for _, name := range r.Names(t) {
+			if err := validate(r.Get(t, name)); err != nil {
+				return bad(t, name, "%v", err)
+			}
+		}
+	}
+	return nil
+}
+
+func validate(m proto.Message) error {
+	if v, ok := m.(interface{ ValidateAll() error }); ok {
+		return v.ValidateAll()
+	}
+	return nil // our own messages have no generated rules; Decode checks them
+}

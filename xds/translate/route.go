@@ -1,0 +1,190 @@
+package translate
+
+import (
+	"cmp"
+	"slices"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	envoytype "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/experiments"
+	"github.com/outrigger-mesh/outrigger/xds/policy"
+)
+
+const (
+	// metadataKey is the filter_metadata namespace of our route metadata.
+	metadataKey = "outrigger"
+	// unstampedRoute is the name of the last route, for requests without a bucket.
+	unstampedRoute = "unstamped"
+	// retryOn lists failures where the endpoint surely did not start the work (a
+	// repeated inference costs money): no connection, stream refused, "unavailable"
+	// from gRPC, 503 from HTTP. gRPC ignores the words it does not know.
+	retryOn = "connect-failure,refused-stream,unavailable,retriable-status-codes"
+	// statusUnavailable is the HTTP status retriable-status-codes stands for.
+	statusUnavailable = 503
+)
+
+// encodeListener builds the api_listener gRPC clients dial and sidecars follow.
+func encodeListener(m *policy.Model) (*listener.Listener, error) {
+	filter, err := pack(&router.Router{})
+	if err != nil {
+		return nil, errEncode(m.Name, err)
+	}
+	api, err := pack(&hcm.HttpConnectionManager{
+		StatPrefix: ListenerName(m.Name),
+		RouteSpecifier: &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{
+			RouteConfigName: ListenerName(m.Name), ConfigSource: adsSource(),
+		}},
+		HttpFilters: []*hcm.HttpFilter{{
+			Name: "envoy.filters.http.router", ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: filter},
+		}},
+	})
+	if err != nil {
+		return nil, errEncode(m.Name, err)
+	}
+	return &listener.Listener{Name: ListenerName(m.Name), ApiListener: &listener.ApiListener{ApiListener: api}}, nil
+}
+
+// pack is anypb.New with deterministic bytes.
+func pack(m proto.Message) (*anypb.Any, error) {
+	out := new(anypb.Any)
+	return out, anypb.MarshalFrom(out, m, proto.MarshalOptions{Deterministic: true})
+}
+
+func adsSource() *core.ConfigSource {
+	return &core.ConfigSource{
+		ConfigSourceSpecifier: &core.ConfigSource_Ads{Ads: &core.AggregatedConfigSource{}},
+		ResourceApiVersion:    core.ApiVersion_V3,
+	}
+}
+
+// piece is one range with its owner.
+type piece struct {
+	experiments.Range
+	arm *policy.Arm
+}
+
+// encodeRoutes writes one route per range in bucket order, then the weighted split.
+func encodeRoutes(m *policy.Model) (*route.RouteConfiguration, error) {
+	var pieces []piece
+	for i := range m.Arms {
+		for _, r := range m.Arms[i].Ranges {
+			pieces = append(pieces, piece{r, &m.Arms[i]})
+		}
+	}
+	slices.SortFunc(pieces, func(a, b piece) int { return cmp.Compare(a.Start, b.Start) })
+	vh := &route.VirtualHost{Name: ListenerName(m.Name), Domains: []string{"*"}, RetryPolicy: encodeRetry(m)}
+	for _, p := range pieces {
+		r, err := rangeRoute(m, p)
+		if err != nil {
+			return nil, errEncode(m.Name, err)
+		}
+		vh.Routes = append(vh.Routes, r)
+	}
+	last, err := weightedRoute(m)
+	if err != nil {
+		return nil, errEncode(m.Name, err)
+	}
+	vh.Routes = append(vh.Routes, last)
+	return &route.RouteConfiguration{Name: ListenerName(m.Name), VirtualHosts: []*route.VirtualHost{vh}}, nil
+}
+
+func encodeRetry(m *policy.Model) *route.RetryPolicy {
+	if m.MaxAttempts <= 1 {
+		return nil // gRPC refuses num_retries 0
+	}
+	return &route.RetryPolicy{
+		RetryOn: retryOn, NumRetries: wrapperspb.UInt32(m.MaxAttempts - 1), RetriableStatusCodes: []uint32{statusUnavailable},
+	}
+}
+
+func rangeRoute(m *policy.Model, p piece) (*route.Route, error) {
+	serving := m.Serving(p.arm).Name
+	md, err := metadata(map[string]any{"arm": p.arm.Name})
+	if err != nil {
+		return nil, err
+	}
+	act := action(m)
+	act.ClusterSpecifier = &route.RouteAction_Cluster{Cluster: ClusterName(m.Name, serving)}
+	r := &route.Route{
+		Name: p.arm.Name,
+		Match: &route.RouteMatch{
+			PathSpecifier: &route.RouteMatch_Prefix{Prefix: ""},
+			Headers: []*route.HeaderMatcher{{
+				Name: outrigger.HeaderBucket,
+				HeaderMatchSpecifier: &route.HeaderMatcher_RangeMatch{
+					RangeMatch: &envoytype.Int64Range{Start: int64(p.Start), End: int64(p.End)},
+				},
+			}},
+		},
+		Action: &route.Route_Route{Route: act}, Metadata: md,
+	}
+	setArmHeaders(r, p.arm.Name, serving)
+	return r, nil
+}
+
+// weightedRoute splits what carries no bucket. Its metadata lists all arms with the
+// version each was given, also those without buckets or with a quarantined version.
+func weightedRoute(m *policy.Model) (*route.Route, error) {
+	wc := &route.WeightedCluster{}
+	var arms []any
+	for i := range m.Arms {
+		a := &m.Arms[i]
+		arms = append(arms, map[string]any{"name": a.Name, "version": a.Version})
+		if a.Weight() == 0 {
+			continue
+		}
+		serving := m.Serving(a).Name
+		wc.Clusters = append(wc.Clusters, &route.WeightedCluster_ClusterWeight{
+			Name: ClusterName(m.Name, serving), Weight: wrapperspb.UInt32(a.Weight()),
+			RequestHeadersToAdd: headerOptions(a.Name, serving), ResponseHeadersToAdd: headerOptions(a.Name, serving),
+		})
+	}
+	md, err := metadata(map[string]any{"arms": arms})
+	if err != nil {
+		return nil, err
+	}
+	act := action(m)
+	act.ClusterSpecifier = &route.RouteAction_WeightedClusters{WeightedClusters: wc}
+	return &route.Route{
+		Name: unstampedRoute, Match: &route.RouteMatch{PathSpecifier: &route.RouteMatch_Prefix{Prefix: ""}},
+		Action: &route.Route_Route{Route: act}, Metadata: md,
+	}, nil
+}
+
+// action carries the deadline twice: gRPC reads max_stream_duration and ignores
+// timeout, Envoy would otherwise cut requests at its default of 15 s.
+func action(m *policy.Model) *route.RouteAction {
+	return &route.RouteAction{
+		Timeout:           durationpb.New(m.Timeout),
+		MaxStreamDuration: &route.RouteAction_MaxStreamDuration{MaxStreamDuration: durationpb.New(m.Timeout)},
+	}
+}
+
+func metadata(fields map[string]any) (*core.Metadata, error) {
+	s, err := structpb.NewStruct(fields)
+	if err != nil {
+		return nil, err
+	}
+	return &core.Metadata{FilterMetadata: map[string]*structpb.Struct{metadataKey: s}}, nil
+}
+
+func headerOptions(arm, version string) []*core.HeaderValueOption {
+	set := func(k, v string) *core.HeaderValueOption {
+		return &core.HeaderValueOption{
+			Header:       &core.HeaderValue{Key: k, Value: escapeHeader(v)},
+			AppendAction: core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
+		}
+	}
+	return []*core.HeaderValueOption{set(outrigger.HeaderVersion, version), set(outrigger.HeaderArm, arm)}
+}
