@@ -19,3 +19,13 @@ func mustOpen(t testing.TB, dir string, opts Options) *Log {
 func TestConformance(t *testing.T) {
 	eventlogtest.Run(t, func(t *testing.T) eventlog.Log { return mustOpen(t, t.TempDir(), Options{}) })
 }
+
+func TestDurable(t *testing.T) {
+	eventlogtest.RunDurable(t, func(dir string) (eventlog.Log, error) {
+		l, err := Open(dir, Options{})
+		if err != nil {
+			return nil, err // not l: a nil *Log is a non-nil interface
+		}
+		return l, nil
+	})
+}

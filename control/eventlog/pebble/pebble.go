@@ -25,9 +25,9 @@
 //
 // A failed write or sync stops the log: appends in flight get kind Unknown, later ones
 // kind Unavailable, reads of what is durable go on; restart the process, because the
-// store may keep its directory locked. A failure in Pebble's background work that it
-// cannot go on after (its manifest cannot be written) ends the process by panic, which
-// loses nothing acknowledged. A damaged record is reported by the read that meets it,
+// store may keep its directory locked. Where Pebble itself cannot go on (its manifest
+// cannot be written, or its write-ahead log cannot be rotated) it ends the process, after
+// the cause has gone to Options.Logger; that too loses nothing acknowledged. A damaged record is reported by the read that meets it,
 // with kind Internal and its position, and never skipped.
 //
 // Open fails with kind Unavailable while another process, or another Log of this one,

@@ -56,7 +56,7 @@ func lockError(dir string, err error) error {
 
 func pebbleOptions(opts Options, lock *pebble.Lock) *pebble.Options {
 	po := &pebble.Options{
-		FS: opts.fs, Lock: lock, FormatMajorVersion: formatVersion, Logger: storeLogger{opts.Logger},
+		FS: reportingFS{opts.fs, opts.Logger}, Lock: lock, FormatMajorVersion: formatVersion, Logger: storeLogger{opts.Logger},
 		CacheSize: opts.CacheBytes,
 		// A flush each 16 MiB keeps the replay at start-up short and the bursts of
 		// compaction small on machines with two cores.
