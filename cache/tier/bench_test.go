@@ -39,7 +39,7 @@ func stores(t testing.TB, entries int) map[string]store {
 		t.Fatal(err)
 	}
 	return map[string]store{
-		"tier":           ours{mustNew(t, Options[[]byte]{Bytes: 1 << 30, Entries: entries, Shards: 16})},
+		"tier":           ours{mustNew(t, Options[[]byte]{Bytes: 1 << 30, Entries: entries})},
 		"golang-lru-LRU": plainLRU{l},
 		"golang-lru-2Q":  plain2Q{q},
 	}
@@ -124,6 +124,9 @@ func (z zipf) draw(rnd *rand.Rand) int {
 // The lock-free hit path must not cost hit ratio: within a point of golang-lru's 2Q,
 // which does its bookkeeping on every hit, and above plain LRU by several.
 func TestHitRatio(t *testing.T) {
+	if raceEnabled {
+		t.Skip("a sequential simulation: nothing to race, and slow under the detector")
+	}
 	const n, requests = 20_000, 100_000
 	keys := names(n)
 	z := newZipf(n, 0.99)
