@@ -1,0 +1,248 @@
+package inference
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/sony/gobreaker/v2"
+
+	"github.com/outrigger-mesh/outrigger/proxy/upstream"
+)
+
+// Errors handed to the breaker; their identity is all it looks at.
+var (
+	errExcluded = errors.New("outcome says nothing about the endpoint")
+	errEndpoint = errors.New("endpoint failed")
+)
+
+type verdict uint8
+
+const (
+	relayed   verdict = iota // the answer is out, whole or ended in order
+	tryNext                  // nothing is out; another endpoint may do better
+	brokenOff                // part of the answer is out and the rest is lost
+)
+
+// ending is what became of an attempt, and in the end of the logical request.
+type ending struct {
+	verdict   verdict
+	failed    bool
+	cancelled bool
+	tag       string // error.type of the metrics; "" = none
+	exhausted bool   // no budget was left for another attempt
+}
+
+// attemptAll tries the targets in order. With verdict tryNext nothing was sent.
+func (c *call) attemptAll(ctx context.Context, targets []*target) ending {
+	limit := int(max(c.assign.Model.MaxAttempts, 1))
+	c.model.budget.deposit()
+	end := ending{verdict: tryNext, failed: true, tag: "no_endpoint"}
+	for _, t := range targets {
+		if c.attempts >= limit || ctx.Err() != nil {
+			break
+		}
+		report, err := t.breaker.Allow()
+		if err != nil {
+			if c.attempts == 0 {
+				end.tag = "breaker_open"
+			}
+			continue
+		}
+		if c.attempts > 0 && !c.model.budget.withdraw() {
+			report(errExcluded)
+			end.exhausted = true
+			break
+		}
+		c.attempts++
+		c.region = t.endpoint.Region
+		t.inflight.Add(1)
+		end = c.attempt(ctx, t, report)
+		t.inflight.Add(-1)
+		if end.verdict != tryNext {
+			break
+		}
+	}
+	return end
+}
+
+// attempt makes one request to one endpoint and relays its answer if it is good. It
+// calls report exactly once.
+func (c *call) attempt(ctx context.Context, t *target, report func(error)) ending {
+	probe := t.breaker.State() == gobreaker.StateHalfOpen
+	c.held = nil
+	began := c.h.now()
+	ctx, cancel := context.WithCancel(ctx) // leaving the attempt releases its connection
+	defer cancel()
+	resp, err := c.h.o.Transport.RoundTrip(c.outgoing(ctx, t))
+	if err != nil {
+		return c.lost(ctx, t, report, "transport")
+	}
+	defer resp.Body.Close()
+	t.observe(c.h.now().Sub(began))
+
+	if retryableStatus(resp.StatusCode) {
+		return c.hold(ctx, t, resp, report)
+	}
+	if probe && resp.StatusCode < 500 {
+		// The probe has answered its question; a long stream must not keep the
+		// breaker half open until it ends.
+		report(nil)
+		report = func(error) {}
+	}
+	if isStream(resp) {
+		return c.relayStream(ctx, t, resp, report)
+	}
+	return c.relayBody(ctx, t, resp, report)
+}
+
+// retryableStatus: worth another endpoint. 501 would be the same everywhere.
+func retryableStatus(code int) bool {
+	return code == http.StatusTooManyRequests || code >= 500 && code != http.StatusNotImplemented
+}
+
+func isStream(resp *http.Response) bool {
+	ct := resp.Header.Get("Content-Type")
+	if i := strings.IndexByte(ct, ';'); i >= 0 {
+		ct = ct[:i]
+	}
+	// An encoded stream cannot be cut into events; it is relayed as bytes.
+	return strings.EqualFold(strings.TrimSpace(ct), "text/event-stream") && resp.StatusCode < 300 && resp.Header.Get("Content-Encoding") == ""
+}
+
+// lost ends an attempt whose connection failed before anything was passed on, telling
+// the endpoint's failure from the client's departure and from our own time limit.
+func (c *call) lost(ctx context.Context, t *target, report func(error), tag string) ending {
+	if c.r.Context().Err() != nil {
+		report(errExcluded)
+		return ending{verdict: relayed, cancelled: true, tag: "cancelled"}
+	}
+	t.observe(failurePenalty)
+	report(errEndpoint)
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		tag = "timeout"
+	}
+	return ending{verdict: tryNext, failed: true, tag: tag}
+}
+
+// hold reads a failed answer to the end, so it can be passed on if no other endpoint
+// answers, and reports it to the breaker.
+func (c *call) hold(ctx context.Context, t *target, resp *http.Response, report func(error)) ending {
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBuffered+1))
+	if err != nil {
+		return c.lost(ctx, t, report, "transport")
+	}
+	tag := strconv.Itoa(resp.StatusCode)
+	if len(body) <= maxBuffered {
+		c.held = &heldAnswer{status: resp.StatusCode, header: resp.Header, body: body, errTag: tag}
+	}
+	if resp.StatusCode == http.StatusTooManyRequests {
+		// Busy, not broken. Neither a failure of the version nor of the endpoint.
+		report(nil)
+		return ending{verdict: tryNext, tag: tag}
+	}
+	t.observe(failurePenalty)
+	report(errEndpoint)
+	return ending{verdict: tryNext, failed: true, tag: tag}
+}
+
+// outgoing builds the upstream request.
+func (c *call) outgoing(ctx context.Context, t *target) *http.Request {
+	h := c.r.Header.Clone()
+	upstream.StripHopByHop(h)
+	stripOurs(h)
+	// The answer must stay readable for usage and events, and the whole body is here.
+	delete(h, "Accept-Encoding")
+	delete(h, "Expect")
+	if _, ok := h["User-Agent"]; !ok {
+		h["User-Agent"] = []string{""} // do not invent one
+	}
+	if c.assign.HasUnit {
+		h[hdrBucket] = []string{strconv.FormatUint(uint64(c.assign.Bucket), 10)}
+	}
+	if _, ok := h[hdrIdempotency]; !ok {
+		// An empty entry is not sent. It tells the transport that it may try a fresh
+		// connection when a kept one turns out closed before any answer.
+		h[hdrIdempotency] = nil
+	}
+	h[upstream.HeaderHops] = []string{strconv.Itoa(upstream.Hops(h) + 1)}
+	parts := c.rewritten()
+	req := &http.Request{
+		Method: http.MethodPost,
+		URL:    &url.URL{Scheme: "http", Host: t.endpoint.Address, Path: c.r.URL.Path, RawPath: c.r.URL.RawPath, RawQuery: c.r.URL.RawQuery},
+		Host:   t.endpoint.Address, Header: h, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Body: parts.open(), ContentLength: parts.size(),
+		GetBody: func() (io.ReadCloser, error) { return parts.open(), nil },
+	}
+	return req.WithContext(ctx)
+}
+
+// relayHead copies the upstream's head into ours and adds the mesh's fields.
+func (c *call) relayHead(status int, header http.Header) {
+	upstream.StripHopByHop(header)
+	stripOurs(header)
+	h := c.w.Header()
+	for key, v := range header {
+		h[key] = v
+	}
+	c.setHeaders()
+	c.w.WriteHeader(status)
+}
+
+// giveUp answers when no endpoint did.
+func (c *call) giveUp(ctx context.Context, end ending) ending {
+	if c.r.Context().Err() != nil {
+		return ending{verdict: relayed, cancelled: true, tag: "cancelled"}
+	}
+	if c.held != nil {
+		c.held.header["Content-Length"] = []string{strconv.Itoa(len(c.held.body))}
+		if end.exhausted {
+			c.held.header["X-Should-Retry"] = []string{"false"}
+		}
+		c.relayHead(c.held.status, c.held.header)
+		_, _ = c.w.Write(c.held.body)
+		end.verdict = relayed
+		return end
+	}
+	e := apiError{status: http.StatusServiceUnavailable, retry: retryYes}
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		e.status, e.code, e.retry = http.StatusGatewayTimeout, "timeout", retryNo
+		e.message = "the model did not answer within the policy's time limit"
+		end.tag = "timeout"
+	case end.tag == "breaker_open":
+		e.code, e.retryAfter = "no_healthy_endpoint", c.untilHalfOpen()
+		e.message = "every endpoint of version " + c.assign.Version.Name + " is failing; its breakers are open"
+	case end.tag == "no_endpoint":
+		e.code, e.retry = "no_endpoint", retryNo
+		e.message = "version " + c.assign.Version.Name + " has no endpoint"
+	default:
+		e.code, e.retryAfter = "upstream_unreachable", overloadDelay
+		e.message = "no endpoint of version " + c.assign.Version.Name + " answered"
+		if c.model.budget.empty() {
+			// Retries are already at their limit: clients that add theirs make it worse.
+			e.retry = retryNo
+		}
+	}
+	c.setHeaders()
+	e.write(c.w)
+	end.verdict, end.failed = relayed, true
+	return end
+}
+
+// untilHalfOpen is when the first breaker of the version lets a probe through.
+func (c *call) untilHalfOpen() time.Duration {
+	now, soonest := c.h.now().UnixNano(), int64(0)
+	for _, t := range c.model.versions[c.assign.Version].targets {
+		if till := t.openTill.Load(); till > 0 && (soonest == 0 || till < soonest) {
+			soonest = till
+		}
+	}
+	// Half open with the probe still running: it will not be long.
+	return max(time.Duration(soonest-now), 100*time.Millisecond)
+}

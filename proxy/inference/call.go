@@ -1,0 +1,250 @@
+package inference
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/proxy/upstream"
+	"github.com/outrigger-mesh/outrigger/xds/policy"
+)
+
+// call is one logical request: read, route, attempt, relay, account, in that order, on
+// one goroutine.
+type call struct {
+	h     *Handler
+	w     http.ResponseWriter
+	r     *http.Request
+	op    operation
+	start time.Time
+
+	policy *policy.Policy
+	status PolicyStatus
+
+	body []byte
+	env  envelope
+
+	plan   *plan
+	model  *modelPlan
+	assign Assignment
+	region string // of the endpoint last tried, this sidecar's before that
+
+	attempts int
+	held     *heldAnswer // the last answer that was not passed on
+	ttft     time.Duration
+	usage    usage
+	deltas   uint64 // content events, the estimate of LLM tokens of a stream
+	sent     int64  // bytes of the answer passed on
+}
+
+// heldAnswer is a whole failed answer, kept in case nothing better comes.
+type heldAnswer struct {
+	status int
+	header http.Header
+	body   []byte
+	errTag string
+}
+
+// refuse answers without counting an outcome: no version had anything to do with it.
+func (c *call) refuse(e apiError) {
+	c.region = orDefault(c.region, c.h.o.Region)
+	c.setHeaders()
+	e.write(c.w)
+	c.h.metrics.refused(c, e.code)
+}
+
+func (c *call) serveInference() {
+	if c.r.Method != http.MethodPost {
+		c.w.Header()["Allow"] = []string{http.MethodPost}
+		c.refuse(apiError{status: http.StatusMethodNotAllowed, kind: invalidRequest, code: "method_not_allowed", message: c.r.URL.Path + " takes POST"})
+		return
+	}
+	if err := upstream.CheckConnection(c.r.Header); err != nil {
+		c.refuse(badRequest(err))
+		return
+	}
+	if upstream.Hops(c.r.Header) >= upstream.MaxHops {
+		c.refuse(apiError{status: http.StatusLoopDetected, code: "loop", retry: retryNo,
+			message: "the request passed " + strconv.Itoa(upstream.MaxHops) + " sidecars; an endpoint of the policy leads back here"})
+		return
+	}
+	if c.h.o.Policy == nil && c.h.o.Passthrough != nil {
+		c.passThrough(nil)
+		return
+	}
+	if enc := first(c.r.Header, "Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
+		c.refuse(apiError{status: http.StatusUnsupportedMediaType, kind: invalidRequest, code: "unsupported_encoding",
+			message: "the request body is encoded (" + enc + "); the model cannot be read from it. Send it without Content-Encoding"})
+		return
+	}
+	if !c.readBody() {
+		return
+	}
+	var err error
+	if c.env, err = scanEnvelope(c.body); err != nil {
+		c.refuse(badRequest(err))
+		return
+	}
+	if c.route() {
+		c.forward()
+	}
+}
+
+func badRequest(err error) apiError {
+	var e *outrigger.Error
+	msg := "bad request"
+	if errors.As(err, &e) {
+		msg = e.Message
+	}
+	return apiError{status: http.StatusBadRequest, kind: invalidRequest, code: "invalid_body", message: msg, retry: retryNo}
+}
+
+// readBody reads the whole body within the limit; it has answered if it returns false.
+func (c *call) readBody() bool {
+	limit := c.h.o.MaxBody
+	tooLarge := apiError{status: http.StatusRequestEntityTooLarge, kind: invalidRequest, code: "request_too_large", retry: retryNo,
+		message: "request body exceeds the limit of " + strconv.FormatInt(limit, 10) + " bytes"}
+	if c.r.ContentLength > limit {
+		c.w.Header()["Connection"] = []string{"close"} // rather than reading the rest
+		c.refuse(tooLarge)
+		return false
+	}
+	var err error
+	if n := c.r.ContentLength; n >= 0 {
+		c.body = make([]byte, n)
+		_, err = io.ReadFull(c.r.Body, c.body)
+	} else if c.body, err = io.ReadAll(io.LimitReader(c.r.Body, limit+1)); err == nil && int64(len(c.body)) > limit {
+		c.w.Header()["Connection"] = []string{"close"}
+		c.refuse(tooLarge)
+		return false
+	}
+	if err != nil {
+		c.refuse(apiError{status: http.StatusBadRequest, kind: invalidRequest, code: "body_incomplete", message: "the request body ended early"})
+		return false
+	}
+	return true
+}
+
+// route finds the model, version and arm; it has answered if it returns false.
+func (c *call) route() bool {
+	if c.policy == nil {
+		c.refuse(apiError{status: http.StatusServiceUnavailable, code: "no_policy", retryAfter: time.Second, retry: retryYes,
+			message: "the sidecar has no routing policy yet; it is waiting for the control plane"})
+		return false
+	}
+	if c.env.modelEnd == 0 {
+		if c.h.o.Passthrough != nil {
+			c.passThrough(c.body)
+			return false
+		}
+		c.refuse(apiError{status: http.StatusBadRequest, kind: invalidRequest, code: "missing_required_parameter", param: "model", retry: retryNo,
+			message: "you must provide a model parameter"})
+		return false
+	}
+	m := c.policy.Model(c.env.model)
+	if m == nil {
+		if c.h.o.Passthrough != nil {
+			c.passThrough(c.body)
+			return false
+		}
+		c.refuse(modelNotFound(c.env.model))
+		return false
+	}
+	c.plan = c.h.planFor(c.policy)
+	c.model = c.plan.models[m]
+	var err error
+	if c.assign, err = Assign(m, unitOf(m.Unit, c.r.Header, &c.env), c.status); err != nil {
+		c.refuse(apiError{status: http.StatusServiceUnavailable, code: "no_version", message: err.Error(), retry: retryNo})
+		return false
+	}
+	return true
+}
+
+// modelNotFound names the model only if it is short and plain, since it is echoed.
+func modelNotFound(name string) apiError {
+	if outrigger.CheckName("model", strings.ReplaceAll(name, "/", "-")) != nil {
+		name = "(unprintable)"
+	}
+	return apiError{status: http.StatusNotFound, kind: invalidRequest, code: "model_not_found", param: "model", retry: retryNo,
+		message: "the model `" + name + "` does not exist in the routing policy"}
+}
+
+// passThrough hands the request on as it came; body is what was read of it, nil if
+// nothing was.
+func (c *call) passThrough(body []byte) {
+	r := c.r.WithContext(c.r.Context())
+	r.Header = c.r.Header.Clone()
+	stripOurs(r.Header)
+	if body != nil {
+		r.Body = io.NopCloser(bytes.NewReader(body))
+	}
+	c.setHeaders()
+	c.h.o.Passthrough.ServeHTTP(c.w, r)
+}
+
+// stripOurs removes the mesh's own fields, which a client or a model could only forge;
+// the hop counter stays, as its loss would hide a loop.
+func stripOurs(h http.Header) {
+	for key := range h {
+		if strings.HasPrefix(key, hdrOurs) && key != upstream.HeaderHops {
+			delete(h, key)
+		}
+	}
+}
+
+// forward runs the attempts and accounts for the logical request.
+func (c *call) forward() {
+	v := c.assign.Version
+	vp := c.model.versions[v]
+	c.region = c.h.o.Region
+	if !vp.gate.enter(orDefault(v.MaxRequests, policy.DefaultMaxRequests)) {
+		c.refuse(apiError{status: http.StatusServiceUnavailable, code: "overloaded", retryAfter: overloadDelay, retry: retryYes,
+			message: "version " + v.Name + " has reached its limit of requests in flight; try again"})
+		return
+	}
+	defer vp.gate.leave()
+	ctx, cancel := context.WithTimeout(c.r.Context(), orDefault(c.assign.Model.Timeout, DefaultTimeout))
+	defer cancel()
+
+	end := c.attemptAll(ctx, c.h.order(c.policy, vp))
+	if end.verdict == tryNext {
+		end = c.giveUp(ctx, end)
+	}
+	c.account(end)
+	if end.verdict == brokenOff {
+		// The head is out and says more bytes follow: the only honest end is none.
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// account reports the logical request once, whatever became of it.
+func (c *call) account(end ending) {
+	now := c.h.now()
+	if !c.usage.reported && !end.failed && !end.cancelled {
+		c.usage.in = uint64(len(c.body)) / bytesPerToken
+		c.usage.out = c.deltas
+		if c.deltas == 0 && c.op != opEmbeddings {
+			c.usage.out = uint64(c.sent) / bytesPerToken
+		}
+	}
+	a := &c.assign
+	c.h.recorder.Record(Outcome{
+		Model: a.Model.Name, Version: a.Version.Name, Arm: a.Arm, Region: c.region, WeightEpoch: a.Model.WeightEpoch,
+		HasUnit: a.HasUnit, Unit: a.Unit, Sample: !isClientRetry(c.r.Header),
+		Failed: end.failed, Cancelled: end.cancelled, Attempts: c.attempts,
+		Latency: now.Sub(c.start), TTFT: c.ttft, TokensIn: c.usage.in, TokensOut: c.usage.out, At: now,
+	})
+	c.h.metrics.finished(c, end, now.Sub(c.start))
+}
+
+// isClientRetry: OpenAI's clients number their own retries of one logical request.
+func isClientRetry(h http.Header) bool {
+	v := first(h, "X-Stainless-Retry-Count")
+	return v != "" && v != "0"
+}

@@ -1,0 +1,251 @@
+// Package inference is the sidecar's OpenAI-compatible layer: it maps the logical model
+// an application names to a version by policy, forwards the request with only the
+// model's bytes changed, and reports what came of it.
+//
+// Usage:
+//
+//	h, err := inference.New(inference.Options{Policy: current, Region: "eu", Transport: rt})
+//	mux.Handle("/v1/", h) // or: if h.Match(r) { h.ServeHTTP(w, r) }
+//	deltas := h.Recorder().Drain(now) // at 1 Hz, and within 100 ms of Recorder().Urgent()
+//
+// It serves POST /v1/chat/completions, /v1/completions, /v1/embeddings and
+// /v1/responses, and GET /v1/models and /v1/models/{id} from the policy.
+//
+// Promises, per logical request.
+//
+//   - The body reaches the model byte for byte, except the string after "model". Unknown
+//     fields, number formats and key order survive.
+//   - One unit always gets the same arm of the same policy, in every sidecar (Assign).
+//     All attempts of a request stay on one version; a policy change affects the next
+//     request, streams in flight finish on their version.
+//   - Another attempt is made only while the client has received nothing, on another
+//     endpoint of the version, within MaxAttempts and a budget of 20 % retries. Transport
+//     errors, 5xx (except 501), 429, an answer cut before it was passed on, and a
+//     stream whose first events hold no content before an error are retried.
+//   - A stream is relayed event by event from its first content. If the model is lost
+//     after that, the client gets an error event it can type, never [DONE], then the end.
+//     A JSON answer cut after its head went out breaks the client's connection.
+//   - The client going away cancels the upstream request at once; it is counted as
+//     cancelled, neither success nor failure.
+//   - Every answer, errors included, carries x-outrigger-policy ("live", "last-good" or
+//     "none") and x-outrigger-attempts, and model, version, arm, region and bucket as far
+//     as they are known. Client-supplied x-outrigger-* request fields go no further.
+//
+// Bad input is refused in OpenAI's error form: 400 for JSON that is malformed, nested
+// deeper than 512, or ambiguous (a routing key twice); 413 over MaxBody; 415 for encoded
+// bodies. Unknown models are 404 model_not_found, or go to Passthrough if there is one.
+// Overload: more than MaxInFlight requests, or a version's MaxRequests, is 503. With
+// every endpoint's breaker open the answer is 503 with retry-after-ms. Without any policy
+// it is 503; with the control plane gone the last policy keeps serving, and a model with
+// a candidate live returns to its last good version when the dead-man lease expires.
+//
+// The breaker is per version × region × endpoint; it counts transport errors, 5xx and
+// streams the model broke off, never the client's own mistakes or departures.
+//
+// New starts nothing; the handler runs on its callers' goroutines only and is safe for
+// any number of them. Memory: one request body (MaxBody) and one answer buffer (1 MiB,
+// or one event of at most 8 MiB) per request in flight.
+package inference
+
+import (
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.opentelemetry.io/otel/metric"
+
+	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/xds/policy"
+)
+
+// Defaults of Options.
+const (
+	DefaultMaxBody     = 8 << 20
+	DefaultMaxInFlight = 4096
+	DefaultTimeout     = 10 * time.Minute // of a logical request, when the policy has none
+)
+
+// Options configure New.
+type Options struct {
+	// Policy returns the current policy, nil while there is none, and how far to trust
+	// it. It is called once per request and must be cheap; the policy must not change
+	// after it was returned. A nil function is a sidecar without policy: everything goes
+	// to Passthrough.
+	Policy func() (*policy.Policy, PolicyStatus)
+	// Region of this sidecar; its endpoints are preferred.
+	Region string
+	// Order overrides the order in which endpoints are tried; nil = local region first,
+	// then priority, then least loaded of two.
+	Order OrderFunc
+	// Transport sends attempts; required. It must not decompress answers.
+	Transport http.RoundTripper
+	// Passthrough serves requests for models the policy does not name, unchanged but for
+	// x-outrigger-* fields; nil = 404 model_not_found.
+	Passthrough http.Handler
+	// Now is the clock; nil = time.Now.
+	Now func() time.Time
+	// Logger gets breaker transitions and refused stream events; nil discards.
+	Logger *slog.Logger
+	// Meter for the GenAI metrics; nil = none.
+	Meter metric.Meter
+	// Recorder collects outcomes; nil = a new one with default bounds.
+	Recorder *Recorder
+	// MaxBody bounds a request body in bytes, MaxInFlight the requests at one time.
+	MaxBody     int64
+	MaxInFlight int
+}
+
+// Handler is the http.Handler of this package.
+type Handler struct {
+	o        Options
+	log      *slog.Logger
+	now      func() time.Time
+	recorder *Recorder
+	metrics  *metrics
+
+	buffers  buffers // of answers
+	inflight atomic.Int64
+	plan     atomic.Pointer[plan]
+	compile  sync.Mutex // held while a new plan is made; never during I/O
+}
+
+// New returns a Handler. It fails, with kind Invalid, without a Transport or with
+// negative limits, and if the meter refuses an instrument.
+func New(o Options) (*Handler, error) {
+	if o.Transport == nil {
+		return nil, outrigger.Errorf(outrigger.Invalid, "inference: Options.Transport is nil")
+	}
+	if o.MaxBody < 0 || o.MaxInFlight < 0 {
+		return nil, outrigger.Errorf(outrigger.Invalid, "inference: MaxBody %d and MaxInFlight %d must not be negative", o.MaxBody, o.MaxInFlight)
+	}
+	o.MaxBody = orDefault(o.MaxBody, DefaultMaxBody)
+	o.MaxInFlight = orDefault(o.MaxInFlight, DefaultMaxInFlight)
+	h := &Handler{o: o, log: o.Logger, now: o.Now, recorder: o.Recorder}
+	if h.log == nil {
+		h.log = slog.New(slog.DiscardHandler)
+	}
+	if h.now == nil {
+		h.now = time.Now
+	}
+	if h.recorder == nil {
+		h.recorder = NewRecorder(RecorderOptions{})
+	}
+	var err error
+	if h.metrics, err = newMetrics(o.Meter); err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+// Recorder returns where outcomes are collected.
+func (h *Handler) Recorder() *Recorder { return h.recorder }
+
+// operation is one API of the family; its name is the gen_ai.operation.name value.
+type operation struct {
+	name    string
+	typed   bool // errors in a stream are named events (responses API)
+	hasDone bool // streams end in data: [DONE]
+}
+
+var (
+	opChat       = operation{name: "chat", hasDone: true}
+	opCompletion = operation{name: "text_completion", hasDone: true}
+	opEmbeddings = operation{name: "embeddings"}
+	opResponses  = operation{name: "responses", typed: true}
+)
+
+func operationOf(path string) (operation, bool) {
+	switch path {
+	case "/v1/chat/completions":
+		return opChat, true
+	case "/v1/completions":
+		return opCompletion, true
+	case "/v1/embeddings":
+		return opEmbeddings, true
+	case "/v1/responses":
+		return opResponses, true
+	}
+	return operation{}, false
+}
+
+const modelsPath = "/v1/models"
+
+// Match reports whether the request's path belongs to this handler. Retrieving or
+// cancelling stored responses (/v1/responses/{id}) names no model and does not.
+func (h *Handler) Match(r *http.Request) bool {
+	_, ok := operationOf(r.URL.Path)
+	return ok || r.URL.Path == modelsPath || strings.HasPrefix(r.URL.Path, modelsPath+"/")
+}
+
+// ServeHTTP serves one logical request.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c := &call{h: h, w: w, r: r, start: h.now()}
+	if h.o.Policy != nil {
+		c.policy, c.status = h.o.Policy()
+	}
+	if h.inflight.Add(1) > int64(h.o.MaxInFlight) {
+		h.inflight.Add(-1)
+		c.refuse(apiError{status: http.StatusServiceUnavailable, code: "overloaded", retryAfter: overloadDelay, retry: retryYes,
+			message: "the sidecar has reached its limit of requests in flight; try again"})
+		return
+	}
+	defer h.inflight.Add(-1)
+	if op, ok := operationOf(r.URL.Path); ok {
+		c.op = op
+		c.serveInference()
+		return
+	}
+	if h.Match(r) {
+		c.serveModels()
+		return
+	}
+	if h.o.Passthrough != nil {
+		c.passThrough(nil)
+		return
+	}
+	c.refuse(apiError{status: http.StatusNotFound, kind: invalidRequest, code: "unknown_url", message: "no such path: " + r.Method + " " + r.URL.Path})
+}
+
+// EndpointStats is the state of one endpoint of one version, as this sidecar sees it.
+type EndpointStats struct {
+	Model     string  `json:"model"`
+	Version   string  `json:"version"`
+	Region    string  `json:"region"`
+	Address   string  `json:"address"`
+	Breaker   string  `json:"breaker"` // closed, half-open, open
+	InFlight  int64   `json:"in_flight"`
+	LatencyMS float64 `json:"latency_ms"` // moving average to the response head; 0 = not measured
+}
+
+// Stats is a snapshot for the sidecar's own admin page.
+type Stats struct {
+	Arms         []Total         `json:"arms"`
+	Endpoints    []EndpointStats `json:"endpoints"`
+	InFlight     int64           `json:"in_flight"`
+	CellsDropped uint64          `json:"cells_dropped"`
+}
+
+// LocalStats returns totals since start and the present state of endpoints, in policy
+// order.
+func (h *Handler) LocalStats() Stats {
+	s := Stats{Arms: h.recorder.Totals(), InFlight: h.inflight.Load(), CellsDropped: h.recorder.CellsDropped()}
+	p := h.plan.Load()
+	if p == nil {
+		return s
+	}
+	for i := range p.policy.Models {
+		m := &p.policy.Models[i]
+		for j := range m.Versions {
+			for _, t := range p.models[m].versions[&m.Versions[j]].targets {
+				s.Endpoints = append(s.Endpoints, EndpointStats{
+					Model: m.Name, Version: t.key.version, Region: t.key.region, Address: t.key.address,
+					Breaker: t.breaker.State().String(), InFlight: t.inflight.Load(), LatencyMS: t.latency() * 1000,
+				})
+			}
+		}
+	}
+	return s
+}

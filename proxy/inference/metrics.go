@@ -1,0 +1,119 @@
+package inference
+
+import (
+	"context"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+
+	"github.com/outrigger-mesh/outrigger"
+)
+
+// metrics are the instruments of OpenTelemetry's GenAI semantic conventions, with the
+// conventions' names, units and bucket bounds. Attributes besides the conventions' own:
+// outrigger.version, outrigger.arm, outrigger.region, and on token usage
+// outrigger.token.estimated. A nil *metrics records nothing.
+type metrics struct {
+	duration metric.Float64Histogram // gen_ai.server.request.duration, s
+	ttft     metric.Float64Histogram // gen_ai.server.time_to_first_token, s
+	tokens   metric.Int64Histogram   // gen_ai.client.token.usage, {token}
+	refusals metric.Int64Counter     // outrigger.inference.refused, {request}
+}
+
+func newMetrics(m metric.Meter) (*metrics, error) {
+	if m == nil {
+		return nil, nil
+	}
+	var out metrics
+	var err error
+	keep := func(e error) {
+		if err == nil && e != nil {
+			err = outrigger.Wrap(outrigger.Invalid, e, "inference: create metric")
+		}
+	}
+	var e error
+	out.duration, e = m.Float64Histogram("gen_ai.server.request.duration", metric.WithUnit("s"),
+		metric.WithDescription("Time from a request to the last byte of its answer."),
+		metric.WithExplicitBucketBoundaries(0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92))
+	keep(e)
+	out.ttft, e = m.Float64Histogram("gen_ai.server.time_to_first_token", metric.WithUnit("s"),
+		metric.WithDescription("Time from a request to the first content of its stream."),
+		metric.WithExplicitBucketBoundaries(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10))
+	keep(e)
+	out.tokens, e = m.Int64Histogram("gen_ai.client.token.usage", metric.WithUnit("{token}"),
+		metric.WithDescription("LLM tokens per request; outrigger.token.estimated tells counts from estimates."),
+		metric.WithExplicitBucketBoundaries(1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864))
+	keep(e)
+	out.refusals, e = m.Int64Counter("outrigger.inference.refused", metric.WithUnit("{request}"),
+		metric.WithDescription("Requests answered by the sidecar before any version was tried, by error.type."))
+	keep(e)
+	return &out, err
+}
+
+// labelKey holds what attribute sets vary by. All parts come from the policy or from a
+// closed set of words and status codes, so their number is bounded.
+type labelKey struct {
+	op, version, arm, region, tag string
+	model                         string
+	tokenType                     string
+	estimated                     bool
+}
+
+// labels returns the attribute set, built once per plan.
+func (c *call) labels(k labelKey) metric.MeasurementOption {
+	if v, ok := c.plan.labels.Load(k); ok {
+		return v.(metric.MeasurementOption)
+	}
+	kv := []attribute.KeyValue{
+		attribute.String("gen_ai.operation.name", k.op),
+		attribute.String("gen_ai.provider.name", "openai"), // the API spoken
+		attribute.String("gen_ai.request.model", k.model),
+		attribute.String("gen_ai.response.model", orDefault(c.assign.Version.Upstream, k.model)),
+		attribute.String("outrigger.version", k.version),
+		attribute.String("outrigger.arm", k.arm),
+		attribute.String("outrigger.region", k.region),
+	}
+	if k.tag != "" {
+		kv = append(kv, attribute.String("error.type", k.tag))
+	}
+	if k.tokenType != "" {
+		kv = append(kv, attribute.String("gen_ai.token.type", k.tokenType), attribute.Bool("outrigger.token.estimated", k.estimated))
+	}
+	o := metric.WithAttributeSet(attribute.NewSet(kv...))
+	c.plan.labels.Store(k, o)
+	return o
+}
+
+// finished records one logical request. Background: measurements must not be lost
+// because the request's context has ended.
+func (m *metrics) finished(c *call, end ending, d time.Duration) {
+	if m == nil {
+		return
+	}
+	ctx := context.WithoutCancel(c.r.Context())
+	k := labelKey{op: c.op.name, model: c.assign.Model.Name, version: c.assign.Version.Name, arm: c.assign.Arm, region: c.region, tag: end.tag}
+	m.duration.Record(ctx, d.Seconds(), c.labels(k))
+	k.tag = ""
+	if c.ttft > 0 {
+		m.ttft.Record(ctx, c.ttft.Seconds(), c.labels(k))
+	}
+	if end.failed || end.cancelled {
+		return
+	}
+	k.estimated = !c.usage.reported
+	for _, t := range [...]struct {
+		name string
+		n    uint64
+	}{{"input", c.usage.in}, {"output", c.usage.out}} {
+		k.tokenType = t.name
+		m.tokens.Record(ctx, int64(t.n), c.labels(k))
+	}
+}
+
+// refused counts an answer that no version took part in.
+func (m *metrics) refused(c *call, code string) {
+	if m != nil {
+		m.refusals.Add(context.WithoutCancel(c.r.Context()), 1, metric.WithAttributes(attribute.String("error.type", code)))
+	}
+}

@@ -1,0 +1,216 @@
+package inference
+
+import (
+	"log/slog"
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sony/gobreaker/v2"
+
+	"github.com/outrigger-mesh/outrigger/xds/policy"
+)
+
+// plan is a policy with the run-time state that belongs to its parts. A new policy
+// pointer makes a new plan; state of parts that stay is carried over, state of parts
+// that go is dropped with the old plan. Immutable apart from the state it points to.
+type plan struct {
+	policy  *policy.Policy
+	models  map[*policy.Model]*modelPlan
+	targets map[targetKey]*target
+	gates   map[gateKey]*gate
+	budgets map[string]*budget
+	labels  sync.Map // labelKey → metric attribute options; bounded by the policy
+}
+
+type modelPlan struct {
+	budget   *budget
+	versions map[*policy.Version]*versionPlan
+}
+
+type versionPlan struct {
+	gate      *gate
+	targets   []*target
+	endpoints []policy.Endpoint // the same, as the policy has them
+}
+
+type gateKey struct{ model, version string }
+
+// targetKey includes the breaker's settings: changed settings mean a new breaker.
+type targetKey struct {
+	gateKey
+	region, address string
+	failures        uint32
+	openFor         time.Duration
+}
+
+// gate bounds concurrent requests of one version (circuit_breakers.max_requests).
+type gate struct{ inflight atomic.Int64 }
+
+func (g *gate) enter(limit uint32) bool {
+	if g.inflight.Add(1) > int64(limit) {
+		g.inflight.Add(-1)
+		return false
+	}
+	return true
+}
+
+func (g *gate) leave() { g.inflight.Add(-1) }
+
+// target is one endpoint of one version with its breaker and load.
+type target struct {
+	key      targetKey
+	endpoint policy.Endpoint
+	breaker  *gobreaker.TwoStepCircuitBreaker[struct{}]
+	inflight atomic.Int64
+	openTill atomic.Int64  // Unix ns until which the breaker refuses; 0 = not open
+	ewma     atomic.Uint64 // float64 bits: seconds to the response head; 0 = not measured
+}
+
+// ewmaWeight of a new observation: about the last ten count.
+const ewmaWeight = 0.2
+
+// failurePenalty is what a failed attempt counts as in the latency estimate, so that an
+// endpoint that fails fast does not look attractive.
+const failurePenalty = time.Second
+
+func (t *target) observe(d time.Duration) {
+	for {
+		old := t.ewma.Load()
+		next := d.Seconds()
+		if old != 0 {
+			was := math.Float64frombits(old)
+			next = was + ewmaWeight*(next-was)
+		}
+		if t.ewma.CompareAndSwap(old, math.Float64bits(next)) {
+			return
+		}
+	}
+}
+
+func (t *target) latency() float64 { return math.Float64frombits(t.ewma.Load()) }
+
+// budget is a token bucket without a clock: every logical request puts in a fifth of a
+// retry, every retry takes one out. So retries are at most 20 % of requests, plus the
+// reserve that lets an idle sidecar retry at all.
+type budget struct{ milli atomic.Int64 }
+
+const (
+	budgetPerRequest = 200    // thousandths of a retry
+	budgetReserve    = 10_000 // also the initial level
+)
+
+func newBudget() *budget {
+	b := &budget{}
+	b.milli.Store(budgetReserve)
+	return b
+}
+
+func (b *budget) deposit() {
+	for {
+		old := b.milli.Load()
+		if old >= budgetReserve || b.milli.CompareAndSwap(old, min(old+budgetPerRequest, budgetReserve)) {
+			return
+		}
+	}
+}
+
+func (b *budget) withdraw() bool {
+	for {
+		old := b.milli.Load()
+		if old < 1000 {
+			return false
+		}
+		if b.milli.CompareAndSwap(old, old-1000) {
+			return true
+		}
+	}
+}
+
+// empty reports whether the next retry would be refused.
+func (b *budget) empty() bool { return b.milli.Load() < 1000 }
+
+// planFor returns the plan of p, compiling it when p is new.
+func (h *Handler) planFor(p *policy.Policy) *plan {
+	if cur := h.plan.Load(); cur != nil && cur.policy == p {
+		return cur
+	}
+	h.compile.Lock()
+	defer h.compile.Unlock()
+	old := h.plan.Load()
+	if old != nil && old.policy == p {
+		return old
+	}
+	next := h.compilePlan(p, old)
+	h.plan.Store(next)
+	return next
+}
+
+func (h *Handler) compilePlan(p *policy.Policy, old *plan) *plan {
+	next := &plan{
+		policy: p, models: make(map[*policy.Model]*modelPlan, len(p.Models)),
+		targets: map[targetKey]*target{}, gates: map[gateKey]*gate{}, budgets: map[string]*budget{},
+	}
+	if old == nil {
+		old = &plan{}
+	}
+	for i := range p.Models {
+		m := &p.Models[i]
+		mp := &modelPlan{budget: carry(old.budgets, next.budgets, m.Name, newBudget), versions: map[*policy.Version]*versionPlan{}}
+		next.models[m] = mp
+		for j := range m.Versions {
+			v := &m.Versions[j]
+			gk := gateKey{m.Name, v.Name}
+			vp := &versionPlan{gate: carry(old.gates, next.gates, gk, func() *gate { return &gate{} }), endpoints: v.Endpoints}
+			for _, e := range v.Endpoints {
+				k := targetKey{gk, e.Region, e.Address, orDefault(v.ConsecutiveFailures, policy.DefaultConsecutiveFailures), orDefault(v.OpenFor, policy.DefaultOpenFor)}
+				vp.targets = append(vp.targets, carry(old.targets, next.targets, k, func() *target { return newTarget(k, e, h.log) }))
+			}
+			mp.versions[v] = vp
+		}
+	}
+	return next
+}
+
+// carry takes a piece of state from the old plan to the new, or makes it.
+func carry[K comparable, V any](old, next map[K]V, k K, make func() V) V {
+	if v, ok := next[k]; ok {
+		return v
+	}
+	v, ok := old[k]
+	if !ok {
+		v = make()
+	}
+	next[k] = v
+	return v
+}
+
+func orDefault[T comparable](v, d T) T {
+	var zero T
+	if v == zero {
+		return d
+	}
+	return v
+}
+
+func newTarget(k targetKey, e policy.Endpoint, log *slog.Logger) *target {
+	t := &target{key: k, endpoint: e}
+	t.breaker = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
+		Name:        e.Address,
+		MaxRequests: 1, // one probe at a time while half open
+		Timeout:     k.openFor,
+		ReadyToTrip: func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= k.failures },
+		IsExcluded:  func(err error) bool { return err == errExcluded },
+		// Called with the breaker's lock held: store and log, nothing else.
+		OnStateChange: func(_ string, from, to gobreaker.State) {
+			until := int64(0)
+			if to == gobreaker.StateOpen {
+				until = time.Now().Add(k.openFor).UnixNano()
+			}
+			t.openTill.Store(until)
+			log.Info("breaker", "model", k.model, "version", k.version, "region", k.region, "endpoint", k.address, "from", from.String(), "to", to.String())
+		},
+	})
+	return t
+}

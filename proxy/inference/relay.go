@@ -1,0 +1,289 @@
+package inference
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"sync"
+
+	"github.com/outrigger-mesh/outrigger"
+)
+
+// maxBuffered is how much of an answer is read before its head is passed on. A whole
+// answer below it can be retried when it is cut, and its usage can be read; a client
+// that waits for JSON cannot use a part of it anyway.
+const maxBuffered = 1 << 20
+
+// buffers keeps answer buffers between requests; large ones are left to the collector.
+type buffers struct{ pool sync.Pool }
+
+const keepBuffer = 64 << 10
+
+func (b *buffers) get() *[]byte {
+	if p, ok := b.pool.Get().(*[]byte); ok {
+		return p
+	}
+	p := make([]byte, 0, 8<<10)
+	return &p
+}
+
+func (b *buffers) put(p *[]byte) {
+	if cap(*p) <= keepBuffer {
+		*p = (*p)[:0]
+		b.pool.Put(p)
+	}
+}
+
+// readUpTo appends from r to buf until the end (done) or until limit bytes are there.
+func readUpTo(r io.Reader, buf []byte, limit int) (out []byte, done bool, err error) {
+	for len(buf) < limit {
+		if len(buf) == cap(buf) {
+			buf = append(buf, 0)[:len(buf)]
+		}
+		n, err := r.Read(buf[len(buf):min(cap(buf), limit)])
+		buf = buf[:len(buf)+n]
+		if err == io.EOF {
+			return buf, true, nil
+		}
+		if err != nil {
+			return buf, false, err
+		}
+	}
+	return buf, false, nil
+}
+
+// relayBody passes on an answer that is not a stream.
+func (c *call) relayBody(ctx context.Context, t *target, resp *http.Response, report func(error)) ending {
+	p := c.h.buffers.get()
+	defer func() { c.h.buffers.put(p) }()
+	buf, whole, err := readUpTo(resp.Body, (*p)[:0], maxBuffered)
+	*p = buf
+	if err != nil {
+		return c.lost(ctx, t, report, "transport")
+	}
+	if u, ok := readUsage(buf); ok && whole {
+		c.usage = u
+	}
+	if whole {
+		resp.Header["Content-Length"] = []string{strconv.Itoa(len(buf))}
+	}
+	failed := resp.StatusCode >= 500
+	end := ending{failed: failed}
+	if resp.StatusCode >= 400 {
+		end.tag = strconv.Itoa(resp.StatusCode)
+	}
+	c.relayHead(resp.StatusCode, resp.Header)
+	n, werr := c.w.Write(buf)
+	c.sent += int64(n)
+	if !whole && werr == nil {
+		var rerr error
+		if rerr, werr = c.copyRest(resp.Body, buf[:cap(buf)]); rerr != nil && c.r.Context().Err() == nil {
+			t.observe(failurePenalty)
+			report(errEndpoint)
+			return ending{verdict: brokenOff, failed: true, tag: "truncated"}
+		} else if rerr != nil {
+			werr = rerr
+		}
+	}
+	switch {
+	case werr != nil:
+		report(errExcluded)
+		return ending{cancelled: true, tag: "cancelled"}
+	case failed:
+		report(errEndpoint)
+	default:
+		report(nil)
+	}
+	return end
+}
+
+// copyRest streams what did not fit the buffer, flushing per read, and says which side
+// failed.
+func (c *call) copyRest(body io.Reader, buf []byte) (readErr, writeErr error) {
+	flush := http.NewResponseController(c.w)
+	for {
+		n, err := body.Read(buf)
+		if n > 0 {
+			m, werr := c.w.Write(buf[:n])
+			c.sent += int64(m)
+			if werr == nil {
+				werr = flush.Flush()
+			}
+			if werr != nil && !errors.Is(werr, http.ErrNotSupported) {
+				return nil, werr
+			}
+		}
+		if err == io.EOF {
+			return nil, nil
+		}
+		if err != nil {
+			return err, nil
+		}
+	}
+}
+
+// Limits on what is held back before the first content. Held bytes delay nobody: they
+// contain nothing to show. But a server that sends keep-alives is slow, not broken, and
+// its client needs them too, so the second one commits.
+const (
+	maxHeldBytes    = 64 << 10
+	maxHeldComments = 1
+)
+
+// stream relays one server-sent event stream.
+type stream struct {
+	c        *call
+	events   *eventReader
+	flush    *http.ResponseController
+	held     []byte
+	comments int
+	open     bool // the head is out
+	finished bool // [DONE] was seen
+}
+
+// relayStream passes on a stream event by event. Until the first content everything is
+// held back, so that a failure up to there can still be retried (the commit point).
+func (c *call) relayStream(ctx context.Context, t *target, resp *http.Response, report func(error)) ending {
+	p := c.h.buffers.get()
+	s := &stream{c: c, events: newEventReader(resp.Body, *p), flush: http.NewResponseController(c.w)}
+	defer func() {
+		*p = s.events.buf
+		c.h.buffers.put(p)
+	}()
+	for {
+		ev, err := s.events.next()
+		if err != nil {
+			return s.end(ctx, t, resp, report, err)
+		}
+		kind := s.look(ev)
+		switch {
+		case s.open:
+			err = s.send(ev.raw)
+		case kind == eventError:
+			// The whole answer as it would have been, should no endpoint do better.
+			body := append(s.held, ev.raw...)
+			c.held = &heldAnswer{status: resp.StatusCode, header: resp.Header, body: body, errTag: "stream_error"}
+			t.observe(failurePenalty)
+			report(errEndpoint)
+			return ending{verdict: tryNext, failed: true, tag: "stream_error"}
+		case s.hold(kind, ev.raw):
+			continue
+		default:
+			s.open = true
+			c.relayHead(resp.StatusCode, resp.Header)
+			if err = s.send(s.held); err == nil {
+				err = s.send(ev.raw)
+			}
+			s.held = nil
+		}
+		if err == nil && !s.events.whole() {
+			err = s.flushNow()
+		}
+		if err != nil {
+			report(errExcluded)
+			return ending{cancelled: true, tag: "cancelled"}
+		}
+		if kind == eventError || kind == eventRefused {
+			// Nothing may follow an error, a [DONE] least of all: end it here.
+			if ferr := s.flushNow(); ferr != nil {
+				c.h.log.Debug("flush after stream error", "error", ferr)
+			}
+			if kind == eventRefused {
+				report(nil)
+				return ending{tag: "refused"}
+			}
+			report(errEndpoint)
+			return ending{failed: true, tag: "stream_error"}
+		}
+	}
+}
+
+// look classifies an event and takes measurements from it.
+func (s *stream) look(ev event) eventKind {
+	c := s.c
+	kind := committed(ev)
+	if c.ttft == 0 {
+		kind = classify(ev)
+	}
+	switch kind {
+	case eventContent:
+		if c.ttft == 0 {
+			c.ttft = max(c.h.now().Sub(c.start), 1)
+		}
+		if u, ok := readUsage(ev.data); ok {
+			c.usage = u
+		} else {
+			c.deltas++
+		}
+	case eventDone:
+		s.finished = true
+	}
+	return kind
+}
+
+// hold keeps an event back if the stream may still be retried after it.
+func (s *stream) hold(kind eventKind, raw []byte) bool {
+	if kind == eventComment {
+		s.comments++
+	}
+	if kind > eventPreamble || s.comments > maxHeldComments || len(s.held)+len(raw) > maxHeldBytes {
+		return false
+	}
+	s.held = append(s.held, raw...)
+	return true
+}
+
+func (s *stream) send(raw []byte) error {
+	n, err := s.c.w.Write(raw)
+	s.c.sent += int64(n)
+	return err
+}
+
+func (s *stream) flushNow() error {
+	if err := s.flush.Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	return nil
+}
+
+// end handles the end of the upstream's bytes.
+func (s *stream) end(ctx context.Context, t *target, resp *http.Response, report func(error), err error) ending {
+	c := s.c
+	// Without length or chunks the end of a connection is the end of the body, also
+	// when the server died; then only the protocol's own mark tells.
+	unframed := resp.ContentLength < 0 && len(resp.TransferEncoding) == 0
+	if err == io.EOF && (s.finished || !c.op.hasDone || !unframed) {
+		if !s.open { // an empty stream, or preamble only: pass on what there is
+			c.relayHead(resp.StatusCode, resp.Header)
+			if serr := s.send(s.held); serr != nil {
+				report(errExcluded)
+				return ending{cancelled: true, tag: "cancelled"}
+			}
+		}
+		report(nil)
+		return ending{}
+	}
+	if !s.open || c.r.Context().Err() != nil {
+		return c.lost(ctx, t, report, "stream_lost")
+	}
+	t.observe(failurePenalty)
+	report(errEndpoint)
+	e := apiError{code: "upstream_lost", message: "the connection to the model was lost in the middle of the answer"}
+	tag := "stream_lost"
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		e.code, e.message, tag = "timeout", "the answer did not end within the policy's time limit", "timeout"
+	case outrigger.IsKind(err, outrigger.Exhausted):
+		c.h.log.Warn("stream event refused", "endpoint", t.key.address, "error", err)
+		e.code, e.message = "event_too_large", err.Error()
+	}
+	if serr := s.send(e.event(c.op)); serr == nil {
+		serr = s.flushNow()
+		if serr != nil {
+			c.h.log.Debug("flush of stream error", "error", serr)
+		}
+	}
+	return ending{failed: true, tag: tag}
+}
