@@ -1,0 +1,73 @@
+// Package variables is the authority for sessions and variables of one region. It
+// serves outriggerv1.VariablesServer (what clients call) and
+// outriggerv1.CoherenceServer (what caches call) from one projection of the event log.
+//
+// # Use
+//
+//	svc, err := variables.New(log, variables.Options{Region: "us"})
+//	pb.RegisterVariablesServer(server, svc)
+//	pb.RegisterCoherenceServer(server, svc)
+//	go svc.Run(ctx) // owns every goroutine of the service
+//	<-svc.Ready()   // until then every call fails with Unavailable
+//
+// # How it works
+//
+// The state is a pure fold over the log (apply.go). A write is decided on the
+// projection, appended with the aggregate sequences it was decided on, and decided again
+// if somebody was faster; it is acknowledged once the log has made it durable and this
+// projection has applied it, so a read at the origin that starts after an acknowledgement
+// sees the write. A write to a variable also checks the session's sequence in the same
+// append: it cannot land in a session that was deleted meanwhile.
+//
+// Aggregates are "var/<tenant>/<session>/<name>" and "session/<tenant>/<id>". Deleting
+// or expiring a session is one event that removes its variables with it.
+//
+// # Versions
+//
+// Counters start at 0 at registration and grow by one with every set, rollback and
+// delete; a name registered again continues after its tombstone, also when the session
+// was deleted in between, because the sequence of the aggregate in the log is never
+// reused. The dot of a version is {region, incarnation, position of the event}, filled
+// in by the reader; its context is what the variable had, plus the dot.
+//
+// # Sessions
+//
+// Expiry slides with every call that names the session, with open watches and with
+// Touch; uses are soft state and are lost in a restart, therefore a session counts as
+// used when the service starts. An expired session is readable until the sweep removes
+// it. A write that reaches the log before the sweep's event wins: an expiry younger than
+// the TTL after the session's last event changes nothing, on every replica.
+//
+// # Feed
+//
+// Changes are kept in a ring of Options.FeedRing changes and FeedBytes bytes. A feed
+// stream is a cursor into the ring, so a slow node costs no queue; when its cursor has
+// left the ring it is told to flush (Reset). Frames are encoded once and shared by all
+// streams. Heartbeats are answered before any frame that is waiting; a frame holds at
+// most 256 KiB unless one change alone is larger (it cannot be: values above 4 KiB
+// travel as invalidations only). The first frame after Subscribe answers it: a Reset, or
+// Changes (possibly none) that continue at Subscribe.from. A subscriber that knows no
+// incarnation (0) is always reset.
+//
+// A created session is a change of scope SESSION with deleted unset: it turns "no such
+// session" into "no such variable". key_previous of a key without an earlier change of
+// its own is the position where its session was created, or of the youngest tombstone the
+// session has forgotten, whichever is later: never lower than the truth. key_previous of
+// a SESSION change is the highest earlier position inside that session, 0 at creation.
+// A batch that was atomic in the log may be spread over several frames.
+//
+// # Failure
+//
+// Bad input fails with kind Invalid or Exhausted and changes nothing. Overload is the
+// log's back-pressure. When the caller's context ends while a commit is in flight the
+// outcome is Unknown, and repeating the call with the same request_id tells it. A crash
+// loses nothing acknowledged: the state is rebuilt from a log snapshot (taken every
+// Options.SnapshotEvery events) and the tail. If the log fails, Run returns its error and
+// every later call fails with Unavailable.
+//
+// # Concurrency
+//
+// All methods may be called concurrently; Run may be called once. One goroutine applies
+// events; readers share an RWMutex that is held for map look-ups only, never across I/O.
+// Messages in answers are shared with the state and are read-only.
+package variables
