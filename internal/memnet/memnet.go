@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"time"
@@ -282,4 +283,17 @@ func (c *conn) RemoteAddr() net.Addr { return c.remote }
 func (c *conn) SetWriteDeadline(time.Time) error { return nil }
 
 // SetDeadline sets the read deadline.
-func (c *conn) SetDeadline(t time.Time) error { return c.Conn.SetReadDeadline(t) }
+func (c *conn) SetDeadline(t time.Time) error { return c.SetReadDeadline(t) }
+
+// SetReadDeadline behaves like a socket's: it still works after the peer has closed.
+func (c *conn) SetReadDeadline(t time.Time) error {
+	select {
+	case <-c.done:
+		return net.ErrClosed
+	default:
+	}
+	if err := c.Conn.SetReadDeadline(t); err != nil && !errors.Is(err, io.ErrClosedPipe) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,199 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+)
+
+func durationPB(d time.Duration) *durationpb.Duration { return durationpb.New(d) }
+
+func modelCommand(g *globals) *cobra.Command {
+	cmd := group("model", "Register model versions and move aliases")
+	c := addClientFlags(cmd, g)
+	cmd.AddCommand(modelRegister(c), modelAlias(c), modelState(c),
+		&cobra.Command{Use: "list", Short: "List models with their versions", Args: exactArgs(),
+			RunE: c.verb(false, func(ctx context.Context, cl *client, _ []string) error {
+				r, err := cl.admin.ListModels(ctx, &pb.ListRequestAll{})
+				if err != nil {
+					return err
+				}
+				return cl.out.message(r, func(w io.Writer) { printModels(w, r.Models) })
+			})},
+		&cobra.Command{Use: "show MODEL", Short: "Print one model", Args: exactArgs("MODEL"),
+			RunE: c.verb(false, func(ctx context.Context, cl *client, args []string) error {
+				m, err := cl.admin.GetModel(ctx, &pb.NameRequest{Name: args[0]})
+				if err != nil {
+					return err
+				}
+				return cl.printModel(m)
+			})})
+	return cmd
+}
+
+func (c *client) printModel(m *pb.Model) error {
+	return c.out.message(m, func(w io.Writer) { printModels(w, []*pb.Model{m}) })
+}
+
+func printModels(w io.Writer, models []*pb.Model) {
+	fmt.Fprintln(w, "MODEL\tVERSION\tSTATE\tSHARE\tREQUESTS\tFAILURES\tP50 MS\tP99 MS\tALIASES")
+	for _, m := range models {
+		share := map[string]uint32{}
+		for _, a := range m.Arms {
+			share[a.Version] += a.Weight
+		}
+		for _, v := range m.Versions {
+			var aliases []string
+			for _, a := range slices.Sorted(maps.Keys(m.Aliases)) {
+				if m.Aliases[a] == v.Version {
+					aliases = append(aliases, a)
+				}
+			}
+			s := v.GetStats()
+			fmt.Fprintf(w, "%s\t%s\t%s\t%.2f%%\t%d\t%d\t%.1f\t%.1f\t%s\n", m.Name, v.Version, v.State, float64(share[v.Version])/100,
+				s.GetRequests(), s.GetFailures(), s.GetP50Ms(), s.GetP99Ms(), strings.Join(aliases, ","))
+		}
+	}
+}
+
+func modelRegister(c *clientFlags) *cobra.Command {
+	var endpoints []string
+	var upstream, region string
+	cmd := &cobra.Command{Use: "register MODEL VERSION", Short: "Register an immutable model version", Args: exactArgs("MODEL", "VERSION")}
+	f := cmd.Flags()
+	f.StringSliceVar(&endpoints, "endpoint", nil, "host:port that serves it, optionally host:port@region; repeatable")
+	f.StringVar(&upstream, "upstream-model", "", "model name the endpoint knows (default: MODEL)")
+	f.StringVar(&region, "region", "", "region of endpoints that name none")
+	cmd.RunE = c.verb(false, func(ctx context.Context, cl *client, args []string) error {
+		req := &pb.RegisterModelVersionRequest{Model: args[0], Version: args[1], UpstreamModel: upstream, Actor: c.actor}
+		for _, e := range endpoints {
+			addr, reg, ok := strings.Cut(e, "@")
+			if !ok {
+				reg = region
+			}
+			req.Endpoints = append(req.Endpoints, &pb.Endpoint{Address: addr, Region: reg, Weight: 1})
+		}
+		m, err := cl.admin.RegisterModelVersion(ctx, req)
+		if err != nil {
+			return err
+		}
+		return cl.printModel(m)
+	})
+	return cmd
+}
+
+func modelAlias(c *clientFlags) *cobra.Command {
+	var expected string
+	cmd := &cobra.Command{Use: "alias MODEL ALIAS VERSION", Short: "Point an alias (champion, challenger, last_good) at a version",
+		Args: exactArgs("MODEL", "ALIAS", "VERSION")}
+	cmd.Flags().StringVar(&expected, "expected", "", "refuse unless the alias points here now")
+	cmd.RunE = c.verb(false, func(ctx context.Context, cl *client, args []string) error {
+		req := &pb.MoveAliasRequest{Model: args[0], Alias: args[1], To: args[2], Actor: c.actor}
+		if expected != "" {
+			req.Expected = &expected
+		}
+		m, err := cl.admin.MoveAlias(ctx, req)
+		if err != nil {
+			return err
+		}
+		return cl.printModel(m)
+	})
+	return cmd
+}
+
+func modelState(c *clientFlags) *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{Use: "state MODEL VERSION STATE", Short: "Set a version's state: registered, production, candidate, quarantined, retired",
+		Args: exactArgs("MODEL", "VERSION", "STATE")}
+	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit")
+	cmd.RunE = c.verb(false, func(ctx context.Context, cl *client, args []string) error {
+		m, err := cl.admin.SetModelVersionState(ctx, &pb.SetModelVersionStateRequest{Model: args[0], Version: args[1], State: args[2], Reason: reason, Actor: c.actor})
+		if err != nil {
+			return err
+		}
+		return cl.printModel(m)
+	})
+	return cmd
+}
+
+func experimentCommand(g *globals) *cobra.Command {
+	cmd := group("experiment", "Split a model's traffic between versions")
+	c := addClientFlags(cmd, g)
+	var arms []string
+	var start bool
+	create := &cobra.Command{Use: "create NAME MODEL", Short: "Create an experiment", Args: exactArgs("NAME", "MODEL")}
+	create.Flags().StringSliceVar(&arms, "arm", nil, "name=version:weight with weights in parts of 10000 that sum to 10000; repeatable")
+	create.Flags().BoolVar(&start, "start", false, "start it at once")
+	create.RunE = c.verb(false, func(ctx context.Context, cl *client, args []string) error {
+		req := &pb.CreateExperimentRequest{Name: args[0], Model: args[1], Actor: c.actor, Start: start}
+		for _, a := range arms {
+			arm, err := parseArm(a)
+			if err != nil {
+				return err
+			}
+			req.Arms = append(req.Arms, arm)
+		}
+		e, err := cl.admin.CreateExperiment(ctx, req)
+		if err != nil {
+			return err
+		}
+		return cl.printExperiments(&pb.ListExperimentsResponse{Experiments: []*pb.Experiment{e}})
+	})
+	cmd.AddCommand(create, experimentState(c, "start", "running"), experimentState(c, "stop", "stopped"),
+		&cobra.Command{Use: "list", Short: "List experiments", Args: exactArgs(),
+			RunE: c.verb(false, func(ctx context.Context, cl *client, _ []string) error {
+				r, err := cl.admin.ListExperiments(ctx, &pb.ListRequestAll{})
+				if err != nil {
+					return err
+				}
+				return cl.printExperiments(r)
+			})})
+	return cmd
+}
+
+func parseArm(s string) (*pb.ExperimentArm, error) {
+	name, rest, ok := strings.Cut(s, "=")
+	version, weight, ok2 := strings.Cut(rest, ":")
+	n, err := strconv.ParseUint(weight, 10, 32)
+	if !ok || !ok2 || err != nil {
+		return nil, usageError{fmt.Errorf("--arm %q is not name=version:weight", s)}
+	}
+	return &pb.ExperimentArm{Name: name, Version: version, Weight: uint32(n)}, nil
+}
+
+func experimentState(c *clientFlags, verb, state string) *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{Use: verb + " NAME", Short: "Set the experiment " + state, Args: exactArgs("NAME")}
+	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit")
+	cmd.RunE = c.verb(false, func(ctx context.Context, cl *client, args []string) error {
+		e, err := cl.admin.SetExperimentState(ctx, &pb.SetExperimentStateRequest{Name: args[0], State: state, Reason: reason, Actor: c.actor})
+		if err != nil {
+			return err
+		}
+		return cl.printExperiments(&pb.ListExperimentsResponse{Experiments: []*pb.Experiment{e}})
+	})
+	return cmd
+}
+
+func (c *client) printExperiments(r *pb.ListExperimentsResponse) error {
+	return c.out.message(r, func(w io.Writer) {
+		fmt.Fprintln(w, "EXPERIMENT\tMODEL\tSTATE\tARMS\tREASON")
+		for _, e := range r.Experiments {
+			var arms []string
+			for _, a := range e.Arms {
+				arms = append(arms, fmt.Sprintf("%s=%s:%d", a.Name, a.Version, a.Weight))
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", e.Name, e.Model, e.State, strings.Join(arms, " "), e.Reason)
+		}
+	})
+}

@@ -1,0 +1,258 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+)
+
+func rolloutCommand(g *globals) *cobra.Command {
+	cmd := group("rollout", "Roll a model version out in phases, or back")
+	c := addClientFlags(cmd, g)
+	cmd.AddCommand(rolloutStart(c),
+		rolloutAction(c, "advance", "Move to the next phase now", func(a pb.AdminClient, ctx context.Context, r *pb.RolloutActionRequest) (*pb.Rollout, error) {
+			return a.AdvanceRollout(ctx, r)
+		}),
+		rolloutAction(c, "abort", "Roll back to the last good version", func(a pb.AdminClient, ctx context.Context, r *pb.RolloutActionRequest) (*pb.Rollout, error) {
+			return a.AbortRollout(ctx, r)
+		}),
+		&cobra.Command{Use: "list", Short: "List rollouts", Args: exactArgs(),
+			RunE: c.verb(false, func(ctx context.Context, cl *client, _ []string) error {
+				r, err := cl.admin.ListRollouts(ctx, &pb.ListRequestAll{})
+				if err != nil {
+					return err
+				}
+				return cl.out.message(r, func(w io.Writer) { printRollouts(w, r.Rollouts) })
+			})},
+		&cobra.Command{Use: "show ID", Short: "Print one rollout with its evidence", Args: exactArgs("ID"),
+			RunE: c.verb(false, func(ctx context.Context, cl *client, args []string) error {
+				r, err := cl.admin.GetRollout(ctx, &pb.NameRequest{Name: args[0]})
+				if err != nil {
+					return err
+				}
+				return cl.printRollout(r)
+			})})
+	return cmd
+}
+
+func rolloutStart(c *clientFlags) *cobra.Command {
+	var phases []string
+	var id, reason string
+	var alpha float64
+	cmd := &cobra.Command{Use: "start MODEL CANDIDATE", Short: "Start rolling a version out", Args: exactArgs("MODEL", "CANDIDATE")}
+	f := cmd.Flags()
+	f.StringSliceVar(&phases, "phase", nil, "name=weight[:min-duration[:min-requests]], weight in parts of 10000; repeatable (default canary 1 %, limited 10 %, full 100 %)")
+	f.StringVar(&id, "id", "", "name of the rollout (default MODEL-CANDIDATE-n)")
+	f.StringVar(&reason, "reason", "", "why, for the audit")
+	f.Float64Var(&alpha, "alpha", 0, "accepted probability of a false rollback per phase (default 0.01)")
+	cmd.RunE = c.verb(false, func(ctx context.Context, cl *client, args []string) error {
+		req := &pb.StartRolloutRequest{Id: id, Model: args[0], Candidate: args[1], Alpha: alpha, Actor: c.actor, Reason: reason}
+		for _, p := range phases {
+			ph, err := parsePhase(p)
+			if err != nil {
+				return err
+			}
+			req.Phases = append(req.Phases, ph)
+		}
+		r, err := cl.admin.StartRollout(ctx, req)
+		if err != nil {
+			return err
+		}
+		return cl.printRollout(r)
+	})
+	return cmd
+}
+
+func parsePhase(s string) (*pb.RolloutPhase, error) {
+	bad := usageError{fmt.Errorf("--phase %q is not name=weight[:min-duration[:min-requests]]", s)}
+	name, rest, ok := strings.Cut(s, "=")
+	parts := strings.Split(rest, ":")
+	if !ok || len(parts) > 3 {
+		return nil, bad
+	}
+	w, err := strconv.ParseUint(parts[0], 10, 32)
+	if err != nil {
+		return nil, bad
+	}
+	out := &pb.RolloutPhase{Name: name, Weight: uint32(w)}
+	if len(parts) > 1 {
+		d, err := time.ParseDuration(parts[1])
+		if err != nil {
+			return nil, bad
+		}
+		out.MinDuration = durationPB(d)
+	}
+	if len(parts) > 2 {
+		if out.MinRequests, err = strconv.ParseUint(parts[2], 10, 64); err != nil {
+			return nil, bad
+		}
+	}
+	return out, nil
+}
+
+func rolloutAction(c *clientFlags, use, short string, do func(pb.AdminClient, context.Context, *pb.RolloutActionRequest) (*pb.Rollout, error)) *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{Use: use + " ID", Short: short, Args: exactArgs("ID")}
+	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit")
+	cmd.RunE = c.verb(false, func(ctx context.Context, cl *client, args []string) error {
+		r, err := do(cl.admin, ctx, &pb.RolloutActionRequest{Id: args[0], Actor: c.actor, Reason: reason})
+		if err != nil {
+			return err
+		}
+		return cl.printRollout(r)
+	})
+	return cmd
+}
+
+func (c *client) printRollout(r *pb.Rollout) error {
+	return c.out.message(r, func(w io.Writer) { printRollouts(w, []*pb.Rollout{r}) })
+}
+
+func printRollouts(w io.Writer, rollouts []*pb.Rollout) {
+	fmt.Fprintln(w, "ROLLOUT\tMODEL\tCANDIDATE\tLAST GOOD\tSTATE\tPHASE\tWEIGHT\tREASON")
+	for _, r := range rollouts {
+		phase, weight := "-", "-"
+		if int(r.Phase) < len(r.Phases) {
+			phase = r.Phases[r.Phase].Name
+			weight = fmt.Sprintf("%.2f%%", float64(r.Phases[r.Phase].Weight)/100)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Id, r.Model, r.Candidate, r.LastGood, r.State, phase, weight, r.Reason)
+		for _, e := range r.Evidence {
+			fmt.Fprintf(w, "  stratum %s\tcandidate %d/%d failed\tbaseline %d/%d failed\tE %.3g\tSR %.3g\trolls back at E ≥ %.3g\t\t\n", e.Stratum,
+				e.CandidateFailures, e.CandidateRequests, e.BaselineFailures, e.BaselineRequests, e.EValue, e.SrValue, e.Threshold)
+		}
+	}
+}
+
+func regionCommand(g *globals) *cobra.Command {
+	cmd := group("region", "Regions and where they are")
+	c := addClientFlags(cmd, g)
+	cmd.AddCommand(&cobra.Command{Use: "list", Short: "List known regions", Args: exactArgs(),
+		RunE: c.verb(false, func(ctx context.Context, cl *client, _ []string) error {
+			r, err := cl.admin.ListRegions(ctx, &pb.ListRequestAll{})
+			if err != nil {
+				return err
+			}
+			return cl.out.message(r, func(w io.Writer) {
+				fmt.Fprintln(w, "REGION\tGATEWAY\tLATITUDE\tLONGITUDE\tHEALTH\tRTT MS\tSTALE\tSOURCE")
+				for _, x := range r.Regions {
+					fmt.Fprintf(w, "%s\t%s\t%.4f\t%.4f\t%s\t%.1f\t%v\t%s\n", x.Name, x.Gateway, x.Latitude, x.Longitude, x.Health, x.RttMs, x.Stale, r.Source)
+				}
+			})
+		})})
+	return cmd
+}
+
+func auditCommand(g *globals) *cobra.Command {
+	var req pb.AuditRequest
+	var since, until string
+	cmd := &cobra.Command{Use: "audit", Short: "Print recorded events: who changed what, when and why", Args: exactArgs()}
+	c := addClientFlags(cmd, g)
+	f := cmd.Flags()
+	f.StringVar(&req.AggregatePrefix, "aggregate", "", `only aggregates that start so, e.g. "rollout/" or "var/default/chat/"`)
+	f.StringVar(&req.Actor, "by", "", "only this actor")
+	f.StringVar(&req.Kind, "kind", "", `only this kind of event, e.g. "rollback_started"`)
+	f.StringVar(&since, "since", "", "RFC 3339 time or a duration back from now, e.g. 1h")
+	f.StringVar(&until, "until", "", "same forms as --since")
+	f.Int32Var(&req.Limit, "limit", 100, "how many, 1 to 1000")
+	f.BoolVar(&req.NewestFirst, "newest-first", false, "start at the end")
+	cmd.RunE = c.verb(false, func(ctx context.Context, cl *client, _ []string) error {
+		var err error
+		if req.Since, err = parseWhen("--since", since); err != nil {
+			return err
+		}
+		if req.Until, err = parseWhen("--until", until); err != nil {
+			return err
+		}
+		r, err := cl.admin.Audit(ctx, &req)
+		if err != nil {
+			return err
+		}
+		return cl.out.message(r, func(w io.Writer) {
+			fmt.Fprintln(w, "POSITION\tAT\tACTOR\tAGGREGATE\tEVENT")
+			for _, e := range r.Events {
+				fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\n", e.Position, e.At.AsTime().Format(time.RFC3339Nano), e.Actor, e.Aggregate, eventLine(e))
+			}
+		})
+	})
+	return cmd
+}
+
+// eventLine is one event's payload in one line.
+func eventLine(e *pb.Event) string {
+	switch p := e.Payload.(type) {
+	case *pb.Event_RollbackStarted:
+		return fmt.Sprintf("rollback_started %s → %s: %s", p.RollbackStarted.FromVersion, p.RollbackStarted.ToVersion, p.RollbackStarted.Reason)
+	case *pb.Event_RollbackCompleted:
+		return fmt.Sprintf("rollback_completed: %d sidecars acknowledged, laggards %v", p.RollbackCompleted.Acked, p.RollbackCompleted.Laggards)
+	case *pb.Event_RolloutStarted:
+		return fmt.Sprintf("rollout_started %s, candidate %s, last good %s", p.RolloutStarted.Model, p.RolloutStarted.Candidate, p.RolloutStarted.LastGood)
+	case *pb.Event_RolloutAdvanced:
+		return fmt.Sprintf("rollout_advanced to phase %d: %s", p.RolloutAdvanced.Phase, p.RolloutAdvanced.Reason)
+	case *pb.Event_ModelVersionState:
+		return fmt.Sprintf("model_version_state %s %s: %s", p.ModelVersionState.Version, p.ModelVersionState.State, p.ModelVersionState.Reason)
+	case *pb.Event_AliasMoved:
+		return fmt.Sprintf("alias_moved %s: %s → %s", p.AliasMoved.Alias, p.AliasMoved.From, p.AliasMoved.To)
+	case *pb.Event_AlertRaised:
+		return fmt.Sprintf("alert_raised %s: %s", p.AlertRaised.Severity, p.AlertRaised.Summary)
+	case *pb.Event_VariableSet:
+		return fmt.Sprintf("variable_set version %d = %s", p.VariableSet.GetVersion().GetCounter(), p.VariableSet.GetValue().GetJson())
+	}
+	return eventKind(e)
+}
+
+func parseWhen(flag, s string) (*timestamppb.Timestamp, error) {
+	if s == "" {
+		return nil, nil
+	}
+	if d, err := time.ParseDuration(s); err == nil {
+		return timestamppb.New(time.Now().Add(-d)), nil
+	}
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		return nil, usageError{fmt.Errorf("%s is %q; give an RFC 3339 time or a duration like 1h", flag, s)}
+	}
+	return timestamppb.New(t), nil
+}
+
+func statusCommand(g *globals) *cobra.Command {
+	cmd := &cobra.Command{Use: "status", Short: "Summarise the mesh as the control plane sees it", Args: exactArgs()}
+	c := addClientFlags(cmd, g)
+	cmd.RunE = c.verb(false, func(ctx context.Context, cl *client, _ []string) error {
+		s, err := cl.admin.Status(ctx, &pb.ListRequestAll{})
+		if err != nil {
+			return err
+		}
+		return cl.out.message(s, func(w io.Writer) {
+			fmt.Fprintf(w, "region %s, log position %d, policy %d\n\nNODE\tKIND\tCONNECTED\tACKED\tREJECTED\n", s.Region, s.Head, s.PolicyPosition)
+			for _, n := range s.Nodes {
+				fmt.Fprintf(w, "%s\t%s\t%v\t%d\t%s\n", n.Node.GetId(), n.Node.GetKind(), n.Connected, n.AckedPosition, n.Nack)
+			}
+			fmt.Fprintln(w)
+			printModels(w, s.Models)
+			fmt.Fprintln(w)
+			printRollouts(w, s.Rollouts)
+		})
+	})
+	return cmd
+}
+
+func versionCommand(g *globals) *cobra.Command {
+	return &cobra.Command{Use: "version", Short: "Print the version of this binary", Args: exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if g.output == "json" {
+				_, err := fmt.Fprintf(cmd.OutOrStdout(), "{\"version\":%q}\n", buildVersion())
+				return err
+			}
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), "outrigger", buildVersion())
+			return err
+		}}
+}
