@@ -15,8 +15,10 @@ import (
 
 // TunnelOptions bound a tunnel.
 type TunnelOptions struct {
-	// Idle ends the tunnel when neither direction moved a byte for between Idle and
-	// 2×Idle; 0 = never (TCP keep-alive still finds dead peers).
+	// Idle ends the tunnel after a silence of both directions: never before one has
+	// lasted Idle, at the latest when one has lasted 3×Idle (the kernel copies, so
+	// progress is only seen period by period). 0 = never; TCP keep-alive still finds
+	// dead peers.
 	Idle time.Duration
 	// Prefix are bytes already read from a (protocol sniffing); written to b first.
 	Prefix []byte
