@@ -1,0 +1,138 @@
+// Package compile turns facts into policy: what is known about models, experiments,
+// rollouts and regions into what every sidecar must obey.
+//
+// Compile is pure and total: the same facts and position give the same policy, byte for
+// byte once encoded, on every replica. One broken model never stops the others: it is
+// left out and named in Problems. A Policy it returns has passed policy.Validate.
+//
+// All functions are safe for concurrent use and keep nothing.
+package compile
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/control/facts"
+	"github.com/outrigger-mesh/outrigger/xds/policy"
+)
+
+// DefaultDeadMan is how long a sidecar may be cut off while a candidate is live before
+// it returns to the last good version by itself. It must be longer than a control plane
+// restart and shorter than anybody's patience with a bad canary nobody can stop.
+const DefaultDeadMan = 10 * time.Second
+
+// DefaultMaxAttempts is the number of upstream tries of one logical request for models
+// that configure none: one retry survives a single bad endpoint, more multiply an outage.
+const DefaultMaxAttempts = 2
+
+// Options change constants of the compilation. Replicas of one region must agree on
+// them, or they compile different bytes.
+type Options struct {
+	// DeadMan is 0 for DefaultDeadMan.
+	DeadMan time.Duration
+}
+
+// Problem names a model whose plan could not be followed in full. Out is true when the
+// model is missing from the policy.
+type Problem struct {
+	Model string
+	Text  string
+	Out   bool
+}
+
+// Compile returns the policy of the facts, labelled with position, which should be
+// Facts.PolicyPosition: a position that moves with unrelated events would cause pushes
+// that change nothing. The error has kind Internal and means that a rule shared by all
+// models is broken (too many models, an impossible region); no policy comes with it.
+func Compile(f *facts.Facts, position uint64) (*policy.Policy, error) {
+	return CompileWith(f, position, Options{})
+}
+
+// CompileWith is Compile with other constants.
+func CompileWith(f *facts.Facts, position uint64, o Options) (*policy.Policy, error) {
+	p := &policy.Policy{Position: position}
+	for _, m := range f.Models() {
+		if out, text := model(f, m, o); text == "" {
+			p.Models = append(p.Models, *out)
+		}
+	}
+	for _, r := range f.Regions() {
+		p.Regions = append(p.Regions, policy.Region{
+			Name: r.GetName(), Gateway: r.GetGateway(),
+			Latitude: r.GetLatitude(), Longitude: r.GetLongitude(),
+			// Unknown counts as healthy: nothing has been seen to be wrong with it.
+			Healthy: r.GetHealth() != "critical",
+		})
+	}
+	p = p.Normalise()
+	if err := p.Validate(); err != nil {
+		return nil, outrigger.Wrap(outrigger.Internal, err, fmt.Sprintf("policy compiled at position %d is not valid", position))
+	}
+	return p, nil
+}
+
+// Problems lists what an operator should know about the policy of the facts: models that
+// are left out, and plans that could not be followed in full. By model name.
+func Problems(f *facts.Facts, o Options) []Problem {
+	var out []Problem
+	for _, m := range f.Models() {
+		switch _, text := model(f, m, o); {
+		case text != "":
+			out = append(out, Problem{Model: m.Name, Text: text, Out: true})
+		case m.Split.Problem != "":
+			out = append(out, Problem{Model: m.Name, Text: m.Split.Problem})
+		}
+	}
+	return out
+}
+
+// model compiles one model; text says why it must be left out, or is empty.
+func model(f *facts.Facts, m *facts.Model, o Options) (out *policy.Model, text string) {
+	if len(m.Split.Arms) == 0 {
+		return nil, m.Split.Problem
+	}
+	out = &policy.Model{
+		Name: m.Name, Salt: m.Split.Salt, Unit: m.Unit, WeightEpoch: m.WeightEpoch,
+		Arms: m.Split.Arms, LastGood: m.Split.LastGood,
+		Timeout: m.Timeout, MaxAttempts: m.MaxAttempts,
+	}
+	if out.MaxAttempts == 0 {
+		out.MaxAttempts = DefaultMaxAttempts
+	}
+	if m.Split.CandidateLive {
+		out.DeadMan = o.DeadMan
+		if o.DeadMan == 0 {
+			out.DeadMan = DefaultDeadMan
+		}
+	}
+	wanted := needed(f, m)
+	for i := range m.Versions {
+		v := &m.Versions[i]
+		if wanted[v.Name] {
+			out.Versions = append(out.Versions, policy.Version{Name: v.Name, Upstream: v.Upstream,
+				Quarantined: !v.Servable(), Endpoints: v.Endpoints})
+		}
+	}
+	n := out.Normalise()
+	if err := n.Validate(); err != nil {
+		return nil, strings.TrimSpace(err.Error())
+	}
+	return &n, ""
+}
+
+// needed is the versions that travel: those an arm names, the last good one, and the
+// candidate of an unfinished rollout. The candidate stays after its weight fell to 0, so
+// that its cluster drains instead of vanishing under requests in flight, and so that
+// sidecars learn that it is quarantined.
+func needed(f *facts.Facts, m *facts.Model) map[string]bool {
+	out := map[string]bool{m.Split.LastGood: true}
+	for _, a := range m.Split.Arms {
+		out[a.Version] = true
+	}
+	if r := f.Rollout(m.Rollout); r != nil {
+		out[r.Candidate] = true
+	}
+	return out
+}

@@ -1,0 +1,367 @@
+// Package facts folds the event log into everything that is known about a mesh except
+// its variables: models with their versions and aliases, experiments, rollouts, regions
+// and alerts.
+//
+// Apply is the fold: a pure function from one immutable value and one event to the next
+// value. Replaying the same events always gives the same facts, on every replica and
+// after every restart, so whatever is computed from facts (package control/compile) is
+// the same everywhere too. Projection is the thin shell that keeps the latest value
+// behind an atomic pointer by following a log.
+//
+// Bad input: the log is the truth and has already been acknowledged, so Apply never
+// fails. An event that makes no sense here (an alias of a model nobody registered, a
+// phase of a rollout that has ended) changes nothing but the Skipped counter, which
+// Status shows, and the aggregate's sequence. Payloads from a newer schema are passed over in the same way.
+//
+// Concurrency: a *Facts and everything reachable from it is read-only once Apply has
+// returned it and may be shared freely; the next value shares what did not change.
+//
+// Bounds: at most MaxAlerts alerts and MaxEndedRollouts ended rollouts stay in memory
+// (the oldest leave first; the log keeps all). Models, versions and experiments are
+// bounded where they are created, by the admin API.
+package facts
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/experiments"
+	"github.com/outrigger-mesh/outrigger/internal/wire"
+	"github.com/outrigger-mesh/outrigger/xds/policy"
+)
+
+// Bounds on what is remembered in memory.
+const (
+	MaxAlerts        = 1000
+	MaxEndedRollouts = 1000
+)
+
+// Aggregate prefixes; the name or id follows.
+const (
+	ModelPrefix      = "model/"
+	ExperimentPrefix = "experiment/"
+	RolloutPrefix    = "rollout/"
+	RegionPrefix     = "region/"
+	AlertPrefix      = "alert/"
+)
+
+// Aliases of a model: movable names for versions.
+const (
+	Champion   = "champion"   // serves everything that is not under test
+	Challenger = "challenger" // what is being tested against the champion
+	LastGood   = "last_good"  // what to return to
+)
+
+// States of a model version.
+const (
+	Registered  = "registered"  // known; serves nothing unless an experiment arm or alias names it
+	Production  = "production"  // the champion
+	Candidate   = "candidate"   // being rolled out
+	Quarantined = "quarantined" // rolled back; serves nothing until cleared by hand
+	Retired     = "retired"     // serves nothing
+)
+
+// States of an experiment.
+const (
+	Draft     = "draft"
+	Running   = "running"
+	Concluded = "concluded"
+	Stopped   = "stopped"
+	Archived  = "archived"
+)
+
+// DefaultUnit randomises by the most stable thing a request carries: its user, else its
+// session, else the request itself, so every request is enrolled.
+const DefaultUnit = experiments.UnitRequest
+
+// Facts is the state after some prefix of the log. The zero value is the state of an
+// empty log. Use the methods; everything they return is read-only.
+type Facts struct {
+	position       uint64
+	policyPosition uint64
+	models         map[string]*Model
+	experiments    map[string]*Experiment
+	rollouts       map[string]*Rollout
+	regions        map[string]*pb.Region
+	alerts         []*Alert // in order of being raised
+	sequences      map[string]uint64
+	pushed         uint64
+	skipped        Skipped
+}
+
+// Skipped counts events that made no sense and describes the last one.
+type Skipped struct {
+	Count    uint64
+	Position uint64
+	Reason   string
+}
+
+// Model is one logical model: the name apps write in their requests.
+type Model struct {
+	Name     string
+	Versions []Version // in order of registration
+	Aliases  map[string]string
+	Unit     experiments.Unit
+	// Timeout and MaxAttempts are 0 when not configured.
+	Timeout     time.Duration
+	MaxAttempts uint32
+	// Rollout is the id of the rollout that has not ended, Experiment the name of the
+	// running experiment; empty if none.
+	Rollout    string
+	Experiment string
+
+	// Split is how requests are divided now.
+	Split Split
+	// WeightEpoch is the log position of the last event that changed Split.
+	WeightEpoch uint64
+}
+
+// Version is one immutable deployable thing behind a model.
+type Version struct {
+	Name         string
+	Upstream     string // as the endpoints know it; never empty
+	Endpoints    []policy.Endpoint
+	Metadata     map[string]string
+	State        string
+	Reason       string
+	RegisteredAt time.Time
+	RequestID    string // of the registration
+}
+
+// Servable reports whether the version may receive requests.
+func (v *Version) Servable() bool {
+	return v != nil && v.State != Quarantined && v.State != Retired && len(v.Endpoints) > 0
+}
+
+// Version returns the version of that name, or nil.
+func (m *Model) Version(name string) *Version {
+	for i := range m.Versions {
+		if m.Versions[i].Name == name {
+			return &m.Versions[i]
+		}
+	}
+	return nil
+}
+
+// Experiment is one A/B test between versions of a model.
+type Experiment struct {
+	Name      string
+	Model     string
+	State     string
+	Arms      []ExperimentArm
+	Reason    string
+	ChangedAt time.Time
+}
+
+// ExperimentArm is one variant; the weights of all arms sum to experiments.Buckets.
+// Ranges are kept when weights change, so that units flip only if they must.
+type ExperimentArm struct {
+	Name    string
+	Version string
+	Weight  uint32
+	Ranges  []experiments.Range
+}
+
+// Alert is one raised alert; ResolvedAt is zero while it stands.
+type Alert struct {
+	ID         string
+	Severity   string
+	Summary    string
+	Numbers    map[string]string
+	RaisedAt   time.Time
+	ResolvedAt time.Time
+}
+
+// Position is the log position of the last event that changed anything here.
+func (f *Facts) Position() uint64 { return f.position }
+
+// PolicyPosition is the log position of the last event compiled policy may depend on:
+// of a model, experiment, rollout or region. Variable writes do not move it, so they
+// never cause a push.
+func (f *Facts) PolicyPosition() uint64 { return f.policyPosition }
+
+// Pushed is the policy position of the last push the log records as settled.
+func (f *Facts) Pushed() uint64 { return f.pushed }
+
+// Sequence is the last sequence of a model's, experiment's, rollout's or region's
+// aggregate, events that made no sense included: what a writer to it must expect.
+func (f *Facts) Sequence(aggregate string) uint64 { return f.sequences[aggregate] }
+
+// Skipped tells about events that made no sense.
+func (f *Facts) Skipped() Skipped { return f.skipped }
+
+// Model returns the model of that name, or nil.
+func (f *Facts) Model(name string) *Model { return f.models[name] }
+
+// Models returns all models by name.
+func (f *Facts) Models() []*Model { return sorted(f.models) }
+
+// Experiment returns the experiment of that name, or nil.
+func (f *Facts) Experiment(name string) *Experiment { return f.experiments[name] }
+
+// Experiments returns all experiments by name.
+func (f *Facts) Experiments() []*Experiment { return sorted(f.experiments) }
+
+// Region returns the registered region of that name, or nil.
+func (f *Facts) Region(name string) *pb.Region { return f.regions[name] }
+
+// Regions returns all registered regions by name.
+func (f *Facts) Regions() []*pb.Region { return sorted(f.regions) }
+
+// Alerts returns the remembered alerts, the newest first.
+func (f *Facts) Alerts() []*Alert {
+	out := slices.Clone(f.alerts)
+	slices.Reverse(out)
+	return out
+}
+
+// Alert returns the alert of that id, or nil.
+func (f *Facts) Alert(id string) *Alert {
+	for _, a := range f.alerts {
+		if a.ID == id {
+			return a
+		}
+	}
+	return nil
+}
+
+func sorted[T any](m map[string]T) []T {
+	out := make([]T, 0, len(m))
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		out = append(out, m[k])
+	}
+	return out
+}
+
+// draft is the next Facts while Apply builds it. Maps and values are cloned the first
+// time they are written, so the previous Facts stays as it is.
+type draft struct {
+	Facts
+	event *pb.Event
+}
+
+// Apply returns the facts after event e, given those before it. Events must be given in
+// log order. If e is none of this package's business the same pointer comes back.
+func Apply(f *Facts, e *pb.Event) *Facts {
+	d := draft{Facts: *f, event: e}
+	reason, ours := "", true
+	switch p := e.GetPayload().(type) {
+	case *pb.Event_ModelVersionRegistered:
+		reason = d.versionRegistered(p.ModelVersionRegistered)
+	case *pb.Event_ModelVersionState:
+		reason = d.versionState(p.ModelVersionState)
+	case *pb.Event_AliasMoved:
+		reason = d.aliasMoved(p.AliasMoved)
+	case *pb.Event_ModelConfigured:
+		reason = d.modelConfigured(p.ModelConfigured)
+	case *pb.Event_ExperimentChanged:
+		reason = d.experimentChanged(p.ExperimentChanged)
+	case *pb.Event_RolloutStarted, *pb.Event_RolloutAdvanced, *pb.Event_RollbackStarted,
+		*pb.Event_RollbackCompleted, *pb.Event_RolloutEnded:
+		reason = d.rolloutEvent()
+	case *pb.Event_RegionRegistered:
+		reason = d.regionRegistered(p.RegionRegistered)
+	case *pb.Event_RegionRemoved:
+		reason = d.regionRemoved()
+	default:
+		ours = d.outsidePolicy()
+		if !ours {
+			return f
+		}
+		d.position = e.GetPosition()
+		return &d.Facts
+	}
+	d.position = e.GetPosition()
+	d.sequences = with(d.sequences, e.GetAggregate(), e.GetSequence())
+	if reason != "" {
+		// Nothing else changed: handlers write only once they know the event makes sense.
+		d.skipped = Skipped{Count: d.skipped.Count + 1, Position: e.GetPosition(), Reason: reason}
+		return &d.Facts
+	}
+	d.policyPosition = e.GetPosition()
+	return &d.Facts
+}
+
+// outsidePolicy applies what compiled policy does not depend on and reports whether the
+// event was of that sort.
+func (d *draft) outsidePolicy() bool {
+	switch p := d.event.GetPayload().(type) {
+	case *pb.Event_AlertRaised:
+		d.alertRaised(p.AlertRaised)
+	case *pb.Event_AlertResolved:
+		d.alertResolved()
+	case *pb.Event_PushRecorded:
+		d.pushed = max(d.pushed, p.PushRecorded.GetPush())
+	default:
+		return false
+	}
+	return true
+}
+
+// subject returns what follows the aggregate's prefix, or false if it has another one.
+func (d *draft) subject(prefix string) (string, bool) {
+	name, ok := strings.CutPrefix(d.event.GetAggregate(), prefix)
+	return name, ok && name != ""
+}
+
+func (d *draft) at() time.Time { return wire.Time(d.event.GetAt()) }
+
+func (d *draft) regionRegistered(p *pb.RegionRegistered) string {
+	name, ok := d.subject(RegionPrefix)
+	if !ok || p.GetRegion().GetName() != name {
+		return "region_registered names another region than its aggregate " + d.event.GetAggregate()
+	}
+	d.regions = with(d.regions, name, p.GetRegion())
+	return ""
+}
+
+func (d *draft) regionRemoved() string {
+	name, _ := d.subject(RegionPrefix)
+	if d.regions[name] == nil {
+		return "region_removed of the unknown region " + name
+	}
+	d.regions = maps.Clone(d.regions)
+	delete(d.regions, name)
+	return ""
+}
+
+// alertRaised adds an alert, or raises a resolved one again under the same id.
+func (d *draft) alertRaised(p *pb.AlertRaised) {
+	id, _ := d.subject(AlertPrefix)
+	a := &Alert{ID: id, Severity: p.GetSeverity(), Summary: p.GetSummary(), Numbers: p.GetNumbers(), RaisedAt: d.at()}
+	kept := make([]*Alert, 0, len(d.alerts)+1)
+	for _, old := range d.alerts {
+		if old.ID != id {
+			kept = append(kept, old)
+		}
+	}
+	if len(kept) >= MaxAlerts {
+		// Resolved alerts leave first; among equals the oldest.
+		i := max(0, slices.IndexFunc(kept, func(a *Alert) bool { return !a.ResolvedAt.IsZero() }))
+		kept = slices.Delete(kept, i, i+1)
+	}
+	d.alerts = append(kept, a)
+}
+
+func (d *draft) alertResolved() {
+	id, _ := d.subject(AlertPrefix)
+	i := slices.IndexFunc(d.alerts, func(a *Alert) bool { return a.ID == id })
+	if i < 0 || !d.alerts[i].ResolvedAt.IsZero() {
+		return
+	}
+	d.alerts = slices.Clone(d.alerts)
+	resolved := *d.alerts[i]
+	resolved.ResolvedAt = d.at()
+	d.alerts[i] = &resolved
+}
+
+// with returns a copy of m with one entry set.
+func with[V any](m map[string]V, k string, v V) map[string]V {
+	out := make(map[string]V, len(m)+1)
+	maps.Copy(out, m)
+	out[k] = v
+	return out
+}

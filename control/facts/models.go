@@ -1,0 +1,169 @@
+package facts
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/experiments"
+	"github.com/outrigger-mesh/outrigger/xds/policy"
+)
+
+// editModel runs edit on a copy of the model the event's aggregate names, stores it and
+// brings its split up to date. edit returns why the event makes no sense, or "".
+func (d *draft) editModel(edit func(*Model) string) string {
+	name, ok := d.subject(ModelPrefix)
+	if !ok {
+		return fmt.Sprintf("%q is not the aggregate of a model", d.event.GetAggregate())
+	}
+	return d.edit(name, edit)
+}
+
+// edit is editModel for events of other aggregates that touch a model.
+func (d *draft) edit(name string, edit func(*Model) string) string {
+	next := &Model{Name: name, Unit: DefaultUnit}
+	if old := d.models[name]; old != nil {
+		*next = *old
+		next.Versions = slices.Clone(old.Versions)
+		next.Aliases = maps.Clone(old.Aliases)
+	}
+	if next.Aliases == nil {
+		next.Aliases = map[string]string{}
+	}
+	if why := edit(next); why != "" {
+		return why
+	}
+	d.models = with(d.models, name, next)
+	d.resplit(next)
+	return ""
+}
+
+func (d *draft) versionRegistered(p *pb.ModelVersionRegistered) string {
+	return d.editModel(func(m *Model) string {
+		if m.Version(p.GetVersion()) != nil || p.GetVersion() == "" {
+			return fmt.Sprintf("version %q of model %q is registered already or has no name", p.GetVersion(), m.Name)
+		}
+		v := Version{Name: p.GetVersion(), Upstream: p.GetUpstreamModel(), Metadata: p.GetMetadata(),
+			State: Registered, RegisteredAt: d.at(), RequestID: d.event.GetRequestId()}
+		if v.Upstream == "" {
+			v.Upstream = m.Name
+		}
+		for _, e := range p.GetEndpoints() {
+			v.Endpoints = append(v.Endpoints, policy.Endpoint{Address: e.GetAddress(), Region: e.GetRegion(), Weight: max(e.GetWeight(), 1)})
+		}
+		m.Versions = append(m.Versions, v)
+		return ""
+	})
+}
+
+func (d *draft) versionState(p *pb.ModelVersionState) string {
+	return d.editModel(func(m *Model) string {
+		if m.Version(p.GetVersion()) == nil {
+			return fmt.Sprintf("model %q has no version %q", m.Name, p.GetVersion())
+		}
+		m.setState(p.GetVersion(), p.GetState(), p.GetReason())
+		return ""
+	})
+}
+
+// setState keeps the rule that one version is in production: the one it replaces goes
+// back to registered, from where it can still serve as last good.
+func (m *Model) setState(version, state, reason string) {
+	for i := range m.Versions {
+		v := &m.Versions[i]
+		switch {
+		case v.Name == version:
+			v.State, v.Reason = state, reason
+		case state == Production && v.State == Production:
+			v.State, v.Reason = Registered, "replaced by "+version
+		}
+	}
+}
+
+func (d *draft) aliasMoved(p *pb.AliasMoved) string {
+	return d.editModel(func(m *Model) string {
+		switch {
+		case p.GetTo() == "":
+			delete(m.Aliases, p.GetAlias())
+		case m.Version(p.GetTo()) == nil:
+			return fmt.Sprintf("model %q has no version %q", m.Name, p.GetTo())
+		default:
+			m.Aliases[p.GetAlias()] = p.GetTo()
+		}
+		return ""
+	})
+}
+
+func (d *draft) modelConfigured(p *pb.ModelConfigured) string {
+	return d.editModel(func(m *Model) string {
+		if p.GetUnit() != "" {
+			m.Unit = experiments.Unit(p.GetUnit())
+		}
+		if p.GetTimeout() != nil {
+			m.Timeout = p.GetTimeout().AsDuration()
+		}
+		if p.GetMaxAttempts() != 0 {
+			m.MaxAttempts = p.GetMaxAttempts()
+		}
+		return ""
+	})
+}
+
+func (d *draft) experimentChanged(p *pb.ExperimentChanged) string {
+	name, ok := d.subject(ExperimentPrefix)
+	if !ok {
+		return fmt.Sprintf("%q is not the aggregate of an experiment", d.event.GetAggregate())
+	}
+	next := &Experiment{Name: name}
+	if old := d.experiments[name]; old != nil {
+		*next = *old
+	}
+	// Model and arms are given when they change; a pure change of state leaves them out.
+	if p.GetModel() != "" {
+		next.Model = p.GetModel()
+	}
+	if d.models[next.Model] == nil {
+		return fmt.Sprintf("experiment %q is about the unknown model %q", name, next.Model)
+	}
+	if len(p.GetArms()) > 0 {
+		arms, err := allocate(next.Arms, p.GetArms())
+		if err != nil {
+			return fmt.Sprintf("experiment %q: %v", name, err)
+		}
+		next.Arms = arms
+	}
+	next.State, next.Reason = p.GetState(), p.GetReason()
+	next.ChangedAt = d.at()
+	d.experiments = with(d.experiments, name, next)
+	return d.edit(next.Model, func(m *Model) string {
+		switch {
+		case next.State == Running:
+			m.Experiment = name
+		case m.Experiment == name:
+			m.Experiment = ""
+		}
+		return ""
+	})
+}
+
+// allocate gives the arms their buckets, moving as few as possible from what they had.
+func allocate(prev []ExperimentArm, arms []*pb.ExperimentArm) ([]ExperimentArm, error) {
+	var had []experiments.Allocation
+	for _, a := range prev {
+		had = append(had, experiments.Allocation{Name: a.Name, Ranges: a.Ranges})
+	}
+	weights := make([]experiments.Weighted, len(arms))
+	for i, a := range arms {
+		weights[i] = experiments.Weighted{Name: a.GetName(), Weight: a.GetWeight()}
+	}
+	got, err := experiments.Reallocate(had, weights)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]ExperimentArm, len(arms))
+	for i, a := range arms {
+		out[i] = ExperimentArm{Name: a.GetName(), Version: a.GetVersion(), Weight: a.GetWeight(), Ranges: got[i].Ranges}
+	}
+	return out, nil
+}
