@@ -3,7 +3,6 @@ package pebble
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -11,6 +10,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -70,7 +70,13 @@ func childWrites(dir string) {
 // childFails acknowledges ten appends, then its disk fails just as an append too large
 // for the present write-ahead log makes Pebble rotate it.
 func childFails(dir string) {
-	fs := failingFS{FS: vfs.Default, broken: make(chan struct{})}
+	var broken atomic.Bool
+	fs := hookFS{vfs.Default, func(op string) error {
+		if broken.Load() && op == "sync" {
+			return errDisk
+		}
+		return nil
+	}}
 	l, err := Open(dir, Options{fs: fs, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 	if err != nil {
 		fmt.Println(err)
@@ -85,7 +91,7 @@ func childFails(dir string) {
 		}
 		fmt.Println(got.First, id)
 	}
-	close(fs.broken)
+	broken.Store(true)
 	large := &outriggerv1.Event{Cause: strings.Repeat("x", eventlog.MaxEventBytes-100)}
 	_, err = l.Append(context.Background(), "lost", eventlog.Write{Aggregate: "lost", Expect: 0, Events: []*outriggerv1.Event{large, large}})
 	fmt.Println("survived:", err)
@@ -282,80 +288,6 @@ func TestPowerLoss(t *testing.T) {
 	}
 }
 
-// failingFS fails writes and syncs of the write-ahead log once broken is closed.
-type failingFS struct {
-	vfs.FS
-	broken chan struct{}
-	write  bool // fail writes too, not only syncs
-}
-
-var errDisk = errors.New("input/output error (injected)")
-
-func (f failingFS) wrap(file vfs.File, name string) vfs.File {
-	if !strings.HasSuffix(name, ".log") {
-		return file
-	}
-	return &failingFile{file, f}
-}
-
-func (f failingFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	file, err := f.FS.Create(name, c)
-	if err != nil {
-		return nil, err
-	}
-	return f.wrap(file, name), nil
-}
-
-func (f failingFS) ReuseForWrite(old, name string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	file, err := f.FS.ReuseForWrite(old, name, c)
-	if err != nil {
-		return nil, err
-	}
-	return f.wrap(file, name), nil
-}
-
-type failingFile struct {
-	vfs.File
-	fs failingFS
-}
-
-func (f *failingFile) failing() bool {
-	select {
-	case <-f.fs.broken:
-		return true
-	default:
-		return false
-	}
-}
-
-func (f *failingFile) Sync() error {
-	if f.failing() {
-		return errDisk
-	}
-	return f.File.Sync()
-}
-
-func (f *failingFile) SyncData() error {
-	if f.failing() {
-		return errDisk
-	}
-	return f.File.SyncData()
-}
-
-func (f *failingFile) SyncTo(n int64) (bool, error) {
-	if f.failing() {
-		return false, errDisk
-	}
-	return f.File.SyncTo(n)
-}
-
-func (f *failingFile) Write(p []byte) (int, error) {
-	if f.fs.write && f.failing() {
-		return 0, errDisk
-	}
-	return f.File.Write(p)
-}
-
 // A failed sync or write stops the log: the append in flight is unknown, later ones are
 // refused, nothing undurable is ever shown, reads go on, and a new process on the same
 // disk finds what was acknowledged.
@@ -364,8 +296,13 @@ func TestFailStop(t *testing.T) {
 		for _, size := range []int{10, 100 << 10} {
 			t.Run(fmt.Sprintf("writes=%v/size=%d", writes, size), func(t *testing.T) {
 				disk := vfs.NewCrashableMem()
-				fs := failingFS{FS: disk, broken: make(chan struct{}), write: writes}
-				l := mustOpen(t, "log", Options{fs: fs})
+				var broken atomic.Bool
+				l := mustOpen(t, "log", Options{fs: hookFS{disk, func(op string) error {
+					if broken.Load() && (writes || op == "sync") {
+						return errDisk
+					}
+					return nil
+				}}})
 				acked := map[string]uint64{}
 				for i := range 10 {
 					id := fmt.Sprint(i)
@@ -375,7 +312,7 @@ func TestFailStop(t *testing.T) {
 					}
 					acked[id] = got.First
 				}
-				close(fs.broken)
+				broken.Store(true)
 				large := eventlog.Write{Aggregate: "lost", Expect: 0, Events: []*outriggerv1.Event{{Cause: strings.Repeat("x", size)}}}
 				_, err := l.Append(t.Context(), "lost", large)
 				wantKind(t, err, outrigger.Unknown)
@@ -402,12 +339,5 @@ func TestFailStop(t *testing.T) {
 				}
 			})
 		}
-	}
-}
-
-func wantKind(t *testing.T, err error, kind outrigger.Kind) {
-	t.Helper()
-	if !outrigger.IsKind(err, kind) {
-		t.Fatalf("error %v (kind %v), want kind %v", err, outrigger.KindOf(err), kind)
 	}
 }
