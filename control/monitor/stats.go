@@ -1,0 +1,225 @@
+package monitor
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+)
+
+// Totals are the sums of some outcomes.
+type Totals struct {
+	Requests, Failures, Cancelled, Attempts uint64 // logical requests; attempts upstream
+	TokensIn, TokensOut                     uint64
+	// Quantiles in milliseconds, within 1 %; 0 without data.
+	P50, P99         float64 // whole request
+	TTFTP50, TTFTP99 float64 // time to first token
+}
+
+// PB returns the form of the admin API.
+func (t Totals) PB() *pb.VersionStats {
+	return &pb.VersionStats{Requests: t.Requests, Failures: t.Failures, Cancelled: t.Cancelled,
+		P50Ms: t.P50, P99Ms: t.P99, TokensOut: t.TokensOut}
+}
+
+// Stats are the totals since this replica started and over the last minute.
+type Stats struct{ Lifetime, Window Totals }
+
+// CellStats are the stats of one cell.
+type CellStats struct {
+	Model, Version, Region string
+	WeightEpoch            uint64
+	FailedUnits            uint64 // distinct within each minute, since the start
+	Stats
+}
+
+// totals are Totals that can still be added to. The quantile fields of the embedded
+// Totals are filled by snapshot only.
+type totals struct {
+	Totals
+	latency, ttft sketch
+}
+
+func totalsOf(o outcome) totals {
+	d := o.delta
+	return totals{Totals: Totals{
+		Requests: d.GetRequests(), Failures: d.GetFailures(), Cancelled: d.GetCancelled(), Attempts: d.GetAttempts(),
+		TokensIn: d.GetTokensIn(), TokensOut: d.GetTokensOut()}, latency: o.latency, ttft: o.ttft}
+}
+
+func (t *totals) add(o *totals) {
+	t.Requests += o.Requests
+	t.Failures += o.Failures
+	t.Cancelled += o.Cancelled
+	t.Attempts += o.Attempts
+	t.TokensIn += o.TokensIn
+	t.TokensOut += o.TokensOut
+	merge(&t.latency, o.latency)
+	merge(&t.ttft, o.ttft)
+}
+
+func (t *totals) snapshot() Totals {
+	out := t.Totals
+	out.P50, out.P99 = quantile(t.latency, .5), quantile(t.latency, .99)
+	out.TTFTP50, out.TTFTP99 = quantile(t.ttft, .5), quantile(t.ttft, .99)
+	return out
+}
+
+// The window is a ring of slots, so it covers between 50 and 60 seconds.
+const (
+	slots       = 6
+	slotSeconds = 10
+)
+
+type window struct {
+	slot [slots]totals
+	of   [slots]int64 // which ten seconds since 1970 the slot holds
+}
+
+func (w *window) add(o *totals, now time.Time) {
+	n := now.Unix() / slotSeconds
+	i := int(n % slots)
+	if w.of[i] != n {
+		w.slot[i], w.of[i] = totals{}, n
+	}
+	w.slot[i].add(o)
+}
+
+// addTo adds the slots that are still within the window to sum.
+func (w *window) addTo(sum *totals, now time.Time) {
+	n := now.Unix() / slotSeconds
+	for i := range w.slot {
+		if w.of[i] > n-slots {
+			sum.add(&w.slot[i])
+		}
+	}
+}
+
+// nodeCache sums the cache deltas of one node.
+type nodeCache struct {
+	hits          [3]uint64 // process, node, origin
+	stale, errors uint64
+	lag           sketch
+	seen          time.Time
+}
+
+func (n *nodeCache) add(d *pb.CacheDelta, lag sketch, now time.Time) {
+	n.hits[0] += d.GetHitsProcess()
+	n.hits[1] += d.GetHitsNode()
+	n.hits[2] += d.GetHitsOrigin()
+	n.stale += d.GetStaleServed()
+	n.errors += d.GetErrors()
+	merge(&n.lag, lag)
+	n.seen = now
+}
+
+func (n *nodeCache) status() *pb.CacheStatus {
+	return &pb.CacheStatus{HitsProcess: n.hits[0], HitsNode: n.hits[1], HitsOrigin: n.hits[2], StaleServed: n.stale,
+		InvalidationLagP50Ms: quantile(n.lag, .5), InvalidationLagP99Ms: quantile(n.lag, .99)}
+}
+
+// node finds or makes the cache sums of a node; nil without an id or room.
+func (c *counts) node(id string, now time.Time) *nodeCache {
+	if id == "" || len(id) > 256 {
+		return nil
+	}
+	if n := c.nodes[id]; n != nil {
+		return n
+	}
+	if len(c.nodes) >= c.opts.MaxReporters {
+		for name, n := range c.nodes {
+			if now.Sub(n.seen) >= reporterIdle {
+				delete(c.nodes, name)
+			}
+		}
+	}
+	if len(c.nodes) >= c.opts.MaxReporters {
+		return nil
+	}
+	n := &nodeCache{}
+	c.nodes[id] = n
+	return n
+}
+
+// VersionStats sums over the regions and weight epochs of one version. An unknown
+// version has zero stats.
+func (m *Monitor) VersionStats(model, version string) Stats {
+	now := m.opts.Now()
+	c := m.counts
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var life, recent totals
+	if t := c.gone[versionKey{model, version}]; t != nil {
+		life.add(t)
+	}
+	for k, t := range c.cells {
+		if k.model == model && k.version == version {
+			life.add(&t.lifetime)
+			t.window.addTo(&recent, now)
+		}
+	}
+	return Stats{life.snapshot(), recent.snapshot()}
+}
+
+// Cells returns the stats of every cell, sorted by model, version, region and epoch.
+func (m *Monitor) Cells() []CellStats {
+	now := m.opts.Now()
+	c := m.counts
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := make([]CellStats, 0, len(c.cells))
+	for k, t := range c.cells {
+		var recent totals
+		t.window.addTo(&recent, now)
+		out = append(out, CellStats{Model: k.model, Version: k.version, Region: k.region, WeightEpoch: k.epoch,
+			FailedUnits: t.failed, Stats: Stats{t.lifetime.snapshot(), recent.snapshot()}})
+	}
+	slices.SortFunc(out, func(a, b CellStats) int {
+		for _, d := range []int{strings.Compare(a.Model, b.Model), strings.Compare(a.Version, b.Version), strings.Compare(a.Region, b.Region)} {
+			if d != 0 {
+				return d
+			}
+		}
+		return int(int64(a.WeightEpoch - b.WeightEpoch))
+	})
+	return out
+}
+
+// CacheStats sums over all nodes since this replica started.
+func (m *Monitor) CacheStats() *pb.CacheStatus {
+	m.counts.mu.Lock()
+	defer m.counts.mu.Unlock()
+	return m.counts.caches.status()
+}
+
+// NodeCacheStats returns the cache sums of each node by node id.
+func (m *Monitor) NodeCacheStats() map[string]*pb.CacheStatus {
+	m.counts.mu.Lock()
+	defer m.counts.mu.Unlock()
+	out := make(map[string]*pb.CacheStatus, len(m.counts.nodes))
+	for id, n := range m.counts.nodes {
+		out[id] = n.status()
+	}
+	return out
+}
+
+// NodeSeen is a reporter and when it was last heard.
+type NodeSeen struct {
+	Reporter string
+	Node     *pb.Node // read-only; nil if it never said
+	At       time.Time
+	Sequence uint64 // of its last delta
+}
+
+// NodesSeen returns every remembered reporter, sorted by name.
+func (m *Monitor) NodesSeen() []NodeSeen {
+	m.counts.mu.Lock()
+	defer m.counts.mu.Unlock()
+	out := make([]NodeSeen, 0, len(m.counts.reporters))
+	for id, r := range m.counts.reporters {
+		out = append(out, NodeSeen{Reporter: id, Node: r.node, At: r.seen, Sequence: r.last})
+	}
+	slices.SortFunc(out, func(a, b NodeSeen) int { return strings.Compare(a.Reporter, b.Reporter) })
+	return out
+}
