@@ -1,0 +1,63 @@
+# Outrigger: every task a developer or CI needs. `make help` lists them.
+
+GO        ?= go
+BIN       := bin/outrigger
+CACHE     := $(CURDIR)/.cache
+TOOLS     := $(CACHE)/tools
+PACKAGES  := ./...
+# Packages whose tests exercise concurrency or whole processes, run with the race detector.
+RACE      := ./...
+FUZZTIME  ?= 30s
+BENCH     ?= .
+export PATH := $(TOOLS):$(PATH)
+
+.PHONY: help build run test race fuzz bench bench-compare generate generate-check lint ci deps clean
+
+help:               ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
+
+build:              ## compile bin/outrigger
+	$(GO) build -trimpath -o $(BIN) ./cmd/outrigger
+
+run: build          ## run a whole mesh on this machine and replay a real trace through it
+	$(BIN) up --script demo $(ARGS)
+
+deps:               ## install what tests and benchmarks need beyond Go
+	@bash .ci/deps
+
+test: deps          ## all tests, long suites in short rotating slices
+	$(GO) vet $(PACKAGES)
+	$(GO) test $(PACKAGES)
+
+race: deps          ## the same tests under the race detector
+	$(GO) test -race $(RACE)
+
+fuzz:               ## every fuzz target for FUZZTIME each
+	@bash .ci/fuzz $(FUZZTIME)
+
+bench: build deps   ## compare with what a user would pick instead; BENCH=<regexp> selects
+	$(GO) run ./bench/runner -binary $(BIN) -run '$(BENCH)' -out bench/results/latest.json
+
+bench-compare:      ## benchmarks of this tree against REF (default HEAD~1) through benchstat
+	@bash .ci/bench-compare
+
+generate: $(TOOLS)/protoc-gen-go ## regenerate code from api/*.proto
+	@bash .ci/generate
+
+generate-check: generate ## fail when generated code is not what the .proto files say
+	git diff --exit-code -- api
+
+lint: $(TOOLS)/staticcheck ## gofmt, vet, staticcheck
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet $(PACKAGES)
+	$(TOOLS)/staticcheck $(PACKAGES)
+
+ci: lint generate-check ## race detector, long slices, generated-code check
+	OUTRIGGER_LONG=1 $(GO) test -race -timeout 40m $(RACE)
+
+$(TOOLS)/protoc-gen-go $(TOOLS)/staticcheck: .ci/tools/go.mod
+	cd .ci/tools && GOBIN=$(TOOLS) $(GO) install tool
+	@touch $(TOOLS)/*
+
+clean:              ## remove what was built
+	rm -rf bin $(CACHE)
