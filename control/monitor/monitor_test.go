@@ -280,6 +280,80 @@ func TestBadCandidateIsRolledBack(t *testing.T) {
 	})
 }
 
+// A failure is looked at within a quarter tick, not at the next one.
+func TestFailuresAreLookedAtEarly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.start()
+		m := w.monitor(func(o *Options) { o.Tick = 20 * time.Second })
+		defer run(t, m)()
+		time.Sleep(time.Second)
+		ingest(t, m, w.second("a", "eu", 1, 0, 0))
+		time.Sleep(5 * time.Second)
+		if m.Evidence("r1") != nil {
+			t.Error("a delta without failures was looked at before the tick")
+		}
+		bad := time.Now()
+		ingest(t, m, w.second("a", "eu", 1, 10, 0))
+		for w.story() == "" && time.Since(bad) < 20*time.Second {
+			time.Sleep(time.Millisecond)
+		}
+		w.want(rolledBack)
+		if took := time.Since(bad); took > 5*time.Second {
+			t.Errorf("decided %v after the failures arrived; a quarter tick is 5s", took)
+		}
+	})
+}
+
+// Failures of the weights before arrive late, after the weight has changed.
+func TestLateDataOfAnOlderEpochIsIgnored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.start()
+		w.append("rollout/r1", &pb.Event{Payload: &pb.Event_RolloutAdvanced{RolloutAdvanced: &pb.RolloutAdvanced{Phase: 2}}})
+		m := w.monitor()
+		defer run(t, m)()
+		for range 5 {
+			ingest(t, m, w.second("a", "eu", 2, 0, 1))
+			ingest(t, m, w.second("b", "eu", 1, 10, 0)) // late
+			time.Sleep(time.Second)
+		}
+		w.want("rollout/r1 advanced to 2\n")
+		ev := m.Evidence("r1")
+		if len(ev) != 2 || ev[0].GetCandidateRequests() != 50 || ev[0].GetCandidateFailures() != 0 || ev[1].GetStratum() != "eu/2" {
+			t.Errorf("evidence %v, want the 50 candidate requests of epoch 2 alone", ev)
+		}
+		if got := m.VersionStats("m", "v2").Lifetime; got.Failures != 50 {
+			t.Errorf("late failures are missing from the statistics: %+v", got)
+		}
+	})
+}
+
+// A region where both versions fail says nothing against the candidate, although most
+// of the candidate's failures are there.
+func TestRegionsAreComparedWithThemselves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.start()
+		m := w.monitor(func(o *Options) { o.Detector.MaxFailureRate = .9 })
+		defer run(t, m)()
+		for range 9 {
+			d := w.second("a", "eu", 1, 9, 0)
+			d.Outcomes[0].Requests, d.Outcomes[1].Requests, d.Outcomes[1].Failures = 30, 30, 9
+			d.Outcomes[1].FailedUnits = d.Outcomes[0].FailedUnits
+			ingest(t, m, d)
+			big := w.second("b", "us", 1, 0, 0)
+			big.Outcomes[1].Requests = 3000
+			ingest(t, m, big)
+			time.Sleep(time.Second)
+		}
+		w.want("")
+		if ev := m.Evidence("r1"); len(ev) != 3 || ev[1].GetStratum() != "eu/1" || ev[1].GetCandidateFailures() != 81 || ev[1].GetBaselineFailures() != 81 {
+			t.Errorf("evidence %v", ev)
+		}
+	})
+}
+
 func TestLaggardsAreNamed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
