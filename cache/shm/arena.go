@@ -87,9 +87,9 @@ func (w *Writer) keep(slot, size, n uint64, force bool) bool {
 	loc := w.reserve(size)
 	to := w.record(loc)
 	for i := range from {
-		atomic.StoreUint64(&to[i], atomic.LoadUint64(&from[i]))
+		w.store(&to[i], atomic.LoadUint64(&from[i]))
 	}
-	atomic.StoreUint64(w.word(slot, slotLocation), loc)
+	w.store(w.word(slot, slotLocation), loc)
 	w.relocated++
 	return true
 }
@@ -98,9 +98,9 @@ func (w *Writer) keep(slot, size, n uint64, force bool) bool {
 // written there, so that a reader still copying what lay there last lap notices.
 func (w *Writer) reserve(n uint64) (loc uint64) {
 	skip := w.pad(n)
-	atomic.StoreUint64(&w.hdr[hdrIntent], w.next+skip+n)
+	w.store(&w.hdr[hdrIntent], w.next+skip+n)
 	if skip > 0 {
-		atomic.StoreUint64(&w.record(w.next)[recMeta], padSlot<<32|skip)
+		w.store(&w.record(w.next)[recMeta], padSlot<<32|skip)
 	}
 	loc = w.next + skip
 	w.next = loc + n

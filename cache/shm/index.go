@@ -69,15 +69,15 @@ func (w *Writer) put(key string, hash uint64, st State, value []byte) (slot, sta
 	rec := w.record(loc)
 	meta := packMeta(slot, len(key), len(value))
 	kw := words(len(key))
-	atomic.StoreUint64(&rec[recMeta], meta)
-	atomic.StoreUint64(&rec[recStamp], next)
-	atomic.StoreUint64(&rec[recSum], checksum(meta, next, hash, value))
-	storeBytes(rec[recordHeader:recordHeader+kw], bytesOf(key))
-	storeBytes(rec[recordHeader+kw:n], value)
+	w.store(&rec[recMeta], meta)
+	w.store(&rec[recStamp], next)
+	w.store(&rec[recSum], checksum(meta, next, hash, sumBytes(value, &w.scratch)))
+	w.storeBytes(rec[recordHeader:recordHeader+kw], bytesOf(key))
+	w.storeBytes(rec[recordHeader+kw:n], value)
 	w.liveWords += n
 
-	atomic.StoreUint64(w.word(slot, slotLocation), loc)
-	atomic.StoreUint64(w.word(slot, slotHash), hash)
+	w.store(w.word(slot, slotLocation), loc)
+	w.store(w.word(slot, slotHash), hash)
 	return slot, w.publish(slot, st)
 }
 
@@ -110,7 +110,7 @@ func (w *Writer) drop(slot uint64) {
 			h := atomic.LoadUint64(w.word(i, slotHash)) & mask
 			reach = min(reach, d-int64((i-h)&mask))
 		case m == metaTomb && d <= int64(up) && reach > d:
-			atomic.StoreUint64(w.word(i, slotHash), 0)
+			w.store(w.word(i, slotHash), 0)
 			w.meta[i] = 0
 		}
 	}

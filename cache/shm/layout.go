@@ -189,56 +189,5 @@ func unpackMeta(w uint64) (slot uint64, klen, vlen int) {
 	return w >> 32, int(w >> lengthBits & keyMask), int(w & lengthMask)
 }
 
-// checksum covers the value and, through their words, everything else of a record.
-func checksum(meta, stamp, hash uint64, value []byte) uint64 {
-	return xxhash.Sum64(value) ^ hash ^ bits.RotateLeft64(stamp, 32) ^ meta*0x9e3779b97f4a7c15
-}
-
-// storeBytes writes b word by word; the last word is padded with zeros.
-func storeBytes(dst []uint64, b []byte) {
-	for i := range dst {
-		if len(b) >= 8 {
-			atomic.StoreUint64(&dst[i], binary.LittleEndian.Uint64(b))
-			b = b[8:]
-			continue
-		}
-		atomic.StoreUint64(&dst[i], tail(b))
-	}
-}
-
-// loadBytes fills b from src word by word.
-func loadBytes(b []byte, src []uint64) {
-	for len(b) >= 8 && len(src) > 0 {
-		binary.LittleEndian.PutUint64(b, atomic.LoadUint64(&src[0]))
-		b, src = b[8:], src[1:]
-	}
-	if len(b) > 0 && len(src) > 0 {
-		w := atomic.LoadUint64(&src[0])
-		for i := range b {
-			b[i] = byte(w >> (8 * i))
-		}
-	}
-}
-
-// equalBytes compares b with the words that hold a byte string of the same length.
-func equalBytes(src []uint64, b []byte) bool {
-	for len(b) >= 8 && len(src) > 0 {
-		if binary.LittleEndian.Uint64(b) != atomic.LoadUint64(&src[0]) {
-			return false
-		}
-		b, src = b[8:], src[1:]
-	}
-	return len(b) == 0 || len(src) > 0 && atomic.LoadUint64(&src[0]) == tail(b)
-}
-
-// tail packs fewer than eight bytes into a word.
-func tail(b []byte) uint64 {
-	var w uint64
-	for i, c := range b {
-		w |= uint64(c) << (8 * i)
-	}
-	return w
-}
-
 // bytesOf views a string as bytes that must not be modified.
 func bytesOf(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)) }

@@ -209,8 +209,9 @@ func (o *oracle) step(rnd *rand.Rand, keys, maxLen int) {
 	case p < 600:
 		o.invalidate(key)
 	case p < 700:
-		if o.w.Remove(key) != (func() bool { _, ok := o.vals[key]; return ok })() {
-			o.check(key) // the model may not know of an eviction yet
+		e, _ := o.r.Get(key, nil)
+		if o.w.Remove(key) != (e.State != Absent) {
+			o.t.Fatalf("Remove(%q) and Get disagree; it was %v", key, e.State)
 		}
 		o.kill(key)
 	case p < 800:

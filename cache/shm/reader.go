@@ -138,8 +138,8 @@ func (r *Reader) copyRecord(loc, stamp uint64, key string, hash uint64, dst []by
 	}
 	out = slices.Grow(dst, vlen)[:len(dst)+vlen]
 	value := out[len(dst):]
-	loadBytes(value, rec[recordHeader+kw:recordHeader+kw+words(vlen)])
-	return out, checksum(meta, rs, hash, value) == atomic.LoadUint64(&rec[recSum]), same
+	s := copySum(value, rec[recordHeader+kw:recordHeader+kw+words(vlen)])
+	return out, checksum(meta, rs, hash, s) == atomic.LoadUint64(&rec[recSum]), same
 }
 
 // intact reports whether the writer has not begun to overwrite what lies at loc.

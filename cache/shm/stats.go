@@ -51,9 +51,9 @@ func (w *Writer) Range(fn func(key string, e Entry, value []byte) bool) {
 		_, klen, vlen := unpackMeta(atomic.LoadUint64(&rec[recMeta]))
 		key := make([]byte, klen)
 		kw := words(klen)
-		loadBytes(key, rec[recordHeader:recordHeader+kw])
+		copySum(key, rec[recordHeader:recordHeader+kw])
 		buf = append(buf[:0], make([]byte, vlen)...)
-		loadBytes(buf, rec[recordHeader+kw:])
+		copySum(buf, rec[recordHeader+kw:recordHeader+kw+words(vlen)])
 		if !fn(string(key), Entry{State: State(stamp & stateMask), Slot: uint32(i), Stamp: stamp}, buf) {
 			return
 		}

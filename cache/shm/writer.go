@@ -1,6 +1,7 @@
 package shm
 
 import (
+	"encoding/binary"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -39,6 +40,8 @@ type Writer struct {
 	evictions  uint64
 	relocated  uint64
 	closed     bool
+	scratch    []byte
+	observe    func() // called after every store; nil outside tests
 }
 
 const (
@@ -167,12 +170,12 @@ func (w *Writer) Flush() {
 		if m&metaLive != 0 {
 			w.publish(uint64(i), Absent)
 		}
-		atomic.StoreUint64(w.word(uint64(i), slotHash), 0)
+		w.store(w.word(uint64(i), slotHash), 0)
 		w.meta[i] = 0
 	}
 	w.tail, w.liveWords, w.live = w.next, 0, 0
 	w.generation++
-	atomic.StoreUint64(&w.hdr[hdrGeneration], w.generation)
+	w.store(&w.hdr[hdrGeneration], w.generation)
 }
 
 // Touch tells the eviction policy that a key with this Hash was read lately, as sampled
@@ -209,9 +212,9 @@ func (w *Writer) SetHead(position, incarnation uint64) {
 	defer w.mu.Unlock()
 	n := w.heads + 1
 	pair := hdrHead + n%2*2
-	atomic.StoreUint64(&w.hdr[pair], position)
-	atomic.StoreUint64(&w.hdr[pair+1], incarnation)
-	atomic.StoreUint64(&w.hdr[hdrHeads], n)
+	w.store(&w.hdr[pair], position)
+	w.store(&w.hdr[pair+1], incarnation)
+	w.store(&w.hdr[hdrHeads], n)
 	w.heads = n
 }
 
@@ -239,11 +242,32 @@ func errClosed() error {
 // word returns the address of a slot's word.
 func (w *Writer) word(slot, field uint64) *uint64 { return &w.index[slot*slotWords+field] }
 
+// store is how the writer changes shared memory. Tests observe the table after each one,
+// since that is where a crash may leave it.
+func (w *Writer) store(p *uint64, v uint64) {
+	atomic.StoreUint64(p, v)
+	if w.observe != nil {
+		w.observe()
+	}
+}
+
+// storeBytes stores b into words(len(b)) words; the last one is padded with zeros.
+func (w *Writer) storeBytes(dst []uint64, b []byte) {
+	for i := range dst {
+		if len(b) < 8 {
+			w.store(&dst[i], tail(b))
+			return
+		}
+		w.store(&dst[i], binary.LittleEndian.Uint64(b))
+		b = b[8:]
+	}
+}
+
 // publish gives a slot a new stamp with state st: the one store that makes every copy of
 // what the slot held before obsolete.
 func (w *Writer) publish(slot uint64, st State) uint64 {
 	w.stamp++
 	s := w.stamp<<stateBits | uint64(st)
-	atomic.StoreUint64(w.word(slot, slotStamp), s)
+	w.store(w.word(slot, slotStamp), s)
 	return s
 }

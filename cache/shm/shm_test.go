@@ -1,0 +1,464 @@
+//go:build linux
+
+package shm
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/cespare/xxhash/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/outrigger-mesh/outrigger"
+)
+
+var update = flag.Bool("update", false, "rewrite golden files")
+
+func mustCreate(t testing.TB, o Options) *Writer {
+	t.Helper()
+	w, err := Create(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.Close() })
+	return w
+}
+
+func mustPut(t testing.TB, w *Writer, key string, st State, value string) (uint32, uint64) {
+	t.Helper()
+	slot, stamp, err := w.Put(key, st, []byte(value))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slot, stamp
+}
+
+// The life of one key, as a reader and the holder of a copy see it.
+func TestLifeOfAKey(t *testing.T) {
+	w := mustCreate(t, Options{Heap: true, Bytes: 1 << 16})
+	r := w.Reader()
+	expect := func(st State, value string) Entry {
+		t.Helper()
+		e, got := r.Get("k", []byte("prefix-"))
+		if e.State != st || string(got) != "prefix-"+value {
+			t.Fatalf("read %+v %q, want %v %q", e, got, st, value)
+		}
+		return e
+	}
+	expect(Absent, "")
+	slot, first := mustPut(t, w, "k", Present, "one")
+	if e := expect(Present, "one"); e.Slot != slot || e.Stamp != first || r.Stamp(slot) != first {
+		t.Fatalf("%+v, put said %d %#x", e, slot, first)
+	}
+	_, second, ok := w.Invalidate("k")
+	if !ok || r.Stamp(slot) != second || second == first {
+		t.Fatalf("after Invalidate: ok=%v stamp %#x, was %#x", ok, r.Stamp(slot), first)
+	}
+	expect(Invalid, "one") // the last value stays readable, marked
+	mustPut(t, w, "k", Negative, "")
+	expect(Negative, "")
+	mustPut(t, w, "k", Present, "two")
+	if !w.Remove("k") || w.Remove("k") {
+		t.Fatal("Remove must report what it did")
+	}
+	expect(Absent, "")
+	if _, _, ok := w.Invalidate("k"); ok {
+		t.Fatal("Invalidate of an absent key reports ok")
+	}
+	if r.Stamp(1<<32-1) != 0 {
+		t.Fatal("a slot out of range has a stamp")
+	}
+}
+
+func TestHeaderWords(t *testing.T) {
+	w := mustCreate(t, Options{Bytes: 4096, Generation: 41})
+	f, err := w.Descriptor()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := Open(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	if p, i := r.Head(); p != 0 || i != 0 || r.Lease() != 0 || r.Closed() || r.Generation() != 41 {
+		t.Fatalf("fresh table: head %d %d lease %d closed %v generation %d", p, i, r.Lease(), r.Closed(), r.Generation())
+	}
+	w.SetLease(-5)
+	for n := range uint64(3) {
+		w.SetHead(100+n, 7+n)
+		if p, i := r.Head(); p != 100+n || i != 7+n {
+			t.Fatalf("head %d %d", p, i)
+		}
+	}
+	w.Flush()
+	if r.Lease() != -5 || r.Generation() != 42 {
+		t.Fatalf("lease %d generation %d", r.Lease(), r.Generation())
+	}
+	mustPut(t, w, "k", Present, "v")
+	if err := errors.Join(w.Close(), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if !r.Closed() || r.Lease() != 0 {
+		t.Fatalf("after Close: closed %v lease %d", r.Closed(), r.Lease())
+	}
+	if e, _ := r.Get("k", nil); e.State != Present {
+		t.Fatalf("a closed table must stay readable: %+v", e)
+	}
+	if _, _, err := w.Put("k", Present, nil); !outrigger.IsKind(err, outrigger.Unavailable) {
+		t.Fatalf("Put after Close: %v", err)
+	}
+	if _, err := w.Descriptor(); !outrigger.IsKind(err, outrigger.Unavailable) {
+		t.Fatalf("Descriptor after Close: %v", err)
+	}
+}
+
+func TestLimits(t *testing.T) {
+	for _, o := range []Options{{Bytes: 1}, {Bytes: -1}, {Slots: 100}, {Slots: 64}, {Slots: -128}, {Bytes: 1 << 50}} {
+		if _, err := Create(o); !outrigger.IsKind(err, outrigger.Invalid) {
+			t.Errorf("%+v: %v, want kind invalid", o, err)
+		}
+	}
+	w := mustCreate(t, Options{Heap: true, Bytes: 1 << 20})
+	r := w.Reader()
+	for _, c := range []struct {
+		key   string
+		st    State
+		value int
+		want  outrigger.Kind
+	}{
+		{"", Present, 1, outrigger.Invalid},
+		{strings.Repeat("k", MaxKeyBytes+1), Present, 1, outrigger.Invalid},
+		{"k", Absent, 1, outrigger.Invalid},
+		{"k", 4, 1, outrigger.Invalid},
+		{"k", Present, MaxValueBytes + 1, outrigger.Exhausted},
+	} {
+		mustPut(t, w, "k", Present, "old")
+		if _, _, err := w.Put(c.key, c.st, make([]byte, c.value)); !outrigger.IsKind(err, c.want) {
+			t.Errorf("key of %d bytes, state %d, %d bytes: %v, want kind %v", len(c.key), c.st, c.value, err, c.want)
+		}
+	}
+	if e, _ := r.Get("k", nil); e.State != Absent {
+		t.Errorf("a refused large value left the old one in place: %+v", e)
+	}
+	key := strings.Repeat("k", MaxKeyBytes)
+	mustPut(t, w, key, Present, strings.Repeat("v", MaxValueBytes))
+	if e, got := r.Get(key, nil); e.State != Present || len(got) != MaxValueBytes {
+		t.Errorf("largest entry: %+v, %d bytes", e, len(got))
+	}
+	small := mustCreate(t, Options{Heap: true, Bytes: 4096})
+	if _, _, err := small.Put("k", Present, make([]byte, 1100)); !outrigger.IsKind(err, outrigger.Exhausted) {
+		t.Errorf("more than a quarter of the arena: %v", err)
+	}
+	if _, err := small.Descriptor(); !outrigger.IsKind(err, outrigger.Invalid) {
+		t.Errorf("descriptor of a heap table: %v", err)
+	}
+}
+
+func TestDescriptorCannotWrite(t *testing.T) {
+	w := mustCreate(t, Options{Bytes: 4096})
+	f, err := w.Descriptor()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	fd := int(f.Fd())
+	if _, err := unix.Mmap(fd, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err == nil {
+		t.Error("mapped for writing")
+	}
+	if _, err := unix.Pwrite(fd, []byte("x"), 0); err == nil {
+		t.Error("wrote")
+	}
+	for _, size := range []int64{0, 1 << 20} {
+		if err := unix.Ftruncate(fd, size); err == nil {
+			t.Errorf("resized to %d", size)
+		}
+	}
+	b, err := unix.Mmap(fd, 0, 4096, unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(b)
+	if err := unix.Mprotect(b, unix.PROT_READ|unix.PROT_WRITE); err == nil {
+		t.Error("made a mapping writable")
+	}
+	if !w.Stats().WriteSealed {
+		t.Skip("this kernel has no F_SEAL_FUTURE_WRITE: only the descriptor's mode protects the table")
+	}
+	// Not even the owner, or root, can come back in by reopening the file.
+	if g, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_RDWR, 0); err == nil {
+		defer g.Close()
+		if _, err := unix.Mmap(int(g.Fd()), 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err == nil {
+			t.Error("reopened and mapped for writing")
+		}
+		if _, err := g.WriteAt([]byte("x"), 0); err == nil {
+			t.Error("reopened and wrote")
+		}
+	}
+}
+
+// sealedFile makes a memfd with this content, sealed against resizing or not.
+func sealedFile(t *testing.T, content []byte, seal bool) *os.File {
+	t.Helper()
+	fd, err := unix.MemfdCreate("foreign", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "foreign")
+	t.Cleanup(func() { f.Close() })
+	if _, err := f.Write(content); err != nil {
+		t.Fatal(err)
+	}
+	if seal {
+		if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, resizeSeals); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return f
+}
+
+func TestOpenRefusesForeignFiles(t *testing.T) {
+	w := mustCreate(t, Options{Heap: true, Bytes: 4096, Slots: 128})
+	good := make([]byte, len(w.mem.words)*8)
+	copySum(good, w.mem.words)
+	if _, err := Open(sealedFile(t, good, true)); err != nil {
+		t.Fatalf("the unchanged table: %v", err)
+	}
+	change := func(word int, v uint64, resum bool) []byte {
+		b := bytes.Clone(good)
+		binary.LittleEndian.PutUint64(b[8*word:], v)
+		if resum {
+			binary.LittleEndian.PutUint64(b[8*hdrSum:], xxhash.Sum64(b[:8*hdrSum]))
+		}
+		return b
+	}
+	for _, c := range []struct {
+		name, says string
+		file       *os.File
+	}{
+		{"not sealed", "sealed", sealedFile(t, good, false)},
+		{"empty", "bytes", sealedFile(t, nil, true)},
+		{"cut off", "bytes", sealedFile(t, good[:8192], true)},
+		{"magic", "magic", sealedFile(t, change(hdrMagic, 1, true), true)},
+		{"later layout", "layout version", sealedFile(t, change(hdrLayout, layoutVersion+1, true), true)},
+		{"flipped bit", "checksum", sealedFile(t, change(hdrSlots, 129, false), true)},
+		{"odd slots", "damaged", sealedFile(t, change(hdrSlots, 129, true), true)},
+		{"huge arena", "damaged", sealedFile(t, change(hdrArena, 1<<60, true), true)},
+		{"sizes disagree", "geometry", sealedFile(t, change(hdrSlots, 256, true), true)},
+	} {
+		if _, err := Open(c.file); !outrigger.IsKind(err, outrigger.Invalid) || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v, want kind invalid naming %q", c.name, err, c.says)
+		}
+	}
+	plain, err := os.Create(filepath.Join(t.TempDir(), "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plain.Close()
+	if _, err := Open(plain); !outrigger.IsKind(err, outrigger.Invalid) {
+		t.Errorf("an ordinary file: %v", err)
+	}
+}
+
+// A flipped bit in a record is noticed and counted, never returned.
+func TestDamageIsNoticed(t *testing.T) {
+	w := mustCreate(t, Options{Heap: true, Bytes: 4096, Slots: 128})
+	r := w.Reader()
+	mustPut(t, w, "key", Present, strings.Repeat("v", 100))
+	n := recordWords(3, 100)
+	for word := range n {
+		for bit := range 64 {
+			w.arena[word] ^= 1 << bit
+			e, got := r.Get("key", nil)
+			w.arena[word] ^= 1 << bit
+			if e.State != Absent || len(got) != 0 {
+				t.Fatalf("word %d bit %d: read %+v %q", word, bit, e, got)
+			}
+		}
+	}
+	if r.Corrupt() == 0 {
+		t.Fatal("damage was not counted")
+	}
+	if e, _ := r.Get("key", nil); e.State != Present {
+		t.Fatalf("repaired: %+v", e)
+	}
+}
+
+// Keys reported as read survive pressure that a first-in first-out ring would not let
+// them survive, and inserts alone never push out what is touched.
+func TestTouchedKeysSurvive(t *testing.T) {
+	run := func(touch bool) (ratio float64) {
+		w := mustCreate(t, Options{Heap: true, Bytes: 64 << 10})
+		r := w.Reader()
+		rnd := rand.New(rand.NewPCG(9, 9))
+		hits, value := 0, make([]byte, 200)
+		const reads = 40_000
+		for i := range reads {
+			hot := rnd.IntN(10) < 7
+			key := fmt.Sprint("cold-", i)
+			if hot {
+				key = fmt.Sprint("hot-", rnd.IntN(100))
+			}
+			e, _ := r.Get(key, nil)
+			if e.State == Present {
+				hits++
+				if touch && i%4 == 0 { // hits are sampled
+					w.Touch(Hash(key))
+				}
+				continue
+			}
+			if _, _, err := w.Put(key, Present, value); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if w.Evictions() == 0 {
+			t.Fatal("no pressure")
+		}
+		return float64(hits) / reads
+	}
+	fifo, second := run(false), run(true)
+	t.Logf("hit ratio %.3f first-in first-out, %.3f with touches; 0.7 is the most possible", fifo, second)
+	if second < 0.65 || second < fifo+0.03 {
+		t.Errorf("hit ratio %.3f with touches, %.3f without", second, fifo)
+	}
+}
+
+// Overwriting one key for ever makes garbage, not pressure: nothing may be evicted.
+func TestGarbageDoesNotEvict(t *testing.T) {
+	w := mustCreate(t, Options{Heap: true, Bytes: 256 << 10})
+	for i := range 700 {
+		mustPut(t, w, fmt.Sprint("cold-", i), Present, strings.Repeat("c", 200))
+	}
+	for range 20_000 {
+		mustPut(t, w, "busy", Present, strings.Repeat("b", 200))
+	}
+	if s := w.Stats(); s.Evictions != 0 || s.Entries != 701 || s.Relocations == 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestGetDoesNotAllocate(t *testing.T) {
+	w := mustCreate(t, Options{Bytes: 1 << 20})
+	_, _ = mustPut(t, w, "key", Present, strings.Repeat("v", 201))
+	r, buf := w.Reader(), make([]byte, 0, 256)
+	for name, f := range map[string]func(){
+		"hit": func() { r.Get("key", buf) }, "miss": func() { r.Get("none", buf) },
+		"stamp": func() { r.Stamp(3) }, "invalidate": func() { w.Invalidate("key") },
+		"put": func() { w.Put("key", Present, buf[:201]) },
+	} {
+		if n := testing.AllocsPerRun(200, f); n != 0 {
+			t.Errorf("%s: %v allocations", name, n)
+		}
+	}
+}
+
+// A million 200-byte values take less than 400 MiB, index included.
+func TestMillionEntriesMemory(t *testing.T) {
+	if testing.Short() || raceEnabled {
+		t.Skip("half a second and 340 MiB")
+	}
+	const n = 1_000_000
+	w := mustCreate(t, Options{Bytes: 280 << 20})
+	value, key := make([]byte, 200), []byte("default/session/v-0000000")
+	for i := range n {
+		if _, _, err := w.Put(string(fmt.Appendf(key[:18], "%07d", i)), Present, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := w.Stats()
+	t.Logf("%+v", s)
+	if s.Entries != n || s.Evictions != 0 || s.TotalBytes+int64(len(w.meta)) > 400<<20 {
+		t.Errorf("%d entries in %d MiB, %d evicted", s.Entries, s.TotalBytes>>20, s.Evictions)
+	}
+}
+
+func TestRange(t *testing.T) {
+	w := mustCreate(t, Options{Heap: true, Bytes: 1 << 16})
+	want := map[string]string{}
+	for i := range 50 {
+		k, v := fmt.Sprint("key-", i), strings.Repeat("v", i)
+		mustPut(t, w, k, Negative, v)
+		want[k] = v
+	}
+	w.Remove("key-7")
+	delete(want, "key-7")
+	r := w.Reader()
+	w.Range(func(key string, e Entry, value []byte) bool {
+		if got, _ := r.Get(key, nil); got != e || want[key] != string(value) {
+			t.Errorf("%s: %+v %q, the reader says %+v, put was %q", key, e, value, got, want[key])
+		}
+		delete(want, key)
+		return true
+	})
+	if len(want) != 0 {
+		t.Errorf("missing %v", want)
+	}
+	n := 0
+	w.Range(func(string, Entry, []byte) bool { n++; return n < 3 })
+	if n != 3 {
+		t.Errorf("stopped after %d", n)
+	}
+}
+
+// copySum must be XXH64, which the library computes for the writer, at every length.
+func TestCopySum(t *testing.T) {
+	src, scratch := make([]byte, 200), []byte(nil)
+	for i := range src {
+		src[i] = byte(i*37 + 1)
+	}
+	for n := range len(src) {
+		ws := make([]uint64, words(n))
+		(&Writer{}).storeBytes(ws, src[:n])
+		got := make([]byte, n)
+		if sum := copySum(got, ws); sum != sumBytes(src[:n], &scratch) || !bytes.Equal(got, src[:n]) {
+			t.Fatalf("%d bytes: sum %#x, want %#x", n, sum, sumBytes(src[:n], &scratch))
+		}
+		if !equalBytes(ws, src[:n]) || n > 0 && equalBytes(ws, append(bytes.Clone(src[:n-1]), src[n-1]+1)) {
+			t.Fatalf("equalBytes is wrong at %d bytes", n)
+		}
+	}
+}
+
+// The layout is a contract between releases on one node: its bytes may change only
+// together with layoutVersion.
+func TestGoldenLayout(t *testing.T) {
+	w, err := create(Options{Heap: true, Bytes: 4096, Slots: 128, Generation: 9}, 1_000_000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.SetLease(1234)
+	w.SetHead(77, 5)
+	mustPut(t, w, "default/s/a", Present, "first value")
+	mustPut(t, w, "default/s/b", Negative, "")
+	mustPut(t, w, "default/s/c", Present, "0123456789abcdef")
+	w.Invalidate("default/s/c")
+	mustPut(t, w, "default/s/d", Present, "gone")
+	w.Remove("default/s/d")
+	var got strings.Builder
+	for i, v := range w.mem.words {
+		if v != 0 {
+			fmt.Fprintf(&got, "%04x %016x\n", i*8, v)
+		}
+	}
+	path := filepath.Join("testdata", "layout.golden")
+	if *update {
+		if err := errors.Join(os.MkdirAll("testdata", 0o755), os.WriteFile(path, []byte(got.String()), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.String() != string(want) {
+		t.Errorf("layout changed; raise layoutVersion and run with -update:\n%s", got.String())
+	}
+}
