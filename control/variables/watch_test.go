@@ -106,7 +106,7 @@ func TestWatchSession(t *testing.T) {
 	})
 }
 
-// A watcher that does not read while a value changes 20,000 times gets the last one, and
+// A watcher that does not read while a value changes 3,000 times gets the last one, and
 // far fewer messages than changes.
 func TestSlowWatcherCoalesces(t *testing.T) {
 	w := newWorld(t)
