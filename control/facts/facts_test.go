@@ -375,13 +375,15 @@ func TestProjection(t *testing.T) {
 		p := NewProjection(log)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
-		if p.Ready() {
+		select {
+		case <-p.Ready():
 			t.Fatal("ready before Run")
+		default:
 		}
 		go func() { done <- p.Run(ctx) }()
-		synctest.Wait()
-		if !p.Ready() || p.Applied() != 4 || p.Facts().Model("m") == nil {
-			t.Fatalf("ready %v, applied %d", p.Ready(), p.Applied())
+		<-p.Ready()
+		if p.Applied() != 4 || p.Facts().Model("m") == nil {
+			t.Fatalf("ready with %d applied", p.Applied())
 		}
 		woken := make(chan *Facts, 1)
 		go func() {

@@ -39,16 +39,17 @@ type Projection struct {
 
 	current atomic.Pointer[Facts]
 	applied atomic.Uint64
-	ready   atomic.Bool
+	ready   chan struct{} // closed by Run's goroutine
 	changes chan struct{} // capacity 1: a wake-up, never a queue
-	head    uint64        // log head when Run began; Run's goroutine only
 
 	mu      sync.Mutex
 	waiters map[*waiter]struct{}
 
-	// Only Run's goroutine: what the next snapshot will hold, and where the last one was.
-	kept  kept
-	saved uint64
+	// Only Run's goroutine: the head to catch up with, what the next snapshot will hold, and where the last one was.
+	head     uint64
+	caughtUp bool
+	kept     kept
+	saved    uint64
 }
 
 type waiter struct {
@@ -58,7 +59,7 @@ type waiter struct {
 
 // NewProjection starts nothing.
 func NewProjection(log Source) *Projection {
-	p := &Projection{log: log, changes: make(chan struct{}, 1), waiters: make(map[*waiter]struct{})}
+	p := &Projection{log: log, ready: make(chan struct{}), changes: make(chan struct{}, 1), waiters: make(map[*waiter]struct{})}
 	p.current.Store(new(Facts))
 	return p
 }
@@ -69,8 +70,8 @@ func (p *Projection) Facts() *Facts { return p.current.Load() }
 // Applied is the log position up to which every event has been seen.
 func (p *Projection) Applied() uint64 { return p.applied.Load() }
 
-// Ready reports whether the log that existed when Run began has been applied.
-func (p *Projection) Ready() bool { return p.ready.Load() }
+// Ready is closed once the log that existed when Run began has been applied.
+func (p *Projection) Ready() <-chan struct{} { return p.ready }
 
 // Changes delivers a wake-up after facts changed; several changes may be one wake-up.
 // It has one receiver.
@@ -149,8 +150,9 @@ func (p *Projection) reached(position uint64) {
 		}
 	}
 	p.mu.Unlock()
-	if position >= p.head {
-		p.ready.Store(true)
+	if !p.caughtUp && position >= p.head {
+		p.caughtUp = true
+		close(p.ready)
 	}
 }
 

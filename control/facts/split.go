@@ -15,6 +15,13 @@ const (
 	ArmCandidate = "candidate"
 )
 
+// Prefixes of salts. A salt follows the rules of names (policy.Validate), which reserve
+// '/', so these are not the prefixes of the aggregates.
+const (
+	saltModel      = "model:"
+	saltExperiment = "experiment:"
+)
+
 // Split is how the requests of one model are divided. Arms together cover the buckets
 // [0, experiments.Buckets) exactly once, or there are none and Problem says why.
 type Split struct {
@@ -52,7 +59,7 @@ func sameTargets(a, b []policy.Arm) bool {
 // split decides, in this order: an unfinished rollout, a running experiment, the
 // champion.
 func (d *draft) split(m *Model) Split {
-	s := Split{Salt: ModelPrefix + m.Name}
+	s := Split{Salt: saltModel + m.Name}
 	stable := m.stable()
 	if r := d.rollouts[m.Rollout]; r != nil {
 		return d.splitRollout(m, r, stable)
@@ -66,7 +73,7 @@ func (d *draft) split(m *Model) Split {
 		s.LastGood = lg
 	}
 	if e := d.experiments[m.Experiment]; e != nil {
-		s.Salt = ExperimentPrefix + e.Name
+		s.Salt = saltExperiment + e.Name
 		s.Arms, s.Problem = splitExperiment(m, e, stable)
 		return s
 	}
@@ -78,7 +85,7 @@ func (d *draft) split(m *Model) Split {
 // A growing weight extends the candidate's one range, so nobody who has seen the
 // candidate goes back while it grows.
 func (d *draft) splitRollout(m *Model, r *Rollout, stable string) Split {
-	s := Split{Salt: ModelPrefix + m.Name}
+	s := Split{Salt: saltModel + m.Name}
 	weight := min(r.CandidateWeight(), experiments.Buckets)
 	if !m.Version(r.Candidate).Servable() {
 		weight = 0
