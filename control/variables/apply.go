@@ -108,6 +108,9 @@ func applyVariable(st *state, e *pb.Event, eff *effect) {
 	}
 	old := s.vars[key.Name]
 	next := fold(st.origin, key, old, e)
+	if next != nil && !next.deleted && !s.mayUse(next.pb.GetId(), key.Name) {
+		next = nil
+	}
 	if next == nil {
 		if old != nil { // keep up with the aggregate, or every later write would conflict
 			skipped := *old
@@ -128,6 +131,13 @@ func applyVariable(st *state, e *pb.Event, eff *effect) {
 	if !next.deleted && proto.Size(next.pb) <= smallVariable {
 		eff.change.Variable = next.pb
 	}
+}
+
+// mayUse reports whether an id is free for a name: ids are unique among live variables.
+// The service never appends anything else; an alien event might.
+func (s *session) mayUse(id, name string) bool {
+	owner, taken := s.ids[id]
+	return !taken || owner == name
 }
 
 // put replaces a variable, keeps the indexes and returns the change in live variables.

@@ -2,6 +2,7 @@ package variables_test
 
 import (
 	"fmt"
+	"runtime"
 	"sync/atomic"
 	"testing"
 )
@@ -31,6 +32,7 @@ func BenchmarkGet(b *testing.B) {
 	}
 	req := getReq("s", "v500")
 	b.ReportAllocs()
+	b.ResetTimer()
 	b.RunParallel(func(p *testing.PB) {
 		for p.Next() {
 			if _, err := w.svc.Get(w.ctx, req); err != nil {
@@ -53,7 +55,8 @@ func BenchmarkSet(b *testing.B) {
 				}
 				var next atomic.Int64
 				b.ReportAllocs()
-				b.SetParallelism(writers)
+				b.SetParallelism((writers + runtime.GOMAXPROCS(0) - 1) / runtime.GOMAXPROCS(0))
+				b.ResetTimer()
 				b.RunParallel(func(p *testing.PB) {
 					name := fmt.Sprint("v", next.Add(1)%256)
 					if hot {

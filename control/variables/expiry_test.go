@@ -2,6 +2,7 @@ package variables_test
 
 import (
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -86,17 +87,16 @@ func TestRacingWriteBeatsTheSweep(t *testing.T) {
 		w := startWorld(t, log, variables.Options{})
 		must(w, w.vars.CreateSession, &pb.CreateSessionRequest{Id: "s", Ttl: durationpb.New(time.Second)})
 		w.register("s", "x", value("integer", "0"))
-		won := false
-		log.beforeExpiry = func() {
-			log.beforeExpiry = nil
+		var won atomic.Bool
+		log.beforeExpiry.Store(ptr(func() {
 			if _, err := w.vars.Set(w.ctx, setReq("s", "x", "7")); err != nil {
 				t.Errorf("racing set: %v", err)
 			}
-			won = true
-		}
+			won.Store(true)
+		}))
 		time.Sleep(60500 * time.Millisecond)
 		synctest.Wait()
-		if !won {
+		if !won.Load() {
 			t.Fatal("the sweep did not try")
 		}
 		w.holds("s", "x", "7", 1)
@@ -116,8 +116,7 @@ func TestSweepInBatches(t *testing.T) {
 		for i := range 250 {
 			must(w, w.vars.CreateSession, &pb.CreateSessionRequest{Id: fmt.Sprint("s", i), Ttl: durationpb.New(time.Second)})
 		}
-		log.beforeExpiry = func() {
-			log.beforeExpiry = nil
+		log.beforeExpiry.Store(ptr(func() {
 			for i := range 250 {
 				if i%50 == 0 {
 					if _, err := w.vars.DeleteSession(w.ctx, &pb.GetSessionRequest{Id: fmt.Sprint("s", i)}); err != nil {
@@ -125,7 +124,7 @@ func TestSweepInBatches(t *testing.T) {
 					}
 				}
 			}
-		}
+		}))
 		time.Sleep(61 * time.Second)
 		synctest.Wait()
 		if n := w.svc.Stats().Sessions; n != 0 {

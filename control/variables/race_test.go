@@ -17,19 +17,20 @@ import (
 // raceLog lets a test act between the decision of a write and its append.
 type raceLog struct {
 	eventlog.Log
-	beforeExpiry func()
-	beforeAppend func(writes []eventlog.Write)
+	beforeExpiry atomic.Pointer[func()] // called once, before the sweep's first append
+	beforeAppend atomic.Pointer[func()] // called once, before any append
 }
 
 func (l *raceLog) Append(ctx context.Context, requestID string, writes ...eventlog.Write) (eventlog.Appended, error) {
 	for _, w := range writes {
-		if f := l.beforeExpiry; f != nil && len(w.Events) == 1 && w.Events[0].GetSessionDeleted().GetReason() == "expired" {
-			f()
-			break
+		if len(w.Events) == 1 && w.Events[0].GetSessionDeleted().GetReason() == "expired" {
+			if f := l.beforeExpiry.Swap(nil); f != nil {
+				(*f)()
+			}
 		}
 	}
-	if f := l.beforeAppend; f != nil {
-		f(writes)
+	if f := l.beforeAppend.Swap(nil); f != nil {
+		(*f)()
 	}
 	return l.Log.Append(ctx, requestID, writes...)
 }
@@ -147,13 +148,12 @@ func TestSetNeverLandsInADeadSession(t *testing.T) {
 		w := startWorld(t, log, variables.Options{})
 		w.session("s")
 		w.register("s", "x", value("integer", "0"))
-		log.beforeAppend = func(writes []eventlog.Write) {
-			log.beforeAppend = nil
+		log.beforeAppend.Store(ptr(func() {
 			must(w, w.vars.DeleteSession, &pb.GetSessionRequest{Id: "s"})
 			if recreate {
 				w.session("s")
 			}
-		}
+		}))
 		want := "Session not found: s"
 		if recreate {
 			want = "Variable not found: x"
@@ -175,10 +175,7 @@ func TestBatchIsDecidedAgain(t *testing.T) {
 	w.register("s", "a", value("integer", "0"))
 	w.register("s", "b", value("integer", "0"))
 	rival := startWorld(t, log.Log, variables.Options{SweepEvery: -1})
-	log.beforeAppend = func(writes []eventlog.Write) {
-		log.beforeAppend = nil
-		rival.set("s", "b", "5")
-	}
+	log.beforeAppend.Store(ptr(func() { rival.set("s", "b", "5") }))
 	req := &pb.BatchSetRequest{Session: "s", Atomic: true, Items: []*pb.SetItem{
 		{Identifier: "a", Value: &pb.Value{Json: []byte("1")}},
 		{Identifier: "b", Value: &pb.Value{Json: []byte("1")}, ExpectedVersion: ptr[int32](0)},

@@ -226,8 +226,8 @@ func decodeVariable(s *session, raw []byte) error {
 	if c, cerr := outrigger.ParseConstraints(v.pb.GetConstraintsJson()); cerr == nil {
 		v.constraints = c
 	}
-	if s.vars[name] != nil {
-		return fmt.Errorf("snapshot holds variable %q twice", name)
+	if s.vars[name] != nil || !v.deleted && !s.mayUse(v.pb.GetId(), name) {
+		return fmt.Errorf("snapshot holds variable %q (id %q) twice", name, v.pb.GetId())
 	}
 	s.vars[name] = v
 	if !v.deleted {
