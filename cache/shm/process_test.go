@@ -88,7 +88,7 @@ type report struct {
 	Bad                                    string // the first wrong answer
 }
 
-// readerProcess reads until its standard input ends and reports every 20,000 reads.
+// readerProcess reads until its standard input ends and reports every so many reads.
 func readerProcess(table *os.File) error {
 	r, err := Open(table)
 	if err != nil {
@@ -101,8 +101,12 @@ func readerProcess(table *os.File) error {
 	}()
 	names, last := procNames(), make([]uint64, procKeys)
 	out, rep, buf := json.NewEncoder(os.Stdout), report{}, make([]byte, 0, procValue)
+	every := 20_000
+	if raceEnabled {
+		every = 2000
+	}
 	for i := 0; ; i++ {
-		if i%20_000 == 0 {
+		if i%every == 0 {
 			rep.GaveUp, rep.Corrupt = r.GaveUp(), r.Corrupt()
 			if err := out.Encode(rep); err != nil {
 				return err
@@ -223,6 +227,13 @@ func TestWriterKilledUnderReaders(t *testing.T) {
 	for range 4 {
 		w, table := startWriter(t)
 		readers := []*readerProc{startReader(t, table), startReader(t, table)}
+		for _, p := range readers {
+			for p.last.Hits == 0 {
+				if !p.next(t) {
+					t.Fatalf("reader process ended early: %+v", p.last)
+				}
+			}
+		}
 		for range 3 + rnd.IntN(8) {
 			for _, p := range readers {
 				p.next(t)
