@@ -1,0 +1,139 @@
+package control
+
+import (
+	"context"
+	"time"
+
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/control/eventlog"
+	"github.com/outrigger-mesh/outrigger/control/facts"
+	"github.com/outrigger-mesh/outrigger/control/monitor"
+	"github.com/outrigger-mesh/outrigger/control/variables"
+	"github.com/outrigger-mesh/outrigger/deploy"
+	"github.com/outrigger-mesh/outrigger/internal/wire"
+	"github.com/outrigger-mesh/outrigger/xds/adsserver"
+)
+
+// admin implements pb.AdminServer. Its errors are outrigger.Errors; whoever calls it from
+// outside (guard for gRPC, serve for REST) translates them. Who may call is decided there
+// too.
+type admin struct {
+	pb.UnimplementedAdminServer
+
+	log     eventlog.Log
+	facts   *facts.Projection
+	region  *pb.Region
+	now     func() time.Time
+	started time.Time
+
+	// Live views, for answers only: nothing is decided on them.
+	regions  func() ([]*pb.Region, string) // nil = what the log says
+	monitor  monitorView
+	ledger   ledgerView
+	feeds    feedView
+	position func() uint64 // of the policy now published
+	problems func(*facts.Facts) []problem
+}
+
+type monitorView interface {
+	VersionStats(model, version string) monitor.Stats
+	CacheStats() *pb.CacheStatus
+	Evidence(rollout string) []*pb.Evidence
+}
+
+type ledgerView interface{ Ledger() []adsserver.NodeState }
+
+type feedView interface{ Stats() variables.Stats }
+
+// evidence returns what the monitor holds against a candidate now.
+func (a *admin) evidence(rollout string) []*pb.Evidence { return a.monitor.Evidence(rollout) }
+
+// modelPB shows a model with the split in force.
+func (a *admin) modelPB(m *facts.Model) *pb.Model {
+	out := &pb.Model{Name: m.Name, Aliases: m.Aliases, Unit: string(m.Unit), WeightEpoch: m.WeightEpoch, MaxAttempts: m.MaxAttempts}
+	for i := range m.Versions {
+		out.Versions = append(out.Versions, a.versionPB(m.Name, &m.Versions[i]))
+	}
+	for i := range m.Split.Arms {
+		arm := &m.Split.Arms[i]
+		out.Arms = append(out.Arms, &pb.ExperimentArm{Name: arm.Name, Version: arm.Version, Weight: arm.Weight()})
+	}
+	return out
+}
+
+// versionPB shows a version. Counts are since this replica started; quantiles are of the
+// last minute while there is traffic, because those of a whole life hide what is wrong now.
+func (a *admin) versionPB(model string, v *facts.Version) *pb.ModelVersion {
+	s := a.monitor.VersionStats(model, v.Name)
+	stats := s.Lifetime.PB()
+	if s.Window.Requests > 0 {
+		stats.P50Ms, stats.P99Ms = s.Window.P50, s.Window.P99
+	}
+	out := &pb.ModelVersion{Version: v.Name, UpstreamModel: v.Upstream, Metadata: v.Metadata, State: v.State,
+		RegisteredAt: wire.TimePB(v.RegisteredAt), Stats: stats}
+	for _, e := range v.Endpoints {
+		out.Endpoints = append(out.Endpoints, &pb.Endpoint{Address: e.Address, Region: e.Region, Weight: e.Weight})
+	}
+	return out
+}
+
+// ListRegions returns the live view where there is one, else what the log says.
+func (a *admin) ListRegions(_ context.Context, r *pb.ListRequestAll) (*pb.ListRegionsResponse, error) {
+	limit, err := listLimit(r.GetLimit())
+	if err != nil {
+		return nil, err
+	}
+	all, source := a.regionList(a.facts.Facts())
+	return &pb.ListRegionsResponse{Regions: all[:min(limit, len(all))], Source: source}, nil
+}
+
+func (a *admin) regionList(f *facts.Facts) ([]*pb.Region, string) {
+	if a.regions != nil {
+		return a.regions()
+	}
+	var out []*pb.Region
+	for _, r := range f.Regions() {
+		shown := &pb.Region{Name: r.GetName(), Gateway: r.GetGateway(), Latitude: r.GetLatitude(), Longitude: r.GetLongitude(),
+			Health: r.GetHealth(), Local: r.GetName() == a.region.GetName(), SeenAt: r.GetSeenAt()}
+		out = append(out, shown)
+	}
+	return out, "self"
+}
+
+// ListAlerts returns alerts: what is wrong with the policy now, then the recorded ones,
+// the newest first.
+func (a *admin) ListAlerts(_ context.Context, r *pb.ListRequestAll) (*pb.ListAlertsResponse, error) {
+	limit, err := listLimit(r.GetLimit())
+	if err != nil {
+		return nil, err
+	}
+	all := a.alerts(a.facts.Facts())
+	return &pb.ListAlertsResponse{Alerts: all[:min(limit, len(all))]}, nil
+}
+
+func (a *admin) alerts(f *facts.Facts) []*pb.Alert {
+	var out []*pb.Alert
+	for _, p := range a.problems(f) {
+		out = append(out, &pb.Alert{Id: p.id, Severity: p.severity, Summary: p.text})
+	}
+	for _, x := range f.Alerts() {
+		out = append(out, &pb.Alert{Id: x.ID, Severity: x.Severity, Summary: x.Summary, Numbers: x.Numbers,
+			RaisedAt: wire.TimePB(x.RaisedAt), ResolvedAt: wire.TimePB(x.ResolvedAt)})
+	}
+	return out
+}
+
+// clearAlerts resolves the alerts of rollbacks that blamed a version, when an operator
+// clears that version.
+func clearAlerts(f *facts.Facts, model, version string) []eventlog.Write {
+	var out []eventlog.Write
+	for _, x := range f.Alerts() {
+		r := f.Rollout(x.ID)
+		if r == nil || r.Model != model || r.Candidate != version || r.State == deploy.Running || !x.ResolvedAt.IsZero() {
+			continue
+		}
+		out = append(out, eventlog.Write{Aggregate: facts.AlertPrefix + x.ID, Expect: eventlog.Any, Events: []*pb.Event{{
+			Payload: &pb.Event_AlertResolved{AlertResolved: &pb.AlertResolved{Reason: "version " + version + " was cleared"}}}}})
+	}
+	return out
+}

@@ -1,0 +1,240 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"go.opentelemetry.io/otel/metric"
+
+	"github.com/outrigger-mesh/outrigger"
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/control/compile"
+	"github.com/outrigger-mesh/outrigger/control/eventlog"
+	"github.com/outrigger-mesh/outrigger/control/facts"
+	"github.com/outrigger-mesh/outrigger/xds/adsserver"
+	"github.com/outrigger-mesh/outrigger/xds/policy"
+	"github.com/outrigger-mesh/outrigger/xds/translate"
+)
+
+// alertPolicy is the alert that stands while the newest facts could not be published.
+const alertPolicy = "policy"
+
+// pushSettle is how long a push may stay unanswered before it is recorded with whoever
+// has not accepted it.
+const pushSettle = 10 * time.Second
+
+// appendTimeout bounds one append of the control plane's own.
+const appendTimeout = 5 * time.Second
+
+// pusher is where compiled policy goes; adsserver.Server is one.
+type pusher interface {
+	Publish(group string, res *translate.Resources, position uint64) error
+	PublishForced(group string, res *translate.Resources, position uint64) error
+	Ledger() []adsserver.NodeState
+	Acked(position uint64) (acked, laggards []string, done bool)
+	Changed() <-chan struct{}
+}
+
+// publisher turns changes of the facts into pushes and records how they went. A policy
+// that cannot be compiled or pushed leaves the last good one in force and raises one alert.
+type publisher struct {
+	facts    *facts.Projection
+	log      eventlog.Appender
+	out      pusher
+	compile  compile.Options
+	debounce time.Duration // the longest pause between pushes of a burst
+	logger   *slog.Logger
+	took     metric.Float64Histogram
+	pushes   metric.Int64Counter
+
+	published atomic.Uint64
+	first     chan struct{} // closed by the first push
+	pushed    chan struct{} // capacity 1: wakes the recorder
+
+	// Only run's goroutine.
+	tried   uint64 // the last position that was tried
+	any     bool   // a position was tried
+	failing bool
+}
+
+// run publishes until ctx ends.
+func (p *publisher) run(ctx context.Context) error {
+	select {
+	case <-p.facts.Ready():
+		// Not earlier: half of the log is not a policy anybody decided.
+	case <-ctx.Done():
+		return nil
+	}
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	for {
+		cost := p.publish(ctx)
+		// A lone change goes out at once; in a burst every push is followed by a pause as
+		// long as the push took, within the limit, so that bursts cost at most half a core.
+		pause.Reset(min(cost, p.debounce))
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			return nil
+		}
+		select {
+		case <-p.facts.Changes():
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// publish pushes the present facts if policy may depend on what changed, and returns how
+// long that took.
+func (p *publisher) publish(ctx context.Context) time.Duration {
+	f := p.facts.Facts()
+	position := f.PolicyPosition()
+	if p.any && position == p.tried {
+		return 0
+	}
+	start := time.Now()
+	p.any, p.tried = true, position
+	err := p.push(f, position)
+	took := time.Since(start)
+	p.took.Record(ctx, took.Seconds())
+	if err != nil {
+		p.logger.Error("policy not published; the last good one stays in force", "position", position, "in_force", p.published.Load(), "error", err)
+		p.fail(ctx, f, position, err)
+		return took
+	}
+	p.pushes.Add(ctx, 1)
+	p.logger.Info("policy published", "position", position, "took", took)
+	if p.published.Swap(position); p.first != nil {
+		close(p.first)
+		p.first = nil
+	}
+	p.recovered(ctx, f, position)
+	select {
+	case p.pushed <- struct{}{}:
+	default:
+	}
+	return took
+}
+
+func (p *publisher) push(f *facts.Facts, position uint64) error {
+	pol, err := compile.CompileWith(f, position, p.compile)
+	if err != nil {
+		return err
+	}
+	res, err := translate.Encode(pol, translate.Options{ChangedAt: p.changedAt(f, pol)})
+	if err != nil {
+		return err
+	}
+	if len(pol.Models) == 0 && len(f.Models()) > 0 {
+		// The ADS server refuses to remove every model, because that is what a bug looks
+		// like. Here each one's reason to be out is an event somebody decided.
+		return p.out.PublishForced(adsserver.DefaultGroup, res, position)
+	}
+	return p.out.Publish(adsserver.DefaultGroup, res, position)
+}
+
+// changedAt labels each model with the position of the event that last changed it: the
+// same on every replica, because it is kept by the fold.
+func (p *publisher) changedAt(f *facts.Facts, pol *policy.Policy) map[string]uint64 {
+	out := make(map[string]uint64, len(pol.Models))
+	for i := range pol.Models {
+		if m := f.Model(pol.Models[i].Name); m != nil {
+			out[m.Name] = m.ChangedAt
+		}
+	}
+	return out
+}
+
+// fail raises the alert, once for as long as pushes fail.
+func (p *publisher) fail(ctx context.Context, f *facts.Facts, position uint64, cause error) {
+	if p.failing {
+		return
+	}
+	if a := f.Alert(alertPolicy); a != nil && a.ResolvedAt.IsZero() {
+		p.failing = true
+		return
+	}
+	p.failing = p.append(ctx, fmt.Sprintf("policy/%d/raise", position), facts.AlertPrefix+alertPolicy, &pb.Event{
+		Payload: &pb.Event_AlertRaised{AlertRaised: &pb.AlertRaised{Severity: "critical",
+			Summary: fmt.Sprintf("the policy of position %d cannot be published, %d stays in force: %v", position, p.published.Load(), cause)}}})
+}
+
+func (p *publisher) recovered(ctx context.Context, f *facts.Facts, position uint64) {
+	if a := f.Alert(alertPolicy); !p.failing && (a == nil || !a.ResolvedAt.IsZero()) {
+		return
+	}
+	p.failing = !p.append(ctx, fmt.Sprintf("policy/%d/resolve", position), facts.AlertPrefix+alertPolicy, &pb.Event{
+		Payload: &pb.Event_AlertResolved{AlertResolved: &pb.AlertResolved{Reason: fmt.Sprintf("position %d is published", position)}}})
+}
+
+// append writes one event of the control plane itself. The request id makes replicas over
+// one log write it once.
+func (p *publisher) append(ctx context.Context, requestID, aggregate string, e *pb.Event) bool {
+	ctx, cancel := context.WithTimeout(ctx, appendTimeout)
+	defer cancel()
+	e.Actor, e.Source, e.RequestId, e.Schema = sourceControl, sourceControl, requestID, 1
+	_, err := p.log.Append(ctx, "control/"+requestID, eventlog.Write{Aggregate: aggregate, Expect: eventlog.Any, Events: []*pb.Event{e}})
+	if err != nil && !outrigger.IsKind(err, outrigger.Cancelled) {
+		p.logger.Warn("event not appended", "aggregate", aggregate, "error", err)
+	}
+	return err == nil
+}
+
+// record writes one PushRecorded per settled push: when every sidecar has accepted it, or
+// after pushSettle with those that rejected it. Pushes that were overtaken meanwhile are
+// not recorded; the one that overtook them is.
+func (p *publisher) record(ctx context.Context) error {
+	timer := time.NewTimer(pushSettle)
+	defer timer.Stop()
+	for {
+		select {
+		case <-p.pushed:
+		case <-ctx.Done():
+			return nil
+		}
+		timer.Reset(pushSettle)
+		for settled := false; !settled; {
+			changed := p.out.Changed()
+			position := p.published.Load()
+			acked, _, done := p.out.Acked(position)
+			if done && len(acked) > 0 {
+				p.recordPush(ctx, position, acked)
+				break
+			}
+			select {
+			case <-changed:
+			case <-p.pushed:
+				timer.Reset(pushSettle)
+			case <-timer.C:
+				p.recordPush(ctx, position, acked)
+				settled = true
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	}
+}
+
+func (p *publisher) recordPush(ctx context.Context, position uint64, acked []string) {
+	var nacked []string
+	for _, n := range p.out.Ledger() {
+		if n.Nack != nil && len(nacked) < maxNacked {
+			nacked = append(nacked, n.Node.ID)
+		}
+	}
+	if len(acked)+len(nacked) == 0 || position == 0 || p.facts.Facts().Pushed() >= position {
+		return // nobody is there to have it, or it is recorded
+	}
+	p.append(ctx, fmt.Sprintf("push/%d", position), "push/policy", &pb.Event{
+		Payload: &pb.Event_PushRecorded{PushRecorded: &pb.PushRecorded{Push: position, Acked: uint32(len(acked)), Nacked: nacked}}})
+}
+
+// maxNacked bounds the names in one PushRecorded.
+const maxNacked = 1000
+
+// sourceControl is the actor and source of what the control plane writes by itself.
+const sourceControl = "control"

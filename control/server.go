@@ -1,0 +1,323 @@
+// Package control is the control plane of one region, assembled over one event log.
+//
+//	s, err := control.New(control.Options{Log: log, Region: &pb.Region{Name: "eu"}})
+//	s.RegisterGRPC(grpcServer)            // Variables, Coherence, Reports, Admin, ADS
+//	httpServer.Handler = s.Handler()      // REST, status page, health
+//	err = s.Run(ctx)                      // owns every goroutine; <-s.Ready() when it serves
+//
+// # What it does
+//
+// Facts (package facts) are folded from the log. Admin verbs decide on them and append
+// events; the monitor does the same for rollouts. Whenever facts that policy depends on
+// change, they are compiled (package compile), encoded as xDS and pushed. So the one way
+// to change anything is an event, and the policy in force is a function of the log: any
+// number of Servers over one log compile the same bytes.
+//
+// # Promises
+//
+//   - A verb answers after its events are durable and this replica shows them.
+//   - Decisions of several replicas on the same model, experiment or rollout never mix:
+//     every append expects the sequences it was decided on. A verb that lost such a race
+//     decides once more and then fails with kind Conflict.
+//   - A lone change is pushed at once; bursts are pushed at most every Options.Debounce.
+//   - One model that cannot be served is left out and shown as an alert. A policy that
+//     cannot be compiled or pushed at all leaves the last good one in force, and raises
+//     the alert "policy" once.
+//
+// # Who may call
+//
+// The admin API, the REST interface and the status page are for operators: see
+// internal/authz for the rules (this machine, or a bearer token). The services of the
+// mesh itself (Variables, Coherence, Reports, ADS) are not judged here: whoever owns the
+// listener decides who connects, by mutual TLS or by binding to a private address.
+//
+// # Failure
+//
+// If the log fails, Run returns its error and everything that would write fails with
+// kind Unavailable; reads go on from memory until the process ends. Overload is the log's
+// back-pressure and bounded bodies, lists and streams. Bad input fails with kind Invalid
+// and names the field, the value and what is allowed.
+//
+// All methods may be called concurrently; Run may be called once.
+package control
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/metric/noop"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/outrigger-mesh/outrigger"
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/control/compile"
+	"github.com/outrigger-mesh/outrigger/control/dashboard"
+	"github.com/outrigger-mesh/outrigger/control/eventlog"
+	"github.com/outrigger-mesh/outrigger/control/facts"
+	"github.com/outrigger-mesh/outrigger/control/monitor"
+	"github.com/outrigger-mesh/outrigger/control/variables"
+	"github.com/outrigger-mesh/outrigger/deploy"
+	"github.com/outrigger-mesh/outrigger/internal/authz"
+	"github.com/outrigger-mesh/outrigger/internal/status"
+	"github.com/outrigger-mesh/outrigger/xds/adsserver"
+)
+
+// DefaultDebounce is the longest pause between the pushes of a burst.
+const DefaultDebounce = 10 * time.Millisecond
+
+// dashboardAudit is how many of the last changes the status page shows.
+const dashboardAudit = 25
+
+// Options of a Server. Log and Region.Name are required; zero values of the rest get the
+// defaults named.
+type Options struct {
+	// Log is the region's event log. The Server does not close it.
+	Log eventlog.Log
+	// Region is this region: its name, and where its gateway is. It is registered in the
+	// log when Run starts, unless it is there already.
+	Region *pb.Region
+	// AdminToken is what operators must present; empty = only this machine is served.
+	AdminToken string
+	// Hosts are names beside localhost that HTTP callers may use for this server.
+	Hosts []string
+	// Debounce is the longest pause between pushes of a burst; 0 = DefaultDebounce.
+	Debounce time.Duration
+	// DeadMan is how long a sidecar may be cut off while a candidate is live; 0 =
+	// compile.DefaultDeadMan. Replicas over one log must agree on it.
+	DeadMan time.Duration
+	// Regions is the live view of all regions and its source ("consul", "file"); nil =
+	// the regions registered in the log, "self".
+	Regions func() ([]*pb.Region, string)
+	// Metrics serves /metrics; nil = 404.
+	Metrics http.Handler
+	// Monitor, ADS and Variables tune the parts; what the Server wires itself (logs,
+	// ledgers, projections, meters) is overwritten.
+	Monitor   monitor.Options
+	ADS       adsserver.Options
+	Variables variables.Options
+
+	Now    func() time.Time // nil = time.Now
+	Logger *slog.Logger     // nil = discard
+	Meter  metric.Meter     // nil = no metrics
+}
+
+// Server is one replica of the control plane.
+type Server struct {
+	opts      Options
+	facts     *facts.Projection
+	vars      *variables.Service
+	ads       *adsserver.Server
+	monitor   *monitor.Monitor
+	publisher *publisher
+	admin     *admin
+	guard     *guard
+	dashboard *dashboard.Dashboard
+	ready     chan struct{} // closed when everything answers and a policy is published
+}
+
+// New wires the parts; it starts nothing and reads nothing. Errors have kind Invalid.
+func New(o Options) (*Server, error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Meter == nil {
+		o.Meter = noop.Meter{}
+	}
+	o.Debounce = cmp.Or(o.Debounce, DefaultDebounce)
+	if o.Log == nil {
+		return nil, invalid("control: Options.Log is nil")
+	}
+	if err := outrigger.CheckName("Options.Region.Name", o.Region.GetName()); err != nil {
+		return nil, err
+	}
+	rules, err := authz.New(o.AdminToken)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{opts: o, facts: facts.NewProjection(o.Log), ready: make(chan struct{})}
+	s.guard = &guard{rules: rules, hosts: o.Hosts, ready: s.isReady}
+	if err := s.wireParts(); err != nil {
+		return nil, err
+	}
+	if err := s.wirePublisher(); err != nil {
+		return nil, err
+	}
+	return s, s.wireAdmin()
+}
+
+// wireParts builds what serves sidecars.
+func (s *Server) wireParts() (err error) {
+	v := s.opts.Variables
+	v.Region, v.Now, v.Logger, v.Meter = s.opts.Region.GetName(), s.opts.Now, s.opts.Logger, s.opts.Meter
+	if s.vars, err = variables.New(s.opts.Log, v); err != nil {
+		return err
+	}
+	a := s.opts.ADS
+	a.Logger, a.Meter = s.opts.Logger, s.opts.Meter
+	s.ads = adsserver.New(a)
+	m := s.opts.Monitor
+	m.Log, m.Rollouts, m.Ledger, m.Touch = s.opts.Log, rolloutSource{s.facts}, s.ads, s.vars.Touch
+	m.Now, m.Logger, m.Meter = s.opts.Now, s.opts.Logger, s.opts.Meter
+	s.monitor, err = monitor.New(m)
+	return err
+}
+
+func (s *Server) wirePublisher() (err error) {
+	s.publisher = &publisher{facts: s.facts, log: s.opts.Log, out: s.ads, compile: s.compileOptions(), debounce: s.opts.Debounce,
+		logger: s.opts.Logger, first: make(chan struct{}), pushed: make(chan struct{}, 1)}
+	if s.publisher.took, err = s.opts.Meter.Float64Histogram("outrigger.control.compile",
+		metric.WithDescription("Time to compile, encode and hand over one policy"), metric.WithUnit("s")); err != nil {
+		return err
+	}
+	s.publisher.pushes, err = s.opts.Meter.Int64Counter("outrigger.control.pushes",
+		metric.WithDescription("Policies handed to the ADS server"), metric.WithUnit("{push}"))
+	return err
+}
+
+func (s *Server) wireAdmin() (err error) {
+	s.admin = &admin{log: s.opts.Log, facts: s.facts, region: s.opts.Region, now: s.opts.Now, started: s.opts.Now(),
+		regions: s.opts.Regions, monitor: s.monitor, ledger: s.ads, feeds: s.vars, position: s.publisher.published.Load,
+		problems: func(f *facts.Facts) []problem { return problems(f, s.compileOptions()) }}
+	s.dashboard, err = dashboard.New(dashboard.Options{Region: s.opts.Region.GetName(), Logger: s.opts.Logger,
+		Status: func(ctx context.Context) (*pb.StatusResponse, error) { return s.admin.Status(ctx, nil) },
+		Audit: func(ctx context.Context) ([]*pb.Event, error) {
+			out, err := s.admin.Audit(ctx, &pb.AuditRequest{NewestFirst: true, Limit: dashboardAudit})
+			return out.GetEvents(), err
+		}})
+	return err
+}
+
+func (s *Server) compileOptions() compile.Options { return compile.Options{DeadMan: s.opts.DeadMan} }
+
+// rolloutSource is the latest facts as the monitor sees them.
+type rolloutSource struct{ *facts.Projection }
+
+// RunningRollouts implements monitor.RolloutSource. Nothing runs before the log has been
+// applied: half of a rollout's events would be judged as if they were all.
+func (r rolloutSource) RunningRollouts() []deploy.Rollout {
+	select {
+	case <-r.Ready():
+		return r.Facts().RunningRollouts()
+	default:
+		return nil
+	}
+}
+
+// Admin returns the admin API for callers inside the process, who need no admission.
+// Its errors are outrigger.Errors, not gRPC statuses.
+func (s *Server) Admin() pb.AdminServer { return s.admin }
+
+// RegisterGRPC adds Variables, Coherence, Reports, Admin and ADS to a gRPC server.
+func (s *Server) RegisterGRPC(r grpc.ServiceRegistrar) {
+	pb.RegisterVariablesServer(r, s.vars)
+	pb.RegisterCoherenceServer(r, s.vars)
+	pb.RegisterReportsServer(r, s.monitor)
+	pb.RegisterAdminServer(registrar{r, s.guard}, s.admin)
+	s.ads.Register(r)
+}
+
+// Handler returns REST under /v1, the status page at "/", /healthz (the process is up),
+// /readyz (it serves) and /metrics. Health is open to everybody and says nothing else.
+func (s *Server) Handler() http.Handler {
+	api := http.NewServeMux()
+	register(api, routes(s.admin, s.vars))
+	api.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
+		status.WriteHTTP(w, outrigger.Errorf(outrigger.NotFound, "%s %s not found", r.Method, r.URL.Path))
+	})
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { plain(w, nil) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { plain(w, s.isReady()) })
+	if s.opts.Metrics != nil {
+		mux.Handle("GET /metrics", s.guard.http(s.opts.Metrics))
+	}
+	mux.Handle("/v1/", s.guard.http(s.guard.whenReady(api)))
+	mux.Handle("/", s.guard.http(s.dashboard.Handler()))
+	return mux
+}
+
+func plain(w http.ResponseWriter, err error) {
+	if err != nil {
+		status.WriteHTTP(w, err)
+		return
+	}
+	w.Header().Set("content-type", "text/plain; charset=utf-8")
+	_, _ = w.Write([]byte("ok\n")) // nobody is left to tell
+}
+
+// Ready is closed once the log has been applied and a policy is published.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
+
+func (s *Server) isReady() error {
+	select {
+	case <-s.ready:
+		return nil
+	default:
+		return outrigger.Errorf(outrigger.Unavailable, "the control plane is catching up with its log (position %d of %d); retry", s.facts.Applied(), s.opts.Log.Head())
+	}
+}
+
+// Run serves until ctx ends (then it returns nil) or a part fails (then it returns why),
+// and returns when every goroutine has ended.
+func (s *Server) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	published := s.publisher.first
+	for _, part := range []func(context.Context) error{
+		s.facts.Run, s.vars.Run, s.monitor.Run, s.publisher.run, s.publisher.record, s.dashboard.Run,
+		func(ctx context.Context) error { return s.open(ctx, published) },
+	} {
+		g.Go(func() error {
+			err := part(ctx)
+			if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+				return nil
+			}
+			return err
+		})
+	}
+	return g.Wait()
+}
+
+// open waits for the parts, registers the region and declares the server ready.
+func (s *Server) open(ctx context.Context, published <-chan struct{}) error {
+	for _, c := range []<-chan struct{}{s.facts.Ready(), s.vars.Ready(), published} {
+		select {
+		case <-c:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	s.registerRegion(ctx)
+	close(s.ready)
+	return nil
+}
+
+// registerRegion records this region if the log does not know it as it is. Losing the
+// race to another replica is as good, and a log that takes no writes is no reason not to
+// serve what is known.
+func (s *Server) registerRegion(ctx context.Context) {
+	f, own := s.facts.Facts(), s.opts.Region
+	next := &pb.Region{Name: own.GetName(), Gateway: own.GetGateway(), Latitude: own.GetLatitude(), Longitude: own.GetLongitude(), Health: "passing"}
+	if proto.Equal(f.Region(own.GetName()), next) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, appendTimeout)
+	defer cancel()
+	e := &pb.Event{Actor: sourceControl, Source: sourceControl, Schema: 1,
+		Payload: &pb.Event_RegionRegistered{RegionRegistered: &pb.RegionRegistered{Region: next}}}
+	done, err := s.opts.Log.Append(ctx, "", write(f, facts.RegionPrefix+own.GetName(), e))
+	if err == nil {
+		_, err = s.facts.Wait(ctx, done.Last)
+	}
+	if err != nil {
+		s.opts.Logger.Warn("region not registered in the log", "region", own.GetName(), "error", err)
+	}
+}
