@@ -51,6 +51,7 @@ func Run(t *testing.T, open func(t *testing.T) eventlog.Log) {
 		{"ConcurrentExpectHasOneWinner", testConcurrentExpect},
 		{"Linearizable", testLinearizable},
 		{"Snapshots", testSnapshots},
+		{"SnapshotsAreWhole", testSnapshotsWhole},
 		{"Close", testClose},
 	}
 	for _, c := range cases {

@@ -197,6 +197,41 @@ func testSnapshots(t *testing.T, l eventlog.Log) {
 	CheckWhole(t, l)
 }
 
+// A load during saves gets one of the saved states whole, never a mixture.
+func testSnapshotsWhole(t *testing.T, l eventlog.Log) {
+	mustAppend(t, l, "", write("a", 0, "1"))
+	save := func(i int) {
+		if err := l.SaveSnapshot(t.Context(), "s", 1, bytes.Repeat([]byte{byte(i)}, 5<<20)); err != nil {
+			t.Error(err)
+		}
+	}
+	save(0)
+	saved := make(chan struct{})
+	go func() {
+		defer close(saved)
+		for i := range 8 {
+			save(i)
+		}
+	}()
+	for done := false; !done; {
+		select {
+		case <-saved:
+			done = true
+		default:
+		}
+		_, state, err := l.LoadSnapshot(t.Context(), "s")
+		if err != nil {
+			t.Errorf("load: %v", err)
+		} else if len(state) != 5<<20 || bytes.Count(state, state[:1]) != len(state) {
+			t.Errorf("loaded a mixture of states, %d bytes", len(state))
+		}
+		if t.Failed() {
+			<-saved
+			return
+		}
+	}
+}
+
 func testClose(t *testing.T, l eventlog.Log) {
 	ctx := t.Context()
 	mustAppend(t, l, "", write("a", 0, "1"))

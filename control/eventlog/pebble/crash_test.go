@@ -232,12 +232,12 @@ func TestDiskFailureDuringRotation(t *testing.T) {
 
 // Power loss on a file system that forgets a random part of what was not synced: taken
 // at random moments under 16 writers, the clone must hold everything acknowledged
-// before it was taken, and everything a reader had seen.
+// before it was taken, and everything a reader had seen, down to the directories.
 func TestPowerLoss(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))
 	for round := range 30 {
 		disk := vfs.NewCrashableMem()
-		l := mustOpen(t, "log", Options{fs: disk})
+		l := mustOpen(t, "new/parent/log", Options{fs: disk})
 		var mu sync.Mutex
 		acked := map[string]uint64{}
 		ctx, cancel := context.WithCancel(t.Context())
@@ -274,7 +274,7 @@ func TestPowerLoss(t *testing.T) {
 		if err := l.Close(); err != nil {
 			t.Fatal(err)
 		}
-		after := mustOpen(t, "log", Options{fs: clone})
+		after := mustOpen(t, "new/parent/log", Options{fs: clone})
 		if after.Head() < seen {
 			t.Fatalf("round %d: readers had seen head %d, after power loss it is %d", round, seen, after.Head())
 		}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -21,6 +22,7 @@ import (
 type slowDisk struct {
 	mu      sync.Mutex
 	held    chan struct{} // nil, or closed by release
+	broken  error         // outcome of syncs from the release on
 	entered chan struct{} // gets a value when a sync begins to wait
 }
 
@@ -35,6 +37,11 @@ func (d *slowDisk) hook(op string) error {
 		}
 		<-held
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if op == "sync" {
+		return d.broken
+	}
 	return nil
 }
 
@@ -44,9 +51,10 @@ func (d *slowDisk) hold() {
 	d.held = make(chan struct{})
 }
 
-func (d *slowDisk) release() {
+func (d *slowDisk) release(outcome error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.broken = outcome
 	close(d.held)
 	d.held = nil
 }
@@ -56,7 +64,7 @@ func openSlow(t *testing.T, opts Options) (*Log, *slowDisk) {
 	opts.fs = hookFS{vfs.NewMem(), d.hook}
 	l := mustOpen(t, "log", opts)
 	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
+		if err := l.Close(); err != nil && d.broken == nil {
 			t.Error(err)
 		}
 	})
@@ -70,6 +78,10 @@ func one(aggregate string, expect int64) eventlog.Write {
 // While the disk has not answered, nobody sees the event and nobody is told anything
 // that follows from it: not its append, not a duplicate of it, not a conflict with it.
 func TestNothingIsToldBeforeTheSync(t *testing.T) {
+	synctest.Test(t, testNothingIsTold)
+}
+
+func testNothingIsTold(t *testing.T) {
 	l, disk := openSlow(t, Options{})
 	disk.hold()
 	type answer struct {
@@ -86,6 +98,7 @@ func TestNothingIsToldBeforeTheSync(t *testing.T) {
 	<-disk.entered // the append is in the write-ahead log and waits for its sync
 	go call("duplicate", "id", one("a", 0))
 	go call("conflict", "", one("a", 0))
+	synctest.Wait() // the other two have gone as far as they can
 	for range l.ReadAll(t.Context(), 1) {
 		t.Error("a reader saw an event that is not durable")
 	}
@@ -95,7 +108,7 @@ func TestNothingIsToldBeforeTheSync(t *testing.T) {
 	if l.Head() != 0 || len(answers) != 0 {
 		t.Errorf("head %d and %d answers before the sync", l.Head(), len(answers))
 	}
-	disk.release()
+	disk.release(nil)
 	for range 3 {
 		switch a := <-answers; a.who {
 		case "append", "duplicate":
@@ -107,6 +120,51 @@ func TestNothingIsToldBeforeTheSync(t *testing.T) {
 		case "conflict":
 			wantKind(t, a.err, outrigger.Conflict)
 		}
+	}
+}
+
+// When the sync fails, what waited behind it is not believed: the append and its
+// duplicate may or may not be on the disk, the conflict certainly wrote nothing.
+func TestFailedSyncTakesItsFollowersAlong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, disk := openSlow(t, Options{})
+		disk.hold()
+		var first, duplicate, conflict error
+		var wg sync.WaitGroup
+		wg.Go(func() { _, first = l.Append(t.Context(), "id", one("a", 0)) })
+		<-disk.entered
+		wg.Go(func() { _, duplicate = l.Append(t.Context(), "id", one("a", 0)) })
+		synctest.Wait()
+		wg.Go(func() { _, conflict = l.Append(t.Context(), "", one("a", 0)) })
+		synctest.Wait()
+		disk.release(errDisk)
+		wg.Wait()
+		wantKind(t, first, outrigger.Unknown)
+		wantKind(t, duplicate, outrigger.Unknown)
+		wantKind(t, conflict, outrigger.Unavailable)
+		if l.Head() != 0 {
+			t.Errorf("head %d after a failed sync", l.Head())
+		}
+	})
+}
+
+// What a save that did not finish left behind does not get into the next one.
+func TestUnfinishedSnapshotIsReplaced(t *testing.T) {
+	l, _ := openSlow(t, Options{})
+	if _, err := l.Append(t.Context(), "", one("a", 0)); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.writeChunks(t.Context(), "s", 1, make([]byte, 3*snapshotChunk)); err != nil {
+		t.Fatal(err)
+	}
+	if p, state, err := l.LoadSnapshot(t.Context(), "s"); p != 0 || state != nil || err != nil {
+		t.Errorf("an unfinished save is visible: %d, %d bytes, %v", p, len(state), err)
+	}
+	if err := l.SaveSnapshot(t.Context(), "s", 1, []byte("short")); err != nil {
+		t.Fatal(err)
+	}
+	if p, state, err := l.LoadSnapshot(t.Context(), "s"); p != 1 || string(state) != "short" || err != nil {
+		t.Errorf("loaded %d, %d bytes, %v", p, len(state), err)
 	}
 }
 
@@ -134,7 +192,7 @@ func TestGivingUpTellsTheTruth(t *testing.T) {
 	<-disk.entered
 	cancel()
 	wg.Wait()
-	disk.release()
+	disk.release(nil)
 	unknown := 0
 	for i, err := range errs {
 		if outrigger.IsKind(err, outrigger.Unknown) {
