@@ -244,12 +244,21 @@ func (d *Detector) trip() {
 	if d.tripped != "" {
 		return
 	}
-	for _, p := range d.processes() {
-		if limit := d.logThreshold(p); p.logE() >= limit || p.logSR()-math.Log(float64(d.cfg.Horizon)) >= limit {
-			d.tripped, d.firstAt = p.name, p.bad
+	p := &d.all
+	for i := 0; !p.proven(d.logThreshold(p), math.Log(float64(d.cfg.Horizon))); i++ {
+		if i == len(d.strata) {
 			return
 		}
+		p = &d.strata[i].process
 	}
+	d.tripped, d.firstAt = p.name, p.bad
+}
+
+// proven compares E with exp limit and R with exp (limit + horizon). A mean is not above
+// its largest term, which is cheaper to look at and nearly always settles it.
+func (p *process) proven(limit, horizon float64) bool {
+	return slices.Max(p.ell[:]) >= limit && p.logE() >= limit ||
+		slices.Max(p.logR[:]) >= limit+horizon && p.logSR() >= limit+horizon
 }
 
 // processes lists everything watched, the combination first.
