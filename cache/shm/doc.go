@@ -22,8 +22,8 @@
 //
 //   - A value is returned whole and exactly as put, or not at all. Readers cannot block,
 //     slow down or corrupt the writer or each other.
-//   - Invalidate is one atomic store. Once it is visible no reader returns the key as
-//     Present and no copy held anywhere on the node compares as current.
+//   - Invalidate is one atomic store. No Get that begins after it returns the key as
+//     Present, and no copy held anywhere on the node compares as current any more.
 //   - A stamp is never handed out twice by a table, whatever happens to its slot, Flush
 //     included. Tables start their stamps at the wall clock in nanoseconds, so a later
 //     table of a restarted agent does not repeat them either, unless the clock was set

@@ -91,6 +91,9 @@ func (r *Reader) read(i uint64, key string, hash uint64, dst []byte) (e Entry, o
 		}
 		loc := atomic.LoadUint64(&ix[slotLocation])
 		value, sum, match := r.copyRecord(loc, stamp, key, hash, dst)
+		// The copy is sound if its place was left alone meanwhile. That the stamp is still
+		// the same is asked as well, so that a reader descheduled half-way does not come
+		// back with a value invalidated long since.
 		if match == retry || !r.intact(loc) || atomic.LoadUint64(&ix[slotStamp]) != stamp {
 			continue
 		}

@@ -292,6 +292,27 @@ func TestDamageIsNoticed(t *testing.T) {
 	}
 }
 
+// A record whose place the writer has laid claim to is not read, however whole it looks:
+// the next word of it may be written at any moment.
+func TestClaimedPlaceIsNotRead(t *testing.T) {
+	w := mustCreate(t, Options{Heap: true, Bytes: 4096, Slots: 128})
+	r := w.Reader()
+	slot, _ := mustPut(t, w, "key", Present, "value")
+	loc, arena := w.index[slot*slotWords+slotLocation], w.geo.arenaWords
+	for _, c := range []struct {
+		intent uint64
+		want   State
+	}{{loc, Absent}, {loc + 1, Present}, {loc + arena, Present}, {loc + arena + 1, Absent}, {loc + 5*arena, Absent}} {
+		w.store(&w.hdr[hdrIntent], c.intent)
+		if e, _ := r.Get("key", nil); e.State != c.want || e.GaveUp != (c.want == Absent) {
+			t.Errorf("intent %d, record at %d of %d: read %+v, want %v", c.intent, loc, arena, e, c.want)
+		}
+	}
+	if r.GaveUp() != 3 {
+		t.Errorf("counted %d reads given up, want 3", r.GaveUp())
+	}
+}
+
 // Keys reported as read survive pressure that a first-in first-out ring would not let
 // them survive, and inserts alone never push out what is touched.
 func TestTouchedKeysSurvive(t *testing.T) {
