@@ -1,0 +1,227 @@
+package coherence
+
+import (
+	"github.com/outrigger-mesh/outrigger"
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+)
+
+// retryStep spaces the fetches that follow a refused fill.
+const retryStep = 5_000_000
+
+func (s *State) read(in Read, now int64) {
+	e := s.entries[in.Key.String()]
+	if e != nil && e.held != nothing && s.Fresh(now) {
+		if asOf := max(e.at, s.applied); asOf >= in.Min {
+			s.stats.Hits++
+			s.emit(Hit{Key: in.Key, Waiters: []Waiter{in.Waiter}, AsOf: asOf})
+			return
+		}
+	}
+	if s.wait >= s.opt.MaxWaiters {
+		s.refuse(in, "%d reads wait for the origin already, the limit is MaxWaiters; retry later", s.wait)
+		return
+	}
+	if e == nil || e.flight == nil {
+		if s.flights >= s.opt.MaxFlights {
+			s.refuse(in, "%d keys are being fetched already, the limit is MaxFlights; retry later", s.flights)
+			return
+		}
+		e = s.track(in.Key, now)
+		s.launch(e, []reader{{in.Waiter, in.Min}}, now)
+		s.wait++
+		return
+	}
+	s.stats.Joined++
+	s.wait++
+	r := reader{in.Waiter, in.Min}
+	if now-e.flight.issued > s.opt.Lease && !s.Fresh(now) {
+		e.flight.late = append(e.flight.late, r)
+		return
+	}
+	e.flight.waiters = append(e.flight.waiters, r)
+}
+
+func (s *State) refuse(in Read, format string, args ...any) {
+	s.emit(Failed{Key: in.Key, Waiters: []Waiter{in.Waiter}, Err: outrigger.Errorf(outrigger.Exhausted, format, args...)})
+}
+
+// launch starts a fetch for e's waiters.
+func (s *State) launch(e *entry, waiters []reader, now int64) {
+	s.flights++
+	e.flight = &flight{waiters: waiters}
+	s.fly(e, 0, now)
+}
+
+// fly sends the fetch of e's flight, again or for the first time.
+func (s *State) fly(e *entry, after, now int64) {
+	f := e.flight
+	s.stats.Fetches++
+	f.number, f.issued = s.next(), now
+	minimum := e.floor
+	for _, r := range f.waiters {
+		minimum = max(minimum, r.min)
+	}
+	s.emit(Fetch{Key: e.key, Flight: f.number, MinPosition: minimum, After: after})
+}
+
+// land ends e's flight. Readers that came too late for it get the next one.
+func (s *State) land(e *entry, now int64) {
+	late := e.flight.late
+	s.flights--
+	s.wait -= len(e.flight.waiters)
+	e.flight = nil
+	if len(late) == 0 {
+		return
+	}
+	if e.held != nothing && s.Fresh(now) {
+		s.wait -= len(late)
+		s.stats.Hits += uint64(len(late))
+		s.emit(Hit{Key: e.key, Waiters: names(late), AsOf: max(e.at, s.applied)})
+		return
+	}
+	s.launch(e, late, now)
+}
+
+func names(rs []reader) []Waiter {
+	out := make([]Waiter, len(rs))
+	for i, r := range rs {
+		out[i] = r.waiter
+	}
+	return out
+}
+
+func (s *State) filled(in Filled, now int64) {
+	e := s.entries[in.Key.String()]
+	if e == nil || e.flight == nil || e.flight.number != in.Flight {
+		return // voided since by a write of this node, or never ours
+	}
+	f := e.flight
+	if !s.adopt(in.Region, in.Incarnation, in.AsOf, in.Flight > s.adopted) {
+		s.retry(e, now, outrigger.Errorf(outrigger.Unavailable,
+			"%s was answered from log incarnation %x, but %x is followed; retry", in.Key, in.Incarnation, s.incarnation))
+		return
+	}
+	s.note(in.AsOf)
+	if in.AsOf < e.floor || !s.coversForeign(e.id, in.Result.GetVariable().GetVersion()) {
+		s.stats.Refused++
+		s.retry(e, now, tooOld(in, e.floor))
+		return
+	}
+	kept := s.keep(e, in.Result, in.AsOf, now)
+	served, demanding := f.split(max(in.AsOf, e.at))
+	switch {
+	case len(served) == 0:
+	case kept:
+		s.emit(Answer{Key: e.key, Waiters: names(served), Result: in.Result, AsOf: in.AsOf, Incarnation: in.Incarnation, Issued: f.issued})
+	default: // the table holds something newer
+		s.emit(Hit{Key: e.key, Waiters: names(served), AsOf: e.at})
+	}
+	if len(demanding) > 0 {
+		f.waiters = demanding
+		s.wait -= len(served)
+		s.retry(e, now, tooOld(in, demanding[0].min))
+		return
+	}
+	s.land(e, now)
+}
+
+func tooOld(in Filled, floor uint64) error {
+	return outrigger.Errorf(outrigger.Unavailable, "the origin answered %s as of position %d, position %d is needed; retry", in.Key, in.AsOf, floor)
+}
+
+// split separates the readers an answer as of position satisfies from those who asked
+// for a later one.
+func (f *flight) split(asOf uint64) (served, demanding []reader) {
+	for _, r := range f.waiters {
+		if r.min <= asOf {
+			served = append(served, r)
+		} else {
+			demanding = append(demanding, r)
+		}
+	}
+	return served, demanding
+}
+
+// keep stores an answer unless the entry holds a newer one. An answer that differs from
+// an entry that should have been current is a repair.
+func (s *State) keep(e *entry, r *pb.ReadResult, asOf uint64, now int64) bool {
+	if e.held != nothing && e.at > asOf {
+		return false
+	}
+	v := r.GetVariable()
+	if e.held != nothing && asOf <= s.applied {
+		s.stats.Checked++
+		if (v != nil) != (e.held == value) || v != nil && dotOf(v.GetVersion()) != e.dot {
+			s.stats.Repaired++
+		}
+	}
+	s.install(e, v, r.GetSessionExists(), asOf, now)
+	return true
+}
+
+func (s *State) retry(e *entry, now int64, why error) {
+	f := e.flight
+	f.attempts++
+	if f.attempts < s.opt.MaxAttempts {
+		s.fly(e, now+retryStep*int64(f.attempts), now)
+		return
+	}
+	s.fail(e, why, now)
+}
+
+func (s *State) fail(e *entry, why error, now int64) {
+	if w := names(e.flight.waiters); len(w) > 0 {
+		s.emit(Failed{Key: e.key, Waiters: w, Err: why})
+	}
+	s.land(e, now)
+}
+
+// fillFailed fails everybody who waits, the late ones too: asking an origin that just
+// failed again for each group would make an outage slower to report.
+func (s *State) fillFailed(in FillFailed) {
+	e := s.entries[in.Key.String()]
+	if e == nil || e.flight == nil || e.flight.number != in.Flight {
+		return
+	}
+	e.flight.waiters = append(e.flight.waiters, e.flight.late...)
+	e.flight.late = nil
+	s.fail(e, in.Err, 0)
+}
+
+// offered takes an answer read outside of a fetch. It always moves the floor up to what
+// was seen, so nobody on this node sees anything older afterwards; it is stored unless
+// a write of this node may be newer.
+func (s *State) offered(in Offered, now int64) {
+	if !s.adopt(in.Region, in.Incarnation, in.AsOf, in.Began > s.adopted) {
+		return
+	}
+	s.note(in.AsOf)
+	e := s.track(in.Key, now)
+	if e.held != nothing && e.at >= in.AsOf || in.AsOf < e.floor {
+		return
+	}
+	e.floor = in.AsOf
+	if in.Began <= s.voided || !s.coversForeign(e.id, in.Result.GetVariable().GetVersion()) {
+		s.invalidate(e)
+		return
+	}
+	s.keep(e, in.Result, in.AsOf, now)
+}
+
+func (s *State) evicted(key outrigger.Key) {
+	e := s.entries[key.String()]
+	if e == nil || e.held == nothing {
+		return
+	}
+	e.floor = max(e.floor, e.at)
+	e.held = nothing
+}
+
+// tick lets time act: late gaps, last-resort ages, sampled comparisons.
+func (s *State) tick(now int64) {
+	s.renew(now)
+	s.closeGap(now)
+	s.expire(s.order.Front, s.opt.TTL, now)
+	s.expire(s.brief.Front, s.opt.NegativeTTL, now)
+	s.sample(now)
+}

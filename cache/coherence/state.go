@@ -1,0 +1,384 @@
+package coherence
+
+import (
+	"container/list"
+
+	"github.com/outrigger-mesh/outrigger"
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+)
+
+// State is the protocol state of one node. Build it with New.
+type State struct {
+	opt Options
+
+	// The log this node follows.
+	region      string
+	incarnation uint64
+	retired     []uint64 // incarnations left, oldest first
+	adopted     uint64   // ordinal when incarnation was adopted
+	applied     uint64   // every change up to here was applied, or nothing it concerns is held
+	seen        uint64   // highest position heard of in any way
+	stream      uint64   // current feed stream, 0 = none
+	streamOld   bool     // it was opened before incarnation was adopted from elsewhere
+	spans       []span   // applied above a gap: disjoint, ascending
+	pending     []ack    // acknowledgements whose head is not reached, ascending by sent
+	gap         rangeFetch
+	lease       int64
+	reported    Head // as last sent
+
+	// Floors.
+	global        uint64            // for every key
+	byKey         []uint64          // by hash of the key, for keys without an entry
+	bySession     []uint64          // by hash of tenant and session
+	foreign       map[string]vector // acknowledged writes in other regions, by key
+	barrier       map[uint64]vector // the same by hash of the key, for what did not fit into foreign
+	entries       map[string]*entry
+	sessions      map[string]*list.List // of *entry
+	order, brief  *list.List            // of *entry by time of storing: normal and short-lived
+	repairAt      int64
+	flights, wait int
+
+	ordinal uint64 // numbers flights, ranges and Begin
+	voided  uint64 // reads begun up to here may have missed a write of this node
+
+	stored bool // something was installed since the last flush
+
+	out   []Output
+	stats Stats
+}
+
+type vector = map[string]uint64
+
+// span is one contiguous run of applied positions (previous, through].
+type span struct{ previous, through uint64 }
+
+type ack struct {
+	sent, received int64
+	head           uint64
+}
+
+type rangeFetch struct {
+	number  uint64 // of the fetch in flight, 0 = none
+	from    uint64
+	retryAt int64
+}
+
+// entry is one key with an exact floor.
+type entry struct {
+	key   outrigger.Key
+	id    string
+	floor uint64
+
+	held  held
+	at    uint64 // the held value was current as of this position
+	dot   outrigger.Dot
+	since int64 // when it was stored
+
+	flight *flight
+
+	inOrder   *list.Element
+	list      *list.List // the one inOrder is in
+	inSession *list.Element
+}
+
+type held uint8
+
+const (
+	nothing held = iota
+	value
+	negative
+)
+
+// flight is one fetch of one key: the refill lease.
+type flight struct {
+	number   uint64
+	issued   int64
+	attempts int
+	waiters  []reader
+	late     []reader // came too late to count this fetch as fresh
+}
+
+func (f *flight) clearMinimums() {
+	for i := range f.waiters {
+		f.waiters[i].min = 0
+	}
+	for i := range f.late {
+		f.late[i].min = 0
+	}
+}
+
+type reader struct {
+	waiter Waiter
+	min    uint64
+}
+
+// New returns a State that holds nothing.
+func New(o Options) *State {
+	return &State{
+		opt: o.withDefaults(), region: o.Region,
+		byKey: make([]uint64, buckets), bySession: make([]uint64, buckets),
+		foreign: map[string]vector{}, barrier: map[uint64]vector{},
+		entries: map[string]*entry{}, sessions: map[string]*list.List{},
+		order: list.New(), brief: list.New(),
+	}
+}
+
+// Step takes one input at monotonic time now (ns) and returns what to do about it.
+func (s *State) Step(in Input, now int64) []Output {
+	s.out = s.out[:0]
+	switch in := in.(type) {
+	case Connected:
+		s.connected(in)
+	case Lost:
+		if in.Stream == s.stream {
+			s.stream, s.pending = 0, nil
+		}
+	case Frame:
+		s.frame(in, now)
+	case Read:
+		s.read(in, now)
+	case Filled:
+		s.filled(in, now)
+	case FillFailed:
+		s.fillFailed(in)
+	case Offered:
+		s.offered(in, now)
+	case Wrote:
+		s.wrote(in, now)
+	case Observed:
+		s.observed(in.Variable, now)
+	case WriteUnknown:
+		s.writeUnknown(in.Key, now)
+	case SessionChanged:
+		s.sessionChanged(in, now)
+	case RangeArrived:
+		s.rangeArrived(in, now)
+	case RangeFailed:
+		s.rangeFailed(in, now)
+	case Evicted:
+		s.evicted(in.Key)
+	case Tick:
+		s.tick(now)
+	}
+	s.report()
+	return s.out
+}
+
+// Begin numbers a read that is about to be made at the origin outside of a fetch; see
+// Offered.
+func (s *State) Begin() uint64 { return s.next() }
+
+// Fresh reports whether the table may be served at time now.
+func (s *State) Fresh(now int64) bool { return now < s.lease }
+
+// Position returns the log followed and the position applied; incarnation 0 = none yet.
+func (s *State) Position() (region string, incarnation, applied uint64) {
+	return s.region, s.incarnation, s.applied
+}
+
+// Stats returns the counters.
+func (s *State) Stats() Stats {
+	st := s.stats
+	st.Keys, st.Flights, st.Waiting = len(s.entries), s.flights, s.wait
+	return st
+}
+
+func (s *State) emit(o Output) { s.out = append(s.out, o) }
+
+func (s *State) next() uint64 {
+	s.ordinal++
+	return s.ordinal
+}
+
+// report publishes the applied position after any input that moved it.
+func (s *State) report() {
+	if h := (Head{Position: s.applied, Incarnation: s.incarnation}); h != s.reported {
+		s.reported = h
+		s.emit(h)
+	}
+}
+
+// adopt makes (incarnation, position) the log followed if it is not already. later
+// says that the evidence was asked for after the present one was adopted: only then is
+// it known to be the newer of the two, because there is one authority at a time. ok is
+// false when it is not, or when that incarnation was left before.
+func (s *State) adopt(region string, incarnation, position uint64, later bool) (ok bool) {
+	if incarnation == s.incarnation {
+		return true
+	}
+	if incarnation == 0 || s.incarnation != 0 && !later || s.isRetired(incarnation) {
+		return false
+	}
+	if s.incarnation != 0 {
+		s.retired = append(s.retired, s.incarnation)
+		if len(s.retired) > maxRetired {
+			s.retired = s.retired[1:]
+		}
+		s.lease = 0
+		s.emit(Lease{})
+	}
+	s.incarnation, s.adopted, s.streamOld = incarnation, s.ordinal, s.stream != 0
+	if region != "" {
+		s.region = region
+	}
+	clear(s.byKey)
+	clear(s.bySession)
+	clear(s.foreign)
+	clear(s.barrier)
+	s.global, s.seen, s.applied = 0, 0, 0
+	for _, e := range s.entries {
+		if e.flight != nil {
+			e.flight.clearMinimums() // they were positions of the other log
+		}
+	}
+	s.flush(position)
+	return true
+}
+
+func (s *State) isRetired(incarnation uint64) bool {
+	for _, r := range s.retired {
+		if r == incarnation {
+			return true
+		}
+	}
+	return false
+}
+
+// flush forgets every value and starts again at position: nothing is held, so nothing
+// before it can have been missed, and fills older than anything heard of are refused.
+func (s *State) flush(position uint64) {
+	if s.stored {
+		s.stored = false
+		s.stats.Flushes++
+		s.emit(Flush{})
+	}
+	s.applied = position
+	s.note(position)
+	s.global = max(s.global, s.seen)
+	s.spans, s.pending, s.gap = nil, nil, rangeFetch{}
+	for _, e := range s.entries {
+		e.held, e.at, e.floor = nothing, 0, s.global
+		if e.flight == nil {
+			s.forget(e)
+		}
+	}
+}
+
+func (s *State) note(position uint64) { s.seen = max(s.seen, position) }
+
+// base is the floor the shared tables give a key.
+func (s *State) base(e *entry) uint64 {
+	return max(s.global, s.byKey[hash(e.id)%buckets], s.bySession[hash(sessionID(e.key))%buckets])
+}
+
+func sessionID(k outrigger.Key) string { return k.Tenant + "/" + k.Session }
+
+// hash is 64-bit FNV-1a.
+func hash(id string) uint64 {
+	h := uint64(14695981039346656037)
+	for i := range len(id) {
+		h = (h ^ uint64(id[i])) * 1099511628211
+	}
+	return h
+}
+
+// track returns the key's entry, making room for it if it is new.
+func (s *State) track(key outrigger.Key, now int64) *entry {
+	id := key.String()
+	if e := s.entries[id]; e != nil {
+		return e
+	}
+	s.makeRoom()
+	e := &entry{key: key, id: id, since: now, list: s.order}
+	e.floor = s.base(e)
+	s.entries[id] = e
+	e.inOrder = s.order.PushBack(e)
+	sid := sessionID(key)
+	if s.sessions[sid] == nil {
+		s.sessions[sid] = list.New()
+	}
+	e.inSession = s.sessions[sid].PushBack(e)
+	return e
+}
+
+// makeRoom forgets the longest-stored key that is not being fetched. There is one,
+// because fewer than half of the keys may be in flight.
+func (s *State) makeRoom() {
+	for range len(s.entries) {
+		if len(s.entries) < s.opt.MaxKeys {
+			return
+		}
+		l := s.order
+		if l.Len() == 0 {
+			l = s.brief
+		}
+		e := l.Front().Value.(*entry)
+		if e.flight != nil {
+			l.MoveToBack(e.inOrder)
+			continue
+		}
+		s.evict(e)
+	}
+}
+
+// evict forgets e but not what it knew: its floor, and that the value it held is the
+// oldest that may come back, move to its bucket.
+func (s *State) evict(e *entry) {
+	s.stats.Evicted++
+	b := &s.byKey[hash(e.id)%buckets]
+	*b = max(*b, e.floor, e.at)
+	if e.held != nothing {
+		s.emit(Remove{Key: e.key})
+	}
+	s.forget(e)
+}
+
+func (s *State) forget(e *entry) {
+	delete(s.entries, e.id)
+	e.list.Remove(e.inOrder)
+	sid := sessionID(e.key)
+	l := s.sessions[sid]
+	l.Remove(e.inSession)
+	if l.Len() == 0 {
+		delete(s.sessions, sid)
+	}
+}
+
+// install stores a value (or, with v nil, a negative entry) that was current as of at.
+func (s *State) install(e *entry, v *pb.Variable, sessionExists bool, at uint64, now int64) {
+	e.at, e.since = at, now
+	e.held, e.dot = negative, outrigger.Dot{}
+	if v != nil {
+		e.held, e.dot = value, dotOf(v.GetVersion())
+	}
+	to := s.order
+	if v == nil && !sessionExists {
+		to = s.brief
+	}
+	e.list.Remove(e.inOrder)
+	e.list, e.inOrder = to, to.PushBack(e)
+	s.stored = true
+	s.emit(Install{Key: e.key, Variable: v, SessionExists: sessionExists})
+}
+
+func (s *State) invalidate(e *entry) {
+	if e.held == nothing {
+		return
+	}
+	e.held = nothing
+	s.stats.Invalidated++
+	s.emit(Invalidate{Key: e.key})
+}
+
+func dotOf(v *pb.Version) outrigger.Dot {
+	d := v.GetDot()
+	return outrigger.Dot{Region: d.GetRegion(), Incarnation: d.GetIncarnation(), Position: d.GetPosition()}
+}
+
+func keyOf(k *pb.Key) outrigger.Key {
+	t := k.GetTenant()
+	if t == "" {
+		t = outrigger.DefaultTenant
+	}
+	return outrigger.Key{Tenant: t, Session: k.GetSession(), Name: k.GetName()}
+}
