@@ -1,0 +1,234 @@
+// Package adsserver serves xDS: one source of resources, state-of-the-world ADS for
+// gRPC clients and delta ADS for sidecars and Envoys, and a ledger of who accepted what.
+//
+//	srv := adsserver.New(adsserver.Options{Logger: log})
+//	srv.Register(grpcServer)
+//	err := srv.Publish(adsserver.DefaultGroup, resources, position)
+//	acked, laggards, done := srv.Acked(position)
+//
+// The gRPC plumbing is go-control-plane's stream server; what it asks for resources is
+// ours, because the stock caches resend a rejected resource in a loop, leave repeated
+// and impossible subscriptions unanswered, and cost O(all resources) per stream.
+//
+// # Promises
+//
+//   - A push is one consistent set. A stream is given one push at a time, in the order
+//     of xds.Types, and the newest one next; nothing queues per stream.
+//   - Every resource is marshalled and hashed once per version, whatever the number of
+//     streams. A Publish that changes nothing sends nothing.
+//   - A rejected response is not repeated before one of its resources changes; then all
+//     its resources are sent again.
+//   - Streams that arrive before the first Publish of their group wait; they never get
+//     an empty configuration.
+//   - Publish refuses an empty set, a set with dangling references, the removal of every
+//     model, and a position below the current one. PublishForced does not.
+//   - Removed clusters stay served until all connected streams accepted the routes that
+//     no longer need them.
+//   - The ledger counts a position as accepted by a sidecar when every response of that
+//     push was ACKed and no rejection stands.
+//
+// # Failure and load
+//
+// A slow client holds up only itself: it owes an answer, so it gets no second push, and
+// shows as a laggard. A client that leaves 64 responses unanswered, asks for 64 types
+// or 20,000 names, or is one stream too many (Options.MaxStreams) is ended with
+// ResourceExhausted. When the server dies clients keep what they have; after a restart
+// the same content has the same versions, so nothing is resent to delta clients.
+//
+// # Concurrency
+//
+// All methods may be called concurrently; Publish calls of one group take turns. New
+// starts nothing and the package starts no goroutine: streams run on those of gRPC.
+package adsserver
+
+import (
+	"context"
+	"hash/maphash"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"go.opentelemetry.io/otel/metric"
+	"google.golang.org/grpc"
+
+	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/xds"
+	"github.com/outrigger-mesh/outrigger/xds/translate"
+)
+
+// DefaultGroup is the group of nodes when Options.Group is nil.
+const DefaultGroup = "default"
+
+// Options configure a Server. The zero value is usable.
+type Options struct {
+	Logger *slog.Logger // nil discards
+	Meter  metric.Meter // nil measures nothing
+	// Authorise decides on the first request of a stream whether its node may have the
+	// configuration; its error ends the stream. nil admits everyone: wire it to the
+	// peer's identity in ctx, because a node's id is only a claim.
+	Authorise func(ctx context.Context, node *core.Node) error
+	// Group says which Publish group a node follows; nil = DefaultGroup. It must give
+	// the same answer for equal nodes.
+	Group func(outrigger.Node) string
+	// Isolation is how long a disconnected sidecar still counts in Acked; after that
+	// its own dead-man lease has returned it to stable. 0 = 15 s, one and a half times
+	// the default lease.
+	Isolation time.Duration
+	// MaxStreams bounds concurrent streams; 0 = 50,000.
+	MaxStreams int
+}
+
+// Defaults of Options, and how long a node that is gone stays in the ledger.
+const (
+	DefaultIsolation  = 15 * time.Second
+	DefaultMaxStreams = 50_000
+	ledgerRetention   = time.Hour
+)
+
+// Server is the xDS server of one control plane replica.
+type Server struct {
+	opt     Options
+	log     *slog.Logger
+	metrics *metrics
+	ledger  *ledger
+	ids     atomic.Uint64 // of typeStates
+	streams atomic.Int64
+
+	mu     sync.Mutex
+	groups map[string]*group
+}
+
+// New returns a Server that serves nothing yet. It panics only if the Meter refuses
+// the constant instrument names of this package.
+func New(opt Options) *Server {
+	if opt.Logger == nil {
+		opt.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opt.Group == nil {
+		opt.Group = func(outrigger.Node) string { return DefaultGroup }
+	}
+	if opt.Isolation == 0 {
+		opt.Isolation = DefaultIsolation
+	}
+	if opt.MaxStreams == 0 {
+		opt.MaxStreams = DefaultMaxStreams
+	}
+	return &Server{
+		opt: opt, log: opt.Logger, metrics: newMetrics(opt.Meter),
+		ledger: newLedger(max(ledgerRetention, opt.Isolation)), groups: make(map[string]*group),
+	}
+}
+
+// Register adds the aggregated discovery service to a gRPC server.
+func (s *Server) Register(r grpc.ServiceRegistrar) {
+	discovery.RegisterAggregatedDiscoveryServiceServer(r, &ads{srv: s})
+}
+
+// Publish makes res, compiled from position, the configuration of a group and starts
+// pushing it; it returns without waiting for clients. res is not modified and must not
+// be modified afterwards. It refuses, with an Invalid error, what would cause an outage
+// (see the package comment); nothing is changed then.
+func (s *Server) Publish(group string, res *translate.Resources, position uint64) error {
+	return s.publish(group, res, position, false)
+}
+
+// PublishForced is Publish without the refusals, for an operator who means it.
+func (s *Server) PublishForced(group string, res *translate.Resources, position uint64) error {
+	return s.publish(group, res, position, true)
+}
+
+func (s *Server) publish(name string, res *translate.Resources, position uint64, force bool) error {
+	g := s.group(name)
+	g.publishing.Lock()
+	defer g.publishing.Unlock()
+	prev := g.current.Load()
+	if !force {
+		if err := check(prev, res, position); err != nil {
+			return err
+		}
+	}
+	union, retaining := retain(g.served, res)
+	next, err := newGeneration(&s.ids, prev, union, position, time.Now())
+	if err != nil {
+		return err
+	}
+	if prev != nil && prev.position == position && prev.same(next) {
+		return nil
+	}
+	g.wanted, g.served = res, union
+	if g.serve(next, retaining) {
+		g.finish(next)
+	}
+	return nil
+}
+
+// check holds the rules of Publish.
+func check(prev *generation, res *translate.Resources, position uint64) error {
+	if res.Get(xds.TypeMeshPolicy, xds.MeshName) == nil {
+		return outrigger.Errorf(outrigger.Invalid, "the set of %d resources has no %s resource; publish the output of translate.Encode", res.Len(), xds.MeshName)
+	}
+	if missing := res.Missing(); len(missing) > 0 {
+		return outrigger.Errorf(outrigger.Invalid, "the set lacks %s, and %d more; clients would fail", missing[0], len(missing)-1)
+	}
+	if prev == nil {
+		return nil
+	}
+	if position < prev.position {
+		return outrigger.Errorf(outrigger.Invalid, "position %d is below the published %d; force it if the log was replaced", position, prev.position)
+	}
+	if n := len(prev.types[xds.TypeListener].names); n > 0 && len(res.Names(xds.TypeListener)) == 0 {
+		return outrigger.Errorf(outrigger.Invalid, "the set removes all %d models; force it if that is meant", n)
+	}
+	return nil
+}
+
+// Ledger returns one line per known node, sorted by node id.
+func (s *Server) Ledger() []NodeState { return s.ledger.list() }
+
+// Acked sorts the sidecars that count (connected, or gone for less than
+// Options.Isolation) into those that accepted position or a later one and those that
+// did not, by node id. done means there are no laggards, also when there are no
+// sidecars at all. Envoy and gRPC clients are in Ledger only: they cannot say that all
+// of a position is in force.
+func (s *Server) Acked(position uint64) (acked, laggards []string, done bool) {
+	acked, laggards = tally(s.ledger.list(), position, s.opt.Isolation, time.Now())
+	return acked, laggards, len(laggards) == 0
+}
+
+// Changed returns a channel that is closed by the next change of the ledger. Take it
+// before reading, or a change in between is missed. Time alone (Options.Isolation)
+// changes Acked without closing it.
+func (s *Server) Changed() <-chan struct{} { return s.ledger.wait() }
+
+func (s *Server) open(ctx context.Context, delta bool) (*session, error) {
+	if n := s.streams.Add(1); n > int64(s.opt.MaxStreams) {
+		s.streams.Add(-1)
+		return nil, outrigger.Errorf(outrigger.Exhausted, "%d streams are open, the limit is %d; use another replica", n-1, s.opt.MaxStreams)
+	}
+	s.metrics.streams(ctx, 1)
+	return &session{srv: s, ctx: ctx, delta: delta, types: make(map[string]*typeSub)}, nil
+}
+
+func (s *Server) done(sess *session) {
+	sess.close()
+	s.streams.Add(-1)
+	s.metrics.streams(sess.ctx, -1)
+}
+
+// group returns the group of that name, made on first use.
+func (s *Server) group(name string) *group {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g := s.groups[name]
+	if g == nil {
+		g = &group{srv: s, name: name, seed: maphash.MakeSeed()}
+		for i := range g.shards {
+			g.shards[i].sessions = make(map[*session]struct{})
+		}
+		s.groups[name] = g
+	}
+	return g
+}

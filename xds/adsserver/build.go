@@ -1,0 +1,154 @@
+package adsserver
+
+import (
+	"maps"
+	"slices"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+// buildDelta makes the delta response that brings t to the stream's target.
+func (s *session) buildDelta(t *typeSub) *discovery.DeltaDiscoveryResponse {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := s.target.types[t.typeURL]
+	out := &discovery.DeltaDiscoveryResponse{TypeUrl: t.typeURL}
+	if next == nil {
+		out.RemovedResources = slices.Sorted(maps.Keys(t.force)) // a type nobody publishes: none exists
+		s.built(t, nil, nil)
+		return out
+	}
+	out.SystemVersionInfo = next.version
+	if simple := t.wildcard && len(t.force) == 0 && len(t.rejected) == 0; simple {
+		out.Resources, out.RemovedResources = t.shared(next)
+	} else {
+		out.Resources, out.RemovedResources = t.difference(next)
+	}
+	names := make([]string, len(out.Resources))
+	for i, r := range out.Resources {
+		names[i] = r.GetName()
+	}
+	s.built(t, next, names)
+	return out
+}
+
+// shared answers the common cases with slices all streams share: nothing, everything,
+// or exactly the last change.
+func (t *typeSub) shared(next *typeState) ([]*discovery.Resource, []string) {
+	switch {
+	case t.base == next:
+		return nil, nil
+	case t.base == nil && len(t.over) == 0:
+		return next.all, nil
+	case t.base != nil && next.fromID == t.base.id:
+		return next.changed, next.removed
+	case t.base != nil:
+		return compare(t.base, next)
+	}
+	return t.difference(next)
+}
+
+// difference compares name by name: the general case.
+func (t *typeSub) difference(next *typeState) (changed []*discovery.Resource, removed []string) {
+	send := make(map[string]struct{})
+	resend := t.rejectedChanged(next)
+	for _, name := range t.scope(next) {
+		_, forced := t.force[name]
+		want, held := next.versionOf(name), t.held(name)
+		switch {
+		case want == "" && (held != "" || forced):
+			removed = append(removed, name)
+		case want != "" && (want != held || forced):
+			send[name] = struct{}{}
+		}
+	}
+	if resend {
+		for name := range t.rejected {
+			if next.entries[name] != nil {
+				send[name] = struct{}{}
+			}
+		}
+		t.rejected = nil
+	}
+	for _, name := range slices.Sorted(maps.Keys(send)) {
+		changed = append(changed, next.entries[name].res)
+	}
+	slices.Sort(removed)
+	return changed, removed
+}
+
+// rejectedChanged reports whether a rejected resource is now another one, or gone.
+func (t *typeSub) rejectedChanged(next *typeState) bool {
+	for name := range t.rejected {
+		if next.versionOf(name) != t.held(name) {
+			return true
+		}
+	}
+	return false
+}
+
+// scope lists the names the subscription covers, once each: with a wildcard all there
+// are or the client holds, and always the explicit and forced ones.
+func (t *typeSub) scope(next *typeState) []string {
+	set := maps.Clone(t.names)
+	if set == nil {
+		set = make(map[string]struct{})
+	}
+	for name := range t.force {
+		set[name] = struct{}{}
+	}
+	if t.wildcard {
+		for _, name := range next.names {
+			set[name] = struct{}{}
+		}
+		if t.base != nil {
+			for _, name := range t.base.names {
+				set[name] = struct{}{}
+			}
+		}
+		for name := range t.over {
+			set[name] = struct{}{}
+		}
+	}
+	return slices.Collect(maps.Keys(set))
+}
+
+// buildSotw makes the state-of-the-world response that brings t to the stream's target.
+func (s *session) buildSotw(t *typeSub) *discovery.DiscoveryResponse {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := s.target.types[t.typeURL]
+	out := &discovery.DiscoveryResponse{TypeUrl: t.typeURL, VersionInfo: next.version}
+	names := next.names
+	if t.wildcard {
+		out.Resources, t.rejected = next.anys, nil
+	} else {
+		names = t.selectSotw(next)
+		out.Resources = make([]*anypb.Any, len(names))
+		for i, name := range names {
+			out.Resources[i] = next.entries[name].any
+		}
+	}
+	s.built(t, next, names)
+	return out
+}
+
+// selectSotw lists what a named subscription is sent: all of it for LDS and CDS, what
+// changed or was asked for otherwise.
+func (t *typeSub) selectSotw(next *typeState) []string {
+	var out []string
+	whole, resend := fullState(t.typeURL), t.rejectedChanged(next)
+	for _, name := range slices.Sorted(maps.Keys(t.names)) {
+		want := next.versionOf(name)
+		_, forced := t.force[name]
+		_, rejected := t.rejected[name]
+		if want != "" && (whole || forced || rejected && resend || want != t.held(name)) {
+			out = append(out, name)
+		}
+	}
+	if whole || resend {
+		t.rejected = nil
+	}
+	return out
+}

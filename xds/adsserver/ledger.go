@@ -1,0 +1,143 @@
+package adsserver
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/outrigger-mesh/outrigger"
+)
+
+// NodeState is one line of the push ledger: what a node was sent and what it accepted.
+type NodeState struct {
+	Node      outrigger.Node
+	Group     string
+	Connected bool
+	Since     time.Time // of the last change of Connected
+	// Sent is the highest position a push was started for, Acked the highest one every
+	// response of which was accepted; 0 before the first.
+	Sent, Acked uint64
+	// Nack is the rejection that stands, nil if none does.
+	Nack *Nack
+	// sidecar: the node follows MeshPolicy or calls itself a sidecar, so it can say
+	// that it has a position in force.
+	sidecar bool
+}
+
+// Nack is a rejection in the client's words.
+type Nack struct {
+	Type     string // type URL
+	Resource string // the name the message mentions, or the only one sent; may be empty
+	Message  string // at most maxNackText bytes
+	At       time.Time
+}
+
+// maxNackText bounds what a client can make the ledger and the log hold.
+const maxNackText = 4 << 10
+
+// ledger is who accepted what. Its lock is the innermost one and never held across
+// anything that can block.
+type ledger struct {
+	mu        sync.Mutex
+	nodes     map[string]*nodeEntry
+	changed   chan struct{} // made when asked for, closed by the next change
+	pruned    time.Time
+	retention time.Duration
+}
+
+type nodeEntry struct {
+	NodeState
+	owner *session // the newest stream of the node; older ones may not write
+}
+
+func newLedger(retention time.Duration) *ledger {
+	return &ledger{nodes: make(map[string]*nodeEntry), retention: retention}
+}
+
+// connect makes s the owner of its node's line. What the node accepted on an earlier
+// stream does not count: it may have restarted without its disk, and proving it again
+// costs one empty push.
+func (l *ledger) connect(s *session, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.nodes[s.node.ID]
+	if e == nil {
+		l.prune(now)
+		e = &nodeEntry{}
+		l.nodes[s.node.ID] = e
+	}
+	e.owner = s
+	e.NodeState = NodeState{Node: s.node, Group: s.group.name, Connected: true, Since: now, sidecar: s.node.Kind == "sidecar"}
+	l.notify()
+}
+
+// record applies f to the line of s unless a newer stream has taken it over.
+func (l *ledger) record(s *session, f func(*NodeState)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e := l.nodes[s.node.ID]; e != nil && e.owner == s {
+		f(&e.NodeState)
+		l.notify()
+	}
+}
+
+func (l *ledger) disconnect(s *session, now time.Time) {
+	l.record(s, func(n *NodeState) { n.Connected, n.Since = false, now })
+}
+
+// prune forgets nodes that have been gone for the retention time. Called when a new
+// node appears, so the map grows with live nodes plus recent ones, not with history; at
+// most once a minute, so that a connect storm does not make it quadratic.
+func (l *ledger) prune(now time.Time) {
+	if now.Sub(l.pruned) < time.Minute {
+		return
+	}
+	l.pruned = now
+	for id, e := range l.nodes {
+		if !e.Connected && now.Sub(e.Since) > l.retention {
+			delete(l.nodes, id)
+		}
+	}
+}
+
+func (l *ledger) notify() {
+	if l.changed != nil {
+		close(l.changed)
+		l.changed = nil
+	}
+}
+
+func (l *ledger) wait() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.changed == nil {
+		l.changed = make(chan struct{})
+	}
+	return l.changed
+}
+
+func (l *ledger) list() []NodeState {
+	l.mu.Lock()
+	out := make([]NodeState, 0, len(l.nodes))
+	for _, e := range l.nodes {
+		out = append(out, e.NodeState)
+	}
+	l.mu.Unlock()
+	slices.SortFunc(out, func(a, b NodeState) int { return cmp.Compare(a.Node.ID, b.Node.ID) })
+	return out
+}
+
+// tally sorts the sidecars that count at now into those that hold position and the rest.
+func tally(nodes []NodeState, position uint64, isolation time.Duration, now time.Time) (acked, laggards []string) {
+	for _, n := range nodes {
+		switch {
+		case !n.sidecar, !n.Connected && now.Sub(n.Since) >= isolation:
+		case n.Acked >= position:
+			acked = append(acked, n.Node.ID)
+		default:
+			laggards = append(laggards, n.Node.ID)
+		}
+	}
+	return acked, laggards
+}

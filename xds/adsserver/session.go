@@ -1,0 +1,328 @@
+package adsserver
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"time"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"google.golang.org/genproto/googleapis/rpc/status"
+
+	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/xds"
+	"github.com/outrigger-mesh/outrigger/xds/translate"
+)
+
+// Limits of one stream: what a client can make the server hold.
+const (
+	maxTypes   = 64     // type URLs asked for
+	maxNames   = 20_000 // names subscribed to, per type
+	maxPending = 64     // responses of one type it may leave unanswered
+)
+
+// session is one ADS stream of either protocol.
+//
+// The stream's goroutine (the stock go-control-plane loop) calls request, build* and
+// sent; Publish calls advance from another goroutine. All of them take mu, hold it for
+// computation only, and hand responses over as handles in a channel with room for
+// them: no lock is ever held while sending. A handle is turned into a message by the
+// stream's own goroutine, so a response shows the latest subscription.
+//
+// Lock order: group shard (released before) → session.mu → ledger.mu.
+type session struct {
+	// Immutable after identify, which runs before the session is visible to others.
+	srv   *Server
+	ctx   context.Context
+	delta bool
+	node  outrigger.Node
+	group *group
+
+	mu     sync.Mutex
+	closed bool
+	target *generation // the one push this stream is being given or holds
+	types  map[string]*typeSub
+	open   int // responses fired or sent and not yet answered
+	acked  uint64
+	pushed bool // the target was pushed to the open stream
+	// owes is the push whose retained clusters wait for this stream; see retain.go.
+	owes *generation
+	// drop is a push whose retained clusters nobody needs any more; the stream's
+	// goroutine drops them once it holds no lock.
+	drop *generation
+}
+
+// typeSub is what one stream asked for, holds and was sent of one type. Guarded by
+// session.mu.
+type typeSub struct {
+	typeURL  string
+	wildcard bool
+	names    map[string]struct{} // explicit names; a copy, never the stock map
+
+	// The client holds the versions of base for what it subscribed to, or, before the
+	// first answer, those it reported in over.
+	base *typeState
+	over map[string]string
+	// force lists names to answer whatever the client holds: new or repeated
+	// subscriptions (sent, or named in removed_resources if they do not exist).
+	force map[string]struct{}
+	// rejected lists the resources of NACKed responses; they are sent again together
+	// when one of them changes, and until that is accepted nack stands: an ACK of
+	// other resources of the type proves nothing about these.
+	rejected map[string]struct{}
+	nack     *Nack
+
+	armed    bool   // a watch is open: fire may put a handle into the channel
+	fire     func() // puts the handle; never blocks
+	fired    bool   // the handle is there or being built
+	answered bool   // the first response of the type went out
+	building response
+	pending  []response // sent, unanswered, oldest first
+	lastSeen string     // nonce last answered, to tell a repeated request from an ACK
+}
+
+// response remembers what went out under a nonce.
+type response struct {
+	nonce string
+	names []string
+}
+
+// identify resolves the node of the first request and registers the session. Errors
+// end the stream.
+func (s *session) identify(n *core.Node) error {
+	if s.group != nil {
+		return nil
+	}
+	if n.GetId() == "" {
+		return outrigger.Errorf(outrigger.Invalid, "node.id is empty; set it in the client's bootstrap")
+	}
+	if s.srv.opt.Authorise != nil {
+		if err := s.srv.opt.Authorise(s.ctx, n); err != nil {
+			return err
+		}
+	}
+	node := translate.NodeOf(n)
+	s.node, s.group = node, s.srv.group(s.srv.opt.Group(node))
+	s.srv.ledger.connect(s, time.Now())
+	s.group.add(s)
+	return nil
+}
+
+func (s *session) close() {
+	if s.group != nil {
+		s.group.remove(s)
+		s.srv.ledger.disconnect(s, time.Now())
+	}
+	s.mu.Lock()
+	s.closed = true
+	s.payRetention()
+	s.mu.Unlock()
+	s.dropRetained()
+}
+
+// typeOf returns the state of one type, made on first use.
+func (s *session) typeOf(typeURL string) (*typeSub, error) {
+	t := s.types[typeURL]
+	if t == nil {
+		if len(s.types) >= maxTypes {
+			return nil, outrigger.Errorf(outrigger.Exhausted, "stream asks for more than %d resource types", maxTypes)
+		}
+		t = &typeSub{typeURL: typeURL}
+		s.types[typeURL] = t
+	}
+	return t, nil
+}
+
+// arm ends the handling of a request: answer at once if something is due, else wait
+// for the next push. Called with mu held.
+func (s *session) arm(t *typeSub, fire func(), due bool) (cancel func(), err error) {
+	t.fire, t.armed = fire, true
+	if s.target == nil {
+		s.target = s.group.current.Load() // nil before the first Publish: wait
+		if s.target != nil {
+			s.recordSent()
+		}
+	}
+	switch {
+	case t.fired:
+		t.armed = false // the waiting handle will be built from the new subscription
+	case s.target != nil && (due || s.lacks(t, s.target)):
+		if len(t.pending) >= maxPending {
+			return nil, outrigger.Errorf(outrigger.Exhausted, "%d responses of type %s are unanswered; acknowledge them", len(t.pending), t.typeURL)
+		}
+		s.launch(t)
+	}
+	s.advance()
+	return func() {
+		s.mu.Lock()
+		t.armed = false
+		s.mu.Unlock()
+	}, nil
+}
+
+// launch puts a handle for t into the stream's channel. Called with mu held.
+func (s *session) launch(t *typeSub) {
+	t.armed, t.fired = false, true
+	s.open++
+	t.fire()
+}
+
+// advance starts the newest push if the previous one is answered. Called with mu held.
+func (s *session) advance() {
+	if s.closed || s.open > 0 {
+		return
+	}
+	for _, t := range s.types {
+		if !t.armed {
+			return // its request is being handled and will call advance; order is kept
+		}
+	}
+	latest := s.group.current.Load()
+	if latest != nil && latest != s.target {
+		s.pushed = s.target != nil // not the first sync, whose delay says nothing
+		s.target = latest
+		s.recordSent()
+		for _, typeURL := range xds.Types() {
+			if t := s.types[typeURL]; t != nil && t.armed && s.lacks(t, latest) {
+				s.launch(t)
+			}
+		}
+		s.closePush()
+	}
+	if s.open == 0 {
+		s.settle()
+	}
+}
+
+// closePush makes MeshPolicy the last response of every push on streams that follow
+// it, even of one that left it unchanged: it is the mark that the set is complete.
+func (s *session) closePush() {
+	t := s.types[xds.TypeMeshPolicy]
+	if s.open > 0 && s.delta && t != nil && t.armed && t.answered {
+		t.demand(xds.MeshName)
+		s.launch(t)
+	}
+}
+
+// demand forces an answer for a name.
+func (t *typeSub) demand(name string) {
+	if t.force == nil {
+		t.force = make(map[string]struct{})
+	}
+	t.force[name] = struct{}{}
+}
+
+// settle records the position of a push that is fully answered, if nothing in it
+// stands rejected. Called with mu held.
+func (s *session) settle() {
+	if s.target == nil {
+		return
+	}
+	if s.node.Kind == "sidecar" {
+		if mesh := s.types[xds.TypeMeshPolicy]; mesh == nil || !mesh.answered {
+			return // it has not asked for everything yet
+		}
+	}
+	for _, t := range s.types {
+		if t.nack != nil {
+			return
+		}
+	}
+	s.payRetention()
+	if s.acked == s.target.position {
+		return
+	}
+	s.acked = s.target.position
+	if s.pushed {
+		s.srv.metrics.settled(s.ctx, time.Since(s.target.at))
+	}
+	s.srv.ledger.record(s, func(n *NodeState) { n.Acked = s.acked })
+}
+
+func (s *session) recordSent() {
+	position := s.target.position
+	s.srv.ledger.record(s, func(n *NodeState) { n.Sent = position })
+}
+
+// built finishes the making of a response; sent adds the nonce the stock server chose.
+func (s *session) built(t *typeSub, next *typeState, names []string) {
+	t.base, t.over, t.force = next, nil, nil
+	t.fired, t.answered = false, true
+	t.building = response{names: names}
+}
+
+func (s *session) sent(typeURL, nonce string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.types[typeURL]
+	if t == nil {
+		return // cannot be: a response is built from its typeSub
+	}
+	t.building.nonce = nonce
+	t.pending = append(t.pending, t.building)
+	t.building = response{}
+}
+
+// answer processes the nonce of a request: an ACK, or with detail a NACK, of that
+// response and, by order of the stream, an ACK of the older ones. Called with mu held.
+func (s *session) answer(t *typeSub, nonce string, detail *status.Status) {
+	for i, r := range t.pending {
+		if r.nonce != nonce {
+			continue
+		}
+		s.open -= i + 1
+		t.pending = append(t.pending[:0], t.pending[i+1:]...)
+		t.lastSeen = nonce
+		if detail != nil {
+			s.reject(t, r, detail.GetMessage())
+		} else if t.nack != nil && len(t.rejected) == 0 {
+			t.nack = nil // what was rejected went out again, changed, and is accepted
+			s.recordNack()
+		}
+		return
+	}
+}
+
+func (s *session) reject(t *typeSub, r response, message string) {
+	if len(message) > maxNackText {
+		message = strings.ToValidUTF8(message[:maxNackText], "")
+	}
+	if t.rejected == nil {
+		t.rejected = make(map[string]struct{}, len(r.names))
+	}
+	for _, name := range r.names {
+		t.rejected[name] = struct{}{}
+	}
+	t.nack = &Nack{Type: t.typeURL, Resource: blamed(r.names, message), Message: message, At: time.Now()}
+	s.recordNack()
+	s.srv.metrics.nacked(s.ctx, t.typeURL)
+	s.srv.log.Warn("client rejected resources", "node", s.node.ID, "type", t.typeURL,
+		"resource", t.nack.Resource, "position", s.target.position, "reason", message)
+}
+
+// recordNack shows the first standing rejection in push order.
+func (s *session) recordNack() {
+	var standing *Nack
+	for _, typeURL := range xds.Types() {
+		if t := s.types[typeURL]; t != nil && t.nack != nil {
+			standing = t.nack
+			break
+		}
+	}
+	s.srv.ledger.record(s, func(n *NodeState) { n.Nack = standing })
+}
+
+// blamed guesses the resource a free-text rejection is about: the only one sent, or the
+// longest name the text holds.
+func blamed(names []string, message string) string {
+	if len(names) == 1 {
+		return names[0]
+	}
+	best := ""
+	for _, name := range names {
+		if len(name) > len(best) && strings.Contains(message, name) {
+			best = name
+		}
+	}
+	return best
+}
