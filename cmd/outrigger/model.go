@@ -12,8 +12,10 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/internal/wire"
 )
 
 func durationPB(d time.Duration) *durationpb.Duration { return durationpb.New(d) }
@@ -197,3 +199,6 @@ func (c *client) printExperiments(r *pb.ListExperimentsResponse) error {
 		}
 	})
 }
+
+// timestamp converts; the zero time becomes unset.
+func timestamp(t time.Time) *timestamppb.Timestamp { return wire.TimePB(t) }

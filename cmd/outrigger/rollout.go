@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/control/eventlog"
 )
 
 func rolloutCommand(g *globals) *cobra.Command {
@@ -206,7 +207,7 @@ func eventLine(e *pb.Event) string {
 	case *pb.Event_VariableSet:
 		return fmt.Sprintf("variable_set version %d = %s", p.VariableSet.GetVersion().GetCounter(), p.VariableSet.GetValue().GetJson())
 	}
-	return eventKind(e)
+	return eventlog.EventKind(e)
 }
 
 func parseWhen(flag, s string) (*timestamppb.Timestamp, error) {

@@ -1,0 +1,269 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/control"
+	"github.com/outrigger-mesh/outrigger/control/eventlog/pebble"
+	"github.com/outrigger-mesh/outrigger/control/monitor"
+	"github.com/outrigger-mesh/outrigger/region"
+	"github.com/outrigger-mesh/outrigger/region/consul"
+	"github.com/outrigger-mesh/outrigger/region/probe"
+	"github.com/outrigger-mesh/outrigger/region/static"
+)
+
+// controlFlags are the settings of a control plane.
+type controlFlags struct {
+	listen, http, data string
+	tokenFile          string
+	hosts              []string
+	region             string
+	latitude           float64
+	longitude          float64
+	gateway            string
+	regionsFile        string
+	consul             string
+	consulTokenFile    string
+	deadMan            time.Duration
+	tick               time.Duration
+	grace              time.Duration
+}
+
+func controlCommand(g *globals) *cobra.Command {
+	c := &controlFlags{}
+	cmd := &cobra.Command{Use: "control", Short: "Run a control plane", Args: exactArgs(),
+		Long: `Control runs one replica of a region's control plane over an embedded durable log:
+variables, models, experiments, rollouts, monitoring and rollback, xDS, the admin API,
+REST and the status page.`}
+	f := cmd.Flags()
+	f.StringVar(&c.listen, "listen", "127.0.0.1:7400", "gRPC: xDS, variables, reports, admin")
+	f.StringVar(&c.http, "http", "127.0.0.1:7401", "REST, status page, /metrics, /healthz, /readyz")
+	f.StringVar(&c.data, "data", "outrigger-data", "directory of the event log; one process at a time")
+	f.StringVar(&c.tokenFile, "token-file", "", "file with the operators' bearer token; without one only this machine may operate")
+	f.StringSliceVar(&c.hosts, "hosts", nil, "host names beside localhost that the status page may be opened under")
+	f.StringVar(&c.region, "region", "local", "name of this region")
+	f.Float64Var(&c.latitude, "region-latitude", 0, "degrees, north positive")
+	f.Float64Var(&c.longitude, "region-longitude", 0, "degrees, east positive")
+	f.StringVar(&c.gateway, "gateway", "", "host:port other regions reach this one under (default: the gRPC address)")
+	f.StringVar(&c.regionsFile, "regions-file", "", "file that lists the regions, when there is no Consul")
+	f.StringVar(&c.consul, "consul", "", "address of the Consul agent; registers this region and follows the others")
+	f.StringVar(&c.consulTokenFile, "consul-token-file", "", "file with the Consul ACL token")
+	f.DurationVar(&c.deadMan, "dead-man", 10*time.Second, "how long a cut-off sidecar may go on serving a candidate")
+	f.DurationVar(&c.tick, "monitor-tick", time.Second, "how often evidence is weighed; failures are weighed at once")
+	f.DurationVar(&c.grace, "grace", 10*time.Second, "limit for draining at the end")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := g.configure(cmd, "control"); err != nil {
+			return err
+		}
+		if err := c.validate(); err != nil {
+			return configError{err}
+		}
+		return c.run(cmd, g)
+	}
+	return cmd
+}
+
+func (c *controlFlags) validate() error {
+	if c.consul != "" && c.regionsFile != "" {
+		return errors.New("--consul and --regions-file exclude each other; keep one")
+	}
+	if c.tick < 50*time.Millisecond || c.tick > time.Minute {
+		return fmt.Errorf("--monitor-tick is %v; give 50ms to 1m", c.tick)
+	}
+	if c.deadMan < time.Second {
+		return fmt.Errorf("--dead-man is %v; give at least 1s, several heartbeats must fit", c.deadMan)
+	}
+	if c.tokenFile == "" {
+		for flag, addr := range map[string]string{"listen": c.listen, "http": c.http} {
+			if !isLoopback(addr) {
+				return fmt.Errorf("--%s is %s, which other machines can reach, and there is no --token-file; give one or listen on 127.0.0.1", flag, addr)
+			}
+		}
+	}
+	i := region.Info{Name: c.region, Gateway: "unset:1", Location: region.Location{Latitude: c.latitude, Longitude: c.longitude}}
+	return i.Validate()
+}
+
+// isLoopback reports whether only this machine can reach a listen address.
+func isLoopback(addr string) bool {
+	if strings.HasPrefix(addr, "unix:") {
+		return true
+	}
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
+	p, err := g.start(cmd, "control", c.region+"/control", c.region)
+	if err != nil {
+		return err
+	}
+	token, err := readSecret("--token-file", c.tokenFile)
+	if err != nil {
+		return err
+	}
+	gl, err := p.listen("listen", c.listen)
+	if err != nil {
+		return err
+	}
+	hl, err := p.listen("http", c.http)
+	if err != nil {
+		return err
+	}
+	if c.gateway == "" {
+		c.gateway = gl.Addr().String()
+	}
+	log, err := pebble.Open(filepath.Join(c.data, "log"), pebble.Options{Logger: p.log})
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	topo, err := c.topology(p)
+	if err != nil {
+		return configError{err}
+	}
+	s, err := control.New(control.Options{
+		Log: log, AdminToken: token, Hosts: c.hosts, DeadMan: c.deadMan, Regions: topo.view, Metrics: p.tel.Handler(),
+		Region:  &pb.Region{Name: c.region, Gateway: c.gateway, Latitude: c.latitude, Longitude: c.longitude},
+		Monitor: monitor.Options{Tick: c.tick}, Logger: p.log, Meter: p.tel.Meter("control")})
+	if err != nil {
+		return configError{err}
+	}
+	p.serveGRPC(gl, c.grpcServer(s), c.grace)
+	p.serveHTTP(hl, s.Handler(), c.grace)
+	p.run("control", s.Run)
+	p.run("regions", topo.run)
+	p.becomeReady(s.Ready())
+	if err := p.announce(); err != nil {
+		return err
+	}
+	return p.wait()
+}
+
+// grpcServer carries every service; keep-alives find peers that vanished.
+func (c *controlFlags) grpcServer(s *control.Server) *grpc.Server {
+	gs := grpc.NewServer(
+		grpc.MaxRecvMsgSize(16<<20), grpc.MaxConcurrentStreams(4096),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}))
+	s.RegisterGRPC(gs)
+	healthpb.RegisterHealthServer(gs, health.NewServer())
+	return gs
+}
+
+// readSecret reads a one-line secret file; its content never reaches a log.
+func readSecret(flag, path string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return "", configError{fmt.Errorf("%s: %w", flag, err)}
+	}
+	s := strings.TrimSpace(string(raw))
+	if s == "" {
+		return "", configError{fmt.Errorf("%s: %s is empty", flag, path)}
+	}
+	return s, nil
+}
+
+// topology is where the regions come from and how far they are.
+type topology struct {
+	source string
+	local  string
+	known  func() (rs []region.Info, stale bool)
+	prober *probe.Prober
+	dir    *consul.Directory // nil without Consul
+}
+
+func (c *controlFlags) topology(p *process) (*topology, error) {
+	self := region.Info{Name: c.region, Gateway: c.gateway, Healthy: true, Location: region.Location{Latitude: c.latitude, Longitude: c.longitude}}
+	t := &topology{source: "self", local: c.region, known: func() ([]region.Info, bool) { return []region.Info{self}, false }}
+	switch {
+	case c.consul != "":
+		token, err := readSecret("--consul-token-file", c.consulTokenFile)
+		if err != nil {
+			return nil, err
+		}
+		host, err := os.Hostname()
+		if err != nil {
+			return nil, err
+		}
+		instance := fmt.Sprintf("%s-%s-%d", c.region, host, os.Getpid())
+		t.dir, err = consul.New(consul.Options{Address: c.consul, Token: token, Self: self, Instance: instance, Version: buildVersion(), Logger: p.log})
+		if err != nil {
+			return nil, err
+		}
+		t.source, t.known = "consul", t.dir.Regions
+	case c.regionsFile != "":
+		rs, err := static.Load(c.regionsFile)
+		if err != nil {
+			return nil, err
+		}
+		t.source, t.known = "file", func() ([]region.Info, bool) { return rs, false }
+	}
+	t.prober = probe.New(probe.Options{Targets: t.targets, Logger: p.log})
+	return t, nil
+}
+
+// targets are the other regions' gateways.
+func (t *topology) targets() []probe.Target {
+	rs, _ := t.known()
+	var out []probe.Target
+	for _, r := range rs {
+		if r.Name != t.local {
+			out = append(out, probe.Target{Region: r.Name, Gateway: r.Gateway})
+		}
+	}
+	return out
+}
+
+// view is the topology as the API shows it.
+func (t *topology) view() ([]*pb.Region, string) {
+	rs, stale := t.known()
+	out := make([]*pb.Region, 0, len(rs))
+	for _, r := range rs {
+		x := &pb.Region{Name: r.Name, Gateway: r.Gateway, Latitude: r.Location.Latitude, Longitude: r.Location.Longitude,
+			Health: "passing", Local: r.Name == t.local, Stale: stale}
+		if m, ok := t.prober.Result(r.Name); ok {
+			x.RttMs, x.SeenAt = m.RTT.MeanMs, timestamp(m.At)
+			if m.Health.Down {
+				x.Health = "critical"
+			}
+		} else if !x.Local {
+			x.Health = "unknown"
+		}
+		if !r.Healthy {
+			x.Health = "critical"
+		}
+		out = append(out, x)
+	}
+	return out, t.source
+}
+
+func (t *topology) run(ctx context.Context) error {
+	if t.dir == nil {
+		return t.prober.Run(ctx)
+	}
+	done := make(chan error, 1)
+	go func() { done <- t.dir.Run(ctx) }()
+	return errors.Join(t.prober.Run(ctx), <-done)
+}

@@ -1,0 +1,167 @@
+package variable
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/outrigger-mesh/outrigger"
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/cache"
+	"github.com/outrigger-mesh/outrigger/internal/status"
+	"github.com/outrigger-mesh/outrigger/internal/wire"
+)
+
+// Native is Outrigger's own Variables service as the sidecar offers it to applications:
+// Get and BatchGet from the cache, everything else from the authority. The REST front
+// end is this service seen as JSON.
+type Native struct {
+	pb.UnimplementedVariablesServer
+	core
+}
+
+// NewNative returns the service.
+func NewNative(o Options) *Native { return &Native{core: newCore(o)} }
+
+// Get reads one variable from the nearest tier.
+func (n *Native) Get(ctx context.Context, r *pb.GetRequest) (*pb.Variable, error) {
+	c, err := callerOf(ctx)
+	if err != nil {
+		return nil, status.ToGRPC(err)
+	}
+	a, err := n.read(ctx, wire.Tenant(r.Tenant), r.Session, r.Identifier, c.consistency)
+	setHeader(ctx, answerHeaders(a))
+	if err != nil {
+		return nil, status.ToGRPC(err)
+	}
+	return a.Variable, nil
+}
+
+// BatchGet reads many; the headers describe the farthest tier and the worst bound.
+func (n *Native) BatchGet(ctx context.Context, r *pb.BatchGetRequest) (*pb.BatchGetResponse, error) {
+	c, err := callerOf(ctx)
+	if err != nil {
+		return nil, status.ToGRPC(err)
+	}
+	if k := len(r.Identifiers); k > outrigger.MaxBatch {
+		return nil, status.ToGRPC(outrigger.Errorf(outrigger.Exhausted, "identifiers has %d entries, the limit is %d; split the call", k, outrigger.MaxBatch))
+	}
+	out := &pb.BatchGetResponse{Variables: map[string]*pb.Variable{}}
+	worst := newWorst()
+	for _, id := range r.Identifiers {
+		a, err := n.read(ctx, wire.Tenant(r.Tenant), r.Session, id, c.consistency)
+		if outrigger.IsKind(err, outrigger.NotFound) && !sessionMissing(err, r.Session) {
+			out.Missing = append(out.Missing, id)
+			continue
+		}
+		if err != nil {
+			return nil, status.ToGRPC(err)
+		}
+		worst.add(a)
+		out.Variables[id] = a.Variable
+	}
+	setHeader(ctx, answerHeaders(worst.Answer))
+	return out, nil
+}
+
+// worst folds the answers of a batch into the weakest statement that holds for all.
+type worst struct{ cache.Answer }
+
+func newWorst() *worst {
+	return &worst{cache.Answer{Tier: outrigger.TierProcess, FeedLive: true}}
+}
+
+func (w *worst) add(a cache.Answer) {
+	w.Tier, w.Age = max(w.Tier, a.Tier), max(w.Age, a.Age)
+	w.FeedLive, w.Stale = w.FeedLive && a.FeedLive, w.Stale || a.Stale
+}
+
+// forward passes a call on with its outcome, and the trailer that carries a conflict's
+// current version.
+func forward[Req, Resp any](ctx context.Context, r Req, call func(context.Context, Req, ...grpc.CallOption) (Resp, error)) (Resp, error) {
+	var trailer metadata.MD
+	out, err := call(ctx, r, grpc.Trailer(&trailer))
+	if len(trailer) > 0 {
+		// It fails only when the call is over already.
+		_ = grpc.SetTrailer(ctx, trailer)
+	}
+	return out, status.ToGRPC(err)
+}
+
+// CreateSession forwards to the authority.
+func (n *Native) CreateSession(ctx context.Context, r *pb.CreateSessionRequest) (*pb.Session, error) {
+	return forward(ctx, r, n.o.Authority.CreateSession)
+}
+
+// GetSession forwards to the authority.
+func (n *Native) GetSession(ctx context.Context, r *pb.GetSessionRequest) (*pb.Session, error) {
+	return forward(ctx, r, n.o.Authority.GetSession)
+}
+
+// TouchSessions forwards to the authority.
+func (n *Native) TouchSessions(ctx context.Context, r *pb.TouchSessionsRequest) (*pb.TouchSessionsResponse, error) {
+	return forward(ctx, r, n.o.Authority.TouchSessions)
+}
+
+// DeleteSession forwards to the authority.
+func (n *Native) DeleteSession(ctx context.Context, r *pb.GetSessionRequest) (*pb.DeleteSessionResponse, error) {
+	return forward(ctx, r, n.o.Authority.DeleteSession)
+}
+
+// ListSessions forwards to the authority.
+func (n *Native) ListSessions(ctx context.Context, r *pb.ListSessionsRequest) (*pb.ListSessionsResponse, error) {
+	return forward(ctx, r, n.o.Authority.ListSessions)
+}
+
+// Register forwards to the authority.
+func (n *Native) Register(ctx context.Context, r *pb.RegisterRequest) (*pb.Variable, error) {
+	return forward(ctx, r, n.o.Authority.Register)
+}
+
+// Set forwards to the authority.
+func (n *Native) Set(ctx context.Context, r *pb.SetRequest) (*pb.Variable, error) {
+	return forward(ctx, r, n.o.Authority.Set)
+}
+
+// BatchSet forwards to the authority.
+func (n *Native) BatchSet(ctx context.Context, r *pb.BatchSetRequest) (*pb.BatchSetResponse, error) {
+	return forward(ctx, r, n.o.Authority.BatchSet)
+}
+
+// List forwards to the authority.
+func (n *Native) List(ctx context.Context, r *pb.ListRequest) (*pb.ListResponse, error) {
+	return forward(ctx, r, n.o.Authority.List)
+}
+
+// Delete forwards to the authority.
+func (n *Native) Delete(ctx context.Context, r *pb.GetRequest) (*pb.DeleteResponse, error) {
+	return forward(ctx, r, n.o.Authority.Delete)
+}
+
+// History forwards to the authority.
+func (n *Native) History(ctx context.Context, r *pb.HistoryRequest) (*pb.HistoryResponse, error) {
+	return forward(ctx, r, n.o.Authority.History)
+}
+
+// Rollback forwards to the authority.
+func (n *Native) Rollback(ctx context.Context, r *pb.RollbackRequest) (*pb.Variable, error) {
+	return forward(ctx, r, n.o.Authority.Rollback)
+}
+
+// Watch forwards the authority's stream.
+func (n *Native) Watch(r *pb.WatchRequest, stream grpc.ServerStreamingServer[pb.WatchEvent]) error {
+	events, err := n.o.Authority.Watch(stream.Context(), r)
+	if err != nil {
+		return status.ToGRPC(err)
+	}
+	for {
+		ev, err := events.Recv()
+		if err != nil {
+			return status.ToGRPC(err)
+		}
+		if err := stream.Send(ev); err != nil {
+			return err
+		}
+	}
+}
