@@ -235,7 +235,7 @@ func TestDiskFailureDuringRotation(t *testing.T) {
 // before it was taken, and everything a reader had seen, down to the directories.
 func TestPowerLoss(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))
-	for round := range 30 {
+	for round := range 15 {
 		disk := vfs.NewCrashableMem()
 		l := mustOpen(t, "new/parent/log", Options{fs: disk})
 		var mu sync.Mutex
