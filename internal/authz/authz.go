@@ -124,7 +124,7 @@ func LocalPeer(a net.Addr) bool {
 		return false
 	}
 	switch a.Network() {
-	case "unix", "unixpacket", "pipe", "bufconn", "memnet":
+	case "unix", "unixpacket", "pipe", "bufconn", "mem":
 		return true
 	}
 	return LocalHostPort(a.String())
