@@ -1,0 +1,114 @@
+package rest
+
+import (
+	"net/http"
+
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+)
+
+// Route is one line of the REST interface. Pattern is as in http.ServeMux.
+type Route struct {
+	Pattern string
+	Handler Handler
+	Created bool // success is 201
+}
+
+// AdminRoutes are the operators' verbs.
+func AdminRoutes(admin pb.AdminServer) []Route {
+	name := func(r *http.Request, req *pb.NameRequest) error {
+		req.Name = r.PathValue("name")
+		return nil
+	}
+	action := path("id", "id", func(r *pb.RolloutActionRequest) *string { return &r.Id })
+	return []Route{
+		{Pattern: "GET /v1/models", Handler: unary(admin.ListModels)},
+		{Pattern: "POST /v1/models", Handler: unary(admin.RegisterModelVersion), Created: true},
+		{Pattern: "GET /v1/models/{name}", Handler: unary(admin.GetModel, name)},
+		{Pattern: "POST /v1/models/{name}", Handler: unary(admin.ConfigureModel,
+			path("name", "model", func(r *pb.ConfigureModelRequest) *string { return &r.Model }))},
+		{Pattern: "POST /v1/models/{name}/versions", Handler: unary(admin.RegisterModelVersion,
+			path("name", "model", func(r *pb.RegisterModelVersionRequest) *string { return &r.Model }), requestID), Created: true},
+		{Pattern: "POST /v1/models/{name}/versions/{version}", Handler: unary(admin.SetModelVersionState,
+			path("name", "model", func(r *pb.SetModelVersionStateRequest) *string { return &r.Model }),
+			path("version", "version", func(r *pb.SetModelVersionStateRequest) *string { return &r.Version }))},
+		{Pattern: "POST /v1/models/{name}/aliases/{alias}", Handler: unary(admin.MoveAlias,
+			path("name", "model", func(r *pb.MoveAliasRequest) *string { return &r.Model }),
+			path("alias", "alias", func(r *pb.MoveAliasRequest) *string { return &r.Alias }))},
+
+		{Pattern: "GET /v1/experiments", Handler: unary(admin.ListExperiments)},
+		{Pattern: "POST /v1/experiments", Handler: unary(admin.CreateExperiment), Created: true},
+		{Pattern: "POST /v1/experiments/{name}", Handler: unary(admin.SetExperimentState,
+			path("name", "name", func(r *pb.SetExperimentStateRequest) *string { return &r.Name }))},
+
+		{Pattern: "GET /v1/rollouts", Handler: unary(admin.ListRollouts)},
+		{Pattern: "POST /v1/rollouts", Handler: unary(admin.StartRollout), Created: true},
+		{Pattern: "GET /v1/rollouts/{name}", Handler: unary(admin.GetRollout, name)},
+		{Pattern: "POST /v1/rollouts/{id}/advance", Handler: unary(admin.AdvanceRollout, action)},
+		{Pattern: "POST /v1/rollouts/{id}/abort", Handler: unary(admin.AbortRollout, action)},
+
+		{Pattern: "GET /v1/regions", Handler: unary(admin.ListRegions)},
+		{Pattern: "GET /v1/alerts", Handler: unary(admin.ListAlerts)},
+		{Pattern: "GET /v1/audit", Handler: unary(admin.Audit)},
+		{Pattern: "GET /v1/status", Handler: unary(admin.Status)},
+	}
+}
+
+// VariableRoutes are sessions and variables.
+func VariableRoutes(vars pb.VariablesServer) []Route {
+	v := restVariables{vars}
+	return []Route{
+		{Pattern: "GET /v1/sessions", Handler: unary(vars.ListSessions, tenant(func(r *pb.ListSessionsRequest) *string { return &r.Tenant }))},
+		{Pattern: "POST /v1/sessions", Handler: unary(vars.CreateSession, tenant(func(r *pb.CreateSessionRequest) *string { return &r.Tenant })), Created: true},
+		{Pattern: "GET /v1/sessions/{session}", Handler: unary(vars.GetSession, session, tenant(sessionTenant))},
+		{Pattern: "DELETE /v1/sessions/{session}", Handler: unary(vars.DeleteSession, session, tenant(sessionTenant))},
+
+		{Pattern: "GET /v1/variables/{session}", Handler: v.list},
+		{Pattern: "GET /v1/variables/{session}/{name}", Handler: v.get},
+		{Pattern: "PUT /v1/variables/{session}/{name}", Handler: v.put},
+		{Pattern: "DELETE /v1/variables/{session}/{name}", Handler: v.delete},
+		{Pattern: "GET /v1/variables/{session}/{name}/history", Handler: v.history},
+		{Pattern: "POST /v1/variables/{session}/{name}/rollback", Handler: v.rollback},
+	}
+}
+
+// Register puts the routes on a mux.
+func Register(mux *http.ServeMux, rs []Route) {
+	for _, r := range rs {
+		h := r.Handler
+		if r.Created {
+			inner := h
+			h = func(r *http.Request) (Reply, error) {
+				out, err := inner(r)
+				out.Status = http.StatusCreated
+				return out, err
+			}
+		}
+		mux.Handle(r.Pattern, serve(h))
+	}
+}
+
+func session(r *http.Request, req *pb.GetSessionRequest) error {
+	req.Id = r.PathValue("session")
+	return nil
+}
+
+func sessionTenant(r *pb.GetSessionRequest) *string { return &r.Tenant }
+
+// tenant binds the tenant header, or for calls without a body the query parameter.
+func tenant[T any](at func(*T) *string) binder[T] {
+	return func(r *http.Request, req *T) error {
+		t, err := tenantOf(r)
+		if dst := at(req); err == nil && *dst == "" {
+			*dst = t
+		}
+		return err
+	}
+}
+
+// requestID lets a retry of a registration carry the standard header.
+func requestID(r *http.Request, req *pb.RegisterModelVersionRequest) error {
+	if req.RequestId == "" {
+		req.RequestId = r.Header.Get(headerIdempotency)
+	}
+	return nil
+}

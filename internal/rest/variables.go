@@ -1,0 +1,287 @@
+package rest
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/metadata"
+
+	"github.com/outrigger-mesh/outrigger"
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/internal/wire"
+)
+
+// restVariables shows variables as people expect JSON: the value is the value, not its
+// bytes in base64, and the ETag is the version counter.
+type restVariables struct{ vars pb.VariablesServer }
+
+// variableJSON is one variable.
+type variableJSON struct {
+	ID          string            `json:"id"`
+	Tenant      string            `json:"tenant"`
+	Session     string            `json:"session"`
+	Name        string            `json:"name"`
+	Type        string            `json:"type"`
+	Value       json.RawMessage   `json:"value"`
+	Binary      []byte            `json:"binary,omitempty"`
+	Version     int32             `json:"version"`
+	Dot         string            `json:"dot"`
+	Constraints json.RawMessage   `json:"constraints,omitempty"`
+	Metadata    map[string]string `json:"metadata,omitempty"`
+	Source      string            `json:"source,omitempty"`
+	CreatedAt   time.Time         `json:"created_at,omitzero"`
+	UpdatedAt   time.Time         `json:"updated_at,omitzero"`
+}
+
+// historyJSON is one earlier version.
+type historyJSON struct {
+	Version  int32             `json:"version"`
+	Dot      string            `json:"dot"`
+	Type     string            `json:"type,omitempty"`
+	Value    json.RawMessage   `json:"value,omitempty"`
+	Binary   []byte            `json:"binary,omitempty"`
+	At       time.Time         `json:"at,omitzero"`
+	Actor    string            `json:"actor,omitempty"`
+	Metadata map[string]string `json:"metadata,omitempty"`
+	Deleted  bool              `json:"deleted,omitempty"`
+}
+
+// putJSON is the body of PUT. A variable that does not exist yet is registered when type
+// is given; constraints count only then.
+type putJSON struct {
+	Value           json.RawMessage   `json:"value"`
+	Binary          []byte            `json:"binary"`
+	Type            string            `json:"type"`
+	ExpectedVersion *int32            `json:"expected_version"`
+	Constraints     json.RawMessage   `json:"constraints"`
+	Metadata        map[string]string `json:"metadata"`
+	Actor           string            `json:"actor"`
+	CreateSession   bool              `json:"create_session"`
+}
+
+func tenantOf(r *http.Request) (string, error) {
+	q, h := r.URL.Query().Get("tenant"), r.Header.Get(outrigger.HeaderTenant)
+	if q != "" && h != "" && q != h {
+		return "", invalid("tenant is %q in the query and %q in the header", q, h)
+	}
+	if q == "" {
+		q = h
+	}
+	return wire.Tenant(q), nil
+}
+
+// target reads what all routes of one variable have in common.
+func target(r *http.Request) (*pb.GetRequest, error) {
+	t, err := tenantOf(r)
+	return &pb.GetRequest{Tenant: t, Session: r.PathValue("session"), Identifier: r.PathValue("name")}, err
+}
+
+func writeOptions(r *http.Request, actor string) *pb.WriteOptions {
+	if actor == "" {
+		actor = r.Header.Get(headerActor)
+	}
+	return &pb.WriteOptions{Actor: actor, Source: "REST", RequestId: r.Header.Get(headerIdempotency)}
+}
+
+func (v restVariables) get(r *http.Request) (Reply, error) {
+	req, err := target(r)
+	if err != nil {
+		return Reply{}, err
+	}
+	out, head, err := invoke(r, func(ctx context.Context) (*pb.Variable, error) { return v.vars.Get(ctx, req) })
+	if err != nil {
+		return Reply{Header: head}, err
+	}
+	a := variableReply(out, head)
+	if inm := r.Header.Get("if-none-match"); inm == a.ETag || inm == "*" {
+		a.Status = http.StatusNotModified
+	}
+	return a, nil
+}
+
+// list answers with the variables of a session whose names match ?pattern=.
+func (v restVariables) list(r *http.Request) (Reply, error) {
+	t, err := tenantOf(r)
+	if err != nil {
+		return Reply{}, err
+	}
+	req := &pb.ListRequest{Tenant: t, Session: r.PathValue("session"), Pattern: r.URL.Query().Get("pattern")}
+	out, head, err := invoke(r, func(ctx context.Context) (*pb.ListResponse, error) { return v.vars.List(ctx, req) })
+	if err != nil {
+		return Reply{Header: head}, err
+	}
+	all := make([]variableJSON, len(out.GetVariables()))
+	for i, x := range out.GetVariables() {
+		all[i] = toJSON(x)
+	}
+	return Reply{Body: map[string]any{"variables": all}, Header: head}, nil
+}
+
+// put sets a variable, or registers it. If-Match and expected_version make the set
+// conditional; If-None-Match: * only registers.
+func (v restVariables) put(r *http.Request) (Reply, error) {
+	req, err := target(r)
+	if err != nil {
+		return Reply{}, err
+	}
+	var body putJSON
+	if err := readJSON(r, &body); err != nil {
+		return Reply{}, err
+	}
+	if len(body.Value) == 0 {
+		return Reply{}, invalid(`body has no "value"`)
+	}
+	expected, err := expectedVersion(r, body.ExpectedVersion)
+	if err != nil {
+		return Reply{}, err
+	}
+	createOnly := r.Header.Get("if-none-match") == "*"
+	if createOnly && (expected != nil || r.Header.Get("if-match") != "") {
+		return Reply{}, invalid("if-none-match excludes if-match and expected_version")
+	}
+	if !createOnly {
+		out, err := v.set(r, req, &body, expected)
+		missing := outrigger.IsKind(err, outrigger.NotFound)
+		if !missing || body.Type == "" || expected != nil || r.Header.Get("if-match") != "" {
+			return out, err
+		}
+	}
+	if body.Type == "" {
+		return Reply{}, invalid(`registering a variable needs "type"`)
+	}
+	return v.register(r, req, &body)
+}
+
+func (v restVariables) set(r *http.Request, t *pb.GetRequest, body *putJSON, expected *int32) (Reply, error) {
+	req := &pb.SetRequest{Tenant: t.Tenant, Session: t.Session, Identifier: t.Identifier,
+		Value:           &pb.Value{Type: body.Type, Json: body.Value, Binary: body.Binary},
+		ExpectedVersion: expected, Metadata: body.Metadata, Options: writeOptions(r, body.Actor)}
+	out, head, err := invoke(r, func(ctx context.Context) (*pb.Variable, error) { return v.vars.Set(ctx, req) })
+	if err != nil {
+		return Reply{Header: head}, err
+	}
+	return variableReply(out, head), nil
+}
+
+func (v restVariables) register(r *http.Request, t *pb.GetRequest, body *putJSON) (Reply, error) {
+	o := writeOptions(r, body.Actor)
+	o.AutoCreateSession = body.CreateSession
+	constraints := string(body.Constraints)
+	if constraints == "null" {
+		constraints = ""
+	}
+	req := &pb.RegisterRequest{Key: &pb.Key{Tenant: t.Tenant, Session: t.Session, Name: t.Identifier},
+		Value:           &pb.Value{Type: body.Type, Json: body.Value, Binary: body.Binary},
+		ConstraintsJson: constraints, Metadata: body.Metadata, Options: o}
+	out, head, err := invoke(r, func(ctx context.Context) (*pb.Variable, error) { return v.vars.Register(ctx, req) })
+	if err != nil {
+		return Reply{Header: head}, err
+	}
+	a := variableReply(out, head)
+	a.Status = http.StatusCreated
+	return a, nil
+}
+
+// expectedVersion reads If-Match ("*" asks for existence only, which a set does anyway).
+func expectedVersion(r *http.Request, inBody *int32) (*int32, error) {
+	h := strings.TrimSpace(r.Header.Get("if-match"))
+	if h == "" || h == "*" {
+		return inBody, nil
+	}
+	n, err := strconv.ParseInt(strings.Trim(h, `"`), 10, 32)
+	if err != nil || n < 0 {
+		return nil, invalid("if-match is %s; give the version counter as in the etag, for example \"3\"", h)
+	}
+	v := int32(n)
+	if inBody != nil && *inBody != v {
+		return nil, invalid("if-match is %d and expected_version is %d", v, *inBody)
+	}
+	return &v, nil
+}
+
+// delete has no conditional form: the log knows no delete at a version, and checking
+// first and deleting afterwards would only look like one.
+func (v restVariables) delete(r *http.Request) (Reply, error) {
+	req, err := target(r)
+	if err != nil {
+		return Reply{}, err
+	}
+	if r.Header.Get("if-match") != "" {
+		return Reply{}, invalid("if-match is not supported for DELETE; leave it out")
+	}
+	req.Options = writeOptions(r, "")
+	out, head, err := invoke(r, func(ctx context.Context) (*pb.DeleteResponse, error) { return v.vars.Delete(ctx, req) })
+	if err != nil {
+		return Reply{Header: head}, err
+	}
+	return Reply{Body: map[string]any{"deleted": true, "version": out.GetVersion().GetCounter(), "dot": wire.Dot(out.GetVersion().GetDot()).String()}, Header: head}, nil
+}
+
+func (v restVariables) history(r *http.Request) (Reply, error) {
+	t, err := target(r)
+	if err != nil {
+		return Reply{}, err
+	}
+	req := &pb.HistoryRequest{Tenant: t.Tenant, Session: t.Session, Identifier: t.Identifier}
+	if s := r.URL.Query().Get("limit"); s != "" {
+		n, err := strconv.ParseInt(s, 10, 32)
+		if err != nil {
+			return Reply{}, invalid("query parameter limit=%q is not a number", s)
+		}
+		req.Limit = int32(n)
+	}
+	out, head, err := invoke(r, func(ctx context.Context) (*pb.HistoryResponse, error) { return v.vars.History(ctx, req) })
+	if err != nil {
+		return Reply{Header: head}, err
+	}
+	all := make([]historyJSON, len(out.GetEntries()))
+	for i, e := range out.GetEntries() {
+		all[i] = historyJSON{Version: e.GetVersion().GetCounter(), Dot: wire.Dot(e.GetVersion().GetDot()).String(),
+			Type: e.GetValue().GetType(), Value: e.GetValue().GetJson(), Binary: e.GetValue().GetBinary(),
+			At: wire.Time(e.GetAt()), Actor: e.GetActor(), Metadata: e.GetMetadata(), Deleted: e.GetDeleted()}
+	}
+	return Reply{Body: map[string]any{"entries": all}, Header: head}, nil
+}
+
+// rollback writes the value of an earlier version as a new one.
+func (v restVariables) rollback(r *http.Request) (Reply, error) {
+	t, err := target(r)
+	if err != nil {
+		return Reply{}, err
+	}
+	var body struct {
+		TargetVersion *int32 `json:"target_version"`
+		Actor         string `json:"actor"`
+	}
+	if err := readJSON(r, &body); err != nil {
+		return Reply{}, err
+	}
+	if body.TargetVersion == nil {
+		return Reply{}, invalid(`body has no "target_version"`)
+	}
+	req := &pb.RollbackRequest{Tenant: t.Tenant, Session: t.Session, Identifier: t.Identifier,
+		TargetVersion: *body.TargetVersion, Options: writeOptions(r, body.Actor)}
+	out, head, err := invoke(r, func(ctx context.Context) (*pb.Variable, error) { return v.vars.Rollback(ctx, req) })
+	if err != nil {
+		return Reply{Header: head}, err
+	}
+	return variableReply(out, head), nil
+}
+
+func variableReply(v *pb.Variable, head metadata.MD) Reply {
+	return Reply{Header: head, ETag: strconv.Quote(strconv.Itoa(int(v.GetVersion().GetCounter()))), Body: toJSON(v)}
+}
+
+func toJSON(v *pb.Variable) variableJSON {
+	return variableJSON{
+		ID: v.GetId(), Tenant: v.GetKey().GetTenant(), Session: v.GetKey().GetSession(), Name: v.GetKey().GetName(),
+		Type: v.GetValue().GetType(), Value: v.GetValue().GetJson(), Binary: v.GetValue().GetBinary(),
+		Version: v.GetVersion().GetCounter(), Dot: wire.Dot(v.GetVersion().GetDot()).String(),
+		Constraints: json.RawMessage(v.GetConstraintsJson()), Metadata: v.GetMetadata(), Source: v.GetSource(),
+		CreatedAt: wire.Time(v.GetCreatedAt()), UpdatedAt: wire.Time(v.GetUpdatedAt()),
+	}
+}
