@@ -79,6 +79,7 @@ const (
 	minArena   = pageBytes
 	maxArena   = 1 << 40
 	defArena   = 64 << 20
+	maxName    = 249 // what memfd_create takes
 	meanRecord = 256 // bytes assumed when slots are derived from the arena size
 )
 
@@ -103,6 +104,9 @@ func plan(o Options) (geometry, error) {
 	}
 	if o.Bytes < minArena || o.Bytes > maxArena {
 		return geometry{}, outrigger.Errorf(outrigger.Invalid, "Options.Bytes is %d; give %d to %d, or 0 for %d", o.Bytes, minArena, int64(maxArena), defArena)
+	}
+	if len(o.Name) > maxName {
+		return geometry{}, outrigger.Errorf(outrigger.Invalid, "Options.Name is %d bytes, the limit is %d", len(o.Name), maxName)
 	}
 	arena := (uint64(o.Bytes) + pageBytes - 1) / pageBytes * pageBytes
 	slots := uint64(o.Slots)

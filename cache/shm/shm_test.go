@@ -122,7 +122,7 @@ func TestHeaderWords(t *testing.T) {
 }
 
 func TestLimits(t *testing.T) {
-	for _, o := range []Options{{Bytes: 1}, {Bytes: -1}, {Slots: 100}, {Slots: 64}, {Slots: -128}, {Bytes: 1 << 50}} {
+	for _, o := range []Options{{Bytes: 1}, {Bytes: -1}, {Slots: 100}, {Slots: 64}, {Slots: -128}, {Bytes: 1 << 50}, {Name: strings.Repeat("n", 250)}} {
 		if _, err := Create(o); !outrigger.IsKind(err, outrigger.Invalid) {
 			t.Errorf("%+v: %v, want kind invalid", o, err)
 		}
