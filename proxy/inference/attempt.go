@@ -106,13 +106,17 @@ func retryableStatus(code int) bool {
 	return code == http.StatusTooManyRequests || code >= 500 && code != http.StatusNotImplemented
 }
 
+// isStream: the answer decides, not the request's Accept, which clients leave at JSON.
 func isStream(resp *http.Response) bool {
-	ct := resp.Header.Get("Content-Type")
-	if i := strings.IndexByte(ct, ';'); i >= 0 {
-		ct = ct[:i]
-	}
 	// An encoded stream cannot be cut into events; it is relayed as bytes.
-	return strings.EqualFold(strings.TrimSpace(ct), "text/event-stream") && resp.StatusCode < 300 && resp.Header.Get("Content-Encoding") == ""
+	return mediaType(resp) == "text/event-stream" && resp.StatusCode < 300 && resp.Header.Get("Content-Encoding") == ""
+}
+
+func isJSON(resp *http.Response) bool { return mediaType(resp) == "application/json" }
+
+func mediaType(resp *http.Response) string {
+	ct, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
+	return strings.ToLower(strings.TrimSpace(ct))
 }
 
 // lost ends an attempt whose connection failed before anything was passed on, telling
@@ -139,7 +143,7 @@ func (c *call) hold(ctx context.Context, t *target, resp *http.Response, report 
 	}
 	tag := strconv.Itoa(resp.StatusCode)
 	if len(body) <= maxBuffered {
-		c.held = &heldAnswer{status: resp.StatusCode, header: resp.Header, body: body, errTag: tag}
+		c.held = &heldAnswer{status: resp.StatusCode, header: resp.Header, body: body}
 	}
 	if resp.StatusCode == http.StatusTooManyRequests {
 		// Busy, not broken. Neither a failure of the version nor of the endpoint.

@@ -48,7 +48,6 @@ type heldAnswer struct {
 	status int
 	header http.Header
 	body   []byte
-	errTag string
 }
 
 // refuse answers without counting an outcome: no version had anything to do with it.
@@ -115,11 +114,11 @@ func (c *call) readBody() bool {
 		c.refuse(tooLarge)
 		return false
 	}
-	var err error
-	if n := c.r.ContentLength; n >= 0 {
-		c.body = make([]byte, n)
-		_, err = io.ReadFull(c.r.Body, c.body)
-	} else if c.body, err = io.ReadAll(io.LimitReader(c.r.Body, limit+1)); err == nil && int64(len(c.body)) > limit {
+	// The buffer grows with what arrives: a claimed length must not reserve memory.
+	room := min(max(c.r.ContentLength, 0)+1, 64<<10)
+	body, whole, err := readUpTo(c.r.Body, make([]byte, 0, room), int(limit)+1)
+	c.body = body
+	if err == nil && !whole {
 		c.w.Header()["Connection"] = []string{"close"}
 		c.refuse(tooLarge)
 		return false

@@ -234,9 +234,16 @@ func TestKillSwitch(t *testing.T) {
 
 // Events are passed on as they come: the server waits for the client's receipt of each.
 func TestStreamIsFlushedPerEvent(t *testing.T) {
+	// Events, and a stream in another form, which passes as bytes.
+	for _, ctype := range []string{"text/event-stream", "application/x-ndjson"} {
+		t.Run(ctype, func(t *testing.T) { flushedPerEvent(t, ctype) })
+	}
+}
+
+func flushedPerEvent(t *testing.T, ctype string) {
 	ack := make(chan struct{})
 	backend := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "text/event-stream")
+		w.Header().Set("Content-Type", ctype)
 		for i := range 5 {
 			fmt.Fprint(w, chunkOf("gpt-v1", fmt.Sprintf(`{"content":"%d"}`, i)))
 			w.(http.Flusher).Flush()
@@ -341,6 +348,26 @@ func TestNewChecksOptions(t *testing.T) {
 	for _, o := range []Options{{}, {Transport: roundTripper(nil), MaxBody: -1}, {Transport: roundTripper(nil), MaxInFlight: -1}} {
 		if h, err := New(o); err == nil {
 			t.Errorf("%+v accepted: %v", o, h)
+		}
+	}
+}
+
+// The responses API names its error events; the others do not.
+func TestErrorEvent(t *testing.T) {
+	e := apiError{code: "upstream_lost", message: "x"}
+	for _, tt := range []struct {
+		op   operation
+		want string
+	}{
+		{opChat, `data: {"error":{"message":"x","type":"server_error","param":null,"code":"upstream_lost"}}` + "\n\n"},
+		{opResponses, "event: error\n" + `data: {"type":"error","code":"upstream_lost","message":"x","param":null,"error":{"message":"x","type":"server_error","param":null,"code":"upstream_lost"}}` + "\n\n"},
+	} {
+		got := string(e.event(tt.op))
+		if got != tt.want {
+			t.Errorf("%s: %q, want %q", tt.op.name, got, tt.want)
+		}
+		if ev := parseEvent([]byte(got)); classify(ev) != eventError || committed(ev) != eventError {
+			t.Errorf("%s: another sidecar would not see an error in %q", tt.op.name, got)
 		}
 	}
 }

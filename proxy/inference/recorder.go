@@ -256,13 +256,12 @@ func (r *Recorder) Drain(time.Time) []*pb.OutcomeDelta {
 		s := &r.shards[i]
 		s.mu.Lock()
 		cells := s.cells
-		if len(cells) > 0 {
-			s.cells, s.units, s.failed = make(map[cellKey]*cell, len(cells)), 0, 0
-		}
-		s.mu.Unlock()
 		if len(cells) == 0 {
+			s.mu.Unlock() // the map stays in use: nothing of it may be touched from here
 			continue
 		}
+		s.cells, s.units, s.failed = make(map[cellKey]*cell, len(cells)), 0, 0
+		s.mu.Unlock()
 		for k, c := range cells {
 			if m := merged[k]; m != nil {
 				m.merge(c)

@@ -58,7 +58,11 @@ func readUpTo(r io.Reader, buf []byte, limit int) (out []byte, done bool, err er
 func (c *call) relayBody(ctx context.Context, t *target, resp *http.Response, report func(error)) ending {
 	p := c.h.buffers.get()
 	defer func() { c.h.buffers.put(p) }()
-	buf, whole, err := readUpTo(resp.Body, (*p)[:0], maxBuffered)
+	limit := maxBuffered
+	if c.env.stream && !isJSON(resp) {
+		limit = 0 // a stream in a form we do not cut into events: pass on what there is
+	}
+	buf, whole, err := readUpTo(resp.Body, (*p)[:0], limit)
 	*p = buf
 	if err != nil {
 		return c.lost(ctx, t, report, "transport")
@@ -103,6 +107,9 @@ func (c *call) relayBody(ctx context.Context, t *target, resp *http.Response, re
 // failed.
 func (c *call) copyRest(body io.Reader, buf []byte) (readErr, writeErr error) {
 	flush := http.NewResponseController(c.w)
+	if err := flush.Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return nil, err
+	}
 	for {
 		n, err := body.Read(buf)
 		if n > 0 {
@@ -164,7 +171,7 @@ func (c *call) relayStream(ctx context.Context, t *target, resp *http.Response, 
 		case kind == eventError:
 			// The whole answer as it would have been, should no endpoint do better.
 			body := append(s.held, ev.raw...)
-			c.held = &heldAnswer{status: resp.StatusCode, header: resp.Header, body: body, errTag: "stream_error"}
+			c.held = &heldAnswer{status: resp.StatusCode, header: resp.Header, body: body}
 			t.observe(failurePenalty)
 			report(errEndpoint)
 			return ending{verdict: tryNext, failed: true, tag: "stream_error"}
