@@ -42,10 +42,11 @@
 // from a log it cannot prove current.
 //
 // An incarnation is one life of a log. Positions of different incarnations are never
-// compared. Evidence of another one (a frame, a fill, an acknowledged write) flushes
-// everything and ends the lease if it was asked for after the present one was adopted,
-// so that it must be newer; a late answer from an older log is refused, and so is one
-// that was left before.
+// compared. There is one authority at a time, so evidence of another incarnation (a
+// frame, a fill, an acknowledged write) is of a newer one if it was asked for after the
+// present one was adopted: then everything is flushed and the lease ends. Otherwise it
+// may be a late answer of an older log and is asked for again; a write so acknowledged
+// cannot be asked again, so then nothing is trusted until something newer tells.
 //
 // Refill leases are the memcached leases of Nishtala et al., "Scaling Memcache at
 // Facebook" (NSDI 2013): one fetch per key, its readers wait for it. Floors replace
@@ -87,7 +88,6 @@ type Options struct {
 const (
 	maxPending = 16   // acknowledgements that wait for the applied position
 	maxSpans   = 64   // applied spans above a gap
-	maxRetired = 8    // incarnations left behind
 	maxForeign = 8192 // keys with an acknowledged write in another region that the feed has not shown yet
 	buckets    = 4096 // shared floors, for keys and for sessions each
 )

@@ -9,7 +9,7 @@ import (
 )
 
 func (s *State) connected(in Connected) {
-	s.stream, s.streamOld, s.pending = in.Stream, false, nil
+	s.stream, s.streamOf, s.streamOld, s.pending = in.Stream, 0, false, nil
 	s.emit(Subscribe{Stream: in.Stream, Incarnation: s.incarnation, From: s.applied})
 }
 
@@ -18,14 +18,17 @@ func (s *State) frame(in Frame, now int64) {
 	if in.Stream != s.stream || f == nil || f.GetKind() == nil || f.GetIncarnation() == 0 {
 		return
 	}
-	if f.GetIncarnation() != s.incarnation {
-		if !s.adopt(f.GetRegion(), f.GetIncarnation(), startOf(f), !s.streamOld) {
-			s.stream, s.pending = 0, nil
-			s.emit(Resubscribe{Stream: in.Stream})
-			return
-		}
-		s.streamOld = false
+	// A stream shows one log. Another one in it, or one that may be older than what is
+	// followed by now, is a reason to ask anew, not to believe.
+	if s.streamOf == 0 {
+		s.streamOf = f.GetIncarnation()
 	}
+	if s.streamOf != f.GetIncarnation() || !s.adopt(f.GetRegion(), f.GetIncarnation(), startOf(f), !s.streamOld) {
+		s.stream, s.pending = 0, nil
+		s.emit(Resubscribe{Stream: in.Stream})
+		return
+	}
+	s.streamOld = false
 	switch k := f.GetKind().(type) {
 	case *pb.FeedFrame_Changes:
 		s.changes(k.Changes, now)

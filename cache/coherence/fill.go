@@ -190,7 +190,8 @@ func (s *State) fillFailed(in FillFailed) {
 
 // offered takes an answer read outside of a fetch. It always moves the floor up to what
 // was seen, so nobody on this node sees anything older afterwards; it is stored unless
-// a write of this node may be newer.
+// a write of this node may be newer. The owner asks State.Current before it
+// answers anybody.
 func (s *State) offered(in Offered, now int64) {
 	if !s.adopt(in.Region, in.Incarnation, in.AsOf, in.Began > s.adopted) {
 		return

@@ -463,6 +463,10 @@ func (a *simAgent) strong(r *simReader, key outrigger.Key) {
 			if m.mode == ignoreRestore {
 				incarnation = 100
 			}
+			if !a.s.Current(incarnation, began) {
+				delete(a.waiting, w) // the reader is told to retry
+				return
+			}
 			a.step(Offered{Key: key, Began: began, Result: result, AsOf: asOf, Incarnation: incarnation, Region: "eu"})
 			a.answered(w, result, incarnation, issued, "strong")
 		}

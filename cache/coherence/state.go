@@ -14,14 +14,14 @@ type State struct {
 	// The log this node follows.
 	region      string
 	incarnation uint64
-	retired     []uint64 // incarnations left, oldest first
-	adopted     uint64   // ordinal when incarnation was adopted
-	applied     uint64   // every change up to here was applied, or nothing it concerns is held
-	seen        uint64   // highest position heard of in any way
-	stream      uint64   // current feed stream, 0 = none
-	streamOld   bool     // it was opened before incarnation was adopted from elsewhere
-	spans       []span   // applied above a gap: disjoint, ascending
-	pending     []ack    // acknowledgements whose head is not reached, ascending by sent
+	adopted     uint64 // ordinal when incarnation was adopted; later evidence is newer
+	applied     uint64 // every change up to here was applied, or nothing it concerns is held
+	seen        uint64 // highest position heard of in any way
+	stream      uint64 // current feed stream, 0 = none
+	streamOf    uint64 // incarnation of the stream, 0 = no frame yet
+	streamOld   bool   // it was opened before incarnation was adopted from elsewhere
+	spans       []span // applied above a gap: disjoint, ascending
+	pending     []ack  // acknowledgements whose head is not reached, ascending by sent
 	gap         rangeFetch
 	lease       int64
 	reported    Head // as last sent
@@ -192,7 +192,7 @@ func (s *State) next() uint64 {
 
 // report publishes the applied position after any input that moved it.
 func (s *State) report() {
-	if h := (Head{Position: s.applied, Incarnation: s.incarnation}); h != s.reported {
+	if h := (Head{Position: s.applied, Incarnation: s.incarnation}); h != s.reported && h.Incarnation != 0 {
 		s.reported = h
 		s.emit(h)
 	}
@@ -206,21 +206,34 @@ func (s *State) adopt(region string, incarnation, position uint64, later bool) (
 	if incarnation == s.incarnation {
 		return true
 	}
-	if incarnation == 0 || s.incarnation != 0 && !later || s.isRetired(incarnation) {
+	if incarnation == 0 || !later {
 		return false
 	}
-	if s.incarnation != 0 {
-		s.retired = append(s.retired, s.incarnation)
-		if len(s.retired) > maxRetired {
-			s.retired = s.retired[1:]
-		}
+	if region != "" {
+		s.region = region
+	}
+	s.follow(incarnation, position)
+	return true
+}
+
+// distrust gives up what is known of the log because evidence came up that it was
+// replaced, or replaced another; evidence too old to tell which. Whatever is asked from
+// now on will tell.
+func (s *State) distrust() {
+	s.follow(0, 0)
+	if s.stream != 0 {
+		s.emit(Resubscribe{Stream: s.stream})
+		s.stream = 0
+	}
+}
+
+// follow starts over at a position of an incarnation, 0 = not known.
+func (s *State) follow(incarnation, position uint64) {
+	if s.lease != 0 {
 		s.lease = 0
 		s.emit(Lease{})
 	}
 	s.incarnation, s.adopted, s.streamOld = incarnation, s.ordinal, s.stream != 0
-	if region != "" {
-		s.region = region
-	}
 	clear(s.byKey)
 	clear(s.bySession)
 	clear(s.foreign)
@@ -232,16 +245,13 @@ func (s *State) adopt(region string, incarnation, position uint64, later bool) (
 		}
 	}
 	s.flush(position)
-	return true
 }
 
-func (s *State) isRetired(incarnation uint64) bool {
-	for _, r := range s.retired {
-		if r == incarnation {
-			return true
-		}
-	}
-	return false
+// Current reports whether an answer of an incarnation, asked for at began (see Begin),
+// may be given to a caller: it is of the log followed, or known to be of a newer one.
+// Otherwise ask again.
+func (s *State) Current(incarnation, began uint64) bool {
+	return incarnation == s.incarnation || began > s.adopted
 }
 
 // flush forgets every value and starts again at position: nothing is held, so nothing

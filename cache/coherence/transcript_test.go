@@ -316,9 +316,14 @@ func TestLateAnswerFromALogNeverSeen(t *testing.T) {
 		{4, Filled{Key: key("y"), Flight: 2, Result: &pb.ReadResult{}, AsOf: 60, Incarnation: 0xb, Region: "eu"},
 			"install y none(session false); answer y none@60 →[2]; head b:60"},
 		{5, filled("x", 1, "5", 40, 100), "fetch x #3 ≥60 after 10ms"}, // log a, asked before b was known
-		{6, Wrote{key("x"), 0, variable("x", "6", 101), versionIn("eu", inc, 101)}, "fetch x #5 ≥60"},
 		{7, frame(100, 101), "resubscribe"},
-		{8, Connected{2}, "subscribe b:60"},
+		{8, Connected{1}, "subscribe b:60"},
+		// A write sent before b was known is acknowledged by a. Which of the two is newer?
+		// Only what is asked from now on can tell.
+		{9, Wrote{key("x"), 2, variable("x", "6", 101), versionIn("eu", inc, 101)}, "flush; resubscribe; fetch x #5 ≥0"},
+		{10, Filled{Key: key("x"), Flight: 3, Result: &pb.ReadResult{}, AsOf: 60, Incarnation: 0xb, Region: "eu"}, ""},
+		{11, Connected{1}, "subscribe 0:0"},
+		{12, filled("x", 5, "6", 101, 101), "install x 6; answer x 6@101 →[1]; head a:101"},
 	})
 }
 

@@ -19,6 +19,7 @@ func (s *State) wrote(in Wrote, now int64) {
 	case dot.Region != s.region:
 		s.wroteElsewhere(in, dot, now)
 	case !s.adopt(dot.Region, dot.Incarnation, dot.Position, in.Began > s.adopted):
+		s.distrust()
 		s.writeUnknown(in.Key, now)
 	default:
 		s.note(dot.Position)
