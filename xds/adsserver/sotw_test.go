@@ -2,7 +2,6 @@ package adsserver_test
 
 import (
 	"testing"
-	"testing/synctest"
 
 	rpc "google.golang.org/genproto/googleapis/rpc/status"
 
@@ -171,37 +170,5 @@ func TestSotwRemovalWaitsForRoutes(t *testing.T) {
 		c.want()
 		c.request(xds.TypeRoute, nil, "model/chat")
 		c.want("Cluster +" + v2)
-	})
-}
-
-// A response that waits in the stock server's channel is thrown away by it when a
-// request of the same type arrives; the stream must not wait for it forever. Many
-// rounds of publishing and requesting at once: the last state always arrives.
-func TestSotwSurvivesDroppedHandles(t *testing.T) {
-	bubble(t, adsserver.Options{}, func(w *world) {
-		w.publish(chat(1, "v1"))
-		c := w.sotw("g")
-		c.request(xds.TypeEndpoint, nil, v1)
-		c.want("ClusterLoadAssignment +" + v1)
-		for i := uint32(2); i < 200; i++ {
-			done := make(chan struct{})
-			go func() {
-				defer close(done)
-				p := change(chat(uint64(i), "v1"), "v1", i)
-				_ = w.srv.Publish(adsserver.DefaultGroup, resources(t, p), p.Position)
-			}()
-			c.request(xds.TypeEndpoint, nil, v1)
-			<-done
-			synctest.Wait()
-			for len(c.got) > 0 {
-				r := <-c.got
-				c.last[r.GetTypeUrl()] = r
-			}
-		}
-		c.request(xds.TypeEndpoint, nil, v1)
-		synctest.Wait()
-		if n := w.srv.Ledger()[0]; n.Sent != 199 {
-			t.Errorf("stream stuck at position %d, want 199", n.Sent)
-		}
 	})
 }
