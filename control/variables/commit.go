@@ -208,6 +208,9 @@ func (s *Service) after(ctx context.Context, before *variable, e *pb.Event, dupl
 	if !ok {
 		return nil, outrigger.Errorf(outrigger.Internal, "event at %d is of aggregate %q, not of a variable", e.GetPosition(), e.GetAggregate())
 	}
+	if v := s.current(key); v != nil && v.seq == e.GetSequence() && v.position == e.GetPosition() {
+		return v, nil // nobody has written since
+	}
 	if !duplicate {
 		if v := fold(s.origin, key, before, e); v != nil {
 			return v, nil
@@ -230,6 +233,16 @@ func (s *Service) after(ctx context.Context, before *variable, e *pb.Event, dupl
 		return nil, outrigger.Errorf(outrigger.NotFound, "the first answer of this request is no longer known; read the variable")
 	}
 	return v, nil
+}
+
+// current returns the variable or tombstone of a key, or nil.
+func (s *Service) current(key outrigger.Key) *variable {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if sess := s.state.sessions[sessionID{key.Tenant, key.Session}]; sess != nil {
+		return sess.vars[key.Name]
+	}
+	return nil
 }
 
 // revived lets a registration follow a live variable: its session was deleted in

@@ -133,6 +133,29 @@ func TestSweepInBatches(t *testing.T) {
 	})
 }
 
+// 250 sessions look expired and are removed in batches of 100. While the first batch is
+// being appended all sessions are used: for the first batch that is too late, the other
+// 150 sessions stay.
+func TestUseBeforeItsBatchKeepsASession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := &raceLog{Log: memory.New()}
+		w := startWorld(t, log, variables.Options{})
+		for i := range 250 {
+			must(w, w.vars.CreateSession, &pb.CreateSessionRequest{Id: fmt.Sprint("s", i), Ttl: durationpb.New(2 * time.Second)})
+		}
+		log.beforeExpiry.Store(ptr(func() {
+			for i := range 250 {
+				w.svc.Touch("", fmt.Sprint("s", i), time.Now())
+			}
+		}))
+		time.Sleep(61 * time.Second)
+		synctest.Wait()
+		if n := w.svc.Stats().Sessions; n != 150 {
+			t.Errorf("%d sessions are left, want 150", n)
+		}
+	})
+}
+
 // A restart forgets reads; therefore it counts as a use.
 func TestRestartDoesNotShortenLives(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -235,13 +235,10 @@ func TestFeedProtocol(t *testing.T) {
 		}
 		(&node{w: w, stream: nameless}).send(&pb.FeedRequest{Kind: &pb.FeedRequest_Subscribe{Subscribe: &pb.Subscribe{}}})
 		fails(nameless, outrigger.Invalid)
-		// The end of the service ends its feeds.
-		last := w.subscribe(0, 0)
-		last.expect("reset to 0: first subscription")
 	})
 }
 
-// 1. A node reads nothing while 3,000 values of 4 KiB are written, far beyond what
+// 1. A node reads nothing while 1,000 values of 4 KiB are written, far beyond what
 // flow control lets into its connection, and its cursor falls out of a small ring.
 // 2. It then reads everything there is: frames, one reset, frames, with no gap except at
 // the reset, and ends at the head.
@@ -254,7 +251,7 @@ func TestSlowNodeIsResetNotQueued(t *testing.T) {
 	}
 	big := `"` + strings.Repeat("v", 3500) + `"`
 	w.register("s", "x", value("string", big))
-	const writes = 3000
+	const writes = 1000
 	for range writes {
 		w.set("s", "x", big)
 	}
@@ -302,7 +299,7 @@ func TestHeartbeatsWhileWritesPourIn(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for i := range 2000 {
+		for i := range 1000 {
 			if _, err := w.vars.Set(w.ctx, setReq("s", "x", fmt.Sprint(i))); err != nil {
 				t.Error(err)
 				return
@@ -311,7 +308,7 @@ func TestHeartbeatsWhileWritesPourIn(t *testing.T) {
 	}()
 	var head uint64
 	acks := 0
-	for beat := uint64(1); acks < 200; beat++ {
+	for beat := uint64(1); acks < 100; beat++ {
 		before := w.svc.Applied()
 		n.beat(beat)
 		for {
@@ -371,7 +368,7 @@ func TestChangesAreCutBySize(t *testing.T) {
 	w := newWorld(t)
 	w.session("s")
 	w.register("s", "x", value("string", `""`))
-	for range 700 {
+	for range 650 {
 		w.set("s", "x", `"`+strings.Repeat("v", 3500)+`"`)
 	}
 	head, next, calls := w.log.Head(), uint64(1), 0
@@ -385,7 +382,7 @@ func TestChangesAreCutBySize(t *testing.T) {
 		from = got.GetCompleteTo()
 	}
 	if next != head || calls < 3 {
-		t.Errorf("%d calls reached %d of %d; 2.5 MiB need at least three", calls, next, head)
+		t.Errorf("%d calls reached %d of %d; over 2 MiB need at least three", calls, next, head)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 
 // instruments are the metrics of the package, all declared in newInstruments.
 type instruments struct {
+	off       bool // nobody measures: skip what only a measurement needs
 	meter     metric.Meter
 	writes    metric.Int64Counter
 	duration  metric.Float64Histogram
@@ -30,10 +31,11 @@ type instruments struct {
 }
 
 func newInstruments(m metric.Meter) (*instruments, error) {
-	if m == nil {
+	off := m == nil
+	if off {
 		m = noop.NewMeterProvider().Meter("")
 	}
-	in := &instruments{meter: m}
+	in := &instruments{off: off, meter: m}
 	var first error
 	counter := func(name, unit, what string) metric.Int64Counter {
 		c, err := m.Int64Counter(name, metric.WithUnit(unit), metric.WithDescription(what))
@@ -92,6 +94,9 @@ func (in *instruments) observe(s *Service) (unregister func(), err error) {
 
 // wrote records one write call.
 func (in *instruments) wrote(ctx context.Context, op string, took time.Duration, err error) {
+	if in.off {
+		return
+	}
 	outcome := "ok"
 	if err != nil {
 		outcome = outrigger.KindOf(err).String()

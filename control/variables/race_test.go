@@ -35,13 +35,13 @@ func (l *raceLog) Append(ctx context.Context, requestID string, writes ...eventl
 	return l.Log.Append(ctx, requestID, writes...)
 }
 
-// 16 writers do 25 successful compare-and-sets each on one counter, rereading after
+// 16 writers do 10 successful compare-and-sets each on one counter, rereading after
 // every conflict. Every success is counted exactly once in the value and the version.
 func TestCompareAndSetRace(t *testing.T) {
 	w := newWorld(t)
 	w.session("s")
 	w.register("s", "n", value("integer", "0"))
-	const writers, each = 16, 25
+	const writers, each = 16, 10
 	var wg sync.WaitGroup
 	var conflicts atomic.Int64
 	for range writers {
@@ -115,7 +115,7 @@ func TestTwoServicesOneLog(t *testing.T) {
 	a.session("s")
 	a.register("s", "n", value("integer", "0"))
 	must(b, b.coh.Read, &pb.ReadRequest{MinPosition: log.Head()}) // b has caught up
-	const writers, each = 4, 50
+	const writers, each = 4, 20
 	seen := make([]atomic.Int64, 2*writers*each+1)
 	var wg sync.WaitGroup
 	for _, w := range []*world{a, b} {

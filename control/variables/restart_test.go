@@ -7,6 +7,7 @@ import (
 	"iter"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
@@ -82,35 +83,38 @@ func (noSnapshots) LoadSnapshot(context.Context, string) (uint64, []byte, error)
 // A restart from a log snapshot does not read what the snapshot covers; a damaged
 // snapshot, or one ahead of the log, costs a full replay and nothing else.
 func TestSnapshotsAreUsedAndNotTrusted(t *testing.T) {
-	log := &countingLog{Log: memory.New()}
-	w := startWorld(t, log, variables.Options{SnapshotEvery: 10})
-	w.session("s")
-	w.register("s", "x", value("integer", "0"))
-	for i := range 100 {
-		w.set("s", "x", fmt.Sprint(i))
-	}
-	w.stop() // waits for the snapshot being saved
-	position, state, err := log.LoadSnapshot(t.Context(), "variables")
-	if err != nil || position < 50 {
-		t.Fatalf("snapshot at %d, %v; want one of the last", position, err)
-	}
-	w = startWorld(t, log, variables.Options{})
-	w.holds("s", "x", "99", 100)
-	if log.from != position+1 {
-		t.Errorf("followed the log from %d, want %d", log.from, position+1)
-	}
-	w.stop()
-	for name, damaged := range map[string][]byte{"garbage": []byte("garbage"), "cut": state[:len(state)/2], "empty": {}} {
-		if err := log.SaveSnapshot(t.Context(), "variables", position, damaged); err != nil {
-			t.Fatal(err)
+	synctest.Test(t, func(t *testing.T) {
+		log := &countingLog{Log: memory.New()}
+		w := startWorld(t, log, variables.Options{SnapshotEvery: 10})
+		w.session("s")
+		w.register("s", "x", value("integer", "0"))
+		for i := range 100 {
+			w.set("s", "x", fmt.Sprint(i))
+			synctest.Wait() // lets a snapshot being saved be saved
+		}
+		w.stop()
+		position, state, err := log.LoadSnapshot(t.Context(), "variables")
+		if err != nil || position != 100 {
+			t.Fatalf("snapshot at %d, %v; want it at 100", position, err)
 		}
 		w = startWorld(t, log, variables.Options{})
 		w.holds("s", "x", "99", 100)
-		if log.from != 1 {
-			t.Errorf("%s: followed the log from %d, want 1", name, log.from)
+		if log.from != position+1 {
+			t.Errorf("followed the log from %d, want %d", log.from, position+1)
 		}
 		w.stop()
-	}
+		for name, damaged := range map[string][]byte{"garbage": []byte("garbage"), "cut": state[:len(state)/2], "empty": {}} {
+			if err := log.SaveSnapshot(t.Context(), "variables", position, damaged); err != nil {
+				t.Fatal(err)
+			}
+			w = startWorld(t, log, variables.Options{})
+			w.holds("s", "x", "99", 100)
+			if log.from != 1 {
+				t.Errorf("%s: followed the log from %d, want 1", name, log.from)
+			}
+			w.stop()
+		}
+	})
 }
 
 // countingLog remembers where it was followed from, and fails on demand.

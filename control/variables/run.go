@@ -13,6 +13,9 @@ import (
 // applyBatch bounds the events applied under one lock and announced in one go.
 const applyBatch = 512
 
+// saveTimeout bounds the saving of one log snapshot, and so the end of Run.
+const saveTimeout = 30 * time.Second
+
 // applier is the one goroutine that changes the state.
 type applier struct {
 	s        *Service
@@ -91,13 +94,16 @@ func (s *Service) restore(ctx context.Context) {
 	s.mu.Unlock()
 }
 
-// save encodes and stores a log snapshot. A failure costs start-up time only.
+// save encodes and stores a log snapshot. A failure costs start-up time only. A save
+// that has begun is finished even when the service stops: that start-up is the next thing.
 func (s *Service) save(ctx context.Context, f frozen) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), saveTimeout)
+	defer cancel()
 	raw, err := f.encode()
 	if err == nil {
 		err = s.log.SaveSnapshot(ctx, snapshotName, f.applied, raw)
 	}
-	if err != nil && ctx.Err() == nil {
+	if err != nil {
 		s.opt.Logger.Warn("log snapshot was not saved", "position", f.applied, "error", err)
 	}
 }

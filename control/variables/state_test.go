@@ -20,7 +20,7 @@ import (
 
 var (
 	testOrigin = origin{region: "us", incarnation: 7}
-	testLimits = foldLimits{graves: 3}
+	testLimits = foldLimits{graves: 1}
 )
 
 // history draws a log of events over few sessions and names, sensible or not: sets of

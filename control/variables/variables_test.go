@@ -13,6 +13,7 @@ import (
 
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/control/eventlog"
 	"github.com/outrigger-mesh/outrigger/control/eventlog/memory"
 	"github.com/outrigger-mesh/outrigger/control/variables"
 )
@@ -476,6 +477,42 @@ func TestRequestIDs(t *testing.T) {
 		t.Errorf("repeated batch gave %v, first %v", b2, b1)
 	}
 	w.holds("t", "x", "11", 3)
+}
+
+// The first answer is folded from the log when other writes lie between; the deletion of
+// a session in an earlier life of the name, which its own events do not show, is no
+// obstacle.
+func TestRequestIDAfterASecondLife(t *testing.T) {
+	w := newWorld(t)
+	w.session("s")
+	w.register("s", "x", value("integer", "0"))
+	must(w, w.vars.DeleteSession, &pb.GetSessionRequest{Id: "s"})
+	w.session("s")
+	w.register("s", "x", value("string", `"a"`))
+	req := setReq("s", "x", `"b"`)
+	req.Options = &pb.WriteOptions{RequestId: "r"}
+	first := must(w, w.vars.Set, req)
+	w.set("s", "x", `"c"`)
+	if again := must(w, w.vars.Set, req); !proto.Equal(first, again) {
+		t.Errorf("repeated set gave %v, first %v", again, first)
+	}
+}
+
+// Events the service would never append do not stop a variable from being written.
+func TestAlienEventsAreSteppedOver(t *testing.T) {
+	w := newWorld(t)
+	w.session("s")
+	w.register("s", "x", value("integer", "0"))
+	alien := &pb.Event{Payload: &pb.Event_VariableRegistered{VariableRegistered: &pb.VariableRegistered{Id: "other"}}}
+	app, err := w.log.Append(w.ctx, "", eventlog.Write{Aggregate: "var/default/s/x", Expect: eventlog.Any, Events: []*pb.Event{alien}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	must(w, w.coh.Read, &pb.ReadRequest{MinPosition: app.Last})
+	w.holds("s", "x", "0", 0)
+	if v := w.set("s", "x", "1"); v.GetVersion().GetCounter() != 1 || w.log.Head() != app.Last+1 {
+		t.Errorf("set after an alien event gave %v", v)
+	}
 }
 
 func TestNotReady(t *testing.T) {
