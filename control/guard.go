@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 
+	"github.com/outrigger-mesh/outrigger"
 	"github.com/outrigger-mesh/outrigger/internal/authz"
 	"github.com/outrigger-mesh/outrigger/internal/status"
 )
@@ -97,7 +98,7 @@ func (g *guard) http(next http.Handler) http.Handler {
 			Authorization: r.Header.Values("Authorization"),
 		})
 		if err != nil {
-			if !strings.HasPrefix(r.URL.Path, "/v1/") {
+			if outrigger.IsKind(err, outrigger.Unauthorised) && !strings.HasPrefix(r.URL.Path, "/v1/") {
 				// A browser can be asked for a password, but only for what it shows.
 				w.Header().Set("www-authenticate", `Basic realm="outrigger: any name, the admin token as password"`)
 			}

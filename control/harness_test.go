@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
@@ -126,9 +128,11 @@ func wantKind(t testing.TB, err error, kind outrigger.Kind) {
 type sidecar struct {
 	t      testing.TB
 	stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
-	held   *translate.Resources // only its receive goroutine, and others after synctest.Wait
 	ended  chan struct{}
 	hangUp context.CancelFunc
+
+	mu   sync.Mutex // a push that is under way may still arrive while a test looks
+	held *translate.Resources
 }
 
 // join connects a sidecar; use inside a bubble.
@@ -164,16 +168,9 @@ func (s *sidecar) follow() {
 		if err != nil {
 			return
 		}
-		for _, res := range r.GetResources() {
-			m, err := translate.Unmarshal(r.GetTypeUrl(), res.GetName(), res.GetResource().GetValue())
-			if err != nil {
-				s.t.Errorf("%s %s: %v", r.GetTypeUrl(), res.GetName(), err)
-				return
-			}
-			s.held.Put(r.GetTypeUrl(), res.GetName(), m)
-		}
-		for _, name := range r.GetRemovedResources() {
-			s.held.Delete(r.GetTypeUrl(), name)
+		if err := s.take(r); err != nil {
+			s.t.Error(err)
+			return
 		}
 		if err := s.stream.Send(&discovery.DeltaDiscoveryRequest{TypeUrl: r.GetTypeUrl(), ResponseNonce: r.GetNonce()}); err != nil {
 			return
@@ -181,15 +178,39 @@ func (s *sidecar) follow() {
 	}
 }
 
-// policy is what the sidecar now obeys.
+func (s *sidecar) take(r *discovery.DeltaDiscoveryResponse) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, res := range r.GetResources() {
+		m, err := translate.Unmarshal(r.GetTypeUrl(), res.GetName(), res.GetResource().GetValue())
+		if err != nil {
+			return fmt.Errorf("%s %s: %w", r.GetTypeUrl(), res.GetName(), err)
+		}
+		s.held.Put(r.GetTypeUrl(), res.GetName(), m)
+	}
+	for _, name := range r.GetRemovedResources() {
+		s.held.Delete(r.GetTypeUrl(), name)
+	}
+	return nil
+}
+
+// policy is what the sidecar obeys once nothing is under way.
 func (s *sidecar) policy() *policy.Policy {
 	s.t.Helper()
-	synctest.Wait()
+	settle()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	p, err := translate.Decode(s.held)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	return p
+}
+
+// settle lets the publisher's longest pause pass and everything come to rest.
+func settle() {
+	time.Sleep(2 * control.DefaultDebounce)
+	synctest.Wait()
 }
 
 // shares tells who gets how many of the 10 000 buckets of a model.

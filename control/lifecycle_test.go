@@ -182,7 +182,7 @@ func TestPushIsRecorded(t *testing.T) {
 		car := p.join("n")
 		defer car.leave()
 		p.register("chat", "v1")
-		synctest.Wait()
+		settle()
 		position := car.policy().Position
 		pushes := p.events("push/policy")
 		if len(pushes) == 0 {
@@ -209,6 +209,7 @@ func TestRestartContinues(t *testing.T) {
 		if _, err := first.admin.StartRollout(t.Context(), &pb.StartRolloutRequest{Id: "r", Model: "chat", Candidate: "v2"}); err != nil {
 			t.Fatal(err)
 		}
+		settle()
 		before := first.status()
 		first.stop()
 		second := start(t, log, nil)

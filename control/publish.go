@@ -68,16 +68,10 @@ func (p *publisher) run(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	}
-	pause := time.NewTimer(0)
-	defer pause.Stop()
 	for {
-		cost := p.publish(ctx)
 		// A lone change goes out at once; in a burst every push is followed by a pause as
 		// long as the push took, within the limit, so that bursts cost at most half a core.
-		pause.Reset(min(cost, p.debounce))
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
+		if !rest(ctx, min(p.publish(ctx), p.debounce)) {
 			return nil
 		}
 		select {
@@ -85,6 +79,21 @@ func (p *publisher) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
+	}
+}
+
+// rest waits for d and reports whether ctx goes on.
+func rest(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 

@@ -117,6 +117,8 @@ type Model struct {
 	Split Split
 	// WeightEpoch is the log position of the last event that changed Split.
 	WeightEpoch uint64
+	// ChangedAt is the log position of the last event that changed anything above.
+	ChangedAt uint64
 }
 
 // Version is one immutable deployable thing behind a model.

@@ -34,8 +34,9 @@ func (d *draft) edit(name string, edit func(*Model) string) string {
 	if why := edit(next); why != "" {
 		return why
 	}
-	d.models = with(d.models, name, next)
+	next.ChangedAt = d.event.GetPosition()
 	d.resplit(next)
+	d.models = with(d.models, name, next)
 	return ""
 }
 
