@@ -116,6 +116,7 @@ func TestBadCanaryIsRolledBack(t *testing.T) {
 		if a := p.alert("chat-v2-1"); a.GetResolvedAt() == nil {
 			t.Fatalf("alert still stands: %v", a)
 		}
+		settle()
 		if s := p.status(); len(s.GetNodes()) != 1 || s.GetNodes()[0].GetAckedPosition() != s.GetPolicyPosition() {
 			t.Fatalf("nodes %v, policy at %d", s.GetNodes(), s.GetPolicyPosition())
 		}

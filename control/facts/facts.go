@@ -36,7 +36,7 @@ import (
 // Bounds on what is remembered in memory.
 const (
 	MaxAlerts        = 1000
-	MaxEndedRollouts = 1000
+	MaxEndedRollouts = 200
 )
 
 // Aggregate prefixes; the name or id follows.
@@ -248,6 +248,11 @@ type draft struct {
 // Apply returns the facts after event e, given those before it. Events must be given in
 // log order. If e is none of this package's business the same pointer comes back.
 func Apply(f *Facts, e *pb.Event) *Facts {
+	switch e.GetPayload().(type) {
+	case *pb.Event_VariableSet, *pb.Event_VariableRegistered, *pb.Event_VariableDeleted,
+		*pb.Event_SessionCreated, *pb.Event_SessionDeleted:
+		return f // nearly every event of a log; passing over one allocates nothing
+	}
 	d := draft{Facts: *f, event: e}
 	reason, ours := "", true
 	switch p := e.GetPayload().(type) {

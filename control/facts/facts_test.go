@@ -202,6 +202,37 @@ func TestVariableEventsAreNotOurs(t *testing.T) {
 	if Apply(f, e) != f {
 		t.Fatal("a variable event made new facts")
 	}
+	p := NewProjection(memory.New())
+	if n := testing.AllocsPerRun(100, func() { p.apply(e) }); n != 0 {
+		t.Fatalf("passing over a variable event allocates %v times", n)
+	}
+}
+
+func BenchmarkPassOver(b *testing.B) {
+	p := NewProjection(memory.New())
+	e := &pb.Event{Aggregate: "var/default/s/x", Position: 99, Payload: &pb.Event_VariableSet{VariableSet: &pb.VariableSet{}}}
+	for b.Loop() {
+		p.apply(e)
+	}
+}
+
+// BenchmarkReplay folds the story of one model under repeated rollouts.
+func BenchmarkReplay(b *testing.B) {
+	h := twoVersions()
+	for i := range 1000 {
+		id := fmt.Sprint("rollout/r", i)
+		h.add(id, started("v2", "v1"))
+		h.add(id, rollback("bad"))
+		h.add(id, rolledBack())
+		h.add(id, ended(deploy.RolledBack))
+		h.add("model/m", state("v2", Registered))
+	}
+	for b.Loop() {
+		if s := h.facts().Skipped(); s.Count != 0 {
+			b.Fatal(s.Reason)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(h.events)), "ns/event")
 }
 
 func TestAlertsAreBounded(t *testing.T) {
