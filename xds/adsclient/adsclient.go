@@ -1,0 +1,276 @@
+// Package adsclient is the xDS client of a sidecar: one delta ADS stream, one immutable
+// policy behind one atomic pointer, one last-known-good file.
+//
+//	c := adsclient.New(adsclient.Options{Node: node, Dial: []adsclient.Dialer{local, remote}, Dir: "/var/lib/outrigger"})
+//	go c.Run(ctx)
+//	<-c.Ready()
+//	m := c.Policy().Model("chat")
+//
+// # Promises
+//
+//   - Policy is always a consistent set: it is assembled when a push is complete
+//     (MeshPolicy, the last resource of every push, has arrived) and every reference in
+//     it resolves, validated, put in force, and only then acknowledged.
+//   - A model whose resources are wrong keeps its last good state (or stays unknown)
+//     while the other models of the push take effect. The response that holds the wrong
+//     resource is rejected with the resource's name and the reason; MeshPolicy is when
+//     the cause came with an earlier push. A rejection is sent once per push.
+//   - After a lost stream only what changed is transferred: the client reports the
+//     versions it has in force.
+//   - What is in force is saved to Dir shortly after the acknowledgement (temporary file,
+//     fsync, rename) and loaded when Run starts, so a sidecar restarts without a control
+//     plane. A damaged file is logged and ignored; the file is never trusted unchecked.
+//
+// # Losing the control plane
+//
+// The last policy stays in force. Streams are retried over Options.Dial in order, with
+// pauses from 100 ms growing to 10 s, randomised by a fifth. A stream is given up when
+// its first sync takes longer than 15 s or a liveness probe (a repeated subscription to
+// MeshPolicy, which a server must answer) stays unanswered for three probe intervals.
+// After a fail-over the client stays with the fallback until that stream ends, then
+// starts from the first server again.
+//
+// # Dead-man lease
+//
+// While a model has a candidate live (policy.Model.DeadMan > 0) probes are sent four
+// times per lease. LeaseExpired says that the control plane has been silent for longer,
+// counted from when the last answered probe was sent, or that the policy comes from
+// disk: then the caller must send everything to LastGood.
+//
+// # Concurrency
+//
+// All methods may be called concurrently; Policy, Status and LeaseExpired never block
+// and do not allocate. Run may be called once and owns every goroutine.
+package adsclient
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.opentelemetry.io/otel/metric"
+	"google.golang.org/grpc"
+
+	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/xds/policy"
+)
+
+// Dialer connects to one control plane replica. The closer is closed when the stream
+// over the connection has ended; it may be nil. ctx bounds the dialling only.
+type Dialer func(ctx context.Context) (grpc.ClientConnInterface, io.Closer, error)
+
+// Options configure a Client. Node.ID and at least one Dialer are required.
+type Options struct {
+	Node outrigger.Node
+	// Dial lists the servers in order of preference.
+	Dial []Dialer
+	// Dir holds the last-known-good file; "" keeps none. One client per directory.
+	Dir    string
+	Logger *slog.Logger // nil discards
+	Meter  metric.Meter // nil measures nothing
+	// OnPolicy is called after every change of Policy, from Run's goroutines, one call
+	// at a time; the acknowledgement waits for it, so it must not block. May be nil.
+	OnPolicy func(*policy.Policy)
+}
+
+// Status says where the policy comes from and how fresh it is.
+type Status struct {
+	// Live: a stream is open and in sync.
+	Live bool
+	// LastContact is when the last question that the control plane answered was asked,
+	// or the last push arrived; zero before the first.
+	LastContact time.Time
+	// Position of the policy in force.
+	Position uint64
+	// Source of the policy in force: SourceADS, SourceDisk, or "" before the first.
+	Source string
+	// LastNack is the reason of the rejection that stands, "" if none does.
+	LastNack string
+	// Server is the index in Options.Dial of the open stream; -1 if there is none.
+	Server int
+}
+
+// Sources of a policy.
+const (
+	SourceADS  = "ads"
+	SourceDisk = "disk"
+)
+
+// Timing of streams; see the package comment.
+const (
+	backoffFirst = 100 * time.Millisecond
+	backoffMost  = 10 * time.Second
+	syncTimeout  = 15 * time.Second // of dialling, opening and the first sync together
+	warmTimeout  = 10 * time.Second // how long a push may wait for references
+	probeIdle    = 10 * time.Second // between probes with no candidate live
+	probeLeast   = 250 * time.Millisecond
+	probesMissed = 3
+)
+
+// Client follows one control plane. Make it with New.
+type Client struct {
+	opt     Options
+	log     *slog.Logger
+	metrics *metrics
+	ready   chan struct{}
+	once    sync.Once
+	running atomic.Bool
+
+	policy atomic.Pointer[policy.Policy]
+	status atomic.Pointer[Status]
+	// backlog hands the newest set to the goroutine that writes it; room for one.
+	backlog chan *view
+
+	// good is what is in force, with versions. Owned by Run's goroutine.
+	good *view
+}
+
+// New returns a client that does nothing until Run. Errors have kind Invalid.
+func New(opt Options) (*Client, error) {
+	if opt.Node.ID == "" {
+		return nil, outrigger.Errorf(outrigger.Invalid, "node id is empty; the control plane tracks delivery by it")
+	}
+	if len(opt.Dial) == 0 {
+		return nil, outrigger.Errorf(outrigger.Invalid, "no control plane to dial; give at least one")
+	}
+	if opt.Logger == nil {
+		opt.Logger = slog.New(slog.DiscardHandler)
+	}
+	c := &Client{opt: opt, log: opt.Logger, metrics: newMetrics(opt.Meter), ready: make(chan struct{}), backlog: make(chan *view, 1), good: newView()}
+	c.status.Store(&Status{Server: -1})
+	return c, nil
+}
+
+// Policy returns the policy in force, nil before the first.
+func (c *Client) Policy() *policy.Policy { return c.policy.Load() }
+
+// Status returns the present state.
+func (c *Client) Status() Status { return *c.status.Load() }
+
+// Ready is closed once there is a policy, from the control plane or from disk.
+func (c *Client) Ready() <-chan struct{} { return c.ready }
+
+// LeaseExpired reports whether the model has a candidate live and the control plane has
+// not been heard for longer than its dead-man lease, or not at all since the start.
+func (c *Client) LeaseExpired(m *policy.Model, now time.Time) bool {
+	if m.DeadMan <= 0 {
+		return false
+	}
+	s := c.status.Load()
+	return s.Source != SourceADS || now.Sub(s.LastContact) > m.DeadMan
+}
+
+// DeadManExpired reports LeaseExpired for any model in force.
+func (c *Client) DeadManExpired(now time.Time) bool {
+	p := c.policy.Load()
+	if p == nil {
+		return false
+	}
+	for i := range p.Models {
+		if c.LeaseExpired(&p.Models[i], now) {
+			return true
+		}
+	}
+	return false
+}
+
+// Run loads the last-known-good file and follows the control plane until ctx ends; it
+// then saves what is unsaved, returns nil, and leaves no goroutine. Servers that fail
+// are retried for ever. A second call fails with kind Conflict.
+func (c *Client) Run(ctx context.Context) error {
+	if c.running.Swap(true) {
+		return outrigger.Errorf(outrigger.Conflict, "client of node %s runs already", c.opt.Node.ID)
+	}
+	c.load()
+	var saver sync.WaitGroup
+	saver.Go(c.saveLoop)
+	defer saver.Wait()
+	defer close(c.backlog)
+	pause := backoffFirst
+	for {
+		if c.round(ctx) {
+			pause = backoffFirst
+		}
+		if !sleep(ctx, pause+time.Duration((rand.Float64()*0.4-0.2)*float64(pause))) {
+			return nil
+		}
+		pause = min(pause*8/5, backoffMost)
+	}
+}
+
+// round tries the servers in order until one stream got in sync; it reports whether one
+// did, after that stream has ended.
+func (c *Client) round(ctx context.Context) (synced bool) {
+	for i, dial := range c.opt.Dial {
+		synced, err := c.follow(ctx, i, dial)
+		c.update(func(s *Status) { s.Live, s.Server = false, -1 })
+		if ctx.Err() != nil {
+			return synced
+		}
+		c.log.Warn("control plane stream ended", "server", i, "synced", synced, "error", err)
+		if synced {
+			return true
+		}
+	}
+	return false
+}
+
+// follow runs one stream.
+func (c *Client) follow(ctx context.Context, server int, dial Dialer) (synced bool, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	clock := time.AfterFunc(syncTimeout, func() { cancel(errSync) })
+	defer clock.Stop()
+	conn, closer, err := dial(ctx)
+	if err != nil {
+		return false, err
+	}
+	s := &stream{c: c, server: server, view: c.good.clone(), started: time.Now(), inSync: func() { clock.Stop() }}
+	err = s.run(ctx, conn)
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	if closer != nil {
+		err = errors.Join(err, closer.Close())
+	}
+	return s.synced, err
+}
+
+var (
+	errSync  = outrigger.Errorf(outrigger.Timeout, "no first sync within %v", syncTimeout)
+	errProbe = outrigger.Errorf(outrigger.Unavailable, "no answer to %d liveness probes", probesMissed)
+)
+
+// update replaces the status by a changed copy. Only Run's goroutine calls it.
+func (c *Client) update(f func(*Status)) {
+	s := *c.status.Load()
+	f(&s)
+	c.status.Store(&s)
+}
+
+// enforce puts p in force. Only Run's goroutine calls it. The order matters: a reader
+// that sees a policy from the control plane must not judge it by the old status.
+func (c *Client) enforce(p *policy.Policy, f func(*Status)) {
+	c.update(func(s *Status) { s.Position = p.Position; f(s) })
+	c.policy.Store(p)
+	if c.opt.OnPolicy != nil {
+		c.opt.OnPolicy(p)
+	}
+	c.once.Do(func() { close(c.ready) })
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
