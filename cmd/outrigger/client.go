@@ -12,8 +12,10 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
+	gstatus "google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
@@ -31,6 +33,7 @@ type clientFlags struct {
 	tenant    string
 	actor     string
 	timeout   time.Duration
+	wait      time.Duration
 }
 
 // addClientFlags gives a group of verbs its connection flags; they can also come from
@@ -43,6 +46,7 @@ func addClientFlags(cmd *cobra.Command, g *globals) *clientFlags {
 	f.StringVar(&c.tenant, "tenant", outrigger.DefaultTenant, "tenant")
 	f.StringVar(&c.actor, "actor", actorDefault(g.environ), "who is acting, for the audit")
 	f.DurationVar(&c.timeout, "timeout", 10*time.Second, "limit for one call")
+	f.DurationVar(&c.wait, "wait", 0, "keep trying for this long while the server is not reachable or not ready")
 	return c
 }
 
@@ -80,7 +84,26 @@ func (c *clientFlags) verb(forever bool, do func(ctx context.Context, cl *client
 		if ctx, err = c.authorise(ctx); err != nil {
 			return err
 		}
-		return explain(do(ctx, cl, args), c.server)
+		return explain(c.patiently(ctx, func() error { return do(ctx, cl, args) }), c.server)
+	}
+}
+
+// patiently repeats a call that found nobody, for as long as --wait says. Only calls
+// that were certainly not carried out are repeated.
+func (c *clientFlags) patiently(ctx context.Context, call func() error) error {
+	deadline := time.Now().Add(c.wait)
+	for {
+		err := call()
+		if gstatus.Code(err) != codes.Unavailable || time.Now().After(deadline) {
+			return err
+		}
+		t := time.NewTimer(50 * time.Millisecond)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return err
+		}
 	}
 }
 

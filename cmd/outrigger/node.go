@@ -1,0 +1,146 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/outrigger-mesh/outrigger"
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/cache/node"
+	"github.com/outrigger-mesh/outrigger/cache/shm"
+	"github.com/outrigger-mesh/outrigger/internal/report"
+	"github.com/outrigger-mesh/outrigger/internal/wire"
+)
+
+// Sockets of a node agent inside its --dir.
+const (
+	agentSocket = "agent.sock" // gRPC: variables and origin reads
+	tableSocket = "table.sock" // hands out the read-only shared table
+)
+
+type nodeFlags struct {
+	control, dir, http, nodeID, region string
+	tableBytes                         int64
+	lease, heartbeat, grace            time.Duration
+}
+
+func nodeCommand(g *globals) *cobra.Command {
+	n := &nodeFlags{}
+	cmd := &cobra.Command{Use: "node", Short: "Run a node agent", Args: exactArgs(),
+		Long: `Node runs the agent of one node: it owns the node's shared cache table and one change
+feed for all pods on the node. Sidecars reach it through Unix sockets in --dir, whose
+permissions (0700) say who may.`}
+	f := cmd.Flags()
+	f.StringVar(&n.control, "control", "127.0.0.1:7400", "control plane, host:port")
+	f.StringVar(&n.dir, "dir", "outrigger-node", "directory for the agent's sockets")
+	f.StringVar(&n.http, "http", "127.0.0.1:0", "/metrics, /healthz, /readyz")
+	f.StringVar(&n.nodeID, "node-id", hostname(), "name of this node, unique in the mesh")
+	f.StringVar(&n.region, "region", "local", "region of this node")
+	f.Int64Var(&n.tableBytes, "table-bytes", 64<<20, "size of the shared table's arena")
+	f.DurationVar(&n.lease, "feed-lease", 300*time.Millisecond, "how long readers trust the table after the last proof that the feed is live")
+	f.DurationVar(&n.heartbeat, "heartbeat", 100*time.Millisecond, "how often that proof is asked for")
+	f.DurationVar(&n.grace, "grace", 5*time.Second, "limit for draining at the end")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := g.configure(cmd, "node"); err != nil {
+			return err
+		}
+		if err := n.validate(); err != nil {
+			return configError{err}
+		}
+		return n.run(cmd, g)
+	}
+	return cmd
+}
+
+func hostname() string {
+	h, err := os.Hostname()
+	if err != nil {
+		return "node"
+	}
+	return h
+}
+
+func (n *nodeFlags) validate() error {
+	switch {
+	case n.nodeID == "":
+		return errors.New("--node-id is empty")
+	case n.heartbeat < 10*time.Millisecond || n.lease < 2*n.heartbeat:
+		return fmt.Errorf("--feed-lease is %v and --heartbeat %v; the lease must be at least two heartbeats, a heartbeat at least 10ms", n.lease, n.heartbeat)
+	case n.tableBytes < 1<<20 || n.tableBytes > 64<<30:
+		return fmt.Errorf("--table-bytes is %d; give 1 MiB to 64 GiB", n.tableBytes)
+	}
+	return nil
+}
+
+// dialMesh opens a connection to another part of the mesh; it connects when used.
+func dialMesh(target string) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: quickBackoff, MinConnectTimeout: 2 * time.Second}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}))
+	if err != nil {
+		return nil, configError{fmt.Errorf("%s: %w", target, err)}
+	}
+	return conn, nil
+}
+
+func (n *nodeFlags) run(cmd *cobra.Command, g *globals) error {
+	clock, err := monotonic()
+	if err != nil {
+		return err
+	}
+	p, err := g.start(cmd, "node", n.nodeID, n.region)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(n.dir, 0o700); err != nil {
+		return configError{fmt.Errorf("--dir: %w", err)}
+	}
+	gl, err := p.listen("agent", "unix:"+filepath.Join(n.dir, agentSocket))
+	if err != nil {
+		return err
+	}
+	tl, err := p.listen("table", "unix:"+filepath.Join(n.dir, tableSocket))
+	if err != nil {
+		return err
+	}
+	hl, err := p.listen("http", n.http)
+	if err != nil {
+		return err
+	}
+	origin, err := dialMesh(n.control)
+	if err != nil {
+		return err
+	}
+	defer origin.Close()
+	self := outrigger.Node{ID: n.nodeID, Kind: "agent", Region: n.region}
+	a, err := node.New(node.Options{Node: self, Origin: origin, Table: shm.Options{Bytes: n.tableBytes, Name: "outrigger"},
+		Lease: n.lease, Heartbeat: n.heartbeat, Clock: clock, Logger: p.log, Meter: p.tel.Meter("cache/node")})
+	if err != nil {
+		return err
+	}
+	gs := grpc.NewServer(grpc.MaxRecvMsgSize(16 << 20))
+	pb.RegisterVariablesServer(gs, a)
+	pb.RegisterCoherenceServer(gs, a)
+	p.serveGRPC(gl, gs, n.grace)
+	p.serveHTTP(hl, p.health(map[string]http.Handler{}), n.grace)
+	p.run("agent", a.Run)
+	p.run("table", func(ctx context.Context) error { return a.ServeTable(ctx, tl) })
+	p.run("reports", report.New(report.Options{Conn: origin, Node: wire.NodePB(self), Start: time.Now(), Logger: p.log,
+		Collect: func(_ time.Time, d *pb.Delta) bool { d.Cache = a.DrainCacheDelta(); return d.Cache != nil }}).Run)
+	p.becomeReady(a.Ready())
+	if err := p.announce(); err != nil {
+		return err
+	}
+	return p.wait()
+}

@@ -1,0 +1,206 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+
+	"github.com/outrigger-mesh/outrigger"
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/cache"
+	"github.com/outrigger-mesh/outrigger/proxy"
+	"github.com/outrigger-mesh/outrigger/proxy/inference"
+	"github.com/outrigger-mesh/outrigger/xds/adsclient"
+	"github.com/outrigger-mesh/outrigger/xds/policy"
+)
+
+// quickBackoff reconnects within the mesh: quickly at first, never a storm.
+var quickBackoff = backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 3 * time.Second}
+
+type sidecarFlags struct {
+	listen, http, control, agentDir, nodeID, region, zone string
+	fallback                                              []string
+	stateDir, upstreamHTTP, upstreamGRPC, upstreamTCP     string
+	autoSessions                                          bool
+	processBytes                                          int64
+	grace                                                 time.Duration
+	labels                                                map[string]string
+}
+
+func sidecarCommand(g *globals) *cobra.Command {
+	s := &sidecarFlags{}
+	cmd := &cobra.Command{Use: "sidecar", Short: "Run a pod's sidecar", Args: exactArgs(),
+		Long: `Sidecar serves one pod's variable and model calls. Point the application at it with
+OPENAI_BASE_URL=http://<listen>/v1 and its variable server address, or let it listen on
+the port the application dials anyway.`}
+	f := cmd.Flags()
+	f.StringVar(&s.listen, "listen", "127.0.0.1:50051", "where the application connects: HTTP/1 and gRPC on one port")
+	f.StringVar(&s.http, "http", "127.0.0.1:0", "/metrics, /healthz, /readyz, /stats")
+	f.StringVar(&s.control, "control", "127.0.0.1:7400", "control plane, host:port")
+	f.StringSliceVar(&s.fallback, "fallback", nil, "further control planes for policy, tried in order")
+	f.StringVar(&s.agentDir, "agent-dir", "", "the node agent's --dir; empty = no agent, a private cache instead")
+	f.StringVar(&s.nodeID, "node-id", hostname()+"/pod", "name of this sidecar, unique in the mesh")
+	f.StringVar(&s.region, "region", "local", "region of this pod")
+	f.StringVar(&s.zone, "zone", "", "zone within the region")
+	f.StringToStringVar(&s.labels, "labels", nil, "labels policy can select on, key=value")
+	f.StringVar(&s.stateDir, "state-dir", "", "where the last good policy is kept; empty = nowhere")
+	f.StringVar(&s.upstreamHTTP, "upstream-http", "", "base URL for HTTP requests and models the mesh does not know")
+	f.StringVar(&s.upstreamGRPC, "upstream-grpc", "", "host:port for gRPC calls the sidecar does not serve (tools)")
+	f.StringVar(&s.upstreamTCP, "upstream-tcp", "", "host:port for connections that are neither HTTP nor gRPC")
+	f.BoolVar(&s.autoSessions, "auto-create-sessions", true, "create a session at its first use")
+	f.Int64Var(&s.processBytes, "process-bytes", 32<<20, "size of the process tier")
+	f.DurationVar(&s.grace, "grace", 10*time.Second, "limit for requests in flight at the end")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := g.configure(cmd, "sidecar"); err != nil {
+			return err
+		}
+		if err := s.validate(); err != nil {
+			return configError{err}
+		}
+		return s.run(cmd, g)
+	}
+	return cmd
+}
+
+func (s *sidecarFlags) validate() error {
+	if s.nodeID == "" {
+		return errors.New("--node-id is empty")
+	}
+	if s.upstreamHTTP != "" {
+		u, err := url.Parse(s.upstreamHTTP)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+			return fmt.Errorf("--upstream-http is %q; give http://host:port or https://host", s.upstreamHTTP)
+		}
+	}
+	for flag, v := range map[string]string{"upstream-grpc": s.upstreamGRPC, "upstream-tcp": s.upstreamTCP} {
+		if v == "" {
+			continue
+		}
+		if _, _, err := net.SplitHostPort(v); err != nil {
+			return fmt.Errorf("--%s is %q; give host:port", flag, v)
+		}
+	}
+	if s.processBytes < 1<<20 {
+		return fmt.Errorf("--process-bytes is %d; give at least 1 MiB", s.processBytes)
+	}
+	return nil
+}
+
+func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
+	start := time.Now()
+	p, err := g.start(cmd, "sidecar", s.nodeID, s.region)
+	if err != nil {
+		return err
+	}
+	al, err := p.listen("listen", s.listen)
+	if err != nil {
+		return err
+	}
+	hl, err := p.listen("http", s.http)
+	if err != nil {
+		return err
+	}
+	control, err := dialMesh(s.control)
+	if err != nil {
+		return err
+	}
+	defer control.Close()
+	self := outrigger.Node{ID: s.nodeID, Kind: "sidecar", Region: s.region, Zone: s.zone, Labels: s.labels}
+	store, err := s.cache(p, control)
+	if err != nil {
+		return err
+	}
+	ads, err := s.policyClient(p, self)
+	if err != nil {
+		return err
+	}
+	o := proxy.Options{Node: self, Reader: store, Authority: store.Variables(), Policy: policySource(ads), Reports: control,
+		AutoCreateSessions: s.autoSessions, UpstreamTCP: s.upstreamTCP, Own: ownListeners(al, hl),
+		Grace: s.grace, Start: start, Logger: p.log, Meter: p.tel.Meter("proxy")}
+	if s.upstreamHTTP != "" {
+		if o.UpstreamHTTP, err = url.Parse(s.upstreamHTTP); err != nil {
+			return configError{err}
+		}
+	}
+	if s.upstreamGRPC != "" {
+		conn, err := dialMesh(s.upstreamGRPC)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		o.UpstreamGRPC = conn
+	}
+	sc, err := proxy.New(o)
+	if err != nil {
+		return configError{err}
+	}
+	p.serveHTTP(hl, p.health(map[string]http.Handler{"GET /stats": sc.Handler()}), s.grace)
+	p.run("cache", store.Run)
+	p.run("policy", ads.Run)
+	p.run("proxy", func(ctx context.Context) error { return sc.Run(ctx, al) })
+	p.becomeReady(ads.Ready())
+	if err := p.announce(); err != nil {
+		return err
+	}
+	return p.wait()
+}
+
+// cache builds the tiers: the node agent's table when there is one.
+func (s *sidecarFlags) cache(p *process, control *grpc.ClientConn) (*cache.Store, error) {
+	clock, err := monotonic()
+	if err != nil {
+		return nil, err
+	}
+	o := cache.Options{Origin: control, Clock: clock, ProcessBytes: s.processBytes, Logger: p.log, Meter: p.tel.Meter("cache")}
+	if s.agentDir == "" {
+		o.Private = true
+		return cache.New(o)
+	}
+	agent, err := dialMesh("unix:" + filepath.Join(s.agentDir, agentSocket))
+	if err != nil {
+		return nil, err
+	}
+	o.Agent, o.TablePath = agent, filepath.Join(s.agentDir, tableSocket)
+	return cache.New(o)
+}
+
+func (s *sidecarFlags) policyClient(p *process, self outrigger.Node) (*adsclient.Client, error) {
+	o := adsclient.Options{Node: self, Dir: s.stateDir, Logger: p.log, Meter: p.tel.Meter("xds/adsclient")}
+	for _, target := range append([]string{s.control}, s.fallback...) {
+		o.Dial = append(o.Dial, func(context.Context) (grpc.ClientConnInterface, func() error, error) {
+			conn, err := dialMesh(target)
+			if err != nil {
+				return nil, nil, err
+			}
+			return conn, conn.Close, nil
+		})
+	}
+	return adsclient.New(o)
+}
+
+// policySource is the policy in force and how far to trust it, as inference asks for it.
+func policySource(ads *adsclient.Client) func() (*policy.Policy, inference.PolicyStatus) {
+	return func() (*policy.Policy, inference.PolicyStatus) {
+		return ads.Policy(), inference.PolicyStatus{Live: ads.Status().Live, DeadManExpired: ads.DeadManExpired(time.Now())}
+	}
+}
+
+func ownListeners(ls ...net.Listener) []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, l := range ls {
+		if a, err := netip.ParseAddrPort(l.Addr().String()); err == nil {
+			out = append(out, a)
+		}
+	}
+	return out
+}
