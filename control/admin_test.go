@@ -389,6 +389,57 @@ func TestBadPolicyKeepsTheLastGood(t *testing.T) {
 	})
 }
 
+// TestBadPolicyCanBeRepairedAfterARestart: a server that starts over facts no policy can
+// be made of becomes ready, raises no second alert, and publishes once it is repaired.
+func TestBadPolicyCanBeRepairedAfterARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := memory.New()
+		region := func(latitude float64) {
+			_, err := log.Append(t.Context(), "", eventlog.Write{Aggregate: "region/moon", Expect: eventlog.Any, Events: []*pb.Event{{
+				Payload: &pb.Event_RegionRegistered{RegionRegistered: &pb.RegionRegistered{Region: &pb.Region{Name: "moon", Latitude: latitude}}}}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			settle()
+		}
+		first := start(t, log, nil)
+		region(500)
+		first.stop()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		srv, err := control.New(control.Options{Log: log, Region: &pb.Region{Name: "eu", Gateway: "eu.example:7000", Latitude: 50, Longitude: 8}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ran := make(chan error, 1)
+		go func() { ran <- srv.Run(ctx) }()
+		select {
+		case <-srv.Ready():
+		case err := <-ran:
+			t.Fatalf("never ready: %v", err)
+		}
+		if _, err := srv.Admin().RegisterModelVersion(ctx, register("chat", "v1", "h:1")); err != nil {
+			t.Fatalf("the admin API is closed: %v", err)
+		}
+		settle()
+		if got := kinds(first.events("alert/policy")); len(got) != 1 {
+			t.Fatalf("alerts %v, want the one from before the restart", got)
+		}
+		region(45)
+		s, err := srv.Admin().Status(ctx, nil)
+		if err != nil || s.GetPolicyPosition() == 0 {
+			t.Fatalf("policy at %d, %v", s.GetPolicyPosition(), err)
+		}
+		if got := kinds(first.events("alert/policy")); len(got) != 2 || got[1] != "alert_resolved" {
+			t.Fatalf("alerts %v", got)
+		}
+		cancel()
+		if err := <-ran; err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
 // TestLastModelMayGo: an operator may retire what serves; the ADS server's guard against
 // losing every model is for bugs.
 func TestLastModelMayGo(t *testing.T) {

@@ -51,7 +51,7 @@ type publisher struct {
 	pushes   metric.Int64Counter
 
 	published atomic.Uint64
-	first     chan struct{} // closed by the first push
+	first     chan struct{} // closed by the first attempt, also a failed one; see publish
 	pushed    chan struct{} // capacity 1: wakes the recorder
 
 	// Only run's goroutine.
@@ -110,6 +110,12 @@ func (p *publisher) publish(ctx context.Context) time.Duration {
 	err := p.push(f, position)
 	took := time.Since(start)
 	p.took.Record(ctx, took.Seconds())
+	if p.first != nil {
+		// Also after a failure: a server that refuses calls until its policy is good would
+		// refuse the very call that repairs it.
+		close(p.first)
+		p.first = nil
+	}
 	if err != nil {
 		p.logger.Error("policy not published; the last good one stays in force", "position", position, "in_force", p.published.Load(), "error", err)
 		p.fail(ctx, f, position, err)
@@ -117,10 +123,7 @@ func (p *publisher) publish(ctx context.Context) time.Duration {
 	}
 	p.pushes.Add(ctx, 1)
 	p.logger.Info("policy published", "position", position, "took", took)
-	if p.published.Swap(position); p.first != nil {
-		close(p.first)
-		p.first = nil
-	}
+	p.published.Store(position)
 	p.recovered(ctx, f, position)
 	select {
 	case p.pushed <- struct{}{}:

@@ -119,7 +119,7 @@ type Server struct {
 	admin     *admin
 	guard     *guard
 	dashboard *dashboard.Dashboard
-	ready     chan struct{} // closed when everything answers and a policy is published
+	ready     chan struct{} // closed when everything answers and a policy was tried
 }
 
 // New wires the parts; it starts nothing and reads nothing. Errors have kind Invalid.
@@ -254,7 +254,9 @@ func plain(w http.ResponseWriter, err error) {
 	_, _ = w.Write([]byte("ok\n")) // nobody is left to tell
 }
 
-// Ready is closed once the log has been applied and a policy is published.
+// Ready is closed once the log has been applied and its policy is published. If it cannot
+// be published, the server is ready all the same, with the alert "policy" standing and no
+// policy for sidecars (they keep their own last good one), so that it can be repaired.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 
 func (s *Server) isReady() error {
@@ -270,10 +272,10 @@ func (s *Server) isReady() error {
 // and returns when every goroutine has ended.
 func (s *Server) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	published := s.publisher.first
+	tried := s.publisher.first
 	for _, part := range []func(context.Context) error{
 		s.facts.Run, s.vars.Run, s.monitor.Run, s.publisher.run, s.publisher.record, s.dashboard.Run,
-		func(ctx context.Context) error { return s.open(ctx, published) },
+		func(ctx context.Context) error { return s.open(ctx, tried) },
 	} {
 		g.Go(func() error {
 			err := part(ctx)
@@ -287,8 +289,8 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 // open waits for the parts, registers the region and declares the server ready.
-func (s *Server) open(ctx context.Context, published <-chan struct{}) error {
-	for _, c := range []<-chan struct{}{s.facts.Ready(), s.vars.Ready(), published} {
+func (s *Server) open(ctx context.Context, tried <-chan struct{}) error {
+	for _, c := range []<-chan struct{}{s.facts.Ready(), s.vars.Ready(), tried} {
 		select {
 		case <-c:
 		case <-ctx.Done():

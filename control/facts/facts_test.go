@@ -196,6 +196,22 @@ func TestNonsenseIsSkipped(t *testing.T) {
 	}
 }
 
+// TestSkippedEventDoesNotDeafen: after an event that made no sense a rollout still hears
+// the rollback that follows, and writers are told the log's sequence.
+func TestSkippedEventDoesNotDeafen(t *testing.T) {
+	h := twoVersions()
+	h.add("rollout/r", started("v2", "v1"))
+	h.add("rollout/r", advanced(9)) // there is no phase 9
+	h.add("rollout/r", rollback("bad"))
+	f := h.facts()
+	if f.Skipped().Count != 1 || f.Rollout("r").State != deploy.RollingBack || f.Model("m").Split.CandidateLive {
+		t.Fatalf("skipped %+v, rollout %s, split %s", f.Skipped(), f.Rollout("r").State, split(f.Model("m")))
+	}
+	if got := f.RunningRollouts(); len(got) != 1 || got[0].Sequence != 3 || f.Sequence("rollout/r") != 3 {
+		t.Fatalf("writers expect %+v and %d, the log is at 3", got, f.Sequence("rollout/r"))
+	}
+}
+
 func TestVariableEventsAreNotOurs(t *testing.T) {
 	f := twoVersions().facts()
 	e := &pb.Event{Aggregate: "var/default/s/x", Position: 99, Payload: &pb.Event_VariableSet{VariableSet: &pb.VariableSet{}}}
