@@ -78,7 +78,7 @@ func (c *clientFlags) verb(forever bool, do func(ctx context.Context, cl *client
 		ctx := cmd.Context()
 		if !forever {
 			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(ctx, c.timeout)
+			ctx, cancel = context.WithTimeout(ctx, c.timeout+c.wait)
 			defer cancel()
 		}
 		if ctx, err = c.authorise(ctx); err != nil {

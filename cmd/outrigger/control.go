@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -94,7 +95,7 @@ func (c *controlFlags) validate() error {
 			}
 		}
 	}
-	i := region.Info{Name: c.region, Gateway: "unset:1", Location: region.Location{Latitude: c.latitude, Longitude: c.longitude}}
+	i := region.Info{Name: c.region, Gateway: cmp.Or(c.gateway, "unset:1"), Location: region.Location{Latitude: c.latitude, Longitude: c.longitude}}
 	return i.Validate()
 }
 
@@ -128,8 +129,8 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 	if err != nil {
 		return err
 	}
-	if c.gateway == "" {
-		c.gateway = gl.Addr().String()
+	if c.gateway == "" && gl.Addr().Network() == "tcp" {
+		c.gateway = gl.Addr().String() // a Unix socket is out of other regions' reach
 	}
 	log, err := pebble.Open(filepath.Join(c.data, "log"), pebble.Options{Logger: p.log})
 	if err != nil {

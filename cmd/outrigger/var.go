@@ -218,7 +218,7 @@ func sessionCommand(g *globals) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return cl.printSessions(&pb.ListSessionsResponse{Sessions: []*pb.Session{s}})
+				return cl.printSession(s)
 			})},
 		&cobra.Command{Use: "list", Short: "List sessions", Args: exactArgs(),
 			RunE: c.verb(false, func(ctx context.Context, cl *client, _ []string) error {
@@ -248,16 +248,22 @@ func sessionCreate(c *clientFlags) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return cl.printSessions(&pb.ListSessionsResponse{Sessions: []*pb.Session{s}})
+		return cl.printSession(s)
 	})
 	return cmd
 }
 
 func (c *client) printSessions(r *pb.ListSessionsResponse) error {
-	return c.out.message(r, func(w io.Writer) {
-		fmt.Fprintln(w, "SESSION\tVARIABLES\tTTL\tLAST USED")
-		for _, s := range r.Sessions {
-			fmt.Fprintf(w, "%s\t%d\t%s\t%s\n", s.Id, s.VariableCount, s.Ttl.AsDuration(), s.LastUsedAt.AsTime().Format(time.RFC3339))
-		}
-	})
+	return c.out.message(r, func(w io.Writer) { sessionTable(w, r.Sessions...) })
+}
+
+func (c *client) printSession(s *pb.Session) error {
+	return c.out.message(s, func(w io.Writer) { sessionTable(w, s) })
+}
+
+func sessionTable(w io.Writer, sessions ...*pb.Session) {
+	fmt.Fprintln(w, "SESSION\tVARIABLES\tTTL\tLAST USED")
+	for _, s := range sessions {
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\n", s.Id, s.VariableCount, s.Ttl.AsDuration(), s.LastUsedAt.AsTime().Format(time.RFC3339))
+	}
 }

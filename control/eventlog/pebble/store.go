@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	iofs "io/fs"
 	"log/slog"
-	"os"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -87,7 +87,7 @@ func makeDir(fs vfs.FS, dir string) error {
 	for d := dir; ; d = fs.PathDir(d) {
 		if _, err := fs.Stat(d); err == nil {
 			break
-		} else if !os.IsNotExist(err) {
+		} else if !errors.Is(err, iofs.ErrNotExist) { // the file system wraps its errors
 			return err
 		}
 		missing = append(missing, d)
