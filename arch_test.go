@@ -88,7 +88,9 @@ func within(dir, root string) bool { return dir == root || strings.HasPrefix(dir
 
 // forbiddenImport explains why dir may not import the module folder target, or "".
 func forbiddenImport(dir, target string) string {
-	assembly := func(d string) bool { return d == "cmd/outrigger" || within(d, "bench") || within(d, "internal/meshtest") }
+	assembly := func(d string) bool {
+		return d == "cmd/outrigger" || within(d, "bench") || within(d, "internal/meshtest")
+	}
 	switch {
 	case target == "." || within(target, "api"):
 		return ""

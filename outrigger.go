@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -45,7 +46,7 @@ func (k Key) String() string { return k.Tenant + "/" + k.Session + "/" + k.Name 
 // ParseKey reads the text form written by String. "session/name" is accepted as
 // shorthand for the default tenant. Errors have kind Invalid.
 func ParseKey(s string) (Key, error) {
-	parts := strings.Split(s, "/")
+	parts := strings.SplitN(s, "/", 4)
 	var k Key
 	switch len(parts) {
 	case 2:
@@ -53,9 +54,12 @@ func ParseKey(s string) (Key, error) {
 	case 3:
 		k = Key{Tenant: parts[0], Session: parts[1], Name: parts[2]}
 	default:
-		return Key{}, Errorf(Invalid, "key %q has %d parts; write tenant/session/name or session/name", s, len(parts))
+		return Key{}, Errorf(Invalid, "key %q has %d parts; write tenant/session/name or session/name", clip([]byte(s)), strings.Count(s, "/")+1)
 	}
-	return k, k.Validate()
+	if err := k.Validate(); err != nil {
+		return Key{}, err
+	}
+	return k, nil
 }
 
 // Validate reports the first part of the key that breaks a rule.
@@ -81,7 +85,7 @@ func CheckName(field, s string) error {
 		return Errorf(Invalid, "%s %q is not valid UTF-8", field, s)
 	}
 	for _, r := range s {
-		if r < 0x20 || r == 0x7f || r == '/' {
+		if unicode.IsControl(r) || r == '/' {
 			return Errorf(Invalid, "%s %q contains %q; control characters and '/' are not allowed", field, s, r)
 		}
 	}
@@ -237,7 +241,7 @@ func ParseConsistency(s string) (Consistency, error) {
 			return Consistency{Level: Bounded, MaxAge: d}, nil
 		}
 	}
-	return Consistency{}, Errorf(Invalid, "consistency %q is not one of strong, session, bounded(<duration>), eventual", s)
+	return Consistency{}, Errorf(Invalid, "consistency %q is not one of strong, session, bounded(<duration>), eventual", clip([]byte(s)))
 }
 
 // Headers and gRPC metadata keys the mesh reads and writes. Every answer names the
