@@ -1,0 +1,19 @@
+module github.com/outrigger-mesh/outrigger/bench/peers
+
+go 1.26.7
+
+require (
+	github.com/growthbook/growthbook-golang v0.7.0
+	github.com/hashicorp/golang-lru/v2 v2.0.7
+	github.com/maypok86/otter/v2 v2.4.0
+	github.com/valyala/fasthttp v1.74.0
+	go.etcd.io/bbolt v1.5.0
+	golang.org/x/sys v0.47.0
+)
+
+require (
+	github.com/klauspost/compress v1.20.0 // indirect
+	github.com/molecule-man/go-brrr v1.0.1 // indirect
+	github.com/tmaxmax/go-sse v0.10.0 // indirect
+	github.com/valyala/bytebufferpool v1.0.0 // indirect
+)

@@ -1,0 +1,51 @@
+// Package serve starts the servers of the benchmark peers the way the benchmark runner
+// expects: on a free loopback port, announced as one JSON line on standard output.
+package serve
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/valyala/fasthttp"
+)
+
+// listen binds a free loopback port and announces it.
+func listen() (net.Listener, error) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	line := map[string]any{"listening": map[string]string{"listen": l.Addr().String()}}
+	return l, json.NewEncoder(os.Stdout).Encode(line)
+}
+
+// HTTP serves h with net/http until the process is killed.
+func HTTP(h http.Handler) error {
+	l, err := listen()
+	if err != nil {
+		return err
+	}
+	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
+	return s.Serve(l)
+}
+
+// Fast serves h with fasthttp until the process is killed, with the settings its
+// documentation recommends for throughput.
+func Fast(h fasthttp.RequestHandler) error {
+	l, err := listen()
+	if err != nil {
+		return err
+	}
+	s := &fasthttp.Server{Handler: h, NoDefaultServerHeader: true, NoDefaultDate: false, ReadTimeout: time.Minute}
+	return s.Serve(l)
+}
+
+// Main reports err and ends the process with a failure; nil never comes from a server.
+func Main(err error) {
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}

@@ -1,0 +1,268 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"runtime"
+	"strings"
+	"time"
+)
+
+const (
+	connections = 64
+	hitKeys     = 1000
+	chatModel   = "bench"
+)
+
+func proxyRows() []row {
+	common := fmt.Sprintf("HTTP/1.1 kept alive, %d connections, closed loop; server CPU, ours summed over sidecar, node agent and control plane; servers, generator and upstream share all cores", connections)
+	return []row{
+		{id: "proxy.http_hit", unit: "us CPU/request", better: "lower", run: runHit,
+			what: fmt.Sprintf("GET of a cached %d-byte variable out of %d, ", valueBytes, hitKeys) + common},
+		{id: "proxy.http_proxy", unit: "us CPU/request", better: "lower", run: runProxy,
+			what: "POST of a small chat completion to a model that answers 1 KiB of JSON at once, " + common},
+	}
+}
+
+// httpServer is one contender of an HTTP comparison.
+type httpServer struct {
+	name string
+	// start brings it up on the given cores ("" = all) in front of upstream.
+	start func(ctx context.Context, cpus, upstream string) (*running, error)
+}
+
+// running is a started contender.
+type running struct {
+	address string
+	servers []*server // in start order; their CPU time is what counts
+}
+
+func (r *running) stop() {
+	for i := len(r.servers) - 1; i >= 0; i-- {
+		r.servers[i].stop()
+	}
+}
+
+// cpu returns CPU seconds of all its processes.
+func (r *running) cpu() (float64, error) {
+	a, err := observe()
+	if err != nil {
+		return 0, err
+	}
+	var pids []int
+	for _, s := range r.servers {
+		pids = append(pids, s.pid)
+	}
+	return float64(a.under(pids...)) / ticksPerSecond, nil
+}
+
+// workload is what is sent to every server of a row.
+type workload struct {
+	requests func(address string) [][]byte
+	probe    func(ctx context.Context, address string) (*http.Request, error)
+	good     func(body []byte) error // checks the answer to probe
+	upstream bool                    // servers stand in front of one
+}
+
+// placement says which cores run what.
+type placement struct{ name, server, load string }
+
+func runHit(ctx context.Context, e *env, r row) ([]result, error) {
+	return e.compareHTTP(ctx, r, workload{
+		requests: func(address string) (out [][]byte) {
+			for i := range hitKeys {
+				out = append(out, fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\nAccept: application/json\r\n\r\n", hitPath(i), address))
+			}
+			return out
+		},
+		probe: func(ctx context.Context, address string) (*http.Request, error) {
+			return http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+hitPath(hitKeys/2), nil)
+		},
+		good: func(body []byte) error {
+			if !bytes.Contains(body, bytes.Repeat([]byte("v"), valueBytes-2)) {
+				return fmt.Errorf("the value is not in %.300q", body)
+			}
+			return nil
+		},
+	}, hitServers(e))
+}
+
+func hitPath(i int) string { return fmt.Sprintf("/v1/variables/bench/name-%04d", i) }
+
+func runProxy(ctx context.Context, e *env, r row) ([]result, error) {
+	body := `{"model":"` + chatModel + `","messages":[{"role":"user","content":"Say something short about outriggers."}]}`
+	return e.compareHTTP(ctx, r, workload{
+		upstream: true,
+		requests: func(address string) [][]byte {
+			return [][]byte{fmt.Appendf(nil, "POST /v1/chat/completions HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nX-User-Id: user-1\r\nContent-Length: %d\r\n\r\n%s", address, len(body), body)}
+		},
+		probe: func(ctx context.Context, address string) (*http.Request, error) {
+			req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+address+"/v1/chat/completions", strings.NewReader(body))
+			if err == nil {
+				req.Header.Set("Content-Type", "application/json")
+			}
+			return req, err
+		},
+		good: func(body []byte) error {
+			if len(body) != 1024 || !bytes.Contains(body, []byte(`"chat.completion"`)) {
+				return fmt.Errorf("the upstream's answer came as %d bytes: %.300q", len(body), body)
+			}
+			return nil
+		},
+	}, proxyServers(e))
+}
+
+// compareHTTP measures all servers sharing the machine, then pinned: server on core 0,
+// generator and upstream on core 1. The row's value is the shared run's.
+func (e *env) compareHTTP(ctx context.Context, r row, w workload, servers []httpServer) ([]result, error) {
+	places := []placement{{name: "shared"}}
+	if _, err := tool("taskset"); err == nil && runtime.NumCPU() > 1 {
+		places = append(places, placement{"pinned", "0", "1"})
+	}
+	got := map[string]comparison{}
+	for _, p := range places {
+		rounds := e.rounds
+		if p.name == "pinned" {
+			rounds = min(rounds, 3) // told beside the value, not the value itself
+		}
+		c, err := e.atPlace(ctx, r.id+" "+p.name, p, rounds, e.slice(2*len(servers)*rounds, time.Second), w, servers)
+		if err != nil {
+			return nil, err
+		}
+		got[p.name] = c
+	}
+	if err := e.keep(r.id, got); err != nil {
+		return nil, err
+	}
+	var peers []string
+	for _, s := range servers {
+		if s.name != us {
+			peers = append(peers, s.name)
+		}
+	}
+	return got["shared"].rows(r, "cpu_us", peers, func(peer string) string {
+		return r.what + aside(got["shared"], got["pinned"], peer) + "; generator: " + e.generator
+	})
+}
+
+// aside tells what else was measured against one peer.
+func aside(shared, pinned comparison, peer string) string {
+	text := ""
+	pair := func(label, metric string, c comparison) {
+		s, ok := summarise(c.Rounds, us, peer, metric)
+		switch {
+		case ok && peer == "":
+			text += fmt.Sprintf("; %s %.4g", label, s.Ours)
+		case ok:
+			text += fmt.Sprintf("; %s %.4g against %.4g", label, s.Ours, s.Peer)
+		}
+	}
+	pair("requests/s", "rps", shared)
+	pair("p50 us", "p50_us", shared)
+	pair("p99 us", "p99_us", shared)
+	pair("bytes of an answer with its head", "answer_bytes", shared)
+	if s, ok := summarise(pinned.Rounds, us, peer, "cpu_us"); ok && peer != "" {
+		text += fmt.Sprintf("; pinned (server core 0, load core 1): %.4g against %.4g us, ratio %.3g", s.Ours, s.Peer, s.Ratio)
+	}
+	return text
+}
+
+// atPlace starts every server, checks that each answers rightly, and measures.
+func (e *env) atPlace(ctx context.Context, label string, p placement, rounds int, slice time.Duration, w workload, servers []httpServer) (comparison, error) {
+	upstream := ""
+	if w.upstream {
+		s, err := e.upstream(ctx, p.load)
+		if err != nil {
+			return comparison{}, err
+		}
+		defer s.stop()
+		upstream = s.addresses["listen"]
+	}
+	var cs []contender
+	for _, s := range servers {
+		c := contender{name: s.name}
+		run, err := s.start(ctx, p.server, upstream)
+		if err == nil {
+			defer run.stop()
+			if err = e.answers(ctx, run, w); err == nil {
+				spec := loadSpec{Address: run.address, Requests: w.requests(run.address), Connections: connections, Duration: slice}
+				_, err = e.load(ctx, p.load, warm(spec))
+				c.sample = func(ctx context.Context) (map[string]float64, error) { return e.loaded(ctx, p.load, run, spec) }
+			}
+		}
+		c.missing = err
+		cs = append(cs, c)
+	}
+	return e.compare(ctx, label, rounds, cs)
+}
+
+// warm is a short run of the same load.
+func warm(s loadSpec) loadSpec {
+	s.Duration = min(s.Duration, 300*time.Millisecond)
+	return s
+}
+
+func (e *env) upstream(ctx context.Context, cpus string) (*server, error) {
+	bin, err := e.peer(ctx, "upstream")
+	if err != nil {
+		return nil, err
+	}
+	return e.start(ctx, "upstream", cpus, true, bin)
+}
+
+// answers waits for the first right answer, e.g. until policy has reached a sidecar.
+func (e *env) answers(ctx context.Context, run *running, w workload) error {
+	client := &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	return run.servers[len(run.servers)-1].until(ctx, func() error {
+		req, err := w.probe(ctx, run.address)
+		if err != nil {
+			return err
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			return err
+		}
+		if resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("status %d: %.300q", resp.StatusCode, body)
+		}
+		return w.good(body)
+	})
+}
+
+// loaded measures one run of the load and the CPU time the server used for it, the
+// set-up of the connections and the last answers included.
+func (e *env) loaded(ctx context.Context, cpus string, run *running, spec loadSpec) (map[string]float64, error) {
+	before, err := run.cpu()
+	if err != nil {
+		return nil, err
+	}
+	rep, err := e.load(ctx, cpus, spec)
+	if err != nil {
+		return nil, err
+	}
+	after, err := run.cpu()
+	if err != nil {
+		return nil, err
+	}
+	if rep.Requests == 0 {
+		return nil, fmt.Errorf("no request was answered")
+	}
+	return map[string]float64{"cpu_us": 1e6 * (after - before) / float64(rep.Requests), "rps": float64(rep.Requests) / rep.Seconds,
+		"p50_us": rep.P50Micros, "p99_us": rep.P99Micros, "answer_bytes": float64(rep.AnswerBytes)}, nil
+}
+
+func (e *env) load(ctx context.Context, cpus string, spec loadSpec) (loadReport, error) {
+	if e.generator == "wrk" {
+		return e.wrk(ctx, cpus, spec)
+	}
+	var rep loadReport
+	return rep, e.measureIn(ctx, child{cpus: cpus, argv: e.ours("load"), in: spec}, &rep)
+}

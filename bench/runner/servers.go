@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+)
+
+func hitServers(e *env) []httpServer {
+	return []httpServer{
+		{us, func(ctx context.Context, cpus, _ string) (*running, error) {
+			return e.startMesh(ctx, cpus, registerVariables)
+		}},
+		{"nginx", func(ctx context.Context, cpus, _ string) (*running, error) { return e.nginx(ctx, cpus, "") }},
+		{"haproxy", func(ctx context.Context, cpus, _ string) (*running, error) { return e.haproxy(ctx, cpus, "") }},
+		{"fasthttp", func(ctx context.Context, cpus, _ string) (*running, error) {
+			return e.goPeer(ctx, "httphit", cpus, "-server", "fasthttp", "-keys", fmt.Sprint(hitKeys))
+		}},
+		{"net/http", func(ctx context.Context, cpus, _ string) (*running, error) {
+			return e.goPeer(ctx, "httphit", cpus, "-server", "nethttp", "-keys", fmt.Sprint(hitKeys))
+		}},
+	}
+}
+
+func proxyServers(e *env) []httpServer {
+	return []httpServer{
+		{us, func(ctx context.Context, cpus, upstream string) (*running, error) {
+			return e.startMesh(ctx, cpus, registerModel(upstream))
+		}},
+		{"nginx", e.nginx},
+		{"haproxy", e.haproxy},
+		{"fasthttp HostClient", func(ctx context.Context, cpus, upstream string) (*running, error) {
+			return e.goPeer(ctx, "httpproxy", cpus, "-server", "fasthttp", "-upstream", upstream)
+		}},
+		{"httputil.ReverseProxy", func(ctx context.Context, cpus, upstream string) (*running, error) {
+			return e.goPeer(ctx, "httpproxy", cpus, "-server", "nethttp", "-upstream", upstream)
+		}},
+	}
+}
+
+func (e *env) goPeer(ctx context.Context, program, cpus string, args ...string) (*running, error) {
+	bin, err := e.peer(ctx, program)
+	if err != nil {
+		return nil, err
+	}
+	s, err := e.start(ctx, program, cpus, true, append([]string{bin}, args...)...)
+	if err != nil {
+		return nil, err
+	}
+	return &running{address: s.addresses["listen"], servers: []*server{s}}, nil
+}
+
+// workers is how many threads or worker processes a server gets: one per core it may use.
+func workers(cpus string) int {
+	if cpus == "" {
+		return runtime.NumCPU()
+	}
+	return len(strings.Split(cpus, ","))
+}
+
+// configured starts a server that reads a configuration file and binds a port chosen
+// beforehand. Somebody may take the port in between; then the start fails and is tried
+// on another.
+func (e *env) configured(ctx context.Context, program, cpus string, config func(dir, address string) string, args func(dir, file string) []string) (*running, error) {
+	bin, err := tool(program)
+	if err != nil {
+		return nil, err
+	}
+	var failed error
+	for range 3 {
+		dir, err := e.dir(program)
+		if err != nil {
+			return nil, err
+		}
+		address, err := freePort()
+		if err != nil {
+			return nil, err
+		}
+		file := filepath.Join(dir, program+".conf")
+		if err := os.WriteFile(file, []byte(config(dir, address)), 0o600); err != nil {
+			return nil, err
+		}
+		s, err := e.start(ctx, program, cpus, false, append([]string{bin}, args(dir, file)...)...)
+		if err != nil {
+			return nil, err
+		}
+		err = s.until(ctx, accepts("tcp4", address))
+		if err == nil {
+			return &running{address: address, servers: []*server{s}}, nil
+		}
+		s.stop()
+		failed = errors.Join(failed, err)
+	}
+	return nil, failed
+}
+
+// nginx answers by itself, or forwards over kept-alive connections when upstream is set.
+func (e *env) nginx(ctx context.Context, cpus, upstream string) (*running, error) {
+	user := ""
+	if os.Geteuid() == 0 {
+		user = "user root;\n" // its workers must reach the scratch directory
+	}
+	return e.configured(ctx, "nginx", cpus, func(dir, address string) string {
+		location, pool := fmt.Sprintf("default_type application/json; return 200 %q;", strings.Repeat("v", valueBytes)), ""
+		if upstream != "" {
+			pool = fmt.Sprintf("upstream model { server %s; keepalive %d; keepalive_requests 100000000; }", upstream, 2*connections)
+			location = `proxy_pass http://model; proxy_http_version 1.1; proxy_set_header Connection "";`
+		}
+		return fmt.Sprintf(`%sdaemon off;
+worker_processes %d;
+pid %[3]s/nginx.pid;
+error_log %[3]s/error.log warn;
+events { worker_connections 4096; }
+http {
+  access_log off;
+  keepalive_requests 100000000;
+  keepalive_timeout 300s;
+  tcp_nodelay on;
+  client_body_temp_path %[3]s/body; proxy_temp_path %[3]s/proxy; fastcgi_temp_path %[3]s/fastcgi;
+  uwsgi_temp_path %[3]s/uwsgi; scgi_temp_path %[3]s/scgi;
+  %[4]s
+  server { listen %[5]s backlog=1024; location / { %[6]s } }
+}
+`, user, workers(cpus), dir, pool, address, location)
+	}, func(dir, file string) []string { return []string{"-p", dir, "-c", file} })
+}
+
+// haproxy answers by itself, or forwards over reused connections when upstream is set.
+func (e *env) haproxy(ctx context.Context, cpus, upstream string) (*running, error) {
+	return e.configured(ctx, "haproxy", cpus, func(_, address string) string {
+		answer := fmt.Sprintf("  http-request return status 200 content-type application/json string %s\n", strings.Repeat("v", valueBytes))
+		if upstream != "" {
+			answer = fmt.Sprintf("  default_backend model\nbackend model\n  http-reuse always\n  server model %s pool-max-conn %d\n", upstream, 2*connections)
+		}
+		return fmt.Sprintf(`global
+  nbthread %d
+  maxconn 8192
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 300s
+  timeout server 300s
+  timeout http-keep-alive 300s
+frontend in
+  bind %s
+%s`, workers(cpus), address, answer)
+	}, func(_, file string) []string { return []string{"-db", "-f", file} })
+}
