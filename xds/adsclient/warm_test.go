@@ -176,3 +176,30 @@ func TestBrokenMesh(t *testing.T) {
 		}
 	})
 }
+
+// A control plane that is heard but whose mesh part is unusable does not renew the lease
+// of a policy from disk.
+func TestBrokenMeshOverDiskPolicy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		canary := model("a", 1000)
+		canary.DeadMan = time.Hour
+		good := start(t)
+		good.publish(t, resources(t, mesh(1, canary)), 1)
+		run(t, adsclient.Options{Dial: []adsclient.Dialer{good.dial}, Dir: dir}).stop()
+
+		r, s := startScripted(t)
+		c := run(t, adsclient.Options{Dial: []adsclient.Dialer{r.dial}, Dir: dir})
+		for _, typeURL := range xds.Types() {
+			resp := response(t, resources(t, mesh(2, canary)), typeURL)
+			if typeURL == xds.TypeMeshPolicy {
+				resp.Resources[0].Version, resp.Resources[0].Resource.Value = "2", []byte{0xff}
+			}
+			s.say <- resp
+		}
+		synctest.Wait()
+		if st := c.Status(); st.Source != adsclient.SourceDisk || st.LastContact.IsZero() || !c.DeadManExpired(time.Now()) {
+			t.Fatalf("status %+v", st)
+		}
+	})
+}
