@@ -178,8 +178,12 @@ type (
 		Version  *pb.Version
 	}
 	// Observed: a value of the key was seen in an answer that names no position to hold
-	// as of (a list, a look-up by id). It only ever makes the cache newer.
-	Observed struct{ Variable *pb.Variable }
+	// as of (a list, a watch). It only ever makes the cache newer. Of a deleted variable
+	// the key and version count.
+	Observed struct {
+		Variable *pb.Variable
+		Deleted  bool
+	}
 	// WriteUnknown: a write of this node may or may not have happened.
 	WriteUnknown struct{ Key outrigger.Key }
 	// SessionChanged: a session was created or deleted through this node, at a position

@@ -146,7 +146,7 @@ func (s *State) Step(in Input, now int64) []Output {
 	case Wrote:
 		s.wrote(in, now)
 	case Observed:
-		s.observed(in.Variable, now)
+		s.observed(in.Variable, in.Deleted, now)
 	case WriteUnknown:
 		s.writeUnknown(in.Key, now)
 	case SessionChanged:

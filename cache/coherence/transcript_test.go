@@ -470,8 +470,9 @@ func TestStrongReadMovesTheNode(t *testing.T) {
 		{26, get("x", 2), "fetch x #4 ≥104"},
 		// A value seen in a list counts as well.
 		{27, filled("x", 4, "8", 104, 104), "install x 8; answer x 8@104 →[2]"},
-		{28, Observed{variable("x", "9", 106)}, "install x 9"},
-		{29, Observed{variable("x", "8", 104)}, ""},
+		{28, Observed{Variable: variable("x", "9", 106)}, "install x 9"},
+		{29, Observed{Variable: variable("x", "8", 104)}, ""},
+		{30, Observed{Variable: variable("x", "", 107), Deleted: true}, "install x none(session true)"},
 	})
 }
 

@@ -117,7 +117,7 @@ func (s *State) raiseBucket(b, p uint64) {
 }
 
 // observed makes a key at least as new as a value that somebody was shown.
-func (s *State) observed(v *pb.Variable, now int64) {
+func (s *State) observed(v *pb.Variable, deleted bool, now int64) {
 	key, dot := keyOf(v.GetKey()), dotOf(v.GetVersion())
 	if dot.IsZero() || dot.Region != s.region || dot.Incarnation != s.incarnation {
 		return
@@ -133,6 +133,9 @@ func (s *State) observed(v *pb.Variable, now int64) {
 		return
 	}
 	e.floor = dot.Position
+	if deleted {
+		v = nil
+	}
 	s.install(e, v, true, dot.Position, now)
 }
 

@@ -1,0 +1,138 @@
+package node
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"google.golang.org/grpc"
+
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/cache/coherence"
+	"github.com/outrigger-mesh/outrigger/internal/wire"
+)
+
+const (
+	// Reconnecting waits at most this long, so that a healed network is noticed within
+	// about a second; full jitter keeps a fleet from arriving together.
+	minBackoff, maxBackoff = 20 * time.Millisecond, 800 * time.Millisecond
+
+	// silentBeats is how many heartbeats may stay without any frame before the stream is
+	// taken for dead: a connection that lost its peer without a word.
+	silentBeats = 5
+)
+
+// follow keeps one feed stream open until ctx ends.
+func (a *Agent) follow(ctx context.Context) {
+	backoff := minBackoff
+	for ctx.Err() == nil {
+		frames, err := a.followOnce(ctx)
+		if frames > 0 {
+			backoff = minBackoff
+		}
+		if a.feedUp.Swap(false) {
+			a.o.Logger.Warn("feed lost", "error", err, "frames", frames)
+		} else {
+			a.o.Logger.Debug("feed cannot be opened", "error", err)
+		}
+		sleep(ctx, time.Duration(rand.Int64N(int64(backoff)))+backoff/4)
+		backoff = min(2*backoff, maxBackoff)
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// followOnce opens a stream and applies its frames until it ends.
+func (a *Agent) followOnce(ctx context.Context) (frames int, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// The watchdog covers opening as well: a black hole answers nothing.
+	watchdog := time.AfterFunc(silentBeats*a.o.Heartbeat, cancel)
+	defer watchdog.Stop()
+	stream, err := a.coh.Feed(ctx)
+	if err != nil {
+		return 0, err
+	}
+	number := a.streams.Add(1)
+	subscribe := a.connect(number, cancel)
+	sender := make(chan struct{})
+	go func() {
+		defer close(sender)
+		a.beat(ctx, stream, subscribe)
+	}()
+	defer func() {
+		cancel()
+		<-sender
+		a.step(coherence.Lost{Stream: number})
+	}()
+	for {
+		f, err := stream.Recv()
+		if err != nil {
+			return frames, err
+		}
+		watchdog.Reset(silentBeats * a.o.Heartbeat)
+		a.step(coherence.Frame{Stream: number, Frame: f})
+		a.observeLag(f.GetChanges().GetChanges())
+		if frames++; !a.feedUp.Swap(true) {
+			a.o.Logger.Info("feed open", "region", f.GetRegion(), "incarnation", f.GetIncarnation())
+		}
+	}
+}
+
+func (a *Agent) connect(number uint64, cancel context.CancelFunc) *pb.Subscribe {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.endStream = cancel
+	a.run(coherence.Connected{Stream: number})
+	s := a.batch.subscribe
+	a.batch.subscribe = nil
+	return &pb.Subscribe{Node: wire.NodePB(a.o.Node), Incarnation: s.Incarnation, From: s.From}
+}
+
+// beat sends Subscribe and then a heartbeat per interval. Nothing else is ever sent on
+// the stream, so a heartbeat waits for nothing; a failed send ends the stream, which
+// Recv reports.
+func (a *Agent) beat(ctx context.Context, stream grpc.BidiStreamingClient[pb.FeedRequest, pb.FeedFrame], s *pb.Subscribe) {
+	if stream.Send(&pb.FeedRequest{Kind: &pb.FeedRequest_Subscribe{Subscribe: s}}) != nil {
+		return
+	}
+	t := time.NewTicker(a.o.Heartbeat)
+	defer t.Stop()
+	for {
+		hb := &pb.Heartbeat{Sent: uint64(a.o.Clock())}
+		if stream.Send(&pb.FeedRequest{Kind: &pb.FeedRequest_Heartbeat{Heartbeat: hb}}) != nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+	}
+}
+
+// observeLag records, per change, the time from its commit to now, when the table has
+// it. The commit was stamped by another machine's wall clock: good for a dashboard, and
+// the reason why nothing is decided by it.
+func (a *Agent) observeLag(changes []*pb.Change) {
+	now := time.Now().UnixNano()
+	for _, c := range changes {
+		at := int64(c.GetCommittedUnixNano())
+		if at == 0 {
+			continue
+		}
+		lag := time.Duration(max(0, now-at))
+		if lag > time.Hour {
+			continue // a clock that is wrong, or a replay
+		}
+		a.lag.add(lag.Seconds())
+		a.metrics.lag.Record(context.Background(), lag.Seconds())
+	}
+}
