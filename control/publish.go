@@ -71,7 +71,7 @@ func (p *publisher) run(ctx context.Context) error {
 	for {
 		// A lone change goes out at once; in a burst every push is followed by a pause as
 		// long as the push took, within the limit, so that bursts cost at most half a core.
-		if !rest(ctx, min(p.publish(ctx), p.debounce)) {
+		if !pause(ctx, min(p.publish(ctx), p.debounce)) {
 			return nil
 		}
 		select {
@@ -82,8 +82,8 @@ func (p *publisher) run(ctx context.Context) error {
 	}
 }
 
-// rest waits for d and reports whether ctx goes on.
-func rest(ctx context.Context, d time.Duration) bool {
+// pause waits for d and reports whether ctx goes on.
+func pause(ctx context.Context, d time.Duration) bool {
 	if d <= 0 {
 		return ctx.Err() == nil
 	}

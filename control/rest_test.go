@@ -18,6 +18,7 @@ import (
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/control"
 	"github.com/outrigger-mesh/outrigger/control/eventlog/memory"
+	"github.com/outrigger-mesh/outrigger/internal/rest"
 	"github.com/outrigger-mesh/outrigger/internal/status"
 )
 
@@ -50,7 +51,7 @@ func call(h http.Handler, method, target, body string, headers ...string) *httpt
 func TestREST(t *testing.T) {
 	p := newPlane(t)
 	h := p.srv.Handler()
-	big := `{"version":"` + strings.Repeat("x", control.MaxBodyBytes) + `"}`
+	big := `{"version":"` + strings.Repeat("x", rest.MaxBodyBytes) + `"}`
 	lines := []struct {
 		method, target, body string
 		headers              []string

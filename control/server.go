@@ -65,6 +65,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/control/variables"
 	"github.com/outrigger-mesh/outrigger/deploy"
 	"github.com/outrigger-mesh/outrigger/internal/authz"
+	"github.com/outrigger-mesh/outrigger/internal/rest"
 	"github.com/outrigger-mesh/outrigger/internal/status"
 	"github.com/outrigger-mesh/outrigger/xds/adsserver"
 )
@@ -230,7 +231,7 @@ func (s *Server) RegisterGRPC(r grpc.ServiceRegistrar) {
 // /readyz (it serves) and /metrics. Health is open to everybody and says nothing else.
 func (s *Server) Handler() http.Handler {
 	api := http.NewServeMux()
-	register(api, routes(s.admin, s.vars))
+	rest.Register(api, append(rest.AdminRoutes(s.admin), rest.VariableRoutes(s.vars)...))
 	api.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
 		status.WriteHTTP(w, outrigger.Errorf(outrigger.NotFound, "%s %s not found", r.Method, r.URL.Path))
 	})

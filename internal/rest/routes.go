@@ -13,16 +13,13 @@ type Route struct {
 	Created bool // success is 201
 }
 
-// AdminRoutes are the operators' verbs.
+// AdminRoutes are the operators' verbs. Whoever registers them decides who may call them.
 func AdminRoutes(admin pb.AdminServer) []Route {
-	name := func(r *http.Request, req *pb.NameRequest) error {
-		req.Name = r.PathValue("name")
-		return nil
-	}
+	name := path("name", "name", func(r *pb.NameRequest) *string { return &r.Name })
 	action := path("id", "id", func(r *pb.RolloutActionRequest) *string { return &r.Id })
 	return []Route{
 		{Pattern: "GET /v1/models", Handler: unary(admin.ListModels)},
-		{Pattern: "POST /v1/models", Handler: unary(admin.RegisterModelVersion), Created: true},
+		{Pattern: "POST /v1/models", Handler: unary(admin.RegisterModelVersion, requestID), Created: true},
 		{Pattern: "GET /v1/models/{name}", Handler: unary(admin.GetModel, name)},
 		{Pattern: "POST /v1/models/{name}", Handler: unary(admin.ConfigureModel,
 			path("name", "model", func(r *pb.ConfigureModelRequest) *string { return &r.Model }))},
@@ -55,7 +52,8 @@ func AdminRoutes(admin pb.AdminServer) []Route {
 
 // VariableRoutes are sessions and variables.
 func VariableRoutes(vars pb.VariablesServer) []Route {
-	v := restVariables{vars}
+	v := variables{vars}
+	session := path("session", "id", func(r *pb.GetSessionRequest) *string { return &r.Id })
 	return []Route{
 		{Pattern: "GET /v1/sessions", Handler: unary(vars.ListSessions, tenant(func(r *pb.ListSessionsRequest) *string { return &r.Tenant }))},
 		{Pattern: "POST /v1/sessions", Handler: unary(vars.CreateSession, tenant(func(r *pb.CreateSessionRequest) *string { return &r.Tenant })), Created: true},
@@ -71,7 +69,8 @@ func VariableRoutes(vars pb.VariablesServer) []Route {
 	}
 }
 
-// Register puts the routes on a mux.
+// Register puts the routes on a mux; it panics as http.ServeMux does when a pattern is
+// already taken. Calls outside the routes are the mux's to answer.
 func Register(mux *http.ServeMux, rs []Route) {
 	for _, r := range rs {
 		h := r.Handler
@@ -87,21 +86,24 @@ func Register(mux *http.ServeMux, rs []Route) {
 	}
 }
 
-func session(r *http.Request, req *pb.GetSessionRequest) error {
-	req.Id = r.PathValue("session")
-	return nil
-}
-
 func sessionTenant(r *pb.GetSessionRequest) *string { return &r.Tenant }
 
-// tenant binds the tenant header, or for calls without a body the query parameter.
+// tenant binds the tenant of the header or the query, which the body may repeat but not
+// contradict.
 func tenant[T any](at func(*T) *string) binder[T] {
 	return func(r *http.Request, req *T) error {
-		t, err := tenantOf(r)
-		if dst := at(req); err == nil && *dst == "" {
+		t, given, err := tenantOf(r)
+		if err != nil {
+			return err
+		}
+		dst := at(req)
+		if *dst != "" && given && *dst != t {
+			return invalid("tenant is %q in the body and %q beside it; leave it out of the body", *dst, t)
+		}
+		if *dst == "" {
 			*dst = t
 		}
-		return err
+		return nil
 	}
 }
 

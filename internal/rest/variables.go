@@ -1,6 +1,7 @@
 package rest
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"net/http"
@@ -15,9 +16,9 @@ import (
 	"github.com/outrigger-mesh/outrigger/internal/wire"
 )
 
-// restVariables shows variables as people expect JSON: the value is the value, not its
+// variables shows variables as people expect JSON: the value is the value, not its
 // bytes in base64, and the ETag is the version counter.
-type restVariables struct{ vars pb.VariablesServer }
+type variables struct{ vars pb.VariablesServer }
 
 // variableJSON is one variable.
 type variableJSON struct {
@@ -63,21 +64,30 @@ type putJSON struct {
 	CreateSession   bool              `json:"create_session"`
 }
 
-func tenantOf(r *http.Request) (string, error) {
-	q, h := r.URL.Query().Get("tenant"), r.Header.Get(outrigger.HeaderTenant)
-	if q != "" && h != "" && q != h {
-		return "", invalid("tenant is %q in the query and %q in the header", q, h)
+// tenantOf returns the tenant of the query or the header, or the default tenant if neither
+// is given.
+func tenantOf(r *http.Request) (tenant string, given bool, err error) {
+	q, err := query(r)
+	if err != nil {
+		return "", false, err
 	}
-	if q == "" {
-		q = h
+	inQuery, inHeader := q["tenant"], r.Header.Get(outrigger.HeaderTenant)
+	if inQuery != "" && inHeader != "" && inQuery != inHeader {
+		return "", false, invalid("tenant is %q in the query and %q in the header", inQuery, inHeader)
 	}
-	return wire.Tenant(q), nil
+	t := cmp.Or(inQuery, inHeader)
+	return wire.Tenant(t), t != "", nil
 }
 
-// target reads what all routes of one variable have in common.
-func target(r *http.Request) (*pb.GetRequest, error) {
-	t, err := tenantOf(r)
-	return &pb.GetRequest{Tenant: t, Session: r.PathValue("session"), Identifier: r.PathValue("name")}, err
+// target reads what all routes of one variable have in common, and the query parameters
+// that the route knows beside tenant.
+func target(r *http.Request, known ...string) (*pb.GetRequest, map[string]string, error) {
+	q, err := onlyQuery(r, append(known, "tenant")...)
+	if err != nil {
+		return nil, nil, err
+	}
+	t, _, err := tenantOf(r)
+	return &pb.GetRequest{Tenant: t, Session: r.PathValue("session"), Identifier: r.PathValue("name")}, q, err
 }
 
 func writeOptions(r *http.Request, actor string) *pb.WriteOptions {
@@ -87,8 +97,8 @@ func writeOptions(r *http.Request, actor string) *pb.WriteOptions {
 	return &pb.WriteOptions{Actor: actor, Source: "REST", RequestId: r.Header.Get(headerIdempotency)}
 }
 
-func (v restVariables) get(r *http.Request) (Reply, error) {
-	req, err := target(r)
+func (v variables) get(r *http.Request) (Reply, error) {
+	req, _, err := target(r)
 	if err != nil {
 		return Reply{}, err
 	}
@@ -97,19 +107,31 @@ func (v restVariables) get(r *http.Request) (Reply, error) {
 		return Reply{Header: head}, err
 	}
 	a := variableReply(out, head)
-	if inm := r.Header.Get("if-none-match"); inm == a.ETag || inm == "*" {
+	if holds(r.Header.Values("if-none-match"), a.ETag) {
 		a.Status = http.StatusNotModified
 	}
 	return a, nil
 }
 
+// holds reports whether an If-None-Match header names the tag, by the weak comparison of
+// RFC 9110, section 13.1.2. Our tags hold no commas.
+func holds(header []string, tag string) bool {
+	for _, one := range strings.Split(strings.Join(header, ","), ",") {
+		one = strings.TrimSpace(one)
+		if one == "*" || strings.TrimPrefix(one, "W/") == tag {
+			return true
+		}
+	}
+	return false
+}
+
 // list answers with the variables of a session whose names match ?pattern=.
-func (v restVariables) list(r *http.Request) (Reply, error) {
-	t, err := tenantOf(r)
+func (v variables) list(r *http.Request) (Reply, error) {
+	t, q, err := target(r, "pattern")
 	if err != nil {
 		return Reply{}, err
 	}
-	req := &pb.ListRequest{Tenant: t, Session: r.PathValue("session"), Pattern: r.URL.Query().Get("pattern")}
+	req := &pb.ListRequest{Tenant: t.Tenant, Session: t.Session, Pattern: q["pattern"]}
 	out, head, err := invoke(r, func(ctx context.Context) (*pb.ListResponse, error) { return v.vars.List(ctx, req) })
 	if err != nil {
 		return Reply{Header: head}, err
@@ -123,8 +145,8 @@ func (v restVariables) list(r *http.Request) (Reply, error) {
 
 // put sets a variable, or registers it. If-Match and expected_version make the set
 // conditional; If-None-Match: * only registers.
-func (v restVariables) put(r *http.Request) (Reply, error) {
-	req, err := target(r)
+func (v variables) put(r *http.Request) (Reply, error) {
+	req, _, err := target(r)
 	if err != nil {
 		return Reply{}, err
 	}
@@ -139,7 +161,11 @@ func (v restVariables) put(r *http.Request) (Reply, error) {
 	if err != nil {
 		return Reply{}, err
 	}
-	createOnly := r.Header.Get("if-none-match") == "*"
+	none := strings.TrimSpace(r.Header.Get("if-none-match"))
+	createOnly := none == "*"
+	if none != "" && !createOnly {
+		return Reply{}, invalid("if-none-match is %s; a PUT takes only *, and if-match for a version", none)
+	}
 	if createOnly && (expected != nil || r.Header.Get("if-match") != "") {
 		return Reply{}, invalid("if-none-match excludes if-match and expected_version")
 	}
@@ -156,7 +182,7 @@ func (v restVariables) put(r *http.Request) (Reply, error) {
 	return v.register(r, req, &body)
 }
 
-func (v restVariables) set(r *http.Request, t *pb.GetRequest, body *putJSON, expected *int32) (Reply, error) {
+func (v variables) set(r *http.Request, t *pb.GetRequest, body *putJSON, expected *int32) (Reply, error) {
 	req := &pb.SetRequest{Tenant: t.Tenant, Session: t.Session, Identifier: t.Identifier,
 		Value:           &pb.Value{Type: body.Type, Json: body.Value, Binary: body.Binary},
 		ExpectedVersion: expected, Metadata: body.Metadata, Options: writeOptions(r, body.Actor)}
@@ -167,7 +193,7 @@ func (v restVariables) set(r *http.Request, t *pb.GetRequest, body *putJSON, exp
 	return variableReply(out, head), nil
 }
 
-func (v restVariables) register(r *http.Request, t *pb.GetRequest, body *putJSON) (Reply, error) {
+func (v variables) register(r *http.Request, t *pb.GetRequest, body *putJSON) (Reply, error) {
 	o := writeOptions(r, body.Actor)
 	o.AutoCreateSession = body.CreateSession
 	constraints := string(body.Constraints)
@@ -186,14 +212,19 @@ func (v restVariables) register(r *http.Request, t *pb.GetRequest, body *putJSON
 	return a, nil
 }
 
-// expectedVersion reads If-Match ("*" asks for existence only, which a set does anyway).
+// expectedVersion reads If-Match: "*" asks for existence only, which a set does anyway;
+// otherwise one strong tag, with its quotes or without.
 func expectedVersion(r *http.Request, inBody *int32) (*int32, error) {
 	h := strings.TrimSpace(r.Header.Get("if-match"))
 	if h == "" || h == "*" {
 		return inBody, nil
 	}
-	n, err := strconv.ParseInt(strings.Trim(h, `"`), 10, 32)
-	if err != nil || n < 0 {
+	tag := h
+	if len(h) > 1 && strings.HasPrefix(h, `"`) && strings.HasSuffix(h, `"`) {
+		tag = h[1 : len(h)-1]
+	}
+	n, err := strconv.ParseUint(tag, 10, 31)
+	if err != nil || len(r.Header.Values("if-match")) > 1 {
 		return nil, invalid("if-match is %s; give the version counter as in the etag, for example \"3\"", h)
 	}
 	v := int32(n)
@@ -205,8 +236,8 @@ func expectedVersion(r *http.Request, inBody *int32) (*int32, error) {
 
 // delete has no conditional form: the log knows no delete at a version, and checking
 // first and deleting afterwards would only look like one.
-func (v restVariables) delete(r *http.Request) (Reply, error) {
-	req, err := target(r)
+func (v variables) delete(r *http.Request) (Reply, error) {
+	req, _, err := target(r)
 	if err != nil {
 		return Reply{}, err
 	}
@@ -221,13 +252,13 @@ func (v restVariables) delete(r *http.Request) (Reply, error) {
 	return Reply{Body: map[string]any{"deleted": true, "version": out.GetVersion().GetCounter(), "dot": wire.Dot(out.GetVersion().GetDot()).String()}, Header: head}, nil
 }
 
-func (v restVariables) history(r *http.Request) (Reply, error) {
-	t, err := target(r)
+func (v variables) history(r *http.Request) (Reply, error) {
+	t, q, err := target(r, "limit")
 	if err != nil {
 		return Reply{}, err
 	}
 	req := &pb.HistoryRequest{Tenant: t.Tenant, Session: t.Session, Identifier: t.Identifier}
-	if s := r.URL.Query().Get("limit"); s != "" {
+	if s := q["limit"]; s != "" {
 		n, err := strconv.ParseInt(s, 10, 32)
 		if err != nil {
 			return Reply{}, invalid("query parameter limit=%q is not a number", s)
@@ -248,8 +279,8 @@ func (v restVariables) history(r *http.Request) (Reply, error) {
 }
 
 // rollback writes the value of an earlier version as a new one.
-func (v restVariables) rollback(r *http.Request) (Reply, error) {
-	t, err := target(r)
+func (v variables) rollback(r *http.Request) (Reply, error) {
+	t, _, err := target(r)
 	if err != nil {
 		return Reply{}, err
 	}
