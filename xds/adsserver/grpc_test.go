@@ -1,8 +1,3 @@
-//go:build xdsinterop
-
-// gRPC's xDS client pulls in modules nothing else here needs (SPIFFE, OAuth), so this
-// file is built only with the tag and a go.mod that lists them.
-
 package adsserver_test
 
 import (
