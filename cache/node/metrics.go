@@ -43,8 +43,9 @@ func (a *Agent) Stats() Stats {
 
 // lagSketch is a DDSketch for several goroutines.
 type lagSketch struct {
-	mu sync.Mutex
-	s  *ddsketch.DDSketch
+	mu     sync.Mutex
+	s      *ddsketch.DDSketch // since New, seconds
+	recent *ddsketch.DDSketch // since the last report, milliseconds; nil = none
 }
 
 func newLagSketch() (*lagSketch, error) {
@@ -57,6 +58,11 @@ func (l *lagSketch) add(seconds float64) {
 	defer l.mu.Unlock()
 	// It refuses only negative and non-finite values, which callers exclude.
 	_ = l.s.Add(seconds)
+	if l.recent == nil {
+		// The parameters are those of s, which were accepted.
+		l.recent, _ = ddsketch.LogCollapsingLowestDenseDDSketch(0.01, 2048)
+	}
+	_ = l.recent.Add(max(seconds*millis, 1e-6)) // reports carry no zeros
 }
 
 func (l *lagSketch) copy() *ddsketch.DDSketch {
