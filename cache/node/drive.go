@@ -75,6 +75,9 @@ func (a *Agent) carry(o coherence.Output) {
 		a.o.Logger.Info("table flushed", "reason", "the feed cannot be continued or the log was replaced")
 	case coherence.Lease:
 		w.SetLease(o.Until)
+		if o.Until > 0 {
+			a.first.Do(func() { close(a.ready) })
+		}
 	case coherence.Head:
 		w.SetHead(o.Position, o.Incarnation)
 	case coherence.Fetch:

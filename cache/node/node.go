@@ -105,6 +105,8 @@ type Agent struct {
 	streams atomic.Uint64 // feed streams opened
 	touched touches
 	readers attachments
+	ready   chan struct{} // closed when the table may be served for the first time
+	first   sync.Once     // closes ready
 
 	mu         sync.Mutex // guards everything below, and all stores to the table
 	state      *coherence.State
@@ -134,7 +136,7 @@ func New(o Options) (*Agent, error) {
 			Region: o.Node.Region, Lease: int64(o.Lease), Patience: int64(o.Heartbeat) / 2,
 			MaxKeys: o.MaxKeys, TTL: int64(o.TTL), RepairEvery: int64(o.RepairEvery),
 		}),
-		waiters: map[coherence.Waiter]waiting{},
+		waiters: map[coherence.Waiter]waiting{}, ready: make(chan struct{}),
 	}
 	a.table.Store(w)
 	if a.lag, err = newLagSketch(); err != nil {
@@ -184,6 +186,10 @@ func (o *Options) complete() error {
 	}
 	return nil
 }
+
+// Ready is closed when the feed has proved for the first time that the table may be
+// served.
+func (a *Agent) Ready() <-chan struct{} { return a.ready }
 
 // Lease returns the feed lease's length. A table whose lease ends at u was current at
 // u − Lease.

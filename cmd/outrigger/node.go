@@ -74,8 +74,8 @@ func (n *nodeFlags) validate() error {
 	switch {
 	case n.nodeID == "":
 		return errors.New("--node-id is empty")
-	case n.heartbeat < 10*time.Millisecond || n.lease < 2*n.heartbeat:
-		return fmt.Errorf("--feed-lease is %v and --heartbeat %v; the lease must be at least two heartbeats, a heartbeat at least 10ms", n.lease, n.heartbeat)
+	case n.heartbeat < 10*time.Millisecond || n.lease < 3*n.heartbeat:
+		return fmt.Errorf("--feed-lease is %v and --heartbeat %v; the lease must be at least three heartbeats, a heartbeat at least 10ms", n.lease, n.heartbeat)
 	case n.tableBytes < 1<<20 || n.tableBytes > 64<<30:
 		return fmt.Errorf("--table-bytes is %d; give 1 MiB to 64 GiB", n.tableBytes)
 	}
@@ -95,10 +95,6 @@ func dialMesh(target string) (*grpc.ClientConn, error) {
 }
 
 func (n *nodeFlags) run(cmd *cobra.Command, g *globals) error {
-	clock, err := monotonic()
-	if err != nil {
-		return err
-	}
 	p, err := g.start(cmd, "node", n.nodeID, n.region)
 	if err != nil {
 		return err
@@ -125,7 +121,7 @@ func (n *nodeFlags) run(cmd *cobra.Command, g *globals) error {
 	defer origin.Close()
 	self := outrigger.Node{ID: n.nodeID, Kind: "agent", Region: n.region}
 	a, err := node.New(node.Options{Node: self, Origin: origin, Table: shm.Options{Bytes: n.tableBytes, Name: "outrigger"},
-		Lease: n.lease, Heartbeat: n.heartbeat, Clock: clock, Logger: p.log, Meter: p.tel.Meter("cache/node")})
+		Lease: n.lease, Heartbeat: n.heartbeat, Logger: p.log, Meter: p.tel.Meter("cache/node")})
 	if err != nil {
 		return err
 	}
@@ -137,7 +133,7 @@ func (n *nodeFlags) run(cmd *cobra.Command, g *globals) error {
 	p.run("agent", a.Run)
 	p.run("table", func(ctx context.Context) error { return a.ServeTable(ctx, tl) })
 	p.run("reports", report.New(report.Options{Conn: origin, Node: wire.NodePB(self), Start: time.Now(), Logger: p.log,
-		Collect: func(_ time.Time, d *pb.Delta) bool { d.Cache = a.DrainCacheDelta(); return d.Cache != nil }}).Run)
+		Collect: func(_ time.Time, d *pb.Delta) bool { d.Cache = a.CacheDelta(); return d.Cache != nil }}).Run)
 	p.becomeReady(a.Ready())
 	if err := p.announce(); err != nil {
 		return err

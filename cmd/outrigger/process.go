@@ -225,16 +225,3 @@ func buildVersion() string {
 	}
 	return rev
 }
-
-// monotonic returns a clock in nanoseconds that all processes of one machine share
-// (CLOCK_MONOTONIC). The offset is taken once; afterwards a reading costs what
-// time.Since costs, without a system call.
-func monotonic() (func() int64, error) {
-	start := time.Now()
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
-		return nil, fmt.Errorf("read the monotonic clock: %w", err)
-	}
-	offset := ts.Nano()
-	return func() int64 { return offset + int64(time.Since(start)) }, nil
-}

@@ -157,11 +157,7 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 
 // cache builds the tiers: the node agent's table when there is one.
 func (s *sidecarFlags) cache(p *process, control *grpc.ClientConn) (*cache.Store, error) {
-	clock, err := monotonic()
-	if err != nil {
-		return nil, err
-	}
-	o := cache.Options{Origin: control, Clock: clock, ProcessBytes: s.processBytes, Logger: p.log, Meter: p.tel.Meter("cache")}
+	o := cache.Options{Origin: control, ProcessBytes: s.processBytes, Logger: p.log, Meter: p.tel.Meter("cache")}
 	if s.agentDir == "" {
 		o.Private = true
 		return cache.New(o)
