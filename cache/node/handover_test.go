@@ -45,7 +45,7 @@ func socketWorld(t *testing.T, table shm.Options, limit int) (a *node.Agent, o *
 		}
 		cc.Close()
 	})
-	eventually(t, "the feed lease", func() bool { return a.Stats().LeaseLive })
+	wait(t, "the feed lease", a.Ready())
 	return a, o, path
 }
 
@@ -57,21 +57,6 @@ func attach(t *testing.T, path string) *node.Attachment {
 	}
 	t.Cleanup(func() { at.Close() })
 	return at
-}
-
-// eventually polls, because what it waits for is another process's memory in real life.
-func eventually(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	poll, limit := time.NewTicker(time.Millisecond), time.NewTimer(10*time.Second)
-	defer poll.Stop()
-	defer limit.Stop()
-	for !is() {
-		select {
-		case <-poll.C:
-		case <-limit.C:
-			t.Fatalf("%s does not come", what)
-		}
-	}
 }
 
 func wait(t *testing.T, what string, done <-chan struct{}) {

@@ -69,7 +69,7 @@ import (
 
 // Options configures an Agent. Zero values mean the defaults in brackets.
 type Options struct {
-	Node   outrigger.Node           // who this is; ID and Region are required
+	Node   outrigger.Node           // who this is; ID is required, an empty Region is learned from the origin
 	Origin grpc.ClientConnInterface // the control plane; required
 	Table  shm.Options              // size and kind of the table
 
@@ -174,8 +174,6 @@ func (o *Options) complete() error {
 	switch {
 	case o.Node.ID == "":
 		return outrigger.Errorf(outrigger.Invalid, "Options.Node.ID is empty; give the node a name that is stable over restarts")
-	case o.Node.Region == "":
-		return outrigger.Errorf(outrigger.Invalid, "Options.Node.Region is empty; name the region of the control plane")
 	case o.Origin == nil:
 		return outrigger.Errorf(outrigger.Invalid, "Options.Origin is nil; give the connection to the control plane")
 	case o.Heartbeat < 0 || o.Lease < 0 || o.FetchTimeout < 0 || o.TTL < 0 || o.MaxSidecars < 0 || o.MaxKeys < 0:

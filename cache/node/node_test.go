@@ -40,8 +40,7 @@ func bubble(t *testing.T, o node.Options, do func(t *testing.T, w *world)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, o)
 		defer w.stop()
-		time.Sleep(10 * time.Millisecond)
-		synctest.Wait()
+		<-w.agent.Ready()
 		if s := w.agent.Stats(); !s.FeedUp || !s.LeaseLive {
 			t.Fatalf("the feed does not open: %+v", s)
 		}
@@ -587,7 +586,6 @@ func TestOptions(t *testing.T) {
 	good := node.Options{Node: outrigger.Node{ID: "n", Region: "eu"}, Origin: &grpc.ClientConn{}, Table: shm.Options{Heap: true}}
 	for name, spoil := range map[string]func(*node.Options){
 		"no id":           func(o *node.Options) { o.Node.ID = "" },
-		"no region":       func(o *node.Options) { o.Node.Region = "" },
 		"no origin":       func(o *node.Options) { o.Origin = nil },
 		"negative":        func(o *node.Options) { o.TTL = -1 },
 		"hasty lease":     func(o *node.Options) { o.Lease = 200 * time.Millisecond },

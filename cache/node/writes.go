@@ -14,7 +14,6 @@ import (
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/cache/coherence"
 	"github.com/outrigger-mesh/outrigger/cache/internal/unary"
-	"github.com/outrigger-mesh/outrigger/internal/status"
 	"github.com/outrigger-mesh/outrigger/internal/wire"
 )
 
@@ -27,7 +26,7 @@ func forward[Q, A any](ctx context.Context, req Q, call func(context.Context, Q,
 		trailer = metadata.Join(trailer, unary.NothingDone())
 	}
 	passTrailer(ctx, trailer)
-	return out, outcome, clarify(err, outcome, trailer)
+	return out, outcome, unary.Clarify(err, trailer)
 }
 
 // passTrailer hands the authority's trailer on, without what gRPC adds on each hop.
@@ -38,20 +37,6 @@ func passTrailer(ctx context.Context, trailer metadata.MD) {
 		// It fails only when the call is over, or was not made over gRPC.
 		_ = grpc.SetTrailer(ctx, md)
 	}
-}
-
-// clarify gives the error of a write that broke on the way the kind Unknown; gRPC's
-// UNAVAILABLE would say that nothing was changed.
-func clarify(err error, outcome unary.Outcome, trailer metadata.MD) error {
-	var unsent *unary.Unsent
-	switch {
-	case errors.As(err, &unsent):
-		return status.ToGRPC(outrigger.Wrap(outrigger.Unavailable, err, "the control plane cannot be reached; nothing was changed"))
-	case outcome == unary.Unsure && gstatus.Code(err) == codes.Unavailable && !unary.Answered(trailer):
-		return status.ToGRPC(outrigger.Wrap(outrigger.Unknown, err,
-			"the connection to the control plane broke while it was writing; read the variable, or repeat the call with the same request_id"))
-	}
-	return err
 }
 
 func keyOf(tenant, session, name string) outrigger.Key {

@@ -13,6 +13,7 @@ import (
 	"errors"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	gstatus "google.golang.org/grpc/status"
 
@@ -91,3 +92,18 @@ func Judge(err error, trailer metadata.MD) Outcome {
 // Answered reports whether a status came from a server rather than from this process's
 // transport: a server's answer carries at least its content type in the trailer.
 func Answered(trailer metadata.MD) bool { return len(trailer) > 0 }
+
+// Clarify gives the error of a write that broke on the way the kind Unknown, because
+// gRPC's UNAVAILABLE would say that nothing was changed, and says so where nothing was.
+// Other errors pass unchanged. The result is a gRPC status error.
+func Clarify(err error, trailer metadata.MD) error {
+	var unsent *Unsent
+	switch {
+	case errors.As(err, &unsent):
+		return status.ToGRPC(outrigger.Wrap(outrigger.Unavailable, err, "the control plane cannot be reached; nothing was changed"))
+	case gstatus.Code(err) == codes.Unavailable && !Answered(trailer):
+		return status.ToGRPC(outrigger.Wrap(outrigger.Unknown, err,
+			"the connection to the control plane broke while it was writing; read the variable, or repeat the call with the same request_id"))
+	}
+	return err
+}
