@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -16,7 +17,6 @@ import (
 	"google.golang.org/grpc/backoff"
 
 	"github.com/outrigger-mesh/outrigger"
-	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/cache"
 	"github.com/outrigger-mesh/outrigger/proxy"
 	"github.com/outrigger-mesh/outrigger/proxy/inference"
@@ -173,12 +173,12 @@ func (s *sidecarFlags) cache(p *process, control *grpc.ClientConn) (*cache.Store
 func (s *sidecarFlags) policyClient(p *process, self outrigger.Node) (*adsclient.Client, error) {
 	o := adsclient.Options{Node: self, Dir: s.stateDir, Logger: p.log, Meter: p.tel.Meter("xds/adsclient")}
 	for _, target := range append([]string{s.control}, s.fallback...) {
-		o.Dial = append(o.Dial, func(context.Context) (grpc.ClientConnInterface, func() error, error) {
+		o.Dial = append(o.Dial, func(context.Context) (grpc.ClientConnInterface, io.Closer, error) {
 			conn, err := dialMesh(target)
 			if err != nil {
 				return nil, nil, err
 			}
-			return conn, conn.Close, nil
+			return conn, conn, nil
 		})
 	}
 	return adsclient.New(o)

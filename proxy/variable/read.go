@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"strconv"
+	"sync/atomic"
 
 	"google.golang.org/grpc/metadata"
 
@@ -30,7 +31,29 @@ type Options struct {
 	// Touched is told of every session a cached read used; the sidecar reports it so that
 	// the sliding expiry moves. May be nil.
 	Touched func(tenant, session string)
-	Logger  *slog.Logger
+	// Counters, when given, count the answers; front ends may share one.
+	Counters *Counters
+	Logger   *slog.Logger
+}
+
+// Counters count answers to variable reads since start.
+type Counters struct{ Process, Node, Origin, Stale, Errors atomic.Uint64 }
+
+func (c *Counters) count(a cache.Answer, err error) {
+	switch {
+	case err != nil:
+		c.Errors.Add(1)
+		return
+	case a.Tier == outrigger.TierProcess:
+		c.Process.Add(1)
+	case a.Tier == outrigger.TierNode:
+		c.Node.Add(1)
+	default:
+		c.Origin.Add(1)
+	}
+	if a.Stale {
+		c.Stale.Add(1)
+	}
 }
 
 // core is what both front ends share.
@@ -42,6 +65,9 @@ func newCore(o Options) core {
 	}
 	if o.Touched == nil {
 		o.Touched = func(string, string) {}
+	}
+	if o.Counters == nil {
+		o.Counters = new(Counters)
 	}
 	return core{o: o}
 }
@@ -74,7 +100,9 @@ func (c core) read(ctx context.Context, tenant, session, identifier string, want
 
 func (c core) get(ctx context.Context, tenant, session, name string, want outrigger.Consistency) (cache.Answer, error) {
 	c.o.Touched(tenant, session)
-	return c.o.Reader.Get(ctx, cache.Request{Key: outrigger.Key{Tenant: tenant, Session: session, Name: name}, Consistency: want, Encoding: -1})
+	a, err := c.o.Reader.Get(ctx, cache.Request{Key: outrigger.Key{Tenant: tenant, Session: session, Name: name}, Consistency: want, Encoding: -1})
+	c.o.Counters.count(a, err)
+	return a, err
 }
 
 // ensureSession creates a missing session, or says that it is missing.

@@ -1,0 +1,66 @@
+package proxy
+
+import (
+	"sync"
+	"time"
+
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+)
+
+// maxTouches bounds the sessions remembered between two reports. A session that does
+// not fit is touched by its next read.
+const maxTouches = 8192
+
+// touches is the set of sessions that cached reads used since the last report: their
+// sliding expiry moves when the control plane hears of it.
+type touches struct {
+	mu   sync.Mutex
+	seen map[string]struct{} // "tenant/session"
+}
+
+func newTouches() *touches { return &touches{seen: map[string]struct{}{}} }
+
+func (t *touches) add(tenant, session string) {
+	key := tenant + "/" + session
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.seen) < maxTouches {
+		t.seen[key] = struct{}{}
+	}
+}
+
+func (t *touches) drain() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.seen) == 0 {
+		return nil
+	}
+	out := make([]string, 0, len(t.seen))
+	for k := range t.seen {
+		out = append(out, k)
+	}
+	clear(t.seen)
+	return out
+}
+
+// hits are counters of answered reads at one moment.
+type hits struct{ process, node, origin, stale, errors uint64 }
+
+func (s *Sidecar) hits() hits {
+	c := s.counters
+	return hits{c.Process.Load(), c.Node.Load(), c.Origin.Load(), c.Stale.Load(), c.Errors.Load()}
+}
+
+// collect fills one delta with everything since the last: model calls of every version,
+// good and bad, and what the cache did. One caller, the reporter.
+func (s *Sidecar) collect(now time.Time, d *pb.Delta) bool {
+	d.Outcomes = s.inference.Recorder().Drain(now)
+	was, is := s.reported, s.hits()
+	s.reported = is
+	touched := s.touches.drain()
+	if is != was || len(touched) > 0 {
+		d.Cache = &pb.CacheDelta{HitsProcess: is.process - was.process, HitsNode: is.node - was.node, HitsOrigin: is.origin - was.origin,
+			StaleServed: is.stale - was.stale, Errors: is.errors - was.errors, TouchedSessions: touched}
+	}
+	return len(d.Outcomes) > 0 || d.Cache != nil
+}
