@@ -50,6 +50,7 @@ generate-check: generate ## fail when generated code is not what the .proto file
 lint: $(TOOLS)/staticcheck ## gofmt, vet, staticcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet $(PACKAGES)
+	cd bench/peers && $(GO) vet ./...
 	$(TOOLS)/staticcheck $(PACKAGES)
 
 ci: lint generate-check ## race detector, long slices, generated-code check
