@@ -43,7 +43,8 @@ func (m *Monitor) Push(stream grpc.BidiStreamingServer[pb.Delta, pb.DeltaAck]) e
 // before": it may be acknowledged. Errors: Invalid (no reporter or sequence), Exhausted
 // (a new reporter beyond MaxReporters). The delta is not kept and not modified.
 func (m *Monitor) Ingest(ctx context.Context, d *pb.Delta) error {
-	if err := outrigger.CheckName("reporter", d.GetReporter()); err != nil {
+	// A reporter's name begins with its node's, and those are paths ("node-a/pod-1").
+	if err := outrigger.CheckName("reporter", strings.ReplaceAll(d.GetReporter(), "/", "-")); err != nil {
 		m.count(ctx, "refused")
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	gstatus "google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
@@ -180,7 +181,7 @@ func TestRollback(t *testing.T) {
 		w.StartModel("v1")
 		bad := w.StartModel("v2")
 		if _, err := w.Control.Admin.StartRollout(bg(t), &pb.StartRolloutRequest{Id: "r", Model: ModelName, Candidate: "v2", Actor: "test",
-			Phases: []*pb.RolloutPhase{{Name: "canary", Weight: 2000}, {Name: "full", Weight: 9900}}}); err != nil {
+			Phases: []*pb.RolloutPhase{{Name: "canary", Weight: 2000, MinDuration: durationpb.New(time.Hour)}, {Name: "full", Weight: 9900}}}); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(100 * time.Millisecond)

@@ -5,7 +5,7 @@
 // with its number after a reconnect and counted once by the receiver. While the stream
 // is down nothing is collected, so observations stay where they are aggregated and
 // bounded; at most MaxUnacked deltas wait for acknowledgement, then collecting pauses
-// too. What a crash loses is at most what was not yet collected or acknowledged.
+// too. A delta the receiver calls invalid is dropped and logged. What a crash loses is at most what was not yet collected or acknowledged.
 package report
 
 import (
@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	gstatus "google.golang.org/grpc/status"
 
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 )
@@ -72,6 +74,7 @@ func (r *Reporter) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			break
 		}
+		r.giveUp(err)
 		if time.Since(start) > 10*time.Second {
 			failures = 0
 		}
@@ -86,6 +89,16 @@ func (r *Reporter) Run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// giveUp drops the oldest delta when the receiver says that it can never be taken:
+// repeating it would hold up everything behind it for ever.
+func (r *Reporter) giveUp(err error) {
+	if gstatus.Code(err) != codes.InvalidArgument || len(r.unacked) == 0 {
+		return
+	}
+	r.opts.Logger.Error("report refused and dropped", "sequence", r.unacked[0].Sequence, "error", err)
+	r.unacked = r.unacked[1:]
 }
 
 // backoff is 100 ms doubling to 5 s, half of it random.

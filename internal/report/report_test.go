@@ -25,7 +25,8 @@ type sink struct {
 	got      map[uint64]uint64 // sequence → requests
 	order    []uint64          // every arrival, repeats included
 	at       []time.Time
-	failNext bool // end the stream after receiving, before acknowledging
+	failNext bool   // end the stream after receiving, before acknowledging
+	refuse   uint64 // this sequence is never taken
 }
 
 func (s *sink) Push(stream grpc.BidiStreamingServer[pb.Delta, pb.DeltaAck]) error {
@@ -35,6 +36,10 @@ func (s *sink) Push(stream grpc.BidiStreamingServer[pb.Delta, pb.DeltaAck]) erro
 			return nil
 		}
 		s.mu.Lock()
+		if d.Sequence == s.refuse {
+			s.mu.Unlock()
+			return gstatus.Error(codes.InvalidArgument, "no such thing")
+		}
 		s.order = append(s.order, d.Sequence)
 		s.at = append(s.at, time.Now())
 		s.got[d.Sequence] = d.Outcomes[0].Requests
@@ -163,6 +168,24 @@ func TestNothingIsLostOrCountedTwice(t *testing.T) {
 			t.Errorf("sequence numbers arrived as %v; 1 should have come twice", w.sink.order)
 		}
 		w.sink.mu.Unlock()
+		w.stop()
+	})
+}
+
+// A delta that can never be taken does not hold up those behind it.
+func TestRefusedDeltaIsDropped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.sink.refuse = 1
+		end := w.run(nil)
+		w.observe(1)
+		time.Sleep(3 * time.Second)
+		w.observe(10)
+		time.Sleep(3 * time.Second)
+		end()
+		if got := w.sink.total(); got != 10 {
+			t.Errorf("counted %d, want the 10 of the second delta", got)
+		}
 		w.stop()
 	})
 }

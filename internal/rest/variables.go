@@ -116,6 +116,9 @@ func (v variables) get(r *http.Request) (Reply, error) {
 // holds reports whether an If-None-Match header names the tag, by the weak comparison of
 // RFC 9110, section 13.1.2. Our tags hold no commas.
 func holds(header []string, tag string) bool {
+	if len(header) == 0 {
+		return false
+	}
 	for _, one := range strings.Split(strings.Join(header, ","), ",") {
 		one = strings.TrimSpace(one)
 		if one == "*" || strings.TrimPrefix(one, "W/") == tag {
