@@ -53,13 +53,14 @@ func DotPB(d outrigger.Dot) *pb.Dot {
 	return &pb.Dot{Region: d.Region, Incarnation: d.Incarnation, Position: d.Position}
 }
 
-// Version converts.
+// Version converts. Should a message break the rule and name a region twice, the higher
+// position counts: it was seen.
 func Version(v *pb.Version) outrigger.Version {
 	out := outrigger.Version{Counter: v.GetCounter(), Dot: Dot(v.GetDot()), HLC: v.GetHlc()}
 	if n := len(v.GetContext()); n > 0 {
 		out.Context = make(map[string]uint64, n)
 		for _, e := range v.GetContext() {
-			out.Context[e.GetRegion()] = e.GetPosition()
+			out.Context[e.GetRegion()] = max(out.Context[e.GetRegion()], e.GetPosition())
 		}
 	}
 	return out
