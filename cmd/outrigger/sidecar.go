@@ -116,7 +116,7 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 	}
 	defer control.Close()
 	self := outrigger.Node{ID: s.nodeID, Kind: "sidecar", Region: s.region, Zone: s.zone, Labels: s.labels}
-	store, err := s.cache(p, control)
+	store, err := s.cache(p, self, control)
 	if err != nil {
 		return err
 	}
@@ -156,8 +156,8 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 }
 
 // cache builds the tiers: the node agent's table when there is one.
-func (s *sidecarFlags) cache(p *process, control *grpc.ClientConn) (*cache.Store, error) {
-	o := cache.Options{Origin: control, ProcessBytes: s.processBytes, Logger: p.log, Meter: p.tel.Meter("cache")}
+func (s *sidecarFlags) cache(p *process, self outrigger.Node, control *grpc.ClientConn) (*cache.Store, error) {
+	o := cache.Options{Origin: control, Node: self, ProcessBytes: s.processBytes, Logger: p.log, Meter: p.tel.Meter("cache")}
 	if s.agentDir == "" {
 		o.Private = true
 		return cache.New(o)
