@@ -46,17 +46,17 @@ func (r *running) stop() {
 	}
 }
 
-// cpu returns CPU seconds of all its processes.
-func (r *running) cpu() (float64, error) {
+// cpu returns CPU seconds of each of its servers, with what is below them.
+func (r *running) cpu() ([]float64, error) {
 	a, err := observe()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	var pids []int
+	var out []float64
 	for _, s := range r.servers {
-		pids = append(pids, s.pid)
+		out = append(out, float64(a.under(s.pid))/ticksPerSecond)
 	}
-	return float64(a.under(pids...)) / ticksPerSecond, nil
+	return out, nil
 }
 
 // workload is what is sent to every server of a row.
@@ -170,6 +170,9 @@ func aside(shared, pinned comparison, peer string) string {
 			text += fmt.Sprintf("; %s %.4g against %.4g", label, s.Ours, s.Peer)
 		}
 	}
+	if s, ok := summarise(shared.Rounds, us, "", "cpu_us "+us+"-sidecar"); ok {
+		text += fmt.Sprintf("; the sidecar alone %.4g", s.Ours)
+	}
 	pair("requests/s", "rps", shared)
 	pair("p50 us", "p50_us", shared)
 	pair("p99 us", "p99_us", shared)
@@ -259,7 +262,7 @@ func (e *env) loaded(ctx context.Context, cpus string, run *running, spec loadSp
 	if err != nil {
 		return nil, err
 	}
-	used, requests, rep := 0.0, 0, loadReport{}
+	used, total, requests, rep := make([]float64, len(before)), 0.0, 0, loadReport{}
 	for range 3 {
 		if rep, err = e.load(ctx, cpus, spec); err != nil {
 			return nil, err
@@ -268,16 +271,27 @@ func (e *env) loaded(ctx context.Context, cpus string, run *running, spec loadSp
 		if err != nil {
 			return nil, err
 		}
-		requests += rep.Requests
-		if used = after - before; used >= minCPU {
+		requests, total = requests+rep.Requests, 0
+		for i := range used {
+			used[i] = after[i] - before[i]
+			total += used[i]
+		}
+		if total >= minCPU {
 			break
 		}
 	}
-	if used <= 0 || requests == 0 {
-		return nil, fmt.Errorf("%d requests used %v s of CPU; nothing can be said", requests, used)
+	if total <= 0 || requests == 0 {
+		return nil, fmt.Errorf("%d requests used %v s of CPU; nothing can be said", requests, total)
 	}
-	return map[string]float64{"cpu_us": 1e6 * used / float64(requests), "rps": float64(rep.Requests) / rep.Seconds,
-		"p50_us": rep.P50Micros, "p99_us": rep.P99Micros, "answer_bytes": float64(rep.AnswerBytes)}, nil
+	perRequest := 1e6 / float64(requests)
+	out := map[string]float64{"cpu_us": total * perRequest, "rps": float64(rep.Requests) / rep.Seconds,
+		"p50_us": rep.P50Micros, "p99_us": rep.P99Micros, "answer_bytes": float64(rep.AnswerBytes)}
+	if len(used) > 1 {
+		for i, s := range run.servers {
+			out["cpu_us "+s.name] = used[i] * perRequest
+		}
+	}
+	return out, nil
 }
 
 func (e *env) load(ctx context.Context, cpus string, spec loadSpec) (loadReport, error) {
