@@ -91,7 +91,7 @@ func (a *Agent) carry(o coherence.Output) {
 			a.endStream()
 		}
 	case coherence.Hit:
-		a.hit(w, o)
+		a.hit(o)
 	case coherence.Answer:
 		for _, id := range o.Waiters {
 			a.deliver(id, o.Result, o.AsOf, o.Incarnation)
@@ -133,8 +133,8 @@ func (a *Agent) forget(w *shm.Writer, key outrigger.Key, why error) {
 }
 
 // hit answers readers from the table, or sends them round again if it has lost the key.
-func (a *Agent) hit(w *shm.Writer, o coherence.Hit) {
-	r, ok := a.lookUp(w.Reader(), o.Key)
+func (a *Agent) hit(o coherence.Hit) {
+	r, ok := a.lookUp(o.Key)
 	if !ok {
 		a.batch.again = append(a.batch.again, coherence.Evicted{Key: o.Key})
 		for _, id := range o.Waiters {
@@ -148,8 +148,8 @@ func (a *Agent) hit(w *shm.Writer, o coherence.Hit) {
 	}
 }
 
-func (a *Agent) lookUp(r *shm.Reader, key outrigger.Key) (*pb.ReadResult, bool) {
-	e, b := r.Get(key.String(), a.value[:0])
+func (a *Agent) lookUp(key outrigger.Key) (*pb.ReadResult, bool) {
+	e, b := a.reader.Load().Get(key.String(), a.value[:0])
 	a.value = b
 	switch e.State {
 	case shm.Negative:

@@ -17,14 +17,14 @@ import (
 )
 
 // The hand-over of the table, on a Unix socket: the agent sends one message of
-// helloBytes bytes (magic, the table's generation, its size in bytes; little-endian
-// 64-bit words) with the read-only descriptor of the table as SCM_RIGHTS ancillary data
+// helloBytes bytes (magic, the table's generation, its size in bytes, the length of the
+// feed lease in nanoseconds; little-endian 64-bit words) with the read-only descriptor of the table as SCM_RIGHTS ancillary data
 // (unix(7)), and nothing more. The connection stays open for as long as the table is
 // the agent's present one; its end tells the reader to attach again. A reader sends
 // nothing.
 const (
 	helloMagic = 0x31524f4842545550 // "PUTBHOR1" in memory order
-	helloBytes = 24
+	helloBytes = 32
 
 	// helloTimeout bounds the hand-over itself; both sides are on one machine.
 	helloTimeout = 2 * time.Second
@@ -124,6 +124,7 @@ func (a *Agent) handOver(ctx context.Context, c net.Conn) error {
 	hello := binary.LittleEndian.AppendUint64(nil, helloMagic)
 	hello = binary.LittleEndian.AppendUint64(hello, st.Generation)
 	hello = binary.LittleEndian.AppendUint64(hello, uint64(st.TotalBytes))
+	hello = binary.LittleEndian.AppendUint64(hello, uint64(a.o.Lease))
 	if err := u.SetWriteDeadline(time.Now().Add(helloTimeout)); err != nil {
 		return err
 	}
@@ -144,6 +145,9 @@ func (a *Agent) handOver(ctx context.Context, c net.Conn) error {
 // Attachment is a process's hold of an agent's table.
 type Attachment struct {
 	Reader *shm.Reader
+	// Lease is the length of the agent's feed lease: a table whose lease ends at u was
+	// current at u − Lease.
+	Lease time.Duration
 	// Gone is closed when the agent has retired the table or has died, and by Close.
 	Gone <-chan struct{}
 
@@ -163,7 +167,7 @@ func Attach(ctx context.Context, path string) (*Attachment, error) {
 		return nil, outrigger.Wrap(outrigger.Unavailable, err, "no node agent serves a table")
 	}
 	u := c.(*net.UnixConn)
-	r, err := receive(ctx, u)
+	r, lease, err := receive(ctx, u)
 	if err != nil {
 		u.Close()
 		return nil, err
@@ -174,22 +178,22 @@ func Attach(ctx context.Context, path string) (*Attachment, error) {
 		defer close(gone)
 		_, _ = u.Read(make([]byte, 1))
 	}()
-	return &Attachment{Reader: r, Gone: gone, conn: u}, nil
+	return &Attachment{Reader: r, Lease: lease, Gone: gone, conn: u}, nil
 }
 
 // receive takes the hello message and maps the table in it.
-func receive(ctx context.Context, u *net.UnixConn) (*shm.Reader, error) {
+func receive(ctx context.Context, u *net.UnixConn) (*shm.Reader, time.Duration, error) {
 	deadline := time.Now().Add(helloTimeout)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
 	}
 	if err := u.SetReadDeadline(deadline); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	b, oob := make([]byte, helloBytes+1), make([]byte, unix.CmsgSpace(4*4))
 	n, oobn, _, _, err := u.ReadMsgUnix(b, oob)
 	if err != nil {
-		return nil, outrigger.Wrap(outrigger.Unavailable, err, "the node agent handed no table over")
+		return nil, 0, outrigger.Wrap(outrigger.Unavailable, err, "the node agent handed no table over")
 	}
 	files, err := rights(oob[:oobn])
 	defer func() {
@@ -199,19 +203,23 @@ func receive(ctx context.Context, u *net.UnixConn) (*shm.Reader, error) {
 	}()
 	switch {
 	case err != nil:
-		return nil, outrigger.Wrap(outrigger.Invalid, err, "ancillary data of the table socket")
+		return nil, 0, outrigger.Wrap(outrigger.Invalid, err, "ancillary data of the table socket")
 	case n != helloBytes || binary.LittleEndian.Uint64(b) != helloMagic || len(files) != 1:
-		return nil, outrigger.Errorf(outrigger.Invalid, "the table socket sent %d bytes and %d descriptors; it is not a node agent's", n, len(files))
+		return nil, 0, outrigger.Errorf(outrigger.Invalid, "the table socket sent %d bytes and %d descriptors; it is not a node agent's", n, len(files))
 	}
 	want := int64(binary.LittleEndian.Uint64(b[16:]))
 	if st, err := files[0].Stat(); err != nil || st.Size() != want {
-		return nil, outrigger.Errorf(outrigger.Invalid, "the table's descriptor is not of %d bytes as announced", want)
+		return nil, 0, outrigger.Errorf(outrigger.Invalid, "the table's descriptor is not of %d bytes as announced", want)
+	}
+	lease := time.Duration(binary.LittleEndian.Uint64(b[24:]))
+	if lease <= 0 {
+		return nil, 0, outrigger.Errorf(outrigger.Invalid, "the node agent announced a feed lease of %v", lease)
 	}
 	r, err := shm.Open(files[0])
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	return r, u.SetReadDeadline(time.Time{})
+	return r, lease, u.SetReadDeadline(time.Time{})
 }
 
 // rights returns the files passed in ancillary data, also when part of it is bad.

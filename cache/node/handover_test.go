@@ -79,8 +79,8 @@ func TestHandOver(t *testing.T) {
 	if e, _ := at.Reader.Get("default/s/x", nil); e.State != shm.Present {
 		t.Fatalf("the attached reader sees x %v", e.State)
 	}
-	if at.Reader.Generation() != a.Table().Generation() {
-		t.Error("another generation was handed over")
+	if at.Reader.Generation() != a.Table().Generation() || at.Lease != 300*time.Millisecond {
+		t.Errorf("generation %d with lease %v was handed over", at.Reader.Generation(), at.Lease)
 	}
 	// A larger table: the reader is told, and comes again.
 	must(t, a.Rotate(shm.Options{Bytes: 4 << 20}))
@@ -138,7 +138,7 @@ func TestHandOverPeerSendsData(t *testing.T) {
 }
 
 func TestAttachToSomethingElse(t *testing.T) {
-	for name, say := range map[string]string{"other protocol": "HTTP/1.1 400 Bad Request\r\n\r\n", "short": "PUTBHOR1", "no descriptor": "PUTBHOR1" + string(make([]byte, 16))} {
+	for name, say := range map[string]string{"other protocol": "HTTP/1.1 400 Bad Request\r\n\r\n", "short": "PUTBHOR1", "no descriptor": "PUTBHOR1" + string(make([]byte, 24))} {
 		path := filepath.Join(t.TempDir(), "s")
 		l, err := net.Listen("unix", path)
 		must(t, err)

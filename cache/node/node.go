@@ -101,6 +101,7 @@ type Agent struct {
 	lag     *lagSketch
 
 	table   atomic.Pointer[shm.Writer]
+	reader  atomic.Pointer[shm.Reader] // of table
 	feedUp  atomic.Bool
 	streams atomic.Uint64 // feed streams opened
 	touched touches
@@ -139,6 +140,7 @@ func New(o Options) (*Agent, error) {
 		waiters: map[coherence.Waiter]waiting{}, ready: make(chan struct{}),
 	}
 	a.table.Store(w)
+	a.reader.Store(w.Reader())
 	if a.lag, err = newLagSketch(); err != nil {
 		return nil, err
 	}
@@ -193,8 +195,8 @@ func (a *Agent) Ready() <-chan struct{} { return a.ready }
 // u − Lease.
 func (a *Agent) Lease() time.Duration { return a.o.Lease }
 
-// Table returns a reader of the table in this process.
-func (a *Agent) Table() *shm.Reader { return a.table.Load().Reader() }
+// Table returns a reader of the table in this process, the same one until Rotate.
+func (a *Agent) Table() *shm.Reader { return a.reader.Load() }
 
 // tickEvery drives what the protocol does by time; see coherence.Tick.
 const tickEvery = 20 * time.Millisecond
@@ -251,6 +253,7 @@ func (a *Agent) Rotate(o shm.Options) error {
 	}
 	a.mu.Lock()
 	old := a.table.Swap(w)
+	a.reader.Store(w.Reader())
 	old.SetLease(0)
 	for _, key := range keysOf(old) {
 		a.run(coherence.Evicted{Key: key})

@@ -1,0 +1,156 @@
+package cache
+
+import (
+	"hash/maphash"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/outrigger-mesh/outrigger"
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/cache/shm"
+)
+
+// Hit is a current copy in the process tier.
+type Hit struct {
+	Variable      *pb.Variable  // shared, read-only; nil when there is no such variable
+	SessionExists bool          // meaningful when Variable is nil
+	Encoded       []byte        // shared, read-only; nil when encoding was -1 or there is no variable
+	Age           time.Duration // current at most this long ago
+}
+
+// Hit looks a key (outrigger.Key.String) up in the process tier alone: a map look-up,
+// one atomic load that proves the copy current, and the lease check. It allocates
+// nothing. ok is false when there is no copy, it is not proved current, or encoding was
+// not rendered yet; call Get then. It answers what session consistency allows.
+func (s *Store) Hit(key string, encoding int) (h Hit, ok bool) {
+	e, ok := s.tier.Get(key)
+	if !ok || e.view == nil {
+		return Hit{}, false
+	}
+	now := s.clock()
+	base, ok := s.proof(e, s.view.Load(), now)
+	if !ok {
+		return Hit{}, false
+	}
+	h = Hit{Variable: e.variable, SessionExists: e.sessionExists, Age: time.Duration(now - base)}
+	if encoding >= 0 && e.variable != nil {
+		if encoding >= len(e.encoded) || e.encoded[encoding] == nil {
+			return Hit{}, false
+		}
+		h.Encoded = e.encoded[encoding]
+	}
+	return h, true
+}
+
+// proof returns the time at which e is proved to have been current. The lease is read
+// before the stamp: the stamp then vouches for a moment at which the lease held.
+func (s *Store) proof(e *entry, v *view, now int64) (base int64, ok bool) {
+	if e.view != v {
+		return 0, false
+	}
+	base, ok = s.live(v, now)
+	if !ok || v.reader.Stamp(e.slot) != e.stamp {
+		return 0, false
+	}
+	return base, true
+}
+
+// live returns the time at which the table is proved to have been current, and whether
+// it may be served now.
+func (s *Store) live(v *view, now int64) (base int64, ok bool) {
+	if v == nil {
+		return 0, false
+	}
+	until := v.reader.Lease()
+	base = until - v.lease
+	return base, now < until && base > s.fence.Load()
+}
+
+// local answers from this machine: the process tier, else the node tier.
+func (s *Store) local(id string, encoding int, maxAge time.Duration) (Answer, bool) {
+	now, v := s.clock(), s.current()
+	base, live := s.live(v, now)
+	if age := time.Duration(now - base); !live || age > maxAge {
+		return Answer{}, false
+	}
+	v.proved.Store(base)
+	if e, ok := s.tier.Get(id); ok {
+		if base, ok := s.proof(e, v, now); ok {
+			return s.answer(id, e, encoding, outrigger.TierProcess, base), true
+		}
+	}
+	e, state := s.fromTable(id, v, base)
+	if state != shm.Present && state != shm.Negative {
+		return Answer{}, false
+	}
+	s.nodeHits.Add(1)
+	s.update(id, func(*entry) *entry { return e })
+	return s.answer(id, e, encoding, outrigger.TierNode, base), true
+}
+
+// answer renders what is asked for, once per entry and encoding.
+func (s *Store) answer(id string, e *entry, encoding int, from outrigger.Tier, base int64) Answer {
+	now := s.clock()
+	_, live := s.live(s.view.Load(), now)
+	a := Answer{Found: e.variable != nil, SessionExists: e.sessionExists, Variable: e.variable,
+		Tier: from, Age: time.Duration(max(0, now-base)), FeedLive: live}
+	if encoding < 0 || e.variable == nil || encoding >= len(s.o.Encoders) {
+		return a
+	}
+	if encoding < len(e.encoded) && e.encoded[encoding] != nil {
+		a.Encoded = e.encoded[encoding]
+		return a
+	}
+	rendered := *e
+	rendered.encoded = make([][]byte, len(s.o.Encoders))
+	copy(rendered.encoded, e.encoded)
+	rendered.encoded[encoding] = s.o.Encoders[encoding](e.variable)
+	a.Encoded = rendered.encoded[encoding]
+	s.update(id, func(present *entry) *entry {
+		if present != e {
+			return nil // somebody was faster, and what they put may be newer
+		}
+		return &rendered
+	})
+	return a
+}
+
+// update replaces the entry of a key by what next makes of the present one (nil = none);
+// nil from next leaves it. Updates of one key exclude each other.
+func (s *Store) update(id string, next func(present *entry) *entry) {
+	mu := &s.stripes[maphash.String(s.seed, id)%uint64(len(s.stripes))]
+	mu.Lock()
+	defer mu.Unlock()
+	present, _ := s.tier.Get(id)
+	if e := next(present); e != nil {
+		s.tier.Put(id, e)
+	}
+}
+
+// scratch holds buffers for values on their way out of the table.
+var scratch = sync.Pool{New: func() any { return new([]byte) }}
+
+// fromTable reads the node tier; known is when the table was current.
+func (s *Store) fromTable(id string, v *view, known int64) (*entry, shm.State) {
+	buf := scratch.Get().(*[]byte)
+	defer scratch.Put(buf)
+	found, b := v.reader.Get(id, (*buf)[:0])
+	*buf = b
+	e := &entry{view: v, slot: found.Slot, stamp: found.Stamp, known: known}
+	switch found.State {
+	case shm.Absent:
+		return nil, shm.Absent
+	case shm.Negative:
+		e.sessionExists = len(b) > 0 && b[0] == 1
+	case shm.Present, shm.Invalid:
+		e.variable, e.sessionExists = &pb.Variable{}, true
+		if err := proto.Unmarshal(b, e.variable); err != nil && found.State == shm.Present {
+			return nil, shm.Absent // not a variable; the agent will say
+		} else if err != nil || len(b) == 0 {
+			return nil, shm.Invalid // what changed was a negative entry
+		}
+	}
+	return e, found.State
+}
