@@ -3,7 +3,10 @@ package status
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http/httptest"
+	"os"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -75,5 +78,30 @@ func TestWriteHTTP(t *testing.T) {
 func TestExit(t *testing.T) {
 	if Exit(nil) != 0 || Exit(errors.New("x")) != 1 || Exit(outrigger.Errorf(outrigger.Unavailable, "x")) != 69 {
 		t.Fatal("exit codes changed")
+	}
+}
+
+// The table readers look things up in says what the program does, for every kind.
+func TestArchitectureListsEveryKind(t *testing.T) {
+	text, err := os.ReadFile("../../ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, found := strings.Cut(string(text), "\n## Errors\n")
+	if !found {
+		t.Fatal(`ARCHITECTURE.md has no section "Errors"`)
+	}
+	section, _, _ = strings.Cut(section, "\n## ")
+	if rows := strings.Count(section, "\n| ") - 1; rows != len(outrigger.Kinds()) {
+		t.Errorf("%d rows for %d kinds", rows, len(outrigger.Kinds()))
+	}
+	for _, k := range outrigger.Kinds() {
+		var c codes.Code
+		row := fmt.Sprintf("\n| %s | ", k)
+		_, after, found := strings.Cut(section, row)
+		word, rest, _ := strings.Cut(after, " | ")
+		if !found || c.UnmarshalJSON([]byte(strconv.Quote(word))) != nil || c != Code(k) || !strings.HasPrefix(rest, strconv.Itoa(HTTP(k))+" | ") {
+			t.Errorf("no row says that %s is %s and %d; it reads %q", k, Code(k), HTTP(k), row+strings.SplitN(after, "\n", 2)[0])
+		}
 	}
 }
