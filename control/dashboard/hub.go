@@ -21,7 +21,6 @@ type hub struct {
 	mu      sync.Mutex
 	count   int
 	frame   []byte
-	at      time.Time
 	changed chan struct{} // closed and replaced with every frame
 	closed  bool
 }
