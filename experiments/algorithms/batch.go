@@ -62,6 +62,9 @@ func (b *batch[S]) observe(_ *rand.Rand, tag int, _ []float64, y loss) {
 	b.Losses[tag], b.Done[tag] = y, true
 }
 
+// byTag marks that results belong to the points of the round and to no other.
+func (b *batch[S]) byTag() {}
+
 func (b *batch[S]) check(tags []int) error {
 	if b.Step != b.own || len(b.Losses) != len(b.Points) || len(b.Done) != len(b.Points) || b.Issued < 0 || b.Issued > len(b.Points) {
 		return errors.New("round is inconsistent")

@@ -58,13 +58,16 @@ func (b *bayes) choose(r *rand.Rand) []float64 {
 	}
 	g := b.model()
 	best := b.incumbent(g)
-	b.believe(g)
+	const believed = 64 // of the pending trials, the latest
+	for _, o := range b.Open[max(0, len(b.Open)-believed):] {
+		g.believe(o.U)
+	}
 	return b.maximise(r, g, best)
 }
 
 // model conditions a process on the observations, fitting its scales when due.
 func (b *bayes) model() *process {
-	g := &process{p: b.p, scales: make([]float64, b.p.d), xs: slices.Clone(b.Xs), z: warp(b.Ys)}
+	g := &process{p: b.p, inv: make([]float64, b.p.d), xs: slices.Clone(b.Xs), z: warp(b.Ys)}
 	if len(b.Xs) >= b.NextFit || b.Theta == nil {
 		fresh := make([]float64, b.p.d+1)
 		for j := range b.p.d {
@@ -85,8 +88,8 @@ func (b *bayes) model() *process {
 		}
 		b.NextFit = len(b.Xs) + max(1, len(b.Xs)/8)
 	}
-	for j := range g.scales {
-		g.scales[j] = math.Exp(b.Theta[j])
+	for j := range g.inv {
+		g.inv[j] = math.Exp(-b.Theta[j])
 	}
 	g.noise = math.Exp(b.Theta[b.p.d])
 	g.condition()
@@ -107,22 +110,6 @@ func (b *bayes) incumbent(g *process) float64 {
 	return best
 }
 
-// believe adds the most recent pending trials to the process.
-func (b *bayes) believe(g *process) {
-	const most = 64
-	if len(b.Open) == 0 {
-		return
-	}
-	scale := g.signal
-	for _, o := range b.Open[max(0, len(b.Open)-most):] {
-		mean, _ := g.predict(o.U, nil, nil)
-		g.xs = append(g.xs, o.U)
-		g.z = append(g.z, mean)
-		g.condition()
-	}
-	g.signal = scale // beliefs are not evidence about the spread
-}
-
 // warp maps losses to standardised model targets: the logarithm of the distance to just
 // below the best, so that a few terrible settings do not flatten the good region, and
 // progress near the optimum stays visible. A failure counts as the worst success.
@@ -140,7 +127,7 @@ func warp(ys []loss) []float64 {
 	for i, y := range ys {
 		v := min(float64(y), good[n-1])
 		if floor > 0 {
-			v = math.Log((v - good[0] + floor) / floor)
+			v = math.Log1p(min((v-good[0])/floor, 1e12))
 		}
 		z[i] = v
 	}
@@ -149,7 +136,7 @@ func warp(ys []loss) []float64 {
 
 // warpShift is how far below the best loss the logarithm has its pole, as a share of
 // the distance from the best to the median.
-const warpShift = 0.1
+const warpShift = 1.0
 
 func standardise(z []float64) []float64 {
 	mean, sq := 0.0, 0.0

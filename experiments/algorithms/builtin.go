@@ -27,7 +27,7 @@ func builtins() []builtin {
 				{"blend", 0.5, 0, 2, "α of the crossover BLX-α"}}},
 			func(p *problem) engine { return &genetic{p: p} }},
 		{Info{ID: "simulated_annealing", Name: "Simulated Annealing", Family: Metaheuristic, Kinds: all, Conditional: true,
-			Parallel: 2, MinBudget: 100, MaxBudget: 20_000, MaxParams: MaxParams, Rank: 3,
+			Parallel: 2, MinBudget: 100, MaxBudget: 2_000, MaxParams: MaxParams, Rank: 3,
 			Tags: []string{"discrete", "combinatorial", "local_optima_escape"},
 			Settings: []Setting{
 				{"initial_temp", 0, 0, 1e100, "first temperature in units of the loss; 0 means calibrated"},

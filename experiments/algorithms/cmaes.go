@@ -225,7 +225,7 @@ func (c *cmaes) done(all []start) bool {
 		size = max(size, c.Sigma*math.Sqrt(v))
 		shape = shape && v > 0 && v < 1e14
 	}
-	shape = shape && finite(c.C...) && finite(c.Pc...) && finite(c.Ps...)
+	shape = shape && finite(c.Sigma) && finite(c.C...) && finite(c.Pc...) && finite(c.Ps...)
 	return !shape || size < 1e-7 || c.Gen0 > 10+30*c.p.d/c.Lambda
 }
 

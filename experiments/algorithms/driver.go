@@ -88,21 +88,44 @@ func (d *driver) Ask(n int) []Trial {
 }
 
 // propose returns the engine's next point. Where a setting needs evaluating only once,
-// a known one is answered from memory, so the budget goes to new ones; maxRepeats keeps
-// an engine that has settled on one point from spinning.
+// a known one is answered from memory, so the budget goes to new ones. An engine that
+// has settled, and only proposes what it knows, is sent somewhere new after maxRepeats.
 func (d *driver) propose() (u []float64, tag int, ok bool) {
-	const maxRepeats = 32
+	const maxRepeats = 100
 	for repeat := 0; ; repeat++ {
 		if u, tag, ok = d.eng.next(d.rng); !ok {
 			return nil, 0, false
 		}
 		u = d.p.space.canonical(u)
 		y, known := d.seen[pointKey(d.seen, u)]
-		if !known || repeat == maxRepeats {
+		if !known {
 			return u, tag, true
+		}
+		if repeat == maxRepeats {
+			return d.unseen(u), tag, true
 		}
 		d.eng.observe(d.rng, tag, u, y)
 	}
+}
+
+// unseen draws a point not yet evaluated, or returns u when none turns up, or when the
+// engine goes by tags and would take the result for u's.
+func (d *driver) unseen(u []float64) []float64 {
+	const draws = 200
+	if _, ok := d.eng.(interface{ byTag() }); ok {
+		return u
+	}
+	for range draws {
+		v := make([]float64, d.p.d)
+		for j := range v {
+			v[j] = d.rng.Float64()
+		}
+		v = d.p.space.canonical(v)
+		if _, known := d.seen[pointKey(d.seen, v)]; !known {
+			return v
+		}
+	}
+	return u
 }
 
 func pointKey(seen map[string]loss, u []float64) string {

@@ -12,32 +12,31 @@ import (
 // unordered parameter are at distance one, whatever they are.
 type process struct {
 	p      *problem
-	scales []float64 // lengthscales, in edges of the cube
+	inv    []float64 // one over the lengthscales, which are in edges of the cube
 	noise  float64   // noise variance as a share of the signal's
 	xs     [][]float64
 	z      []float64
 	chol   cholesky
-	alpha  []float64 // (K + noise)⁻¹·z
-	signal float64   // signal variance, its maximum likelihood estimate
+	alpha  []float64   // (K + noise)⁻¹·z
+	signal float64     // signal variance, its maximum likelihood estimate
+	slopes [][]float64 // of the kernel between xs, kept while fitting
 }
 
-// gap is the distance of two points along parameter j, before scaling.
+// gap is the distance of a and b along parameter j, before scaling.
 func (p *problem) gap(a, b []float64, j int) float64 {
-	if p.space.params[j].unordered() {
-		if a[j] == b[j] {
-			return 0
-		}
+	d := a[j] - b[j]
+	if d != 0 && p.unordered[j] {
 		return 1
 	}
-	return a[j] - b[j]
+	return d
 }
 
 // kernel returns the correlation and the factor its derivatives share:
 // ∂k/∂log l_j = slope·(gap_j/l_j)², ∂k/∂a_j = −slope·gap_j/l_j².
 func (g *process) kernel(a, b []float64) (k, slope float64) {
 	r2 := 0.0
-	for j := range a {
-		d := g.p.gap(a, b, j) / g.scales[j]
+	for j, inv := range g.inv {
+		d := g.p.gap(a, b, j) * inv
 		r2 += d * d
 	}
 	s := math.Sqrt(5 * r2)
@@ -55,7 +54,11 @@ func (g *process) condition() {
 		ok := true
 		for i := 0; i < n && ok; i++ {
 			for j := range i {
-				row[j], _ = g.kernel(g.xs[i], g.xs[j])
+				k, slope := g.kernel(g.xs[i], g.xs[j])
+				row[j] = k
+				if g.slopes != nil {
+					g.slopes[i][j] = slope
+				}
 			}
 			row[i] = 1 + g.noise
 			ok = g.chol.add(row[:i+1])
@@ -67,6 +70,24 @@ func (g *process) condition() {
 	}
 	half := g.chol.forward(make([]float64, n), g.z)
 	g.signal = max(floats.Dot(half, half)/float64(n), 1e-12)
+	g.alpha = g.chol.backward(half, half)
+}
+
+// believe conditions on a further point as if its predicted mean had been observed. The
+// signal variance stays: a belief is no evidence about the spread. A point that nearly
+// coincides with another adds nothing and is left out.
+func (g *process) believe(x []float64) {
+	mean, _ := g.predict(x, nil, nil)
+	row := make([]float64, len(g.xs)+1)
+	for i, xi := range g.xs {
+		row[i], _ = g.kernel(x, xi)
+	}
+	row[len(g.xs)] = 1 + g.noise
+	if !g.chol.add(row) {
+		return
+	}
+	g.xs, g.z = append(g.xs, x), append(g.z, mean)
+	half := g.chol.forward(make([]float64, len(g.z)), g.z)
 	g.alpha = g.chol.backward(half, half)
 }
 
@@ -87,7 +108,7 @@ const (
 func (g *process) evidence(theta, grad []float64) float64 {
 	d, n := g.p.d, len(g.xs)
 	for j := range d {
-		g.scales[j] = math.Exp(theta[j])
+		g.inv[j] = math.Exp(-theta[j])
 	}
 	g.noise = math.Exp(theta[d])
 	g.condition()
@@ -97,10 +118,10 @@ func (g *process) evidence(theta, grad []float64) float64 {
 	for i := range n {
 		for k := range i {
 			w := g.alpha[i]*g.alpha[k]/g.signal - inv[i][k]
-			_, slope := g.kernel(g.xs[i], g.xs[k])
-			for j := range d {
-				gap := g.p.gap(g.xs[i], g.xs[k], j) / g.scales[j]
-				grad[j] += w * slope * gap * gap
+			w *= g.slopes[i][k]
+			for j, inv := range g.inv {
+				gap := g.p.gap(g.xs[i], g.xs[k], j) * inv
+				grad[j] += w * gap * gap
 			}
 		}
 		grad[d] += 0.5 * (g.alpha[i]*g.alpha[i]/g.signal - inv[i][i]) * g.noise
@@ -128,6 +149,11 @@ func (g *process) fit(theta []float64, evals int) float64 {
 	if g.p.noisy {
 		hi[d] = 0
 	}
+	g.slopes = make([][]float64, len(g.xs))
+	for i := range g.slopes {
+		g.slopes[i] = make([]float64, i)
+	}
+	defer func() { g.slopes = nil }()
 	return ascend(g.evidence, theta, lo, hi, evals)
 }
 
@@ -154,7 +180,7 @@ func (g *process) predict(x []float64, dMean, dDev []float64) (mean, dev float64
 			if g.p.space.params[j].Kind != Float {
 				continue
 			}
-			dk := -slope[i] * (x[j] - xi[j]) / (g.scales[j] * g.scales[j])
+			dk := -slope[i] * (x[j] - xi[j]) * g.inv[j] * g.inv[j]
 			dMean[j] += dk * g.alpha[i]
 			dDev[j] -= dk * w[i] * g.signal / dev
 		}

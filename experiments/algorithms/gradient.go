@@ -37,7 +37,10 @@ type start struct {
 	Y loss
 }
 
-const spsaPairs = 2 // averaged per step: halves the variance, keeps rounds short
+const (
+	spsaPairs = 2     // averaged per step: halves the variance, keeps rounds short
+	steepest  = 1_000 // slopes beyond this multiple of the first count as this
+)
 
 func (g *gradient) spsa() bool {
 	switch g.p.set["spsa"] {
@@ -205,13 +208,14 @@ func (g *gradient) update(grad []float64) {
 	b1, b2 := g.p.set["beta1"], g.p.set["beta2"]
 	for j, v := range grad {
 		var step float64
+		// In units of the leg's first slope; a cliff must not throw the search away.
+		v = min(max(v/g.Scale, -steepest), steepest)
 		if g.adam {
-			v /= g.Scale
 			g.V[j] = b1*g.V[j] + (1-b1)*v
 			g.S[j] = b2*g.S[j] + (1-b2)*v*v
 			step = g.Rate * g.V[j] / (1 - math.Pow(b1, float64(g.T))) / (math.Sqrt(g.S[j]/(1-math.Pow(b2, float64(g.T)))) + 1e-12)
 		} else {
-			g.V[j] = g.p.set["momentum"]*g.V[j] + v/g.Scale
+			g.V[j] = g.p.set["momentum"]*g.V[j] + v
 			step = g.Rate * g.V[j]
 		}
 		x := g.X[j] - step

@@ -79,6 +79,8 @@ type problem struct {
 	seed   uint64
 	set    map[string]float64
 	start  []float64 // nil without Config.Start
+	// unordered marks parameters whose distances mean nothing beyond "different".
+	unordered []bool
 }
 
 // design is point i of the space-filling initial design; the first is Config.Start.
@@ -129,6 +131,9 @@ func newProblem(info Info, cfg Config) (*problem, error) {
 		return nil, err
 	}
 	p := &problem{space: cfg.Space, d: cfg.Space.Len(), budget: cfg.Budget, noisy: cfg.Noisy, seed: cfg.Seed, set: set}
+	for _, q := range cfg.Space.params {
+		p.unordered = append(p.unordered, q.unordered())
+	}
 	if cfg.Start != nil {
 		if p.start, err = cfg.Space.Encode(cfg.Start); err != nil {
 			return nil, outrigger.Wrap(outrigger.Invalid, err, "config: start")
