@@ -34,6 +34,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -50,10 +51,14 @@ import (
 // MaxBodyBytes bounds the body of one REST call.
 const MaxBodyBytes = 8 << 20
 
-// Headers REST callers may use beside the standard ones and those of package outrigger.
+// Request headers, in canonical form: net/http would otherwise make it anew for every
+// look-up of every call. The lower-case ones of package outrigger are metadata keys.
 const (
 	headerActor       = "X-Outrigger-Actor"
 	headerIdempotency = "Idempotency-Key"
+	headerConsistency = "X-Outrigger-Consistency"
+	headerToken       = "X-Outrigger-Token"
+	headerTenant      = "X-Outrigger-Tenant"
 )
 
 // Reply is what a route answers.
@@ -111,9 +116,10 @@ func invoke[T any](r *http.Request, call func(context.Context) (T, error)) (T, m
 		ctx = peer.NewContext(ctx, &peer.Peer{Addr: net.TCPAddrFromAddrPort(ap)})
 	}
 	md := metadata.MD{}
-	for _, h := range []string{outrigger.HeaderConsistency, outrigger.HeaderToken, outrigger.HeaderTenant} {
-		if v := r.Header.Get(h); v != "" {
-			md.Set(h, v)
+	for _, h := range [...]struct{ name, key string }{{headerConsistency, outrigger.HeaderConsistency},
+		{headerToken, outrigger.HeaderToken}, {headerTenant, outrigger.HeaderTenant}} {
+		if v := r.Header.Get(h.name); v != "" {
+			md[h.key] = []string{v}
 		}
 	}
 	out, err := call(metadata.NewIncomingContext(ctx, md))
@@ -128,7 +134,7 @@ func (*catcher) Method() string { return "" }
 
 // SetHeader collects response headers.
 func (c *catcher) SetHeader(md metadata.MD) error {
-	c.header = metadata.Join(c.header, md)
+	c.header = join(c.header, md)
 	return nil
 }
 
@@ -137,8 +143,16 @@ func (c *catcher) SendHeader(md metadata.MD) error { return c.SetHeader(md) }
 
 // SetTrailer collects trailers.
 func (c *catcher) SetTrailer(md metadata.MD) error {
-	c.trailer = metadata.Join(c.trailer, md)
+	c.trailer = join(c.trailer, md)
 	return nil
+}
+
+// join is metadata.Join without its copy in the usual case: methods set headers once.
+func join(have, more metadata.MD) metadata.MD {
+	if len(have) == 0 {
+		return more
+	}
+	return metadata.Join(have, more)
 }
 
 // serve writes what a Handler answers.
@@ -148,16 +162,16 @@ func serve(h Handler) http.Handler {
 		out, err := answer(h, r)
 		for k, vs := range out.Header {
 			if !strings.HasPrefix(k, "grpc-") && !strings.HasSuffix(k, "-bin") { // gRPC's own, and bytes
-				w.Header()[http.CanonicalHeaderKey(k)] = vs
+				w.Header()[http.CanonicalHeaderKey(k)] = slices.Clip(vs) // the method may keep its map
 			}
 		}
-		w.Header().Set("cache-control", "no-store")
+		w.Header().Set("Cache-Control", "no-store")
 		if err != nil {
 			status.WriteHTTP(w, err)
 			return
 		}
 		if out.ETag != "" {
-			w.Header().Set("etag", out.ETag)
+			w.Header().Set("Etag", out.ETag)
 		}
 		if out.Status == http.StatusNotModified {
 			w.WriteHeader(out.Status)
@@ -168,7 +182,7 @@ func serve(h Handler) http.Handler {
 			status.WriteHTTP(w, outrigger.Wrap(outrigger.Internal, err, "encode the answer"))
 			return
 		}
-		w.Header().Set("content-type", "application/json")
+		w.Header().Set("Content-Type", "application/json")
 		if out.Status != 0 {
 			w.WriteHeader(out.Status)
 		}
@@ -182,7 +196,7 @@ func answer(h Handler, r *http.Request) (Reply, error) {
 	if !utf8.ValidString(r.URL.Path) {
 		return Reply{}, invalid("path %q is not valid UTF-8", r.URL.Path)
 	}
-	for _, name := range []string{headerActor, headerIdempotency, outrigger.HeaderTenant, outrigger.HeaderConsistency, outrigger.HeaderToken} {
+	for _, name := range [...]string{headerActor, headerIdempotency, headerTenant, headerConsistency, headerToken} {
 		if v := r.Header.Get(name); !utf8.ValidString(v) {
 			return Reply{}, invalid("header %s %q is not valid UTF-8", strings.ToLower(name), v)
 		}

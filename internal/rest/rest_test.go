@@ -567,6 +567,18 @@ func FuzzBody(f *testing.F) {
 	})
 }
 
+// TestGetAllocations guards the read path, which sidecars serve for every REST hit. About
+// half of the allowance belongs to the recorder and the store of this test.
+func TestGetAllocations(t *testing.T) {
+	const limit = 50
+	w := newWorld()
+	w.put(t, "0.7", "float")
+	r := request("GET", "/v1/variables/s/x", "")
+	if got := testing.AllocsPerRun(100, func() { w.mux.ServeHTTP(httptest.NewRecorder(), r) }); got > limit {
+		t.Errorf("%.0f allocations for one GET, the limit is %d", got, limit)
+	}
+}
+
 // BenchmarkGet is the part of a sidecar's REST hit that is ours.
 func BenchmarkGet(b *testing.B) {
 	w := newWorld()

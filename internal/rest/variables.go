@@ -71,7 +71,7 @@ func tenantOf(r *http.Request) (tenant string, given bool, err error) {
 	if err != nil {
 		return "", false, err
 	}
-	inQuery, inHeader := q["tenant"], r.Header.Get(outrigger.HeaderTenant)
+	inQuery, inHeader := q["tenant"], r.Header.Get(headerTenant)
 	if inQuery != "" && inHeader != "" && inQuery != inHeader {
 		return "", false, invalid("tenant is %q in the query and %q in the header", inQuery, inHeader)
 	}
@@ -107,7 +107,7 @@ func (v variables) get(r *http.Request) (Reply, error) {
 		return Reply{Header: head}, err
 	}
 	a := variableReply(out, head)
-	if holds(r.Header.Values("if-none-match"), a.ETag) {
+	if holds(r.Header.Values("If-None-Match"), a.ETag) {
 		a.Status = http.StatusNotModified
 	}
 	return a, nil
@@ -164,18 +164,18 @@ func (v variables) put(r *http.Request) (Reply, error) {
 	if err != nil {
 		return Reply{}, err
 	}
-	none := strings.TrimSpace(r.Header.Get("if-none-match"))
+	none := strings.TrimSpace(r.Header.Get("If-None-Match"))
 	createOnly := none == "*"
 	if none != "" && !createOnly {
 		return Reply{}, invalid("if-none-match is %s; a PUT takes only *, and if-match for a version", none)
 	}
-	if createOnly && (expected != nil || r.Header.Get("if-match") != "") {
+	if createOnly && (expected != nil || r.Header.Get("If-Match") != "") {
 		return Reply{}, invalid("if-none-match excludes if-match and expected_version")
 	}
 	if !createOnly {
 		out, err := v.set(r, req, &body, expected)
 		missing := outrigger.IsKind(err, outrigger.NotFound)
-		if !missing || body.Type == "" || expected != nil || r.Header.Get("if-match") != "" {
+		if !missing || body.Type == "" || expected != nil || r.Header.Get("If-Match") != "" {
 			return out, err
 		}
 	}
@@ -218,7 +218,7 @@ func (v variables) register(r *http.Request, t *pb.GetRequest, body *putJSON) (R
 // expectedVersion reads If-Match: "*" asks for existence only, which a set does anyway;
 // otherwise one strong tag, with its quotes or without.
 func expectedVersion(r *http.Request, inBody *int32) (*int32, error) {
-	h := strings.TrimSpace(r.Header.Get("if-match"))
+	h := strings.TrimSpace(r.Header.Get("If-Match"))
 	if h == "" || h == "*" {
 		return inBody, nil
 	}
@@ -227,7 +227,7 @@ func expectedVersion(r *http.Request, inBody *int32) (*int32, error) {
 		tag = h[1 : len(h)-1]
 	}
 	n, err := strconv.ParseUint(tag, 10, 31)
-	if err != nil || len(r.Header.Values("if-match")) > 1 {
+	if err != nil || len(r.Header.Values("If-Match")) > 1 {
 		return nil, invalid("if-match is %s; give the version counter as in the etag, for example \"3\"", h)
 	}
 	v := int32(n)
@@ -244,7 +244,7 @@ func (v variables) delete(r *http.Request) (Reply, error) {
 	if err != nil {
 		return Reply{}, err
 	}
-	if r.Header.Get("if-match") != "" {
+	if r.Header.Get("If-Match") != "" {
 		return Reply{}, invalid("if-match is not supported for DELETE; leave it out")
 	}
 	req.Options = writeOptions(r, "")
