@@ -1,12 +1,32 @@
 package experiments
 
-import "math"
+import (
+	"encoding/json"
+	"math"
+)
 
 // Interval is a closed interval; an end may be infinite.
 type Interval struct{ Low, High float64 }
 
 // Contains reports whether x lies in the interval.
 func (i Interval) Contains(x float64) bool { return i.Low <= x && x <= i.High }
+
+// everywhere is the interval of no evidence.
+func everywhere() Interval { return Interval{math.Inf(-1), math.Inf(1)} }
+
+// MarshalJSON writes {"low": …, "high": …} with null for an infinite end.
+func (i Interval) MarshalJSON() ([]byte, error) {
+	end := func(v float64) *float64 {
+		if !finite(v) {
+			return nil
+		}
+		return &v
+	}
+	return json.Marshal(struct {
+		Low  *float64 `json:"low"`
+		High *float64 `json:"high"`
+	}{end(i.Low), end(i.High)})
+}
 
 // Estimate is the value of an asymptotically normal estimator over N units and the
 // variance of that estimator (the squared standard error, not the spread of units).
@@ -168,9 +188,10 @@ type Contrast struct {
 	Control, Treatment Estimate
 	// Difference is treatment minus control.
 	Difference, Variance float64
-	// Relative is treatment/control − 1 with its delta-method variance; both are NaN
-	// if the control is 0.
+	// Relative is treatment/control − 1 with its delta-method variance. RelativeKnown is
+	// false, and both are 0, when the control is 0.
 	Relative, RelativeVariance float64
+	RelativeKnown              bool
 	// N counts the units of both arms; DF are Welch–Satterthwaite degrees of freedom.
 	N  uint64
 	DF float64
@@ -238,7 +259,7 @@ func Stratified(strata []Pair) (Contrast, error) {
 	if !finite(c.Difference, c.Variance, c.DF) || c.Variance < 0 {
 		return Contrast{}, invalid("difference %v with variance %v is not usable", c.Difference, c.Variance)
 	}
-	c.Relative, c.RelativeVariance = relative(c.Control, c.Treatment)
+	c.setRelative()
 	return c, nil
 }
 
@@ -256,12 +277,11 @@ func (p Pair) weight() float64 {
 	return n / (n + m) * m
 }
 
-func relative(control, treatment Estimate) (value, variance float64) {
-	c := control.Value
-	q := treatment.Value / c
-	v := treatment.Variance/(c*c) + q*q*control.Variance/(c*c)
-	if !finite(q, v) {
-		return math.NaN(), math.NaN()
+func (c *Contrast) setRelative() {
+	base := c.Control.Value
+	q := c.Treatment.Value / base
+	v := (c.Treatment.Variance + q*q*c.Control.Variance) / (base * base)
+	if c.RelativeKnown = finite(q, v); c.RelativeKnown {
+		c.Relative, c.RelativeVariance = q-1, v
 	}
-	return q - 1, v
 }

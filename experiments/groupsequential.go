@@ -25,7 +25,7 @@ func OBrienFlemingSpending(alpha, t float64) float64 {
 // no effect the looks together stop with probability alpha (two-sided), spent by
 // OBrienFlemingSpending. fractions are the looks' information fractions, ascending in
 // (0, 1]; only past looks matter to a boundary, so they need not be planned. A boundary
-// is +Inf where less than 1e-14 may be spent. Errors have kind Invalid; at most 1 000
+// is 40, which nothing crosses, where less than 1e-14 may be spent. Errors have kind Invalid; at most 1 000
 // looks. The boundaries come from numerical integration over the paths that have not
 // stopped (Armitage, McPherson and Rowe 1969; Jennison and Turnbull 2000, ch. 19).
 func Boundaries(alpha float64, fractions []float64) ([]float64, error) {
@@ -41,7 +41,7 @@ func Boundaries(alpha float64, fractions []float64) ([]float64, error) {
 	for i, t := range fractions {
 		spend := OBrienFlemingSpending(alpha, t) - spent
 		w.advance(t)
-		out[i] = math.Inf(1)
+		out[i] = neverCrossed
 		if spend >= 1e-14 {
 			out[i] = w.boundary(spend)
 			spent += spend
@@ -77,6 +77,9 @@ func CrossingProbabilities(boundaries, fractions []float64, drift float64) ([]fl
 	return out, nil
 }
 
+// neverCrossed is a boundary in standard errors beyond all probability.
+const neverCrossed = 40.0
+
 func checkFractions(fractions []float64) error {
 	if len(fractions) > 1000 {
 		return invalid("%d looks; the limit is 1000", len(fractions))
@@ -106,9 +109,6 @@ func (k *walk) advance(t float64) { k.now, k.next = k.next, t }
 
 // beyond is the probability of being at |z| ≥ b at the next look.
 func (k *walk) beyond(b float64) float64 {
-	if math.IsInf(b, 1) {
-		return 0
-	}
 	dt := k.next - k.now
 	sd, edge, sum := math.Sqrt(dt), b*math.Sqrt(k.next), 0.0
 	for i, x := range k.x {
@@ -118,14 +118,47 @@ func (k *walk) beyond(b float64) float64 {
 	return sum
 }
 
-// boundary finds the b with beyond(b) = p by bisection.
+// boundary finds the b with beyond(b) = p, on the scale of logarithms, where the tail is
+// nearly quadratic.
 func (k *walk) boundary(p float64) float64 {
-	lo, hi := 0.0, 40.0
-	for range 60 {
-		if mid := (lo + hi) / 2; k.beyond(mid) > p {
-			lo = mid
-		} else {
-			hi = mid
+	f := func(b float64) float64 { return math.Log(p) - math.Log(k.beyond(b)) }
+	hi := min(upperNormal(p/2), neverCrossed) // paths that stopped before only lower it
+	lo := hi
+	for lo > 0 && f(lo) > 0 {
+		hi, lo = lo, max(0, lo-.25)
+	}
+	return root(f, lo, hi)
+}
+
+// root finds the zero of an increasing function between lo and hi by false position
+// with the Illinois weighting.
+func root(f func(float64) float64, lo, hi float64) float64 {
+	flo, fhi := f(lo), f(hi)
+	side := 0
+	for range 100 {
+		if hi-lo < 1e-10 {
+			break
+		}
+		x := lo - (hi-lo)*flo/(fhi-flo)
+		if !(x > lo && x < hi) {
+			x = (lo + hi) / 2
+		}
+		y := f(x)
+		switch {
+		case math.Abs(y) < 1e-10:
+			return x
+		case y < 0:
+			lo, flo = x, y
+			if side < 0 {
+				fhi /= 2
+			}
+			side = -1
+		default:
+			hi, fhi = x, y
+			if side > 0 {
+				flo /= 2
+			}
+			side = 1
 		}
 	}
 	return (lo + hi) / 2

@@ -75,6 +75,9 @@ func (g Goal) Check() error {
 	if err := checkLevel("alpha", g.Alpha); err != nil {
 		return err
 	}
+	if err := checkLevel("alpha per treatment", g.alpha()); err != nil {
+		return err
+	}
 	other := g.Baseline + g.MDE
 	switch {
 	case !(g.Power > g.Alpha && g.Power < 1):
@@ -107,6 +110,14 @@ func (g Goal) Check() error {
 
 func (g Goal) alpha() float64 { return g.Alpha / float64(max(1, g.Treatments)) }
 
+// tuning is N* where the goal leaves it open.
+func (g Goal) tuning(fixed float64) float64 {
+	if g.Tuning != 0 {
+		return g.Tuning
+	}
+	return min(max(1, math.Round(2*fixed)), maxCount)
+}
+
 // Size returns the units the goal needs. For proportions the fixed size is the normal
 // approximation of Fleiss, Levin and Paik without continuity correction (R's
 // power.prop.test), for means exact by the noncentral t (R's power.t.test); the other
@@ -117,10 +128,7 @@ func (g Goal) Size() (Size, error) {
 		return Size{}, err
 	}
 	fixed := g.fixedUnits()
-	out := Size{FixedPerArm: uint64(math.Ceil(fixed - 1e-9)), Tuning: g.Tuning}
-	if out.Tuning == 0 {
-		out.Tuning = max(1, math.Round(2*fixed))
-	}
+	out := Size{FixedPerArm: uint64(math.Ceil(fixed - 1e-9)), Tuning: g.tuning(fixed)}
 	switch g.Method {
 	case MethodFixed:
 		out.PerArm, out.ExpectedPerArm = out.FixedPerArm, out.FixedPerArm
@@ -274,11 +282,7 @@ func (g Goal) PowerAt(perArm uint64) (float64, error) {
 		return g.fixedPower(max(2, n/eProcessFactor)), nil
 	}
 	fixed := g.fixedUnits()
-	tuning := g.Tuning
-	if tuning == 0 {
-		tuning = max(1, math.Round(2*fixed))
-	}
-	p, _ := g.sequentialPower(n/fixed, fixed, tuning)
+	p, _ := g.sequentialPower(n/fixed, fixed, g.tuning(fixed))
 	return p, nil
 }
 

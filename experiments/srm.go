@@ -41,6 +41,15 @@ func CheckSampleRatio(arms []Exposed, alpha float64) (SampleRatio, error) {
 	if !(alpha > 0 && alpha < 1) {
 		return SampleRatio{}, outrigger.Errorf(outrigger.Invalid, "alpha %v is outside (0, 1)", alpha)
 	}
+	log, leaks, err := ratioEvidence(arms)
+	if err != nil {
+		return SampleRatio{}, err
+	}
+	return SampleRatio{BayesFactor: eValue(log), Mismatch: log >= -math.Log(alpha), Leaks: leaks}, nil
+}
+
+// ratioEvidence returns the log of the Bayes factor and the leaking arms.
+func ratioEvidence(arms []Exposed) (log float64, leaks []string, err error) {
 	weights := make([]Weighted, len(arms))
 	var all, wanted uint64 // units; units in arms that were meant to have some
 	for i, a := range arms {
@@ -51,23 +60,20 @@ func CheckSampleRatio(arms []Exposed, alpha float64) (SampleRatio, error) {
 		}
 	}
 	if err := checkWeights(weights); err != nil {
-		return SampleRatio{}, err
+		return 0, nil, err
 	}
-	var out SampleRatio
-	log := logGamma(srmConcentration) - logGamma(srmConcentration+float64(wanted))
+	log = logGamma(srmConcentration) - logGamma(srmConcentration+float64(wanted))
 	for _, a := range arms {
 		if a.Weight == 0 {
 			if float64(a.Units) > max(5, 1e-4*float64(all)) {
-				out.Leaks = append(out.Leaks, a.Name)
+				leaks = append(leaks, a.Name)
 			}
 			continue
 		}
 		share, n := float64(a.Weight)/Buckets, float64(a.Units)
 		log += logGamma(srmConcentration*share+n) - logGamma(srmConcentration*share) - n*math.Log(share)
 	}
-	out.BayesFactor = min(math.Exp(log), 1e300)
-	out.Mismatch = log >= -math.Log(alpha)
-	return out, nil
+	return log, leaks, nil
 }
 
 func logGamma(x float64) float64 {
