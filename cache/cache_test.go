@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,7 +29,7 @@ type world struct {
 	net    *memnet.Network
 	origin *origintest.Origin
 	clock  func() int64
-	agent  *node.Agent
+	agent  atomic.Pointer[node.Agent]
 	stops  []func()
 
 	stopAgent func()
@@ -83,7 +84,7 @@ func (w *world) startAgent() {
 	pb.RegisterVariablesServer(g, a)
 	pb.RegisterCoherenceServer(g, a)
 	go g.Serve(l)
-	w.agent = a
+	w.agent.Store(a)
 	w.stopAgent = func() {
 		w.stopAgent = nil
 		g.Stop()
@@ -116,7 +117,7 @@ func (w *world) store(o cache.Options) *cache.Store {
 
 // pod is a Store with everything: table, agent, origin.
 func (w *world) pod() *cache.Store {
-	return w.store(cache.Options{Table: func() *shm.Reader { return w.agent.Table() }, Agent: w.dial("pod", "agent:1"),
+	return w.store(cache.Options{Table: func() *shm.Reader { return w.agent.Load().Table() }, Agent: w.dial("pod", "agent:1"),
 		Origin: w.dial("pod", "origin:1"), Encoders: []cache.Encoder{encode}})
 }
 
@@ -416,7 +417,7 @@ func TestDirectWriteFencesTheTable(t *testing.T) {
 		reads(t, s, "x", session, "1 process")
 		w.origin.LoseFrame()
 		must(t, set(s, "x", "2"))
-		if e, _ := w.agent.Table().Get("default/s/x", nil); e.State != shm.Present {
+		if e, _ := w.agent.Load().Table().Get("default/s/x", nil); e.State != shm.Present {
 			t.Fatal("the table should still hold the old value")
 		}
 		reads(t, s, "x", session, "2 origin")
@@ -506,7 +507,7 @@ func TestPrivateAgentTakesOver(t *testing.T) {
 		defer w.close()
 		w.startAgent()
 		w.origin.Put("x", "1")
-		s := w.store(cache.Options{Table: func() *shm.Reader { return w.agent.Table() }, Agent: w.dial("pod", "agent:1"),
+		s := w.store(cache.Options{Table: func() *shm.Reader { return w.agent.Load().Table() }, Agent: w.dial("pod", "agent:1"),
 			Origin: w.dial("pod", "origin:1"), Private: true})
 		synctest.Wait()
 		reads(t, s, "x", session, "1 origin")

@@ -161,7 +161,7 @@ func (s *Store) askAgent(ctx context.Context, p *peer, r Request, id string, str
 	if v := s.current(); v != nil {
 		if base, live := s.live(v, s.clock()); live {
 			if t, state := s.fromTable(id, v, base); (state == shm.Present || state == shm.Negative) && sameAnswer(t, e) {
-				s.update(id, func(*entry) *entry { return t })
+				s.put(id, t)
 				e = t
 			}
 		}
@@ -226,19 +226,8 @@ func (s *Store) raiseFence() {
 // answer that was overtaken by a newer one is not remembered.
 func (s *Store) learn(id string, r *pb.ReadResult, known int64) *entry {
 	e := &entry{variable: r.GetVariable(), sessionExists: r.GetSessionExists() || r.GetVariable() != nil, known: known}
-	s.update(id, func(present *entry) *entry {
-		if present != nil && (newer(present.variable, e.variable) || present.doubt && present.known > known) {
-			return nil
-		}
-		return e
-	})
+	s.put(id, e)
 	return e
-}
-
-// newer reports whether a is a later write of one log than b.
-func newer(a, b *pb.Variable) bool {
-	x, y := a.GetVersion().GetDot(), b.GetVersion().GetDot()
-	return x.GetRegion() == y.GetRegion() && x.GetIncarnation() == y.GetIncarnation() && x.GetPosition() > y.GetPosition()
 }
 
 // withoutOrigin answers when nobody did.
@@ -279,6 +268,8 @@ func (s *Store) lastKnown(id string, level outrigger.Level) (e *entry, from outr
 	case elsewhere && mine.known >= since:
 		return mine, outrigger.TierProcess
 	case (state == shm.Present || state == shm.Negative) && base > since:
+		// Kept here as well: the next table may not hold it, and it must not go back.
+		s.put(id, table)
 		return table, outrigger.TierNode
 	case level != outrigger.Eventual:
 		return nil, outrigger.TierNone

@@ -86,7 +86,7 @@ func (s *Store) local(id string, encoding int, maxAge time.Duration) (Answer, bo
 		return Answer{}, false
 	}
 	s.nodeHits.Add(1)
-	s.update(id, func(*entry) *entry { return e })
+	s.put(id, e)
 	return s.answer(id, e, encoding, outrigger.TierNode, base), true
 }
 
@@ -127,6 +127,28 @@ func (s *Store) update(id string, next func(present *entry) *entry) {
 	if e := next(present); e != nil {
 		s.tier.Put(id, e)
 	}
+}
+
+// put stores e unless the present entry was made from something later: a reader may have
+// been held up between reading e and now.
+func (s *Store) put(id string, e *entry) {
+	s.update(id, func(present *entry) *entry {
+		if present != nil && present.overtakes(e) {
+			return nil
+		}
+		return e
+	})
+}
+
+// overtakes reports whether p is certainly from later than e: by the stamps of one table,
+// which rise, by the positions of one log, or because it casts doubt on e.
+func (p *entry) overtakes(e *entry) bool {
+	if p.view != nil && p.view == e.view {
+		return p.stamp > e.stamp
+	}
+	x, y := p.variable.GetVersion().GetDot(), e.variable.GetVersion().GetDot()
+	return p.doubt && p.known > e.known ||
+		x.GetRegion() == y.GetRegion() && x.GetIncarnation() == y.GetIncarnation() && x.GetPosition() > y.GetPosition()
 }
 
 // scratch holds buffers for values on their way out of the table.

@@ -49,6 +49,7 @@ type Origin struct {
 	gate        chan struct{} // reads wait for it while set
 	lose        int           // frames to skip
 	afterWrite  func()        // called once after the next write is made, before its answer
+	onPut       func(name, json string)
 }
 
 // New returns an origin with one session, "s".
@@ -122,6 +123,9 @@ func (o *Origin) HoldReads() (release func()) {
 // AfterWrite runs do once, when the next write is made and before it is answered.
 func (o *Origin) AfterWrite(do func()) { o.mu.Lock(); o.afterWrite = do; o.mu.Unlock() }
 
+// OnPut makes do hear of every value written, in log order, while it is written.
+func (o *Origin) OnPut(do func(name, json string)) { o.mu.Lock(); o.onPut = do; o.mu.Unlock() }
+
 // Reads returns the calls of Read and the keys in them.
 func (o *Origin) Reads() (calls, keys int) {
 	o.mu.Lock()
@@ -158,6 +162,9 @@ const small = 64
 func (o *Origin) write(k outrigger.Key, json []byte) *pb.Variable {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.onPut != nil {
+		o.onPut(k.Name, string(json))
+	}
 	counter, again := o.counters[k]
 	if again {
 		counter++
