@@ -25,6 +25,7 @@ type bayes struct {
 	Open     []open
 	Theta    []float64 // log lengthscales and log noise, at the last fit
 	NextFit  int       // observations at which to fit again
+	Typical  *float64  // median loss of the initial design
 }
 
 type open struct {
@@ -47,13 +48,7 @@ func (b *bayes) next(r *rand.Rand) ([]float64, int, bool) {
 }
 
 func (b *bayes) choose(r *rand.Rand) []float64 {
-	ok := 0
-	for _, y := range b.Ys {
-		if !y.failed() {
-			ok++
-		}
-	}
-	if b.Proposed <= b.designSize() || ok < 2 {
+	if b.Proposed <= b.designSize() || len(succeeded(b.Ys)) < 2 {
 		return b.p.design(b.Proposed - 1)
 	}
 	g := b.model()
@@ -67,7 +62,7 @@ func (b *bayes) choose(r *rand.Rand) []float64 {
 
 // model conditions a process on the observations, fitting its scales when due.
 func (b *bayes) model() *process {
-	g := &process{p: b.p, inv: make([]float64, b.p.d), xs: slices.Clone(b.Xs), z: warp(b.Ys)}
+	g := &process{p: b.p, inv: make([]float64, b.p.d), xs: slices.Clone(b.Xs), z: b.targets()}
 	if len(b.Xs) >= b.NextFit || b.Theta == nil {
 		fresh := make([]float64, b.p.d+1)
 		for j := range b.p.d {
@@ -110,34 +105,47 @@ func (b *bayes) incumbent(g *process) float64 {
 	return best
 }
 
-// warp maps losses to standardised model targets: the logarithm of the distance to just
-// below the best, so that a few terrible settings do not flatten the good region, and
-// progress near the optimum stays visible. A failure counts as the worst success.
-func warp(ys []loss) []float64 {
-	z := make([]float64, len(ys))
-	var good []float64
+// targets are the warped losses. The scale of the warp follows the observations, so it
+// sharpens as they gather near the optimum; with noise that would end in a magnified
+// picture of the noise at whichever point was sampled most, so there the scale stays at
+// that of the initial design.
+func (b *bayes) targets() []float64 {
+	if b.p.noisy && b.Typical != nil {
+		return warp(b.Ys, *b.Typical)
+	}
+	good := succeeded(b.Ys)
+	return warp(b.Ys, good[len(good)/2])
+}
+
+// succeeded returns the losses of the successes, ascending.
+func succeeded(ys []loss) (good []float64) {
 	for _, y := range ys {
 		if !y.failed() {
 			good = append(good, float64(y))
 		}
 	}
 	slices.Sort(good)
-	n := len(good)
-	floor := (good[n/2] - good[0]) * warpShift
+	return good
+}
+
+// warp maps losses to standardised model targets: the logarithm of the distance to below
+// the best, so that a few terrible settings do not flatten the good region, and progress
+// near the optimum stays visible. The pole of the logarithm lies as far below the best as
+// the typical loss lies above it. A failure counts as the worst success.
+func warp(ys []loss, typical float64) []float64 {
+	z := make([]float64, len(ys))
+	good := succeeded(ys)
+	floor := typical - good[0]
 	for i, y := range ys {
-		v := min(float64(y), good[n-1])
+		z[i] = min(float64(y), good[len(good)-1])
 		if floor > 0 {
-			v = math.Log1p(min((v-good[0])/floor, 1e12))
+			z[i] = math.Log1p(min((z[i]-good[0])/floor, 1e12))
 		}
-		z[i] = v
 	}
 	return standardise(z)
 }
 
-// warpShift is how far below the best loss the logarithm has its pole, as a share of
-// the distance from the best to the median.
-const warpShift = 1.0
-
+// standardise brings z to mean zero and variance one, in place; a constant to zero.
 func standardise(z []float64) []float64 {
 	mean, sq := 0.0, 0.0
 	for _, v := range z {
@@ -186,9 +194,8 @@ func (b *bayes) maximise(r *rand.Rand, g *process, best float64) []float64 {
 		hi[j] = 1
 	}
 	win := cs[0]
-	for i := range 4 {
-		c := cs[i]
-		c.y = ascend(func(x, grad []float64) float64 { return g.logExpectedImprovement(best, x, grad) }, c.u, lo, hi, 25)
+	for _, c := range cs[:3] {
+		c.y = ascend(func(x, grad []float64) float64 { return g.logExpectedImprovement(best, x, grad) }, c.u, lo, hi, 20)
 		if c.y > win.y {
 			win = c
 		}
@@ -211,6 +218,9 @@ func (b *bayes) observe(_ *rand.Rand, tag int, u []float64, y loss) {
 	b.Open = slices.DeleteFunc(b.Open, func(o open) bool { return o.Tag == tag })
 	b.Xs = append(b.Xs, slices.Clone(u))
 	b.Ys = append(b.Ys, y)
+	if good := succeeded(b.Ys); b.Told == b.designSize() && len(good) > 0 {
+		b.Typical = &good[len(good)/2]
+	}
 	if len(b.Xs) > maxModelled {
 		b.forget()
 	}
@@ -238,6 +248,7 @@ func (b *bayes) check(tags []int) error {
 	for i, o := range b.Open {
 		bad = bad || !validPoint(o.U, b.p.d) || !slices.Contains(tags, o.Tag) || i > 0 && o.Tag <= b.Open[i-1].Tag
 	}
+	bad = bad || b.Typical != nil && !(math.Abs(*b.Typical) <= maxLoss)
 	if b.Theta != nil {
 		bad = bad || len(b.Theta) != b.p.d+1 || slices.ContainsFunc(b.Theta, func(t float64) bool { return !(t >= -20 && t <= 20) })
 	}

@@ -11,15 +11,16 @@ import (
 // chapters 2 and 5), conditioned on standardised observations z at xs. Two values of an
 // unordered parameter are at distance one, whatever they are.
 type process struct {
-	p      *problem
-	inv    []float64 // one over the lengthscales, which are in edges of the cube
-	noise  float64   // noise variance as a share of the signal's
-	xs     [][]float64
-	z      []float64
-	chol   cholesky
-	alpha  []float64   // (K + noise)⁻¹·z
-	signal float64     // signal variance, its maximum likelihood estimate
-	slopes [][]float64 // of the kernel between xs, kept while fitting
+	p       *problem
+	inv     []float64 // one over the lengthscales, which are in edges of the cube
+	noise   float64   // noise variance as a share of the signal's
+	xs      [][]float64
+	z       []float64
+	chol    cholesky
+	alpha   []float64   // (K + noise)⁻¹·z
+	scratch []float64   // of predict
+	signal  float64     // signal variance, its maximum likelihood estimate
+	slopes  [][]float64 // of the kernel between xs, kept while fitting
 }
 
 // gap is the distance of a and b along parameter j, before scaling.
@@ -99,6 +100,8 @@ const (
 	scaleWidth = 1.0 // standard deviation of its logarithm
 	scaleMin   = 0.02
 	scaleMax   = 30
+	noisePrior = 0.02 // median noise share; without it few points are best explained as all noise
+	noiseWidth = 1.5  // standard deviation of its logarithm
 	quietNoise = 1e-6 // noise share when the loss is declared free of noise
 )
 
@@ -132,6 +135,9 @@ func (g *process) evidence(theta, grad []float64) float64 {
 		value -= 0.5 * t * t
 		grad[j] -= t / scaleWidth
 	}
+	t := (theta[d] - math.Log(noisePrior)) / noiseWidth
+	value -= 0.5 * t * t
+	grad[d] -= t / noiseWidth
 	if !g.p.noisy {
 		grad[d] = 0
 	}
@@ -161,13 +167,15 @@ func (g *process) fit(theta []float64, evals int) float64 {
 // their derivatives.
 func (g *process) predict(x []float64, dMean, dDev []float64) (mean, dev float64) {
 	n := len(g.xs)
-	buf := make([]float64, 2*n)
-	k, slope := buf[:n], buf[n:]
+	if len(g.scratch) < 3*n {
+		g.scratch = make([]float64, 3*(n+64))
+	}
+	k, slope, v := g.scratch[:n], g.scratch[n:2*n], g.scratch[2*n:3*n]
 	for i, xi := range g.xs {
 		k[i], slope[i] = g.kernel(x, xi)
 	}
 	mean = floats.Dot(k, g.alpha)
-	v := g.chol.forward(make([]float64, n), k)
+	g.chol.forward(v, k)
 	dev = math.Sqrt(max(g.signal*(1-floats.Dot(v, v)), 1e-18))
 	if dMean == nil {
 		return mean, dev

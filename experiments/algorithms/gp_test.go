@@ -191,7 +191,7 @@ func TestAscendFindsABoundedMaximum(t *testing.T) {
 }
 
 func TestWarp(t *testing.T) {
-	z := warp([]loss{1, 2, 4, 1000, loss(math.Inf(1)), 1.5})
+	z := warp([]loss{1, 2, 4, 1000, loss(math.Inf(1)), 1.5}, 2)
 	for i, y := range []float64{1, 2, 4, 1000, 1000, 1.5} {
 		for j, w := range []float64{1, 2, 4, 1000, 1000, 1.5} {
 			if (y < w) != (z[i] < z[j]) {
@@ -203,7 +203,7 @@ func TestWarp(t *testing.T) {
 		t.Errorf("one terrible loss still flattens the rest: %v", z)
 	}
 	for _, flat := range [][]loss{{7, 7, 7}, {1e100, -1e100, 1e-300, 1e-300}, {0, 0, 0, 5}} {
-		for _, v := range warp(flat) {
+		for _, v := range warp(flat, float64(flat[1])) {
 			if math.IsNaN(v) || math.IsInf(v, 0) {
 				t.Errorf("warp(%v) has %v", flat, v)
 			}

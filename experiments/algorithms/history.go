@@ -25,6 +25,7 @@ type Record struct {
 // belongs to one goroutine at a time; JSON is its serial form.
 type History struct {
 	types map[string]map[string][]Record
+	pairs int // of task type and algorithm
 }
 
 // Add appends a record, forgetting the oldest of its task type and algorithm beyond
@@ -34,7 +35,8 @@ func (h *History) Add(taskType, algorithm string, r Record) error {
 	if !(r.Score >= 0 && r.Score <= 1) {
 		return outrigger.Errorf(outrigger.Invalid, "score %v of %s on %q is outside [0,1]; build it with Score", r.Score, algorithm, taskType)
 	}
-	if len(h.types[taskType][algorithm]) == 0 && h.keys() >= MaxHistoryKeys {
+	fresh := len(h.types[taskType][algorithm]) == 0
+	if fresh && h.pairs >= MaxHistoryKeys {
 		return outrigger.Errorf(outrigger.Exhausted, "history holds %d pairs of task type and algorithm, the limit; use fewer task types", MaxHistoryKeys)
 	}
 	if h.types == nil {
@@ -43,19 +45,15 @@ func (h *History) Add(taskType, algorithm string, r Record) error {
 	if h.types[taskType] == nil {
 		h.types[taskType] = map[string][]Record{}
 	}
+	if fresh {
+		h.pairs++
+	}
 	rs := append(h.types[taskType][algorithm], r)
 	if len(rs) > MaxRecords {
 		rs = slices.Delete(rs, 0, len(rs)-MaxRecords)
 	}
 	h.types[taskType][algorithm] = rs
 	return nil
-}
-
-func (h *History) keys() (n int) {
-	for _, m := range h.types {
-		n += len(m)
-	}
-	return n
 }
 
 // Records returns a copy of what is kept, oldest first.

@@ -28,6 +28,7 @@ type Optimizer interface {
 	// twice is refused), Invalid for a loss that is NaN or beyond ±1e100.
 	Tell(results []Result) error
 	// Best returns the told trial with the lowest loss; ok is false while there is none.
+	// With a noisy loss that is partly luck: confirm it by an experiment.
 	Best() (best Evaluated, ok bool)
 	// State serialises everything, pending trials included, for Algorithm.Restore.
 	State() []byte

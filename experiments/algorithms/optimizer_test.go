@@ -2,7 +2,6 @@ package algorithms
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"math"
 	"slices"
@@ -343,8 +342,8 @@ func TestMixedSpace(t *testing.T) {
 	}
 }
 
-// Noise of a tenth of the function's range: those that claim to stand it get closer to
-// the true optimum than the typical random point of equal budget.
+// Noise of ±2, on losses of 0 to about 200: those that claim to stand it get closer to
+// the true optimum than random search, whose luckiest draw is rarely its best.
 func TestNoise(t *testing.T) {
 	o := sphere(t)
 	for _, a := range Builtin() {
@@ -365,60 +364,8 @@ func TestNoise(t *testing.T) {
 			best, _ := opt.Best()
 			got = append(got, o.f(at(o.space, best.Params)))
 		}
-		if m := median(got); m > 4 {
-			t.Errorf("%s: median true loss %.3g under noise, random search has about 6", a.ID, m)
+		if m := median(got); m > 2 {
+			t.Errorf("%s: median true loss %.3g under noise, want at most 2; random search has about 9", a.ID, m)
 		}
 	}
-}
-
-// FuzzRestore edits states: whatever Restore accepts must run on without a panic,
-// inside the space, and never fall silent.
-func FuzzRestore(f *testing.F) {
-	for _, a := range Builtin() {
-		for _, n := range []int{0, 3, 14, 25} {
-			o := start1(f, a, Config{Space: suited(f, a), Seed: 3, Budget: 30})
-			for trials := o.Ask(2); len(trials) > 0; trials = o.Ask(2) {
-				if n -= len(trials); n < 0 {
-					break
-				}
-				for _, tr := range trials {
-					tell(f, o, Result{ID: tr.ID, Loss: mixedLoss(tr.Params)})
-				}
-			}
-			f.Add(o.State())
-		}
-	}
-	f.Fuzz(func(t *testing.T, state []byte) {
-		o, err := Restore(state)
-		if err != nil {
-			return
-		}
-		var head struct {
-			Config  Config    `json:"config"`
-			Pending []pending `json:"pending"`
-		}
-		if err := json.Unmarshal(state, &head); err != nil {
-			t.Fatal(err)
-		}
-		for _, p := range head.Pending {
-			tell(t, o, Result{ID: p.ID, Loss: float64(p.ID)})
-		}
-		left := true
-		for i := 0; i < 20 && left; i++ {
-			trials := o.Ask(1)
-			left = len(trials) > 0
-			for _, tr := range trials {
-				if err := head.Config.Space.Check(tr.Params); err != nil {
-					t.Fatal(err)
-				}
-				tell(t, o, Result{ID: tr.ID, Loss: float64(i%3) - 1})
-			}
-		}
-		var end struct {
-			Asked int `json:"asked"`
-		}
-		if err := json.Unmarshal(o.State(), &end); err != nil || !left && end.Asked < head.Config.Budget {
-			t.Fatalf("fell silent after %d of %d (%v)", end.Asked, head.Config.Budget, err)
-		}
-	})
 }

@@ -284,7 +284,7 @@ func TestHistoryBoundsAndJSON(t *testing.T) {
 	if err := json.Unmarshal([]byte(`{"t":{"a":[{"score":2}]}}`), &back); !outrigger.IsKind(err, outrigger.Invalid) || len(back.Records("t", "b")) != 1 {
 		t.Errorf("a bad history gave %v and left %v", err, back.TaskTypes())
 	}
-	for k := h.keys(); k < MaxHistoryKeys; k++ {
+	for k := h.pairs; k < MaxHistoryKeys; k++ {
 		if err := h.Add(fmt.Sprint("type-", k), "a", Record{}); err != nil {
 			t.Fatal(err)
 		}
