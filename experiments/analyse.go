@@ -316,7 +316,7 @@ func (a analysis) look(out *Result) error {
 	}
 	t := min(1, out.Information)
 	due := (math.Floor(last*looks+1e-9) + 1) / looks
-	if last >= 1 || t < min(due, 1)-1e-12 || t-last < 1e-6 || a.data.Elapsed < a.plan.MinDuration {
+	if last >= 1 || t < min(due, 1)-1e-12 || t-last < minLookGap || a.data.Elapsed < a.plan.MinDuration {
 		return nil
 	}
 	for _, c := range out.Primary {

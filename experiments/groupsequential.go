@@ -24,7 +24,7 @@ func OBrienFlemingSpending(alpha, t float64) float64 {
 // Boundaries returns for each look the |z| at or above which to stop, such that under
 // no effect the looks together stop with probability alpha (two-sided), spent by
 // OBrienFlemingSpending. fractions are the looks' information fractions, ascending in
-// (0, 1]; only past looks matter to a boundary, so they need not be planned. A boundary
+// (0, 1] by at least 1e-4; only past looks matter to a boundary, so they need not be planned. A boundary
 // is 40, which nothing crosses, where less than 1e-14 may be spent. Errors have kind Invalid; at most 1 000
 // looks. The boundaries come from numerical integration over the paths that have not
 // stopped (Armitage, McPherson and Rowe 1969; Jennison and Turnbull 2000, ch. 19).
@@ -80,15 +80,17 @@ func CrossingProbabilities(boundaries, fractions []float64, drift float64) ([]fl
 // neverCrossed is a boundary in standard errors beyond all probability.
 const neverCrossed = 40.0
 
+// minLookGap is how close looks may be: closer would need a finer grid than is used.
+const minLookGap = 1e-4
+
 func checkFractions(fractions []float64) error {
 	if len(fractions) > 1000 {
 		return invalid("%d looks; the limit is 1000", len(fractions))
 	}
 	last := 0.0
 	for i, t := range fractions {
-		// Looks closer than 1e-6 of the information would need a finer grid than is used.
-		if !(t-last >= 1e-6 && t <= 1) {
-			return invalid("look %d is at information fraction %v after %v; fractions ascend in (0, 1] by at least 1e-6", i+1, t, last)
+		if !(t-last >= minLookGap && t <= 1) {
+			return invalid("look %d is at information fraction %v after %v; fractions ascend in (0, 1] by at least %v", i+1, t, last, minLookGap)
 		}
 		last = t
 	}

@@ -172,8 +172,9 @@ func (j Joint) Merge(o Joint) Joint {
 		out.Sum[i] = j.Sum[i] + o.Sum[i]
 	}
 	for a := range variables {
-		for b := range variables {
+		for b := a; b < variables; b++ {
 			out.Dev[a][b] = j.Dev[a][b] + o.Dev[a][b] + w*d[a]*d[b]
+			out.Dev[b][a] = out.Dev[a][b]
 		}
 	}
 	return out
