@@ -429,9 +429,16 @@ func (l *loop) adopt(c *conn) {
 
 // drain stops accepting and closes what has nothing to do.
 func (l *loop) drain() {
+	if l.accepting {
+		l.accept() // who is connected already is not turned away with a reset
+	}
 	l.draining = true
 	l.acceptOff()
 	l.retryAt = 0
+	if l.listen {
+		unix.Close(l.g.listener)
+		l.g.listener = -1
+	}
 	for _, c := range l.conns {
 		if c == nil || c.finishSoon() {
 			continue

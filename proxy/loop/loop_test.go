@@ -279,9 +279,9 @@ func TestRawExchanges(t *testing.T) {
 		})
 		t.Run("refusals", func(t *testing.T) {
 			for head, status := range map[string]int{
-				"GET / HTTP/1.1\r\n\r\n":                        400,
-				"GET / HTTP/1.1\nHost: a\n\n":                   400,
-				"GET / HTTP/3.0\r\nHost: a\r\n\r\n":             505,
+				"GET / HTTP/1.1\r\n\r\n":                         400,
+				"GET / HTTP/1.1\nHost: a\n\n":                    400,
+				"GET / HTTP/3.0\r\nHost: a\r\n\r\n":              505,
 				"GET / HTTP/1.1\r\nHost: a\r\nExpect: x\r\n\r\n": 417,
 				"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n": 400,
 				"GET / HTTP/1.1\r\nHost: a\r\nX: " + strings.Repeat("y", 70000) + "\r\n\r\n":            431,
@@ -361,6 +361,7 @@ func TestTimeouts(t *testing.T) {
 			})}
 	}
 	each(t, o, func(t *testing.T, s *server) {
+		t.Parallel()
 		t.Run("slow header", func(t *testing.T) { // a byte now and then does not extend it
 			c := s.dial(t)
 			begin := time.Now()
@@ -721,3 +722,5 @@ func TestHandlerFeatures(t *testing.T) {
 }
 
 type stepKey struct{}
+
+func declineAll(_ *http1.Request, dst []byte) ([]byte, bool) { return dst, false }

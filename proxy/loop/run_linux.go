@@ -52,8 +52,8 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 	<-ctx.Done()
 	s.draining.Store(true)
 	defer s.draining.Store(false)
+	l.Close() // our duplicate keeps the socket open until the acceptor has drained
 	g.all(commandDrain)
-	l.Close()
 	grace := time.NewTimer(s.o.Grace)
 	defer grace.Stop()
 	select {
