@@ -319,3 +319,6 @@ func toJSON(v *pb.Variable) variableJSON {
 		CreatedAt: wire.Time(v.GetCreatedAt()), UpdatedAt: wire.Time(v.GetUpdatedAt()),
 	}
 }
+
+// VariableJSON is the body of the answer to a GET of one variable.
+func VariableJSON(v *pb.Variable) ([]byte, error) { return encode(toJSON(v)) }
