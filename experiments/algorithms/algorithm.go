@@ -11,7 +11,7 @@ import (
 // Family groups algorithms by how they search.
 type Family string
 
-// The families; the first four are those of the seed registry.
+// The families; the first four are those of the seed design's registry.
 const (
 	GradientBased Family = "gradient_based"
 	Evolutionary  Family = "evolutionary"

@@ -10,7 +10,7 @@ import (
 // annealer is simulated annealing (Kirkpatrick, Gelatt and Vecchi 1983). A short
 // space-filling design gives the starting point, its best, and the spread of losses
 // that calibrates T0; the temperature then falls geometrically to 1e-4·T0 over the
-// budget, and the step size follows it. The seed's fixed T0 = 100, cooled by 0.95 each
+// budget, and the step size follows it. The seed design's fixed T0 = 100, cooled by 0.95 each
 // step, is available through the settings.
 type annealer struct {
 	p        *problem

@@ -1,6 +1,6 @@
 package algorithms
 
-// builtins lists the built-in algorithms: the seed's five and the four others that the
+// builtins lists the built-in algorithms: the seed design's five and the four others that the
 // sanity task and the budget table need.
 func builtins() []builtin {
 	all := []Kind{Float, Int, Categorical, Boolean}

@@ -24,7 +24,7 @@ type individual struct {
 	Y loss
 }
 
-// size is min(40, budget/5), at least 4: the seed's 100 would spend a budget of 200
+// size is min(40, budget/5), at least 4: the seed design's 100 would spend a budget of 200
 // half on random points.
 func (g *genetic) size() int {
 	if n := int(g.p.set["population_size"]); n > 0 {

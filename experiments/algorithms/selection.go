@@ -58,8 +58,8 @@ type Choice struct {
 	Probability float64
 }
 
-// Trialled is a running experiment between algorithms on one task type.
-type Trialled struct {
+// Comparison is a running experiment between algorithms on one task type.
+type Comparison struct {
 	Salt string
 	Arms []experiments.Allocation // Name is an Info.ID; buckets may be left uncovered
 }
@@ -69,7 +69,7 @@ type Selector struct {
 	Strategy   Strategy
 	Algorithms []Info
 	History    *History            // nil means empty
-	Running    map[string]Trialled // by task type, for Experimental
+	Running    map[string]Comparison // by task type, for Experimental
 	// InverseTemperature multiplies scores before the exponential of
 	// PerformanceWeighted. 0 fits it to their spread: ten between worst and best. A fixed
 	// 5, the value of the seed design, is nearly uniform for scores in [0,1].

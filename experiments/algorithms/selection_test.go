@@ -175,7 +175,7 @@ func TestExperimentalFollowsTheBuckets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := Selector{Strategy: Experimental, Algorithms: infos(), Running: map[string]Trialled{"t": {"salt", arms}}}
+	s := Selector{Strategy: Experimental, Algorithms: infos(), Running: map[string]Comparison{"t": {"salt", arms}}}
 	r := rand.New(rand.NewPCG(1, 1))
 	count := map[string]int{}
 	for k := range 2000 {
@@ -203,7 +203,7 @@ func TestExperimentalFollowsTheBuckets(t *testing.T) {
 			t.Errorf("%+v: %+v, want performance_weighted with reason %q", task, c, want)
 		}
 	}
-	s.Running["t"] = Trialled{"salt", arms[:1]}
+	s.Running["t"] = Comparison{"salt", arms[:1]}
 	if c := s.Select(Task{Type: "t", Unit: unitIn(t, 3000, 10_000)}, r); !c.Fallback || !strings.Contains(c.Reason, "outside") {
 		t.Errorf("an uncovered bucket gave %+v", c)
 	}
