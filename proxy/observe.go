@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -11,17 +12,19 @@ import (
 // not fit is touched by its next read.
 const maxTouches = 8192
 
-// touches is the set of sessions that cached reads used since the last report: their
-// sliding expiry moves when the control plane hears of it.
+// touches is the set of sessions that reads used since the last report: their sliding
+// expiry moves when the control plane hears of it.
 type touches struct {
 	mu   sync.Mutex
-	seen map[string]struct{} // "tenant/session"
+	seen map[touched]struct{}
 }
 
-func newTouches() *touches { return &touches{seen: map[string]struct{}{}} }
+type touched struct{ tenant, session string }
+
+func newTouches() *touches { return &touches{seen: map[touched]struct{}{}} }
 
 func (t *touches) add(tenant, session string) {
-	key := tenant + "/" + session
+	key := touched{tenant, session}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.seen) < maxTouches {
@@ -29,6 +32,7 @@ func (t *touches) add(tenant, session string) {
 	}
 }
 
+// drain returns what was touched as "tenant/session", sorted, and forgets it.
 func (t *touches) drain() []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -37,9 +41,10 @@ func (t *touches) drain() []string {
 	}
 	out := make([]string, 0, len(t.seen))
 	for k := range t.seen {
-		out = append(out, k)
+		out = append(out, k.tenant+"/"+k.session)
 	}
 	clear(t.seen)
+	slices.Sort(out)
 	return out
 }
 

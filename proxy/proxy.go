@@ -11,26 +11,29 @@
 // paths), or on to the configured upstream. TLS and unknown protocols are passed to the
 // upstream address as they are when there is one, and refused otherwise.
 //
+// HTTP/2 in the clear carries gRPC only; an application that calls models speaks HTTP/1.
+//
 // Promises: the listener answers as soon as Run starts, before the first policy and
 // with the control plane away (what can be answered is, the rest fails with a clear
-// error); at the end no new request is taken and those in flight get Grace to finish,
-// streams included. Everything has a bound: header and body sizes, connections being
-// looked at, concurrent gRPC streams, sessions remembered for touching.
+// error). At the end no new connection or request is taken, watches end at once, and
+// everything else in flight gets Grace to finish, streams and tunnels included; then it
+// is cut, and what it reported is sent last. Everything has a bound: header and body
+// sizes, connections being looked at, concurrent gRPC streams, tunnels, sessions
+// remembered for touching.
 package proxy
 
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strings"
 	"time"
 
 	"go.opentelemetry.io/otel/metric"
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
 	"github.com/outrigger-mesh/outrigger"
@@ -57,7 +60,7 @@ type Options struct {
 	// Reports is where observations go; nil = nowhere.
 	Reports grpc.ClientConnInterface
 
-	AutoCreateSessions bool
+	AutoCreateSessions bool // the first use of a session creates it
 	// UpstreamGRPC takes gRPC calls the sidecar does not serve (tools); nil = none.
 	UpstreamGRPC grpc.ClientConnInterface
 	// UpstreamHTTP takes HTTP requests the sidecar does not serve; nil = 404.
@@ -86,6 +89,14 @@ type Sidecar struct {
 	touches   *touches
 	reported  hits             // what earlier deltas said; owned by collect
 	reporter  *report.Reporter // nil without Reports
+
+	transport *http.Transport // to models and to UpstreamHTTP
+	guard     *upstream.Guard // of everything dialled; nil with an injected network
+	draining  chan struct{}   // closed when no more is taken
+	life      context.Context // ends when what is left at the end of Grace is cut
+	cut       context.CancelFunc
+	http1     *inflight // requests being handled
+	tunnels   *inflight
 }
 
 // New wires a sidecar; it starts nothing. Errors have kind Invalid.
@@ -99,14 +110,23 @@ func New(o Options) (*Sidecar, error) {
 	if o.Reader == nil || o.Authority == nil || o.Policy == nil {
 		return nil, outrigger.Errorf(outrigger.Invalid, "proxy: Reader, Authority and Policy are required")
 	}
-	s := &Sidecar{opts: o, counters: new(variable.Counters), touches: newTouches()}
-	if err := s.wireInference(); err != nil {
+	s := &Sidecar{opts: o, counters: new(variable.Counters), touches: newTouches(), draining: make(chan struct{}),
+		http1: newInflight(), tunnels: newInflight()}
+	s.life, s.cut = context.WithCancel(context.Background())
+	s.wireUpstream()
+	var others http.Handler
+	if o.UpstreamHTTP != nil {
+		others = upstream.NewForwarder(upstream.ForwarderOptions{Transport: s.transport, Base: o.UpstreamHTTP, Logger: o.Logger})
+	}
+	var err error
+	if s.inference, err = inference.New(inference.Options{Policy: o.Policy, Region: o.Node.Region, Order: orderByRegion,
+		Transport: s.transport, Passthrough: others, Logger: o.Logger, Meter: o.Meter}); err != nil {
 		return nil, err
 	}
 	vo := variable.Options{Reader: o.Reader, Authority: o.Authority, AutoCreateSessions: o.AutoCreateSessions,
-		Touched: s.touches.add, Counters: s.counters, Logger: o.Logger}
+		Touched: s.touches.add, Counters: s.counters, Draining: s.draining, Logger: o.Logger}
 	s.wireGRPC(vo)
-	s.wireHTTP(vo)
+	s.wireHTTP(vo, others)
 	s.door = intercept.New(intercept.Options{Logger: o.Logger, Refused: s.passTCP})
 	if o.Reports != nil {
 		s.reporter = report.New(report.Options{Conn: o.Reports, Node: wire.NodePB(o.Node), Start: o.Start,
@@ -115,37 +135,23 @@ func New(o Options) (*Sidecar, error) {
 	return s, nil
 }
 
-// modelGuard lets model endpoints be on this machine: operators name them, not clients.
-func (s *Sidecar) modelGuard() *upstream.Guard {
-	return upstream.NewGuard(upstream.GuardOptions{Own: s.opts.Own, Allow: []upstream.Rule{
-		{Prefix: netip.MustParsePrefix("127.0.0.0/8")}, {Prefix: netip.MustParsePrefix("::1/128")}}})
-}
-
-func (s *Sidecar) wireInference() (err error) {
-	// An injected network has names, not addresses, so there is nothing to guard.
-	to := upstream.TransportOptions{Dial: s.opts.Dial}
+// wireUpstream makes the pool of connections to models and to UpstreamHTTP. Both may be
+// on this machine: operators name them, not clients. An injected network has names, not
+// addresses, so there is nothing to guard.
+func (s *Sidecar) wireUpstream() {
 	if s.opts.Dial == nil {
-		to.Guard = s.modelGuard()
+		s.guard = upstream.NewGuard(upstream.GuardOptions{Own: s.opts.Own, Allow: []upstream.Rule{
+			{Prefix: netip.MustParsePrefix("127.0.0.0/8")}, {Prefix: netip.MustParsePrefix("::1/128")}}})
 	}
-	rt := upstream.NewTransport(to)
-	var pass http.Handler
-	if s.opts.UpstreamHTTP != nil {
-		pass = upstream.NewForwarder(upstream.ForwarderOptions{Transport: rt, Base: s.opts.UpstreamHTTP, Logger: s.opts.Logger})
-	}
-	s.inference, err = inference.New(inference.Options{Policy: s.opts.Policy, Region: s.opts.Node.Region, Order: orderByRegion,
-		Transport: rt, Passthrough: pass, Logger: s.opts.Logger, Meter: s.opts.Meter})
-	return err
+	s.transport = upstream.NewTransport(upstream.TransportOptions{Dial: s.opts.Dial, Guard: s.guard})
 }
 
 // Limits of the gRPC side.
-const (
-	maxGRPCStreams = 4096
-	maxGRPCMessage = 16 << 20
-)
+const maxGRPCStreams = 4096 // per connection
 
 func (s *Sidecar) wireGRPC(vo variable.Options) {
 	s.grpc = grpc.NewServer(grpc.ForceServerCodecV2(variable.Codec()), grpc.UnknownServiceHandler(variable.Forward(s.opts.UpstreamGRPC)),
-		grpc.MaxConcurrentStreams(maxGRPCStreams), grpc.MaxRecvMsgSize(maxGRPCMessage))
+		grpc.MaxConcurrentStreams(maxGRPCStreams), grpc.MaxRecvMsgSize(variable.MaxMessage), grpc.WaitForHandlers(true))
 	snakepit.RegisterBridgeServiceServer(s.grpc, variable.NewBridge(vo))
 	pb.RegisterVariablesServer(s.grpc, variable.NewNative(vo))
 }
@@ -157,17 +163,18 @@ const (
 	maxHeader     = 64 << 10
 )
 
-func (s *Sidecar) wireHTTP(vo variable.Options) {
+func (s *Sidecar) wireHTTP(vo variable.Options, others http.Handler) {
 	vars := http.NewServeMux()
 	rest.Register(vars, rest.VariableRoutes(variable.NewNative(vo)))
-	var others http.Handler = http.HandlerFunc(notServed)
-	if s.opts.UpstreamHTTP != nil {
-		others = upstream.NewForwarder(upstream.ForwarderOptions{Base: s.opts.UpstreamHTTP, Logger: s.opts.Logger,
-			Transport: upstream.NewTransport(upstream.TransportOptions{Dial: s.opts.Dial, Guard: s.modelGuard()})})
+	if others == nil {
+		others = http.HandlerFunc(notServed)
 	}
 	s.http = &http.Server{ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
-		ErrorLog: slog.NewLogLogger(s.opts.Logger.Handler(), slog.LevelDebug),
+		ErrorLog:    slog.NewLogLogger(s.opts.Logger.Handler(), slog.LevelDebug),
+		BaseContext: func(net.Listener) context.Context { return s.life },
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			s.http1.enter()
+			defer s.http1.leave()
 			switch {
 			case s.inference.Match(r):
 				s.inference.ServeHTTP(w, r)
@@ -180,78 +187,11 @@ func (s *Sidecar) wireHTTP(vo variable.Options) {
 }
 
 func isVariablePath(p string) bool {
-	return len(p) > len("/v1/variables/") && p[:len("/v1/variables/")] == "/v1/variables/" ||
-		p == "/v1/sessions" || len(p) > len("/v1/sessions/") && p[:len("/v1/sessions/")] == "/v1/sessions/"
+	return strings.HasPrefix(p, "/v1/variables/") || p == "/v1/sessions" || strings.HasPrefix(p, "/v1/sessions/")
 }
 
 func notServed(w http.ResponseWriter, r *http.Request) {
 	status.WriteHTTP(w, outrigger.Errorf(outrigger.NotFound, "%s %s not found: the sidecar serves variables and model calls; set --upstream-http to pass others on", r.Method, r.URL.Path))
-}
-
-// passTCP takes connections that are neither HTTP nor h2c.
-func (s *Sidecar) passTCP(c net.Conn, p intercept.Protocol) {
-	defer c.Close()
-	if s.opts.UpstreamTCP == "" {
-		s.opts.Logger.Debug("connection refused: no --upstream-tcp", "protocol", p, "from", c.RemoteAddr())
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	dial := s.opts.Dial
-	if dial == nil {
-		dial = (&net.Dialer{}).DialContext
-		dial = upstream.GuardedDial(dial, s.modelGuard(), 5*time.Second)
-	}
-	out, err := dial(ctx, "tcp", s.opts.UpstreamTCP)
-	if err != nil {
-		s.opts.Logger.Warn("pass-through failed", "upstream", s.opts.UpstreamTCP, "error", err)
-		return
-	}
-	defer out.Close()
-	if _, err := upstream.Tunnel(context.Background(), c, out, upstream.TunnelOptions{}); err != nil {
-		s.opts.Logger.Debug("tunnel ended", "error", err)
-	}
-}
-
-// Run serves l until ctx ends, then drains within Grace. It returns when everything has
-// ended; the error says what failed, nil after an orderly end.
-func (s *Sidecar) Run(ctx context.Context, l net.Listener) error {
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.door.Run(ctx, l) })
-	g.Go(func() error { return ended(ctx, s.http.Serve(s.door.HTTP1())) })
-	g.Go(func() error { return ended(ctx, s.grpc.Serve(s.door.HTTP2())) })
-	g.Go(func() error { <-ctx.Done(); return s.drain(ctx) })
-	if s.reporter != nil {
-		g.Go(func() error { return s.reporter.Run(ctx) })
-	}
-	return g.Wait()
-}
-
-// ended hides the error a server returns because the door was closed on purpose.
-func ended(ctx context.Context, err error) error {
-	if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
-		return nil
-	}
-	return err
-}
-
-// drain lets requests in flight finish, then cuts what is left.
-func (s *Sidecar) drain(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.Grace)
-	defer cancel()
-	stopped := make(chan struct{})
-	go func() { s.grpc.GracefulStop(); close(stopped) }()
-	if err := s.http.Shutdown(ctx); err != nil {
-		s.opts.Logger.Warn("requests were cut at the end of the grace", "grace", s.opts.Grace)
-		s.http.Close()
-	}
-	select {
-	case <-stopped:
-	case <-ctx.Done():
-		s.grpc.Stop()
-		<-stopped
-	}
-	return nil
 }
 
 // Handler serves the sidecar's own page: GET /stats, JSON.

@@ -2,6 +2,9 @@ package variable
 
 import (
 	"context"
+	"errors"
+	"maps"
+	"slices"
 	"strconv"
 
 	"google.golang.org/grpc"
@@ -62,6 +65,7 @@ func (b *Bridge) InitializeSession(ctx context.Context, r *snakepit.InitializeSe
 	if _, err := b.o.Authority.CreateSession(ctx, &pb.CreateSessionRequest{Tenant: c.tenant, Id: r.SessionId, Metadata: r.Metadata}); err != nil {
 		return nil, status.ToGRPC(err)
 	}
+	setHeader(ctx, authorityHeaders(nil))
 	return &snakepit.InitializeSessionResponse{Success: true}, nil
 }
 
@@ -75,6 +79,7 @@ func (b *Bridge) CleanupSession(ctx context.Context, r *snakepit.CleanupSessionR
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
+	setHeader(ctx, authorityHeaders(nil))
 	return &snakepit.CleanupSessionResponse{Success: true, ResourcesCleaned: out.VariablesRemoved}, nil
 }
 
@@ -88,6 +93,7 @@ func (b *Bridge) GetSession(ctx context.Context, r *snakepit.GetSessionRequest) 
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
+	setHeader(ctx, authorityHeaders(nil))
 	return &snakepit.GetSessionResponse{SessionId: s.Id, Metadata: s.Metadata, CreatedAt: s.CreatedAt, VariableCount: s.VariableCount}, nil
 }
 
@@ -101,6 +107,7 @@ func (b *Bridge) Heartbeat(ctx context.Context, r *snakepit.HeartbeatRequest) (*
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
+	setHeader(ctx, authorityHeaders(nil))
 	return &snakepit.HeartbeatResponse{ServerTime: timestamppb.Now(), SessionValid: len(out.Unknown) == 0}, nil
 }
 
@@ -119,6 +126,7 @@ func (b *Bridge) RegisterVariable(ctx context.Context, r *snakepit.RegisterVaria
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
+	setHeader(ctx, authorityHeaders(out.Version))
 	return &snakepit.RegisterVariableResponse{Success: true, VariableId: out.Id}, nil
 }
 
@@ -139,52 +147,38 @@ func (b *Bridge) GetVariable(ctx context.Context, r *snakepit.GetVariableRequest
 	return &snakepit.GetVariableResponse{Variable: variableToBridge(a.Variable), FromCache: a.Tier != outrigger.TierOrigin}, nil
 }
 
-// setHeader adds response metadata; it fails only when the call is over already.
-func setHeader(ctx context.Context, md metadata.MD) {
-	if err := grpc.SetHeader(ctx, md); err != nil {
-		return
-	}
-}
-
-// GetVariables reads many; what does not exist is listed, not an error.
+// GetVariables reads many; what does not exist is listed, not an error. Metadata is
+// always included.
 func (b *Bridge) GetVariables(ctx context.Context, r *snakepit.BatchGetVariablesRequest) (*snakepit.BatchGetVariablesResponse, error) {
 	c, err := callerOf(ctx)
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
-	if n := len(r.VariableIdentifiers); n > outrigger.MaxBatch {
-		return nil, status.ToGRPC(outrigger.Errorf(outrigger.Exhausted, "variable_identifiers has %d entries, the limit is %d; split the call", n, outrigger.MaxBatch))
-	}
 	if r.BypassCache {
 		c.consistency = outrigger.Consistency{Level: outrigger.Strong}
 	}
-	out := &snakepit.BatchGetVariablesResponse{Variables: map[string]*snakepit.Variable{}}
-	worst := newWorst()
-	for _, id := range r.VariableIdentifiers {
-		a, err := b.read(ctx, c.tenant, r.SessionId, id, c.consistency)
-		if outrigger.IsKind(err, outrigger.NotFound) && !sessionMissing(err, r.SessionId) {
-			out.MissingVariables = append(out.MissingVariables, id)
-			continue
-		}
-		if err != nil {
-			return nil, status.ToGRPC(err)
-		}
-		worst.add(a)
-		out.Variables[id] = variableToBridge(a.Variable)
+	got, err := b.readMany(ctx, c.tenant, r.SessionId, "variable_identifiers", r.VariableIdentifiers, c.consistency)
+	setHeader(ctx, answerHeaders(got.worst))
+	if err != nil {
+		return nil, status.ToGRPC(err)
 	}
-	setHeader(ctx, answerHeaders(worst.Answer))
+	out := &snakepit.BatchGetVariablesResponse{Variables: make(map[string]*snakepit.Variable, len(got.variables)), MissingVariables: got.missing}
+	for id, v := range got.variables {
+		out.Variables[id] = variableToBridge(v)
+	}
 	return out, nil
 }
 
-func sessionMissing(err error, session string) bool {
-	return err.Error() == outrigger.ErrSessionNotFound(session).Error()
-}
+const expectedKey = "expected_version"
 
 // expectedVersion: the wire field cannot tell 0 from unset, so 0 means no check; the
 // metadata key "expected_version" states any version, 0 included.
 func expectedVersion(field int32, md map[string]string) (*int32, map[string]string, error) {
-	text, ok := md["expected_version"]
+	text, ok := md[expectedKey]
 	if !ok {
+		if field < 0 {
+			return nil, nil, outrigger.Errorf(outrigger.Invalid, "expected_version is %d; give a version, or 0 for no check", field)
+		}
 		if field > 0 {
 			return &field, md, nil
 		}
@@ -197,7 +191,7 @@ func expectedVersion(field int32, md map[string]string) (*int32, map[string]stri
 	v := int32(n)
 	rest := make(map[string]string, len(md))
 	for k, x := range md {
-		if k != "expected_version" {
+		if k != expectedKey {
 			rest[k] = x
 		}
 	}
@@ -223,10 +217,13 @@ func (b *Bridge) SetVariable(ctx context.Context, r *snakepit.SetVariableRequest
 	out, err := b.o.Authority.Set(ctx, &pb.SetRequest{Tenant: c.tenant, Session: r.SessionId, Identifier: r.VariableIdentifier,
 		Value: untyped(v), ExpectedVersion: expected, Metadata: md, Options: b.writeOptions()}, grpc.Trailer(&trailer))
 	if err == nil {
+		setHeader(ctx, authorityHeaders(out.Version))
 		return &snakepit.SetVariableResponse{Success: true, NewVersion: out.Version.GetCounter()}, nil
 	}
 	err = status.FromGRPC(err, trailer)
-	if e, ok := err.(*outrigger.Error); ok && e.Kind == outrigger.Conflict {
+	var e *outrigger.Error
+	if errors.As(err, &e) && e.Kind == outrigger.Conflict {
+		setHeader(ctx, authorityHeaders(nil))
 		return &snakepit.SetVariableResponse{ErrorMessage: e.Message, NewVersion: e.Current}, nil
 	}
 	return nil, status.ToGRPC(err)
@@ -236,29 +233,30 @@ func (b *Bridge) SetVariable(ctx context.Context, r *snakepit.SetVariableRequest
 // client sends an integer 1 for a float variable, for example.
 func untyped(v *pb.Value) *pb.Value { return &pb.Value{Json: v.Json, Binary: v.Binary} }
 
-// SetVariables writes many, all or nothing when atomic.
+// SetVariables writes many, all or nothing when atomic. Values that break a constraint
+// are reported by identifier; a variable that does not exist refuses the whole call.
 func (b *Bridge) SetVariables(ctx context.Context, r *snakepit.BatchSetVariablesRequest) (*snakepit.BatchSetVariablesResponse, error) {
 	c, err := callerOf(ctx)
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
 	req := &pb.BatchSetRequest{Tenant: c.tenant, Session: r.SessionId, Atomic: r.Atomic, Metadata: r.Metadata, Options: b.writeOptions()}
-	for id, a := range r.Updates {
-		v, err := valueFromAny(a, "", r.BinaryUpdates[id])
-		if err != nil {
-			return nil, status.ToGRPC(outrigger.Wrap(outrigger.Invalid, err, "update of "+id))
-		}
-		req.Items = append(req.Items, &pb.SetItem{Identifier: id, Value: untyped(v)})
+	if req.Items, err = itemsOf(r); err != nil {
+		return nil, status.ToGRPC(err)
+	}
+	if len(req.Items) == 0 {
+		return b.setNothing(ctx, c.tenant, r.SessionId)
 	}
 	got, err := b.o.Authority.BatchSet(ctx, req)
 	if err != nil {
 		err = status.FromGRPC(err, nil)
-		if outrigger.IsKind(err, outrigger.NotFound) && !sessionMissing(err, r.SessionId) {
+		if outrigger.IsKind(err, outrigger.NotFound) && err.Error() != outrigger.ErrSessionNotFound(r.SessionId).Error() {
 			// Inside a batch the bridge reports an unknown variable as a bad argument.
 			err = outrigger.Errorf(outrigger.Invalid, "%s", err.Error())
 		}
 		return nil, status.ToGRPC(err)
 	}
+	setHeader(ctx, authorityHeaders(nil))
 	out := &snakepit.BatchSetVariablesResponse{Success: len(got.Errors) == 0, Errors: map[string]string{}, NewVersions: map[string]int32{}}
 	for id, e := range got.Errors {
 		out.Errors[id] = e.Message
@@ -269,6 +267,41 @@ func (b *Bridge) SetVariables(ctx context.Context, r *snakepit.BatchSetVariables
 	return out, nil
 }
 
+// itemsOf reads the updates in the order of their identifiers, so that equal calls write
+// equal events.
+func itemsOf(r *snakepit.BatchSetVariablesRequest) ([]*pb.SetItem, error) {
+	if _, ok := r.Metadata[expectedKey]; ok {
+		return nil, outrigger.Errorf(outrigger.Invalid, "metadata expected_version is about one variable; use SetVariable")
+	}
+	for id := range r.BinaryUpdates {
+		if r.Updates[id] == nil {
+			return nil, outrigger.Errorf(outrigger.Invalid, "binary_updates has %q, updates has not; give the value that describes the binary part", id)
+		}
+	}
+	items := make([]*pb.SetItem, 0, len(r.Updates))
+	for _, id := range slices.Sorted(maps.Keys(r.Updates)) {
+		v, err := valueFromAny(r.Updates[id], "", r.BinaryUpdates[id])
+		if err != nil {
+			return nil, outrigger.Errorf(outrigger.Invalid, "updates[%q]: %s", id, err)
+		}
+		items = append(items, &pb.SetItem{Identifier: id, Value: untyped(v)})
+	}
+	return items, nil
+}
+
+// setNothing answers an empty batch, which is a success in a session that exists.
+func (b *Bridge) setNothing(ctx context.Context, tenant, session string) (*snakepit.BatchSetVariablesResponse, error) {
+	_, err := b.o.Authority.GetSession(ctx, &pb.GetSessionRequest{Tenant: tenant, Id: session})
+	if err = status.FromGRPC(err, nil); outrigger.IsKind(err, outrigger.NotFound) {
+		err = b.ensureSession(ctx, tenant, session)
+	}
+	if err != nil {
+		return nil, status.ToGRPC(err)
+	}
+	setHeader(ctx, authorityHeaders(nil))
+	return &snakepit.BatchSetVariablesResponse{Success: true}, nil
+}
+
 // ListVariables lists by pattern ("*" matches any run of characters, anchored).
 func (b *Bridge) ListVariables(ctx context.Context, r *snakepit.ListVariablesRequest) (*snakepit.ListVariablesResponse, error) {
 	c, err := callerOf(ctx)
@@ -276,11 +309,15 @@ func (b *Bridge) ListVariables(ctx context.Context, r *snakepit.ListVariablesReq
 		return nil, status.ToGRPC(err)
 	}
 	got, err := b.o.Authority.List(ctx, &pb.ListRequest{Tenant: c.tenant, Session: r.SessionId, Pattern: r.Pattern})
+	if err = status.FromGRPC(err, nil); outrigger.IsKind(err, outrigger.NotFound) {
+		err = b.ensureSession(ctx, c.tenant, r.SessionId) // a new session has none
+	}
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
+	setHeader(ctx, authorityHeaders(nil))
 	out := &snakepit.ListVariablesResponse{}
-	for _, v := range got.Variables {
+	for _, v := range got.GetVariables() {
 		out.Variables = append(out.Variables, variableToBridge(v))
 	}
 	return out, nil
@@ -292,55 +329,12 @@ func (b *Bridge) DeleteVariable(ctx context.Context, r *snakepit.DeleteVariableR
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
-	if _, err := b.o.Authority.Delete(ctx, &pb.GetRequest{Tenant: c.tenant, Session: r.SessionId, Identifier: r.VariableIdentifier, Options: b.writeOptions()}); err != nil {
+	out, err := b.o.Authority.Delete(ctx, &pb.GetRequest{Tenant: c.tenant, Session: r.SessionId, Identifier: r.VariableIdentifier, Options: b.writeOptions()})
+	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
+	setHeader(ctx, authorityHeaders(out.GetVersion()))
 	return &snakepit.DeleteVariableResponse{Success: true}, nil
-}
-
-// updateTypes are the bridge's words for watch events.
-var updateTypes = map[pb.WatchEvent_Type]string{
-	pb.WatchEvent_INITIAL:   "initial_value",
-	pb.WatchEvent_CHANGED:   "value_change",
-	pb.WatchEvent_DELETED:   "value_change",
-	pb.WatchEvent_HEARTBEAT: "heartbeat",
-}
-
-// WatchVariables sends the present values (if asked), then every change. A deletion
-// arrives as a value_change without a value and with update_metadata deleted=true.
-func (b *Bridge) WatchVariables(r *snakepit.WatchVariablesRequest, stream grpc.ServerStreamingServer[snakepit.VariableUpdate]) error {
-	c, err := callerOf(stream.Context())
-	if err != nil {
-		return status.ToGRPC(err)
-	}
-	events, err := b.o.Authority.Watch(stream.Context(), &pb.WatchRequest{Tenant: c.tenant, Session: r.SessionId,
-		Identifiers: r.VariableIdentifiers, IncludeInitial: r.IncludeInitialValues})
-	if err != nil {
-		return status.ToGRPC(err)
-	}
-	for {
-		ev, err := events.Recv()
-		if err != nil {
-			return status.ToGRPC(err)
-		}
-		if err := stream.Send(updateOf(ev)); err != nil {
-			return err
-		}
-	}
-}
-
-func updateOf(ev *pb.WatchEvent) *snakepit.VariableUpdate {
-	out := &snakepit.VariableUpdate{UpdateType: updateTypes[ev.Type], Timestamp: ev.At, UpdateSource: ev.Actor}
-	if ev.Type == pb.WatchEvent_HEARTBEAT {
-		return out
-	}
-	out.VariableId = ev.Variable.GetId()
-	if ev.Type == pb.WatchEvent_DELETED {
-		out.UpdateMetadata = map[string]string{"deleted": "true"}
-		return out
-	}
-	out.Variable = variableToBridge(ev.Variable)
-	return out
 }
 
 // defaultHistory is how many versions the bridge's history returns unasked.
@@ -360,6 +354,7 @@ func (b *Bridge) GetVariableHistory(ctx context.Context, r *snakepit.GetVariable
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
+	setHeader(ctx, authorityHeaders(nil))
 	out := &snakepit.GetVariableHistoryResponse{}
 	for _, e := range got.Entries {
 		if e.Deleted {
@@ -382,5 +377,6 @@ func (b *Bridge) RollbackVariable(ctx context.Context, r *snakepit.RollbackVaria
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
+	setHeader(ctx, authorityHeaders(v.Version))
 	return &snakepit.RollbackVariableResponse{Success: true, Variable: variableToBridge(v)}, nil
 }

@@ -21,21 +21,25 @@ const (
 // valueFromAny reads a bridge value: raw JSON under a snakepit type URL, not a
 // serialised message. declared is the type named elsewhere in the call, or "".
 func valueFromAny(a *anypb.Any, declared string, binary []byte) (*pb.Value, error) {
-	t := declared
-	if a != nil {
-		u, ok := strings.CutPrefix(a.TypeUrl, typePrefix)
-		if !ok {
-			u, ok = strings.CutPrefix(a.TypeUrl, legacyPrefix)
-		}
-		u = strings.TrimSuffix(u, binarySuffix)
-		if ok && t == "" {
-			t = u
-		}
-	}
 	if a == nil {
 		return nil, outrigger.Errorf(outrigger.Invalid, "the call carries no value")
 	}
+	t := declared
+	if t == "" {
+		t = typeOf(a.TypeUrl)
+	}
 	return &pb.Value{Type: t, Json: a.Value, Binary: binary}, nil
+}
+
+// typeOf reads the variable type out of a type URL; "" if it is not one of the bridge's.
+func typeOf(url string) string {
+	t, ok := strings.CutPrefix(url, typePrefix)
+	if !ok {
+		if t, ok = strings.CutPrefix(url, legacyPrefix); !ok {
+			return ""
+		}
+	}
+	return strings.TrimSuffix(t, binarySuffix)
 }
 
 func anyFromValue(v *pb.Value) *anypb.Any {

@@ -3,10 +3,10 @@ package variable
 import (
 	"context"
 	"io"
-	"strings"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/encoding"
+	_ "google.golang.org/grpc/encoding/gzip" // callers may compress
 	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
@@ -43,11 +43,23 @@ func (c rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
 	return c.CodecV2.Unmarshal(data, v)
 }
 
+// MaxMessage bounds one gRPC message in either direction, in bytes: what the published
+// tool servers accept.
+const MaxMessage = 100 << 20
+
+// listTools is the one forwarded call that has an answer without an upstream: clients
+// make it when they start.
+const listTools = "/snakepit.bridge.BridgeService/GetExposedElixirTools"
+
 // Forward returns the handler of calls no registered service knows (grpc.
-// UnknownServiceHandler): they go to upstream byte for byte, with metadata, status
-// details and trailers, for all four kinds of call. Without an upstream the tool
-// listings answer empty, because clients ask for them when they start, and everything
-// else is UNAVAILABLE.
+// UnknownServiceHandler): they go to upstream byte for byte, with metadata, deadline,
+// trailers and status details, for all four kinds of call; either side may end the call
+// first. Only what belongs to a connection (user-agent, :authority, compression) is the
+// sidecar's own. Without an upstream the list of tools is empty and everything else is
+// UNAVAILABLE.
+//
+// A message is held at a time in each direction, of at most MaxMessage bytes; flow
+// control reaches from one end to the other.
 func Forward(upstream grpc.ClientConnInterface) grpc.StreamHandler {
 	return func(_ any, in grpc.ServerStream) error {
 		method, ok := grpc.MethodFromServerStream(in)
@@ -63,15 +75,15 @@ func Forward(upstream grpc.ClientConnInterface) grpc.StreamHandler {
 
 // withoutUpstream answers when no tool server is configured.
 func withoutUpstream(method string, in grpc.ServerStream) error {
-	if strings.HasSuffix(method, "/GetExposedElixirTools") || strings.HasSuffix(method, "/GetExposedTools") {
-		var f frame
-		if err := in.RecvMsg(&f); err != nil {
-			return err
-		}
-		f.data.Free()
-		return in.SendMsg(&frame{}) // an empty message: no tools
+	if method != listTools {
+		return status.ToGRPC(outrigger.Errorf(outrigger.Unavailable, "no server is configured for %s; set the sidecar's --upstream-grpc", method))
 	}
-	return status.ToGRPC(outrigger.Errorf(outrigger.Unavailable, "no server is configured for %s; set the sidecar's --upstream-grpc", method))
+	var f frame
+	if err := in.RecvMsg(&f); err != nil {
+		return err
+	}
+	f.data.Free()
+	return in.SendMsg(&frame{}) // an empty message: no tools
 }
 
 // relay copies both directions until the upstream ends the call.
@@ -79,9 +91,10 @@ func relay(method string, in grpc.ServerStream, upstream grpc.ClientConnInterfac
 	ctx, cancel := context.WithCancel(in.Context())
 	defer cancel()
 	if md, ok := metadata.FromIncomingContext(ctx); ok {
-		ctx = metadata.NewOutgoingContext(ctx, md.Copy())
+		ctx = metadata.NewOutgoingContext(ctx, md) // a copy of its own already
 	}
-	out, err := upstream.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method, grpc.ForceCodecV2(Codec()))
+	out, err := upstream.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method,
+		grpc.ForceCodecV2(Codec()), grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage))
 	if err != nil {
 		return err
 	}
@@ -92,9 +105,7 @@ func relay(method string, in grpc.ServerStream, upstream grpc.ClientConnInterfac
 			cancel() // the caller broke off: end the upstream call
 		}
 	}()
-	err = copyDown(out, in)
-	in.SetTrailer(out.Trailer())
-	return err
+	return copyDown(out, in)
 }
 
 // copyUp moves messages from the caller to the upstream.
@@ -106,27 +117,32 @@ func copyUp(in grpc.ServerStream, out grpc.ClientStream) error {
 		} else if err != nil {
 			return err
 		}
-		// io.EOF means the upstream has ended the call; copyDown has its status.
 		if err := out.SendMsg(&f); err != nil {
-			return nil
+			return nil // the upstream has ended the call; copyDown has its status
 		}
 	}
 }
 
-// copyDown moves messages from the upstream to the caller; nil means status OK.
+// copyDown moves messages from the upstream to the caller; nil means status OK. The
+// trailer may be read only once the upstream has ended the call.
 func copyDown(out grpc.ClientStream, in grpc.ServerStream) error {
 	head, err := out.Header()
 	if err != nil {
+		in.SetTrailer(out.Trailer())
 		return err
 	}
-	if err := in.SendHeader(head); err != nil {
-		return err
+	if head != nil { // else the call was refused without one
+		if err := in.SendHeader(head); err != nil {
+			return err
+		}
 	}
 	for {
 		var f frame
-		if err := out.RecvMsg(&f); err == io.EOF {
-			return nil
-		} else if err != nil {
+		if err := out.RecvMsg(&f); err != nil {
+			in.SetTrailer(out.Trailer())
+			if err == io.EOF {
+				return nil
+			}
 			return err
 		}
 		if err := in.SendMsg(&f); err != nil {

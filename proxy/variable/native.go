@@ -6,9 +6,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
-	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
-	"github.com/outrigger-mesh/outrigger/cache"
 	"github.com/outrigger-mesh/outrigger/internal/status"
 	"github.com/outrigger-mesh/outrigger/internal/wire"
 )
@@ -44,37 +42,12 @@ func (n *Native) BatchGet(ctx context.Context, r *pb.BatchGetRequest) (*pb.Batch
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
-	if k := len(r.Identifiers); k > outrigger.MaxBatch {
-		return nil, status.ToGRPC(outrigger.Errorf(outrigger.Exhausted, "identifiers has %d entries, the limit is %d; split the call", k, outrigger.MaxBatch))
+	got, err := n.readMany(ctx, wire.Tenant(r.Tenant), r.Session, "identifiers", r.Identifiers, c.consistency)
+	setHeader(ctx, answerHeaders(got.worst))
+	if err != nil {
+		return nil, status.ToGRPC(err)
 	}
-	out := &pb.BatchGetResponse{Variables: map[string]*pb.Variable{}}
-	worst := newWorst()
-	for _, id := range r.Identifiers {
-		a, err := n.read(ctx, wire.Tenant(r.Tenant), r.Session, id, c.consistency)
-		if outrigger.IsKind(err, outrigger.NotFound) && !sessionMissing(err, r.Session) {
-			out.Missing = append(out.Missing, id)
-			continue
-		}
-		if err != nil {
-			return nil, status.ToGRPC(err)
-		}
-		worst.add(a)
-		out.Variables[id] = a.Variable
-	}
-	setHeader(ctx, answerHeaders(worst.Answer))
-	return out, nil
-}
-
-// worst folds the answers of a batch into the weakest statement that holds for all.
-type worst struct{ cache.Answer }
-
-func newWorst() *worst {
-	return &worst{cache.Answer{Tier: outrigger.TierProcess, FeedLive: true}}
-}
-
-func (w *worst) add(a cache.Answer) {
-	w.Tier, w.Age = max(w.Tier, a.Tier), max(w.Age, a.Age)
-	w.FeedLive, w.Stale = w.FeedLive && a.FeedLive, w.Stale || a.Stale
+	return &pb.BatchGetResponse{Variables: got.variables, Missing: got.missing}, nil
 }
 
 // forward passes a call on with its outcome, and the trailer that carries a conflict's
@@ -86,7 +59,26 @@ func forward[Req, Resp any](ctx context.Context, r Req, call func(context.Contex
 		// It fails only when the call is over already.
 		_ = grpc.SetTrailer(ctx, trailer)
 	}
+	if err == nil {
+		v, _ := any(out).(interface{ GetVersion() *pb.Version })
+		if v != nil {
+			setHeader(ctx, authorityHeaders(v.GetVersion()))
+		} else {
+			setHeader(ctx, authorityHeaders(nil))
+		}
+	}
 	return out, status.ToGRPC(err)
+}
+
+// auto makes a write create its session as a read would.
+func (n *Native) auto(o **pb.WriteOptions) {
+	if !n.o.AutoCreateSessions {
+		return
+	}
+	if *o == nil {
+		*o = &pb.WriteOptions{}
+	}
+	(*o).AutoCreateSession = true
 }
 
 // CreateSession forwards to the authority.
@@ -116,16 +108,19 @@ func (n *Native) ListSessions(ctx context.Context, r *pb.ListSessionsRequest) (*
 
 // Register forwards to the authority.
 func (n *Native) Register(ctx context.Context, r *pb.RegisterRequest) (*pb.Variable, error) {
+	n.auto(&r.Options)
 	return forward(ctx, r, n.o.Authority.Register)
 }
 
 // Set forwards to the authority.
 func (n *Native) Set(ctx context.Context, r *pb.SetRequest) (*pb.Variable, error) {
+	n.auto(&r.Options)
 	return forward(ctx, r, n.o.Authority.Set)
 }
 
 // BatchSet forwards to the authority.
 func (n *Native) BatchSet(ctx context.Context, r *pb.BatchSetRequest) (*pb.BatchSetResponse, error) {
+	n.auto(&r.Options)
 	return forward(ctx, r, n.o.Authority.BatchSet)
 }
 
@@ -136,6 +131,7 @@ func (n *Native) List(ctx context.Context, r *pb.ListRequest) (*pb.ListResponse,
 
 // Delete forwards to the authority.
 func (n *Native) Delete(ctx context.Context, r *pb.GetRequest) (*pb.DeleteResponse, error) {
+	n.auto(&r.Options)
 	return forward(ctx, r, n.o.Authority.Delete)
 }
 
@@ -146,22 +142,11 @@ func (n *Native) History(ctx context.Context, r *pb.HistoryRequest) (*pb.History
 
 // Rollback forwards to the authority.
 func (n *Native) Rollback(ctx context.Context, r *pb.RollbackRequest) (*pb.Variable, error) {
+	n.auto(&r.Options)
 	return forward(ctx, r, n.o.Authority.Rollback)
 }
 
 // Watch forwards the authority's stream.
 func (n *Native) Watch(r *pb.WatchRequest, stream grpc.ServerStreamingServer[pb.WatchEvent]) error {
-	events, err := n.o.Authority.Watch(stream.Context(), r)
-	if err != nil {
-		return status.ToGRPC(err)
-	}
-	for {
-		ev, err := events.Recv()
-		if err != nil {
-			return status.ToGRPC(err)
-		}
-		if err := stream.Send(ev); err != nil {
-			return err
-		}
-	}
+	return n.watch(r, stream, stream.Send)
 }

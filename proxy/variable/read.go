@@ -5,7 +5,9 @@ import (
 	"log/slog"
 	"strconv"
 	"sync/atomic"
+	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
 	"github.com/outrigger-mesh/outrigger"
@@ -20,7 +22,7 @@ type Reader interface {
 	Get(ctx context.Context, r cache.Request) (cache.Answer, error)
 }
 
-// Options configure the front ends.
+// Options configure the front ends. Reader and Authority are required.
 type Options struct {
 	Reader Reader
 	// Authority takes writes and everything that is not a cached read: the node agent,
@@ -28,15 +30,19 @@ type Options struct {
 	Authority pb.VariablesClient
 	// AutoCreateSessions makes the first use of a session create it.
 	AutoCreateSessions bool
-	// Touched is told of every session a cached read used; the sidecar reports it so that
-	// the sliding expiry moves. May be nil.
+	// Touched is told of every session a read used, if it exists; the sidecar reports it
+	// so that the sliding expiry moves. It must not block. May be nil.
 	Touched func(tenant, session string)
 	// Counters, when given, count the answers; front ends may share one.
 	Counters *Counters
+	// Draining is closed when the sidecar takes no more calls: open watches, which would
+	// last for ever, then end with UNAVAILABLE. Nil = never.
+	Draining <-chan struct{}
 	Logger   *slog.Logger
 }
 
-// Counters count answers to variable reads since start.
+// Counters count answers to variable reads since start: one per variable asked for,
+// also when the answer is that there is none.
 type Counters struct{ Process, Node, Origin, Stale, Errors atomic.Uint64 }
 
 func (c *Counters) count(a cache.Answer, err error) {
@@ -72,21 +78,10 @@ func newCore(o Options) core {
 	return core{o: o}
 }
 
-// read answers one variable by id or name.
+// read answers one variable by id or name. What does not exist is an error, but the
+// answer still says who knows that.
 func (c core) read(ctx context.Context, tenant, session, identifier string, want outrigger.Consistency) (cache.Answer, error) {
-	if err := outrigger.CheckName("session", session); err != nil {
-		return cache.Answer{}, err
-	}
-	if err := outrigger.CheckName("variable identifier", identifier); err != nil {
-		return cache.Answer{}, err
-	}
-	if name, ok := nameOfID(identifier); ok {
-		a, err := c.get(ctx, tenant, session, name, want)
-		if err != nil || (a.Found && a.Variable.GetId() == identifier) {
-			return a, err
-		}
-	}
-	a, err := c.get(ctx, tenant, session, identifier, want)
+	a, err := c.look(ctx, tenant, session, identifier, want)
 	if err != nil || a.Found {
 		return a, err
 	}
@@ -98,11 +93,47 @@ func (c core) read(ctx context.Context, tenant, session, identifier string, want
 	return a, outrigger.ErrVariableNotFound(identifier)
 }
 
-func (c core) get(ctx context.Context, tenant, session, name string, want outrigger.Consistency) (cache.Answer, error) {
-	c.o.Touched(tenant, session)
-	a, err := c.o.Reader.Get(ctx, cache.Request{Key: outrigger.Key{Tenant: tenant, Session: session, Name: name}, Consistency: want, Encoding: -1})
+// look finds out what an identifier names; that it names nothing is no error.
+func (c core) look(ctx context.Context, tenant, session, identifier string, want outrigger.Consistency) (cache.Answer, error) {
+	a, err := c.resolve(ctx, tenant, session, identifier, want)
 	c.o.Counters.count(a, err)
+	if err == nil && (a.Found || a.SessionExists) {
+		c.o.Touched(tenant, session)
+	}
 	return a, err
+}
+
+// resolve tries the identifier as an id first, then as a name. The answer then rests on
+// both look-ups, so it is no better than the worse of them.
+func (c core) resolve(ctx context.Context, tenant, session, identifier string, want outrigger.Consistency) (cache.Answer, error) {
+	if err := checkIdentifier(session, identifier); err != nil {
+		return cache.Answer{}, err
+	}
+	name, ok := nameOfID(identifier)
+	if !ok {
+		return c.get(ctx, tenant, session, identifier, want)
+	}
+	asID, err := c.get(ctx, tenant, session, name, want)
+	if err != nil || asID.Found && asID.Variable.GetId() == identifier {
+		return asID, err
+	}
+	a, err := c.get(ctx, tenant, session, identifier, want)
+	if err == nil {
+		a.Tier, a.Age = max(a.Tier, asID.Tier), max(a.Age, asID.Age)
+		a.FeedLive, a.Stale = a.FeedLive && asID.FeedLive, a.Stale || asID.Stale
+	}
+	return a, err
+}
+
+func checkIdentifier(session, identifier string) error {
+	if err := outrigger.CheckName("session", session); err != nil {
+		return err
+	}
+	return outrigger.CheckName("variable identifier", identifier)
+}
+
+func (c core) get(ctx context.Context, tenant, session, name string, want outrigger.Consistency) (cache.Answer, error) {
+	return c.o.Reader.Get(ctx, cache.Request{Key: outrigger.Key{Tenant: tenant, Session: session, Name: name}, Consistency: want, Encoding: -1})
 }
 
 // ensureSession creates a missing session, or says that it is missing.
@@ -114,22 +145,43 @@ func (c core) ensureSession(ctx context.Context, tenant, session string) error {
 	return status.FromGRPC(err, nil)
 }
 
-// answerHeaders says where an answer came from.
+// answerHeaders says where an answer came from. An answer of nobody (a refused request,
+// or silence) says only that.
 func answerHeaders(a cache.Answer) metadata.MD {
-	feed, stale := "live", ""
+	if a.Tier == outrigger.TierNone {
+		return metadata.Pairs(outrigger.HeaderTier, a.Tier.String())
+	}
+	feed := "live"
 	if !a.FeedLive {
 		feed = "down"
 	}
+	// A bound is rounded up.
+	age := (a.Age + time.Millisecond - 1) / time.Millisecond
 	md := metadata.Pairs(outrigger.HeaderTier, a.Tier.String(), outrigger.HeaderFeed, feed,
-		outrigger.HeaderAge, strconv.FormatInt(a.Age.Milliseconds(), 10))
+		outrigger.HeaderAge, strconv.FormatInt(int64(age), 10))
 	if a.Stale {
-		stale = "true"
-		md.Set(outrigger.HeaderStale, stale)
+		md.Set(outrigger.HeaderStale, "true")
 	}
 	if a.Found {
-		v := a.Variable.GetVersion()
-		md.Set(outrigger.HeaderVersion, strconv.Itoa(int(v.GetCounter())))
-		md.Set(outrigger.HeaderDot, wire.Dot(v.GetDot()).String())
+		setVersion(md, a.Variable.GetVersion())
 	}
 	return md
 }
+
+func setVersion(md metadata.MD, v *pb.Version) {
+	md.Set(outrigger.HeaderVersion, strconv.Itoa(int(v.GetCounter())))
+	md.Set(outrigger.HeaderDot, wire.Dot(v.GetDot()).String())
+}
+
+// authorityHeaders marks what the authority answered, with the version of the one
+// variable concerned, if there is one.
+func authorityHeaders(v *pb.Version) metadata.MD {
+	md := metadata.Pairs(outrigger.HeaderTier, outrigger.TierOrigin.String())
+	if v != nil {
+		setVersion(md, v)
+	}
+	return md
+}
+
+// setHeader adds response metadata; it fails only when the call is over already.
+func setHeader(ctx context.Context, md metadata.MD) { _ = grpc.SetHeader(ctx, md) }

@@ -1,0 +1,176 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/outrigger-mesh/outrigger/proxy/intercept"
+	"github.com/outrigger-mesh/outrigger/proxy/upstream"
+)
+
+// Run serves l until ctx ends, then drains within Grace. It returns when everything has
+// ended; the error says what failed, nil after an orderly end. Call it once.
+func (s *Sidecar) Run(ctx context.Context, l net.Listener) error {
+	g, gctx := errgroup.WithContext(ctx)
+	// Reports go on through the drain: what finishes then must be counted too.
+	reporting, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	if s.reporter != nil {
+		g.Go(func() error { return s.reporter.Run(reporting) })
+	}
+	g.Go(func() error { return s.door.Run(gctx, l) })
+	g.Go(func() error { return ended(gctx, s.http.Serve(s.door.HTTP1())) })
+	g.Go(func() error { return ended(gctx, s.grpc.Serve(s.door.HTTP2())) })
+	g.Go(func() error {
+		<-gctx.Done()
+		s.drain()
+		stop()
+		return nil
+	})
+	err := g.Wait()
+	s.cut() // for a connection that slipped in while the drain began
+	s.http1.wait()
+	s.tunnels.wait()
+	return err
+}
+
+// ended hides the error a server returns because the door was closed on purpose.
+func ended(ctx context.Context, err error) error {
+	if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// drain lets what is in flight finish, cuts what is left, and waits for its end.
+func (s *Sidecar) drain() {
+	close(s.draining)
+	grace, cancel := context.WithTimeout(context.Background(), s.opts.Grace)
+	defer cancel()
+	var all sync.WaitGroup
+	all.Go(s.grpc.GracefulStop)
+	all.Go(func() {
+		// Its error is that of grace; connections that were taken over are not its business.
+		_ = s.http.Shutdown(grace)
+		s.http1.wait()
+	})
+	all.Go(s.tunnels.wait)
+	over := context.AfterFunc(grace, func() {
+		s.opts.Logger.Warn("calls in flight are cut at the end of the grace", "grace", s.opts.Grace,
+			"http", s.http1.count(), "tunnels", s.tunnels.count())
+		s.cut()
+		// It fails only where a connection is broken already.
+		_ = s.http.Close()
+		s.grpc.Stop()
+	})
+	all.Wait()
+	over()
+	s.transport.CloseIdleConnections()
+}
+
+// Limits of passed-through connections.
+const (
+	maxTunnels  = 4096
+	dialTimeout = 5 * time.Second
+)
+
+// passTCP takes connections that are neither HTTP nor h2c. It returns at once: its
+// caller holds one of the places for connections that are being looked at.
+func (s *Sidecar) passTCP(c net.Conn, p intercept.Protocol) {
+	if s.opts.UpstreamTCP == "" {
+		s.opts.Logger.Debug("connection refused: no --upstream-tcp", "protocol", p, "from", c.RemoteAddr())
+		c.Close()
+		return
+	}
+	if s.tunnels.count() >= maxTunnels {
+		s.opts.Logger.Warn("connection refused: too many are passed through", "limit", maxTunnels, "from", c.RemoteAddr())
+		c.Close()
+		return
+	}
+	s.tunnels.enter()
+	go func() {
+		defer s.tunnels.leave()
+		defer c.Close()
+		s.tunnel(c)
+	}()
+}
+
+func (s *Sidecar) tunnel(c net.Conn) {
+	bare, prefix, err := unwrap(c)
+	if err != nil {
+		return // the peer left
+	}
+	out, err := upstream.GuardedDial(s.opts.Dial, s.guard, dialTimeout)(s.life, "tcp", s.opts.UpstreamTCP)
+	if err != nil {
+		s.opts.Logger.Warn("pass-through failed", "upstream", s.opts.UpstreamTCP, "error", err)
+		return
+	}
+	if _, err := upstream.Tunnel(s.life, bare, out, upstream.TunnelOptions{Prefix: prefix}); err != nil {
+		s.opts.Logger.Debug("tunnel ended", "error", err)
+	}
+}
+
+// unwrap returns the connection below c and what was read from it already: bare
+// connections are copied in the kernel and can be closed one direction at a time.
+func unwrap(c net.Conn) (bare net.Conn, prefix []byte, err error) {
+	w, ok := c.(interface{ Unwrap() net.Conn })
+	if !ok {
+		return c, nil, nil
+	}
+	var buf [512]byte
+	for bare = w.Unwrap(); bare == c; bare = w.Unwrap() {
+		n, err := c.Read(buf[:])
+		if err != nil {
+			return nil, nil, err
+		}
+		prefix = append(prefix, buf[:n]...)
+	}
+	return bare, prefix, nil
+}
+
+// inflight counts things under way. Unlike a WaitGroup's, its wait may race with enter.
+type inflight struct {
+	mu    sync.Mutex
+	n     int
+	ended sync.Cond
+}
+
+func newInflight() *inflight {
+	f := &inflight{}
+	f.ended.L = &f.mu
+	return f
+}
+
+func (f *inflight) enter() {
+	f.mu.Lock()
+	f.n++
+	f.mu.Unlock()
+}
+
+func (f *inflight) leave() {
+	f.mu.Lock()
+	f.n--
+	f.mu.Unlock()
+	f.ended.Broadcast()
+}
+
+func (f *inflight) count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.n
+}
+
+// wait blocks until nothing is under way.
+func (f *inflight) wait() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for f.n > 0 {
+		f.ended.Wait()
+	}
+}
