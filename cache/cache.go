@@ -52,7 +52,7 @@
 // and must not be modified.
 //
 // Session tokens, which carry these guarantees across nodes and regions, enter at
-// Request and Answer; see DESIGN in ARCHITECTURE.md, "Consistency".
+// Request and Answer.
 package cache
 
 import (

@@ -16,7 +16,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/cache/shm"
 )
 
-var soakSeeds = flag.Uint64("soak", 4, "how many seeds TestSoak runs")
+var soakSeeds = flag.Uint64("soak", 2, "how many seeds TestSoak runs")
 
 // A seeded soak over the real parts: links are cut and healed, the agent restarts, the
 // private agent comes and goes, frames are lost; other nodes write as well. One writer
@@ -74,7 +74,7 @@ func soak(t *testing.T, seed uint64) {
 	s := w.store(cache.Options{Table: func() *shm.Reader { return w.agent.Load().Table() }, Agent: w.dial("pod", "agent:1"),
 		Origin: w.dial("pod", "origin:1"), Private: seed%2 == 0, Timeout: 200 * time.Millisecond})
 
-	end := time.Now().Add(8 * time.Second)
+	end := time.Now().Add(6 * time.Second)
 	var all sync.WaitGroup
 	all.Go(func() { // the writer, and another node's writes
 		r := rand.New(rand.NewPCG(seed, 1))
