@@ -57,10 +57,7 @@ func TestBetterThanRandom(t *testing.T) {
 			}
 			seeds, budget := seedSlice(t, 0), 200
 			if a.ID == "bayesian_optimization" {
-				seeds = seedSlice(t, 1)
-				if len(seeds) == 1 {
-					budget = 40 // against 200 random ones
-				}
+				seeds, budget = seedSlice(t, 1), 60 // against 200 random ones
 			}
 			var ours []float64
 			for _, s := range seeds {

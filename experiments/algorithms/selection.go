@@ -68,7 +68,7 @@ type Comparison struct {
 type Selector struct {
 	Strategy   Strategy
 	Algorithms []Info
-	History    *History            // nil means empty
+	History    *History              // nil means empty
 	Running    map[string]Comparison // by task type, for Experimental
 	// InverseTemperature multiplies scores before the exponential of
 	// PerformanceWeighted. 0 fits it to their spread: ten between worst and best. A fixed
