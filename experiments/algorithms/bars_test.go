@@ -31,6 +31,9 @@ func TestRegretBars(t *testing.T) {
 		{"cma_es", sphere, 200, 0.1, 0},
 		{"cma_es", branin, 200, 0.001, 0},
 	} {
+		if raceEnabled && bar.slice > 0 && bar.budget > 100 {
+			continue // slow, single-threaded, and the same numbers as without the detector
+		}
 		seeds := seedSlice(t, bar.slice)
 		var ours []float64
 		for _, s := range seeds {
