@@ -55,11 +55,18 @@ func exceeds(a, b distuv.Beta) float64 {
 	slices.Sort(cuts)
 	norm := mathext.Lbeta(a.Alpha, a.Beta)
 	f := func(x float64) float64 {
-		return math.Exp(xlogy(a.Alpha-1, x)+xlog1py(a.Beta-1, -x)-norm) * b.CDF(x)
+		density := math.Exp(xlogy(a.Alpha-1, x) + xlog1py(a.Beta-1, -x) - norm)
+		switch {
+		case density == 0 || x <= lb:
+			return 0
+		case x >= hb:
+			return density
+		}
+		return density * b.CDF(x)
 	}
 	sum := 0.0
 	for i := range cuts[1:] {
-		sum += quad.Fixed(f, cuts[i], cuts[i+1], 64, nil, 0)
+		sum += quad.Fixed(f, cuts[i], cuts[i+1], 24, nil, 0)
 	}
 	return min(1, max(0, sum))
 }
@@ -67,8 +74,11 @@ func exceeds(a, b distuv.Beta) float64 {
 // support bounds where all but 1e-12 or so of a beta variable lies.
 func support(b distuv.Beta) (lo, hi float64) {
 	sd := math.Sqrt(b.Variance())
-	// A skewed tail decays exponentially rather than like a normal one.
-	return max(0, b.Mean()-14*sd), min(1, b.Mean()+30*sd)
+	wide := 8.0
+	if min(b.Alpha, b.Beta) < 200 { // a skewed tail decays exponentially rather than like a normal one
+		wide = 30
+	}
+	return max(0, b.Mean()-wide*sd), min(1, b.Mean()+wide*sd)
 }
 
 func xlog1py(x, y float64) float64 {
