@@ -99,7 +99,11 @@ type Options struct {
 	PrivateBytes int64         // arena of the private agent's table [16 MiB]
 	Encoders     []Encoder
 
-	Clock  func() int64 // the clock leases are set by [node.Clock()]
+	Clock func() int64 // the clock leases are set by [node.Clock()]
+	// Coarse is what Hit compares leases with: never before Clock, and at most a few
+	// milliseconds ahead of it, so that a hit may end early but never outlives its lease.
+	// coarse.New(Clock) is a cheap one, where Clock is not faked [Clock].
+	Coarse func() int64
 	Logger *slog.Logger // [discarded]
 	Meter  metric.Meter // [none]
 }
@@ -128,6 +132,7 @@ type Answer struct {
 type Store struct {
 	o      Options
 	clock  func() int64
+	coarse func() int64 // an upper bound of clock
 	tier   *tier.Cache[*entry]
 	agent  *peer // nil when there is none
 	origin *peer
@@ -166,7 +171,7 @@ func New(o Options) (*Store, error) {
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
-	s := &Store{o: o, clock: o.Clock, seed: maphash.MakeSeed()}
+	s := &Store{o: o, clock: o.Clock, coarse: o.Coarse, seed: maphash.MakeSeed()}
 	var err error
 	if s.tier, err = tier.New(tier.Options[*entry]{Bytes: o.ProcessBytes, Size: (*entry).size}); err != nil {
 		return nil, err
@@ -207,6 +212,9 @@ func (o *Options) complete() error {
 	}
 	if o.Clock == nil {
 		o.Clock = node.Clock()
+	}
+	if o.Coarse == nil {
+		o.Coarse = o.Clock
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

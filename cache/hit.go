@@ -29,7 +29,7 @@ func (s *Store) Hit(key string, encoding int) (h Hit, ok bool) {
 	if !ok || e.view == nil {
 		return Hit{}, false
 	}
-	now := s.clock()
+	now := s.coarse() // not before the clock: a lease it still holds by holds
 	base, ok := s.proof(e, s.view.Load(), now)
 	if !ok {
 		return Hit{}, false

@@ -20,6 +20,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/cache"
 	"github.com/outrigger-mesh/outrigger/cache/node"
 	"github.com/outrigger-mesh/outrigger/cache/shm"
+	"github.com/outrigger-mesh/outrigger/internal/coarse"
 	"github.com/outrigger-mesh/outrigger/internal/wire"
 )
 
@@ -121,7 +122,7 @@ func benchStore(ctx context.Context) (store *cache.Store, end func(), err error)
 	if err != nil {
 		return nil, nil, err
 	}
-	store, err = cache.New(cache.Options{Table: func() *shm.Reader { return table }, Agent: nobody, Lease: time.Hour, Clock: clock,
+	store, err = cache.New(cache.Options{Table: func() *shm.Reader { return table }, Agent: nobody, Lease: time.Hour, Clock: clock, Coarse: coarse.New(clock),
 		Encoders: []cache.Encoder{func(v *pb.Variable) []byte { return v.Value.Json }}})
 	if err != nil {
 		return nil, nil, err

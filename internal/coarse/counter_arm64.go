@@ -1,0 +1,4 @@
+package coarse
+
+// counter reads the generic timer's virtual counter.
+func counter() uint64
