@@ -118,6 +118,9 @@ func checkArms(m *facts.Model, arms []*pb.ExperimentArm) error {
 		if err := outrigger.CheckName("arms.name", a.GetName()); err != nil {
 			return err
 		}
+		if !policy.Assigned(a.GetName()) {
+			return invalid("arm name %q is reserved for requests outside of the split; choose another", a.GetName())
+		}
 		v := m.Version(a.GetVersion())
 		if v == nil {
 			return outrigger.Errorf(outrigger.NotFound, "arm %q: version %q of model %q not found; registered are %s", a.GetName(), a.GetVersion(), m.Name, versionNames(m))

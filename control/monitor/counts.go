@@ -20,6 +20,9 @@ const unitMemory = time.Minute
 type cellKey struct {
 	model, version, region string
 	epoch                  uint64
+	// assigned tells units that the split put there from requests that came another way:
+	// without a unit, or moved from a version that could not serve.
+	assigned bool
 }
 
 // cell counts the outcomes of one key.
@@ -217,7 +220,9 @@ func (t *cell) remembers(unit uint32, now time.Time) bool {
 
 // collect returns what a rollout's candidate and last good version did since w last
 // asked, one sample per stratum, sorted. Cells of an older weight epoch are left alone:
-// late deltas must not count for the new weights.
+// late deltas must not count for the new weights. So is what nobody assigned: requests
+// moved away from a candidate that is down would otherwise weigh in for the last good
+// version, and those without a unit only ever for it.
 func (c *counts) collect(r *deploy.Rollout, w *watch) []deploy.Sample {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -229,7 +234,7 @@ func (c *counts) collect(r *deploy.Rollout, w *watch) []deploy.Sample {
 	strata := make(map[deploy.Stratum]*deploy.Sample)
 	for key, t := range c.cells {
 		candidate := key.version == r.Candidate
-		if key.model != r.Model || key.epoch < r.WeightEpoch || !candidate && key.version != r.LastGood {
+		if !key.assigned || key.model != r.Model || key.epoch < r.WeightEpoch || !candidate && key.version != r.LastGood {
 			continue
 		}
 		before := w.seen[t]

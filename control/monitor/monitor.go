@@ -16,8 +16,10 @@
 // early because of a failure; evidence weighs failures against requests of the same
 // span.
 //
-// Distinct failed units are counted per cell (model, version, region, weight epoch) once
-// in 60 s. Failures without unit hashes count one by one.
+// Distinct failed units are counted per cell (model, version, region, weight epoch, and
+// whether the split assigned them) once in 60 s. Failures without unit hashes count one by
+// one. Requests under the arms "unassigned" and "last-good" count for the totals of their
+// version and for no rollout: a sample is an assigned unit.
 //
 // # Decisions
 //

@@ -564,3 +564,59 @@ func TestGlobalIncidentHolds(t *testing.T) {
 		}
 	})
 }
+
+// Only units the split assigned are evidence. A candidate that is down sends its users to
+// the last good version under the arm last-good; were those counted for the baseline, and
+// were requests without a unit, both would shift what the candidate is compared with.
+func TestOnlyAssignedUnitsAreEvidence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.start()
+		m := w.monitor()
+		defer run(t, m)()
+		w.ack("side-1", 1)
+		for i := range 20 { // nothing but failures, none of an assigned unit
+			d := w.second("a", "eu", 1, 0, 0)
+			for _, arm := range []string{"unassigned", "last-good"} {
+				for _, version := range []string{"v1", "v2"} {
+					d.Outcomes = append(d.Outcomes, &pb.OutcomeDelta{Model: "m", Version: version, Arm: arm, Region: "eu", WeightEpoch: 1,
+						Requests: 50, Failures: 50, Attempts: 50, FailedUnits: []uint32{uint32(i)*4 + 1<<22}, FirstFailureUnixNano: uint64(time.Now().UnixNano())})
+				}
+			}
+			ingest(t, m, d)
+			time.Sleep(250 * time.Millisecond)
+		}
+		synctest.Wait()
+		w.want("")
+		var requests uint64
+		for _, e := range m.Evidence("r1") {
+			if e.GetStratum() != "all" && e.GetStratum() != "" {
+				requests += e.GetCandidateRequests() + e.GetBaselineRequests()
+			}
+			if e.GetCandidateFailures() != 0 || e.GetBaselineFailures() != 0 {
+				t.Errorf("evidence has failures nobody was assigned to: %v", e)
+			}
+		}
+		if requests == 0 {
+			t.Error("no evidence at all")
+		}
+		// They do count for what a version served, in cells of their own.
+		if got := m.VersionStats("m", "v1").Lifetime; got.Requests != 20*(90+100) || got.Failures != 20*100 {
+			t.Errorf("version 1: %+v", got)
+		}
+		cells := m.Cells()
+		if len(cells) != 4 || !cells[0].Assigned || cells[1].Assigned || cells[1].Lifetime.Requests != 20*100 {
+			t.Errorf("cells %+v", cells)
+		}
+		// Assigned failures are still found.
+		for range 40 {
+			if w.story() != "" {
+				break
+			}
+			ingest(t, m, w.second("a", "eu", 1, 5, 1))
+			time.Sleep(250 * time.Millisecond)
+		}
+		synctest.Wait()
+		w.want(rolledBack)
+	})
+}

@@ -14,6 +14,7 @@ import (
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/internal/status"
+	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
 
 // maxTouched bounds the sessions one delta may touch; further ones are dropped.
@@ -136,7 +137,7 @@ func (m *Monitor) parse(ctx context.Context, d *pb.Delta) (p parsed) {
 	}
 	p.lag = decode(d.GetCache().GetInvalidationLagSketch())
 	for _, o := range d.GetOutcomes() {
-		key := cellKey{o.GetModel(), o.GetVersion(), o.GetRegion(), o.GetWeightEpoch()}
+		key := cellKey{o.GetModel(), o.GetVersion(), o.GetRegion(), o.GetWeightEpoch(), policy.Assigned(o.GetArm())}
 		if err := key.check(o); err != nil {
 			m.drop(ctx, "cell", 1)
 			m.opts.Logger.Warn("report cell dropped", "reporter", d.GetReporter(), "error", err)

@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"time"
@@ -30,6 +31,7 @@ type Stats struct{ Lifetime, Window Totals }
 type CellStats struct {
 	Model, Version, Region string
 	WeightEpoch            uint64
+	Assigned               bool   // false: requests without a unit, or moved by a fallback; no evidence
 	FailedUnits            uint64 // distinct within each minute, since the start
 	Stats
 }
@@ -162,7 +164,8 @@ func (m *Monitor) VersionStats(model, version string) Stats {
 	return Stats{life.snapshot(), recent.snapshot()}
 }
 
-// Cells returns the stats of every cell, sorted by model, version, region and epoch.
+// Cells returns the stats of every cell, sorted by model, version, region and epoch,
+// assigned before unassigned.
 func (m *Monitor) Cells() []CellStats {
 	now := m.opts.Now()
 	c := m.counts
@@ -173,7 +176,7 @@ func (m *Monitor) Cells() []CellStats {
 		var recent totals
 		t.window.addTo(&recent, now)
 		out = append(out, CellStats{Model: k.model, Version: k.version, Region: k.region, WeightEpoch: k.epoch,
-			FailedUnits: t.failed, Stats: Stats{t.lifetime.snapshot(), recent.snapshot()}})
+			Assigned: k.assigned, FailedUnits: t.failed, Stats: Stats{t.lifetime.snapshot(), recent.snapshot()}})
 	}
 	slices.SortFunc(out, func(a, b CellStats) int {
 		for _, d := range []int{strings.Compare(a.Model, b.Model), strings.Compare(a.Version, b.Version), strings.Compare(a.Region, b.Region)} {
@@ -181,7 +184,13 @@ func (m *Monitor) Cells() []CellStats {
 				return d
 			}
 		}
-		return int(int64(a.WeightEpoch - b.WeightEpoch))
+		if d := cmp.Compare(a.WeightEpoch, b.WeightEpoch); d != 0 || a.Assigned == b.Assigned {
+			return d
+		}
+		if a.Assigned {
+			return -1
+		}
+		return 1
 	})
 	return out
 }

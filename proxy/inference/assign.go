@@ -10,14 +10,14 @@ import (
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
 
-// Arms that no policy names.
+// Arms that no policy names, see package policy.
 const (
 	// ArmUnassigned is the arm of requests that carry no unit. They go to the last good
 	// version and have no unit rows; statistics leave the arm out.
-	ArmUnassigned = "unassigned"
+	ArmUnassigned = policy.ArmUnassigned
 	// ArmLastGood is the arm of requests that were moved off the version their bucket
-	// names, because it is quarantined or the dead-man lease has expired.
-	ArmLastGood = "last-good"
+	// names, because it is quarantined or out of reach, or the dead-man lease has expired.
+	ArmLastGood = policy.ArmLastGood
 )
 
 // PolicyStatus is how much the current policy can be trusted.

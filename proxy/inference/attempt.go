@@ -38,18 +38,18 @@ type ending struct {
 	exhausted bool   // no budget was left for another attempt
 }
 
-// attemptAll tries the targets in order. With verdict tryNext nothing was sent.
-func (c *call) attemptAll(ctx context.Context, targets []*target) ending {
-	limit := int(max(c.assign.Model.MaxAttempts, 1))
-	c.model.budget.deposit()
+// attemptAll tries the targets in order until limit attempts were made for the logical
+// request. With verdict tryNext nothing was sent.
+func (c *call) attemptAll(ctx context.Context, targets []*target, limit int) ending {
 	end := ending{verdict: tryNext, failed: true, tag: "no_endpoint"}
+	tried := false
 	for _, t := range targets {
 		if c.attempts >= limit || ctx.Err() != nil {
 			break
 		}
 		report, err := t.breaker.Allow()
 		if err != nil {
-			if c.attempts == 0 {
+			if !tried {
 				end.tag = "breaker_open"
 			}
 			continue
@@ -60,6 +60,7 @@ func (c *call) attemptAll(ctx context.Context, targets []*target) ending {
 			break
 		}
 		c.attempts++
+		tried = true
 		c.region = t.endpoint.Region
 		t.inflight.Add(1)
 		end = c.attempt(ctx, t, report)
@@ -84,6 +85,7 @@ func (c *call) attempt(ctx context.Context, t *target, report func(error)) endin
 		return c.lost(ctx, t, report, "transport")
 	}
 	defer resp.Body.Close()
+	c.reached = true
 	t.observe(c.h.now().Sub(began))
 
 	if retryableStatus(resp.StatusCode) {

@@ -36,6 +36,9 @@ type call struct {
 	region string // of the endpoint last tried, this sidecar's before that
 
 	attempts int
+	charged  int         // of them, accounted for with the assigned version before the fallback
+	settled  bool        // the outcome is accounted for
+	reached  bool        // an endpoint of the assigned version has answered something
 	held     *heldAnswer // the last answer that was not passed on
 	ttft     time.Duration
 	usage    usage
@@ -199,30 +202,72 @@ func stripOurs(h http.Header) {
 
 // forward runs the attempts and accounts for the logical request.
 func (c *call) forward() {
-	v := c.assign.Version
-	vp := c.model.versions[v]
+	ctx, cancel := context.WithTimeout(c.r.Context(), orDefault(c.assign.Model.Timeout, DefaultTimeout))
+	defer cancel()
 	c.region = c.h.o.Region
-	if !vp.gate.enter(orDefault(v.MaxRequests, policy.DefaultMaxRequests)) {
+	limit := max(c.assign.Model.MaxAttempts, 1)
+	end, entered := c.serveBy(ctx, limit)
+	if !entered {
+		v := c.assign.Version
 		c.refuse(apiError{status: http.StatusServiceUnavailable, code: "overloaded", retryAfter: overloadDelay, retry: retryYes,
 			message: "version " + v.Name + " has reached its limit of requests in flight; try again"})
 		return
 	}
-	defer vp.gate.leave()
-	ctx, cancel := context.WithTimeout(c.r.Context(), orDefault(c.assign.Model.Timeout, DefaultTimeout))
-	defer cancel()
-
-	end := c.attemptAll(ctx, c.h.order(c.policy, vp))
+	if end.verdict == tryNext {
+		end = c.fallBack(ctx, end, limit)
+	}
 	if end.verdict == tryNext {
 		end = c.giveUp(ctx, end)
 	}
-	c.account(end)
+	if !c.settled {
+		c.account(end)
+	}
 	if end.verdict == brokenOff {
 		// The head is out and says more bytes follow: the only honest end is none.
 		panic(http.ErrAbortHandler)
 	}
 }
 
-// account reports the logical request once, whatever became of it.
+// serveBy tries the endpoints of the assigned version until limit attempts were made in
+// all; entered is false, and nothing was tried, when the version has too many requests
+// in flight.
+func (c *call) serveBy(ctx context.Context, limit uint32) (end ending, entered bool) {
+	vp := c.model.versions[c.assign.Version]
+	if !vp.gate.enter(orDefault(c.assign.Version.MaxRequests, policy.DefaultMaxRequests)) {
+		return ending{}, false
+	}
+	defer vp.gate.leave()
+	if !c.settled {
+		c.model.budget.deposit() // once per logical request
+	}
+	return c.attemptAll(ctx, c.h.order(c.policy, vp), int(limit)), true
+}
+
+// fallBack serves by the last good version when no endpoint of the assigned one could be
+// reached: nothing was sent, and the user need not suffer from a version that is down.
+// The assigned version is charged with the failure at once; what becomes of the request
+// now is the last good version's, outside of every arm that is compared.
+func (c *call) fallBack(ctx context.Context, end ending, limit uint32) ending {
+	good := usable(c.assign.Model, c.assign.Model.LastGood)
+	if good == nil || good == c.assign.Version || c.reached || ctx.Err() != nil {
+		return end
+	}
+	c.account(end)
+	c.settled, c.charged = true, c.attempts
+	assigned, region := c.assign, c.region
+	c.assign.Version, c.assign.Arm, c.region = good, ArmLastGood, c.h.o.Region
+	next, _ := c.serveBy(ctx, max(limit, uint32(c.charged)+1))
+	if c.attempts == c.charged {
+		// No attempt was possible: the answer is about the assigned version.
+		c.assign, c.region = assigned, region
+		return end
+	}
+	c.settled = false
+	return next
+}
+
+// account reports the logical request, whatever became of it: once for the version that
+// answered, and before that once for one that was down.
 func (c *call) account(end ending) {
 	now := c.h.now()
 	if !c.usage.reported && !end.failed && !end.cancelled {
@@ -236,7 +281,7 @@ func (c *call) account(end ending) {
 	c.h.recorder.Record(Outcome{
 		Model: a.Model.Name, Version: a.Version.Name, Arm: a.Arm, Region: c.region, WeightEpoch: a.Model.WeightEpoch,
 		HasUnit: a.HasUnit, Unit: a.Unit, Sample: !isClientRetry(c.r.Header),
-		Failed: end.failed, Cancelled: end.cancelled, Attempts: c.attempts,
+		Failed: end.failed, Cancelled: end.cancelled, Attempts: c.attempts - c.charged,
 		Latency: now.Sub(c.start), TTFT: c.ttft, TokensIn: c.usage.in, TokensOut: c.usage.out, At: now,
 	})
 	c.h.metrics.finished(c, end, now.Sub(c.start))

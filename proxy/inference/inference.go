@@ -16,8 +16,14 @@
 //   - The body reaches the model byte for byte, except the string after "model". Unknown
 //     fields, number formats and key order survive.
 //   - One unit always gets the same arm of the same policy, in every sidecar (Assign).
-//     All attempts of a request stay on one version; a policy change affects the next
-//     request, streams in flight finish on their version.
+//     All attempts of a request stay on one version, but for the next promise; a policy
+//     change affects the next request, streams in flight finish on their version.
+//   - If no endpoint of the assigned version can be reached (connections fail, breakers
+//     are open, there is none), and the model has another last good version, that one
+//     serves the request, under the arm "last-good", with at least one attempt more. The
+//     assigned version and arm still get one failure, reported at once, so that the
+//     evidence against them grows while users are served. A version that answers badly is
+//     not hidden this way: its errors are passed on.
 //   - Another attempt is made only while the client has received nothing, on another
 //     endpoint of the version, within MaxAttempts and a budget of 20 % retries. Transport
 //     errors, 5xx (except 501), 429, an answer cut before it was passed on, and a
@@ -35,7 +41,8 @@
 // deeper than 512, or ambiguous (a routing key twice); 413 over MaxBody; 415 for encoded
 // bodies. Unknown models are 404 model_not_found, or go to Passthrough if there is one.
 // Overload: more than MaxInFlight requests, or a version's MaxRequests, is 503. With
-// every endpoint's breaker open the answer is 503 with retry-after-ms. Without any policy
+// every endpoint's breaker open, the last good version's included, the answer is 503 with
+// retry-after-ms. Without any policy
 // it is 503; with the control plane gone the last policy keeps serving, and a model with
 // a candidate live returns to its last good version when the dead-man lease expires.
 //

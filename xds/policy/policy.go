@@ -46,6 +46,19 @@ type Model struct {
 	MaxAttempts uint32
 }
 
+// Arms that sidecars report and no split may name. Requests under them were assigned by
+// nobody's choice of weights, so statistics that compare arms leave them out.
+const (
+	// ArmUnassigned is the arm of requests without a unit.
+	ArmUnassigned = "unassigned"
+	// ArmLastGood is the arm of requests that LastGood serves instead of the version
+	// their bucket names.
+	ArmLastGood = "last-good"
+)
+
+// Assigned reports whether an arm is one that units are assigned to.
+func Assigned(arm string) bool { return arm != ArmUnassigned && arm != ArmLastGood }
+
 // Arm is one variant of the split.
 type Arm struct {
 	Name    string

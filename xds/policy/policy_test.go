@@ -50,6 +50,8 @@ func TestValidate(t *testing.T) {
 			p.Models = append(p.Models, second)
 		}},
 		{"duplicate model", "sorted by name", func(p *policy.Policy) { p.Models = append(p.Models, p.Models[0]) }},
+		{"reserved arm name", "reserved", model(func(m *policy.Model) { m.Arms[0].Name = policy.ArmUnassigned })},
+		{"reserved arm name", "reserved", model(func(m *policy.Model) { m.Arms[0].Name = policy.ArmLastGood })},
 		{"empty model name", "name", model(func(m *policy.Model) { m.Name = "" })},
 		{"control character", "control", model(func(m *policy.Model) { m.Name = "a\nb" })},
 		{"salt", "salt is empty", model(func(m *policy.Model) { m.Salt = "" })},

@@ -30,6 +30,7 @@ const (
 //   - models are sorted by name, because Model searches; every name is unique in its
 //     list; arm, version and region names follow outrigger.CheckName, model names may
 //     also hold '/';
+//   - no arm has one of the reserved names (Assigned);
 //   - the ranges of a model's arms cover [0, experiments.Buckets) exactly once;
 //   - arms and LastGood name existing versions; LastGood is never quarantined; a
 //     quarantined version receives buckets only while a LastGood takes them over, and
@@ -180,6 +181,9 @@ func (m *Model) validateArms() error {
 	for _, a := range m.Arms {
 		if err := unique("arm", a.Name, seen); err != nil {
 			return err
+		}
+		if !Assigned(a.Name) {
+			return outrigger.Errorf(outrigger.Invalid, "arm name %q is reserved for requests outside of the split; choose another", a.Name)
 		}
 		v := m.Version(a.Version)
 		if v == nil {
