@@ -27,7 +27,7 @@
 // failing accept: without descriptors it backs off from 5 ms to 1 s, and above MaxConns
 // new connections wait in the kernel. Heads, idle time, stalls of request bodies and
 // stalls of readers each have a time limit, checked by a timer wheel to within an eighth
-// of the shortest of them (at most 250 ms). Bytes waiting for a slow reader are at most
+// of the shortest of them (at most 62 ms). Bytes waiting for a slow reader are at most
 // one Fast answer plus 256 KiB, and no more of its requests are read meanwhile. A panic in
 // Fast or Slow costs its connection, not the process. No lock is held across I/O, except
 // that a request body and a response each serialise their own callers. Run ends with its

@@ -82,7 +82,8 @@ func (x *exchange) run(base context.Context, started func(context.CancelFunc)) (
 	w := &response{x: x, declared: -1}
 	b := newBody(x, w)
 	local, remote := x.t.addresses()
-	ctx, cancel := context.WithCancel(context.WithValue(base, http.LocalAddrContextKey, local))
+	ctx := context.WithValue(context.WithValue(base, http.ServerContextKey, s.identity), http.LocalAddrContextKey, local)
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	x.cancel = cancel
 	started(cancel)

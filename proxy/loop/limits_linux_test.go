@@ -127,8 +127,8 @@ func TestDescriptorsRunOut(t *testing.T) {
 		_ = c.SetReadDeadline(time.Now().Add(3 * time.Millisecond))
 		if _, err := c.r.Peek(1); err != nil {
 			waited++
-			_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
 		}
+		_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
 		c.want("GET", 200, fmt.Sprintf("/fast/%d", i))
 		c.send(get("/slow/again"))
 		c.want("GET", 200, "/slow/again\n")

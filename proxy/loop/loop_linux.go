@@ -23,6 +23,7 @@ const (
 	readSize = 64 << 10  // the read buffer of a loop
 	flushAt  = 256 << 10 // pipelined answers are sent when they reach this
 	maxReads = 16        // per readiness, so that one busy client does not starve the rest
+	maxOwed  = 8         // rounds without a yield, a millisecond or two
 )
 
 // Marks in epoll events that are no connection.
@@ -71,6 +72,7 @@ type loop struct {
 	more     bool // the socket being handled may hold more than was read
 	hup      bool // and its client has half-closed
 	handed   bool // a goroutine was given work since the last yield
+	owed     int  // rounds since then
 	draining bool
 	killed   bool
 
@@ -91,7 +93,7 @@ func newLoop(g *group, st *stats) (*loop, error) {
 	l := &loop{g: g, s: g.s, st: st, epfd: -1, evfd: -1, buf: make([]byte, readSize), out: make([]byte, 0, readSize)}
 	o := &g.s.o
 	shortest := min(o.HeaderTimeout, o.IdleTimeout, o.WriteTimeout, lingerTime)
-	l.wheel.tick = int64(min(max(shortest/8, time.Millisecond), 250*time.Millisecond))
+	l.wheel.tick = int64(max(shortest/8, time.Millisecond))
 	var err error
 	if l.epfd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return nil, outrigger.Wrap(outrigger.Unavailable, err, "loop: create an epoll instance")
@@ -188,17 +190,20 @@ func (l *loop) fail(err error) {
 // do, by blocking.
 func (l *loop) wait() (int, error) {
 	n, err := l.poll()
+	if l.handed && (n == 0 || l.owed == maxOwed) {
+		// Let the goroutines run that were given work: on this processor, without
+		// waking another, which costs more than most handlers. Under load, other
+		// processors take them; should there be none, they still get their turns.
+		l.handed, l.owed = false, 0
+		runtime.Gosched()
+		if n == 0 && err == nil {
+			n, err = l.poll()
+		}
+	} else if l.handed {
+		l.owed++
+	}
 	if n != 0 || err != nil || len(l.again) > 0 {
 		return n, err
-	}
-	if l.handed {
-		// Let the goroutines run that were given work: on this processor, without
-		// waking another, which costs more than most handlers.
-		l.handed = false
-		runtime.Gosched()
-		if n, err = l.poll(); n != 0 || err != nil {
-			return n, err
-		}
 	}
 	l.sleeping.Store(true)
 	l.mu.Lock()

@@ -60,6 +60,10 @@ type Server struct {
 	buffers sync.Pool
 	xs      sync.Pool
 
+	// identity is in every request's context under http.ServerContextKey, because
+	// httputil.ReverseProxy breaks an answer off visibly only if it is.
+	identity *http.Server
+
 	draining atomic.Bool
 }
 
@@ -93,7 +97,7 @@ func New(o Options) (*Server, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{o: o}
+	s := &Server{o: o, identity: &http.Server{Handler: o.Slow}}
 	for range o.Loops + 1 {
 		s.stats = append(s.stats, new(stats))
 	}
