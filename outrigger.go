@@ -244,11 +244,27 @@ func ParseConsistency(s string) (Consistency, error) {
 	return Consistency{}, Errorf(Invalid, "consistency %q is not one of strong, session, bounded(<duration>), eventual", clip([]byte(s)))
 }
 
+// MetadataConsistency is the metadata key of a variable that says how it is read when a
+// request does not: a consistency in header form.
+const MetadataConsistency = "consistency"
+
+// DeclaredConsistency returns what a variable's metadata declares. declared is false when
+// it declares nothing, or nothing that can be read; authorities refuse the latter.
+func DeclaredConsistency(metadata map[string]string) (c Consistency, declared bool) {
+	text, ok := metadata[MetadataConsistency]
+	if !ok || text == "" {
+		return Consistency{}, false
+	}
+	c, err := ParseConsistency(text)
+	return c, err == nil
+}
+
 // Headers and gRPC metadata keys the mesh reads and writes. Every answer names the
 // tier, version and (for inference) arm it came from.
 const (
 	HeaderConsistency = "x-outrigger-consistency" // request
 	HeaderToken       = "x-outrigger-token"       // request and answer: opaque session token
+	HeaderExplain     = "x-outrigger-explain"     // request: "true"; answer: why, as key=value pairs
 	HeaderTier        = "x-outrigger-tier"        // answer: process, node, origin
 	HeaderVersion     = "x-outrigger-version"     // answer: variable counter or model version name
 	HeaderDot         = "x-outrigger-dot"         // answer: the write behind the value

@@ -3,8 +3,11 @@ package variables
 import (
 	"context"
 
+	"google.golang.org/grpc/peer"
+
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/internal/authz"
 	"github.com/outrigger-mesh/outrigger/internal/wire"
 )
 
@@ -69,6 +72,20 @@ func (s *Service) reach(ctx context.Context, position uint64) error {
 		return outrigger.Errorf(outrigger.Unavailable, "min_position is %d, applied is %d after waiting %v; retry or ask the leader", position, s.Applied(), minPositionWait)
 	}
 	return err
+}
+
+// SessionKeys implements pb.CoherenceServer. The connection is neither authenticated nor
+// encrypted here, so only callers on this machine are served, who could use every other
+// service as well.
+func (s *Service) SessionKeys(ctx context.Context, _ *pb.SessionKeysRequest) (*pb.SessionKeysResponse, error) {
+	p, ok := peer.FromContext(ctx)
+	switch {
+	case !ok || !authz.LocalPeer(p.Addr):
+		return reply[pb.SessionKeysResponse](ctx, nil, outrigger.Errorf(outrigger.Denied, "session keys are handed out on this machine only; give every process of the mesh the same --token-key-file"))
+	case s.opt.SessionKeys == nil:
+		return reply[pb.SessionKeysResponse](ctx, nil, outrigger.Errorf(outrigger.Locked, "this control plane has no session keys to hand out"))
+	}
+	return &pb.SessionKeysResponse{Keys: s.opt.SessionKeys.Text()}, nil
 }
 
 // Changes implements pb.CoherenceServer. An answer holds at most about 1 MiB; ask again

@@ -83,6 +83,15 @@ func checkMetadata(field string, m map[string]string) error {
 	return nil
 }
 
+// checkConsistency refuses a declared consistency that readers could not follow. Empty
+// takes an earlier declaration back.
+func checkConsistency(m map[string]string) error {
+	if _, err := outrigger.ParseConsistency(m[outrigger.MetadataConsistency]); err != nil {
+		return outrigger.Errorf(outrigger.Invalid, "metadata %s: %s", outrigger.MetadataConsistency, err)
+	}
+	return nil
+}
+
 // nextVersion is the version that follows before (nil: the first, counter 0). Its
 // position is left to the log.
 func nextVersion(o origin, before *pb.Version) (*pb.Version, error) {
@@ -124,6 +133,9 @@ func decideRegister(o origin, before *pb.Version, id string, req *pb.RegisterReq
 	if err := c.ValidateFor(t); err != nil {
 		return nil, err
 	}
+	if err := checkConsistency(req.GetMetadata()); err != nil {
+		return nil, err
+	}
 	md := a.stamps(req.GetMetadata())
 	md["created_by"] = a.actor
 	if err := checkMetadata("metadata (with the stamps source, updated_at, created_by)", md); err != nil {
@@ -159,6 +171,9 @@ func decideSet(o origin, v *variable, in setInput, a author) (*pb.Event, error) 
 	}
 	value, err := checked(declared, in.value, v.constraints)
 	if err != nil {
+		return nil, err
+	}
+	if err := checkConsistency(in.metadata); err != nil {
 		return nil, err
 	}
 	md := a.stamps(in.metadata)

@@ -13,6 +13,7 @@ import (
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/control/eventlog"
+	"github.com/outrigger-mesh/outrigger/internal/identity"
 	"github.com/outrigger-mesh/outrigger/internal/status"
 	"github.com/outrigger-mesh/outrigger/internal/wire"
 )
@@ -56,6 +57,8 @@ type Options struct {
 	FeedBytes int
 	// SnapshotEvery is the number of events between log snapshots; negative means never.
 	SnapshotEvery int
+	// SessionKeys are handed to processes of the mesh on this machine; nil = none to hand.
+	SessionKeys *identity.Keys
 }
 
 func (o Options) withDefaults() Options {

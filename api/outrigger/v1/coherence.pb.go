@@ -67,7 +67,87 @@ func (x Change_Scope) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Change_Scope.Descriptor instead.
 func (Change_Scope) EnumDescriptor() ([]byte, []int) {
-	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{5, 0}
+	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{7, 0}
+}
+
+type SessionKeysRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionKeysRequest) Reset() {
+	*x = SessionKeysRequest{}
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionKeysRequest) ProtoMessage() {}
+
+func (x *SessionKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionKeysRequest.ProtoReflect.Descriptor instead.
+func (*SessionKeysRequest) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{0}
+}
+
+type SessionKeysResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Keys          string                 `protobuf:"bytes,1,opt,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionKeysResponse) Reset() {
+	*x = SessionKeysResponse{}
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionKeysResponse) ProtoMessage() {}
+
+func (x *SessionKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionKeysResponse.ProtoReflect.Descriptor instead.
+func (*SessionKeysResponse) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *SessionKeysResponse) GetKeys() string {
+	if x != nil {
+		return x.Keys
+	}
+	return ""
 }
 
 type ReadRequest struct {
@@ -82,7 +162,7 @@ type ReadRequest struct {
 
 func (x *ReadRequest) Reset() {
 	*x = ReadRequest{}
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[0]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -94,7 +174,7 @@ func (x *ReadRequest) String() string {
 func (*ReadRequest) ProtoMessage() {}
 
 func (x *ReadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[0]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -107,7 +187,7 @@ func (x *ReadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRequest.ProtoReflect.Descriptor instead.
 func (*ReadRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{0}
+	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ReadRequest) GetKeys() []*Key {
@@ -137,7 +217,7 @@ type ReadResponse struct {
 
 func (x *ReadResponse) Reset() {
 	*x = ReadResponse{}
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[1]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -149,7 +229,7 @@ func (x *ReadResponse) String() string {
 func (*ReadResponse) ProtoMessage() {}
 
 func (x *ReadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[1]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -162,7 +242,7 @@ func (x *ReadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadResponse.ProtoReflect.Descriptor instead.
 func (*ReadResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{1}
+	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ReadResponse) GetResults() []*ReadResult {
@@ -204,7 +284,7 @@ type ReadResult struct {
 
 func (x *ReadResult) Reset() {
 	*x = ReadResult{}
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[2]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -216,7 +296,7 @@ func (x *ReadResult) String() string {
 func (*ReadResult) ProtoMessage() {}
 
 func (x *ReadResult) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[2]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -229,7 +309,7 @@ func (x *ReadResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadResult.ProtoReflect.Descriptor instead.
 func (*ReadResult) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{2}
+	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ReadResult) GetVariable() *Variable {
@@ -257,7 +337,7 @@ type ChangesRequest struct {
 
 func (x *ChangesRequest) Reset() {
 	*x = ChangesRequest{}
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[3]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -269,7 +349,7 @@ func (x *ChangesRequest) String() string {
 func (*ChangesRequest) ProtoMessage() {}
 
 func (x *ChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[3]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -282,7 +362,7 @@ func (x *ChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangesRequest.ProtoReflect.Descriptor instead.
 func (*ChangesRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{3}
+	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ChangesRequest) GetIncarnation() uint64 {
@@ -316,7 +396,7 @@ type ChangesResponse struct {
 
 func (x *ChangesResponse) Reset() {
 	*x = ChangesResponse{}
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[4]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -328,7 +408,7 @@ func (x *ChangesResponse) String() string {
 func (*ChangesResponse) ProtoMessage() {}
 
 func (x *ChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[4]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -341,7 +421,7 @@ func (x *ChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangesResponse.ProtoReflect.Descriptor instead.
 func (*ChangesResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{4}
+	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ChangesResponse) GetChanges() []*Change {
@@ -375,7 +455,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[5]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -387,7 +467,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[5]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -400,7 +480,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{5}
+	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Change) GetScope() Change_Scope {
@@ -472,7 +552,7 @@ type FeedRequest struct {
 
 func (x *FeedRequest) Reset() {
 	*x = FeedRequest{}
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[6]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -484,7 +564,7 @@ func (x *FeedRequest) String() string {
 func (*FeedRequest) ProtoMessage() {}
 
 func (x *FeedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[6]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -497,7 +577,7 @@ func (x *FeedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedRequest.ProtoReflect.Descriptor instead.
 func (*FeedRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{6}
+	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *FeedRequest) GetKind() isFeedRequest_Kind {
@@ -552,7 +632,7 @@ type Subscribe struct {
 
 func (x *Subscribe) Reset() {
 	*x = Subscribe{}
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[7]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -564,7 +644,7 @@ func (x *Subscribe) String() string {
 func (*Subscribe) ProtoMessage() {}
 
 func (x *Subscribe) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[7]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -577,7 +657,7 @@ func (x *Subscribe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscribe.ProtoReflect.Descriptor instead.
 func (*Subscribe) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{7}
+	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Subscribe) GetNode() *Node {
@@ -613,7 +693,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[8]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -625,7 +705,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[8]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -638,7 +718,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{8}
+	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Heartbeat) GetSent() uint64 {
@@ -664,7 +744,7 @@ type FeedFrame struct {
 
 func (x *FeedFrame) Reset() {
 	*x = FeedFrame{}
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[9]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -676,7 +756,7 @@ func (x *FeedFrame) String() string {
 func (*FeedFrame) ProtoMessage() {}
 
 func (x *FeedFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[9]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -689,7 +769,7 @@ func (x *FeedFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedFrame.ProtoReflect.Descriptor instead.
 func (*FeedFrame) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{9}
+	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *FeedFrame) GetIncarnation() uint64 {
@@ -775,7 +855,7 @@ type Changes struct {
 
 func (x *Changes) Reset() {
 	*x = Changes{}
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[10]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -787,7 +867,7 @@ func (x *Changes) String() string {
 func (*Changes) ProtoMessage() {}
 
 func (x *Changes) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[10]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -800,7 +880,7 @@ func (x *Changes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changes.ProtoReflect.Descriptor instead.
 func (*Changes) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{10}
+	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Changes) GetPrevious() uint64 {
@@ -834,7 +914,7 @@ type HeartbeatAck struct {
 
 func (x *HeartbeatAck) Reset() {
 	*x = HeartbeatAck{}
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[11]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -846,7 +926,7 @@ func (x *HeartbeatAck) String() string {
 func (*HeartbeatAck) ProtoMessage() {}
 
 func (x *HeartbeatAck) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[11]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -859,7 +939,7 @@ func (x *HeartbeatAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatAck.ProtoReflect.Descriptor instead.
 func (*HeartbeatAck) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{11}
+	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *HeartbeatAck) GetSent() uint64 {
@@ -888,7 +968,7 @@ type Reset struct {
 
 func (x *Reset) Reset() {
 	*x = Reset{}
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[12]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -900,7 +980,7 @@ func (x *Reset) String() string {
 func (*Reset) ProtoMessage() {}
 
 func (x *Reset) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[12]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -913,7 +993,7 @@ func (x *Reset) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reset.ProtoReflect.Descriptor instead.
 func (*Reset) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{12}
+	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Reset) GetFrom() uint64 {
@@ -934,7 +1014,10 @@ var File_outrigger_v1_coherence_proto protoreflect.FileDescriptor
 
 const file_outrigger_v1_coherence_proto_rawDesc = "" +
 	"\n" +
-	"\x1coutrigger/v1/coherence.proto\x12\foutrigger.v1\x1a\x18outrigger/v1/types.proto\"W\n" +
+	"\x1coutrigger/v1/coherence.proto\x12\foutrigger.v1\x1a\x18outrigger/v1/types.proto\"\x14\n" +
+	"\x12SessionKeysRequest\")\n" +
+	"\x13SessionKeysResponse\x12\x12\n" +
+	"\x04keys\x18\x01 \x01(\tR\x04keys\"W\n" +
 	"\vReadRequest\x12%\n" +
 	"\x04keys\x18\x01 \x03(\v2\x11.outrigger.v1.KeyR\x04keys\x12!\n" +
 	"\fmin_position\x18\x02 \x01(\x04R\vminPosition\"\x91\x01\n" +
@@ -994,11 +1077,12 @@ const file_outrigger_v1_coherence_proto_rawDesc = "" +
 	"\x04head\x18\x02 \x01(\x04R\x04head\"3\n" +
 	"\x05Reset\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason2\xd2\x01\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason2\xa6\x02\n" +
 	"\tCoherence\x12=\n" +
 	"\x04Read\x12\x19.outrigger.v1.ReadRequest\x1a\x1a.outrigger.v1.ReadResponse\x12F\n" +
 	"\aChanges\x12\x1c.outrigger.v1.ChangesRequest\x1a\x1d.outrigger.v1.ChangesResponse\x12>\n" +
-	"\x04Feed\x12\x19.outrigger.v1.FeedRequest\x1a\x17.outrigger.v1.FeedFrame(\x010\x01BBZ@github.com/outrigger-mesh/outrigger/api/outrigger/v1;outriggerv1b\x06proto3"
+	"\x04Feed\x12\x19.outrigger.v1.FeedRequest\x1a\x17.outrigger.v1.FeedFrame(\x010\x01\x12R\n" +
+	"\vSessionKeys\x12 .outrigger.v1.SessionKeysRequest\x1a!.outrigger.v1.SessionKeysResponseBBZ@github.com/outrigger-mesh/outrigger/api/outrigger/v1;outriggerv1b\x06proto3"
 
 var (
 	file_outrigger_v1_coherence_proto_rawDescOnce sync.Once
@@ -1013,51 +1097,55 @@ func file_outrigger_v1_coherence_proto_rawDescGZIP() []byte {
 }
 
 var file_outrigger_v1_coherence_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_outrigger_v1_coherence_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_outrigger_v1_coherence_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_outrigger_v1_coherence_proto_goTypes = []any{
-	(Change_Scope)(0),       // 0: outrigger.v1.Change.Scope
-	(*ReadRequest)(nil),     // 1: outrigger.v1.ReadRequest
-	(*ReadResponse)(nil),    // 2: outrigger.v1.ReadResponse
-	(*ReadResult)(nil),      // 3: outrigger.v1.ReadResult
-	(*ChangesRequest)(nil),  // 4: outrigger.v1.ChangesRequest
-	(*ChangesResponse)(nil), // 5: outrigger.v1.ChangesResponse
-	(*Change)(nil),          // 6: outrigger.v1.Change
-	(*FeedRequest)(nil),     // 7: outrigger.v1.FeedRequest
-	(*Subscribe)(nil),       // 8: outrigger.v1.Subscribe
-	(*Heartbeat)(nil),       // 9: outrigger.v1.Heartbeat
-	(*FeedFrame)(nil),       // 10: outrigger.v1.FeedFrame
-	(*Changes)(nil),         // 11: outrigger.v1.Changes
-	(*HeartbeatAck)(nil),    // 12: outrigger.v1.HeartbeatAck
-	(*Reset)(nil),           // 13: outrigger.v1.Reset
-	(*Key)(nil),             // 14: outrigger.v1.Key
-	(*Variable)(nil),        // 15: outrigger.v1.Variable
-	(*Version)(nil),         // 16: outrigger.v1.Version
-	(*Node)(nil),            // 17: outrigger.v1.Node
+	(Change_Scope)(0),           // 0: outrigger.v1.Change.Scope
+	(*SessionKeysRequest)(nil),  // 1: outrigger.v1.SessionKeysRequest
+	(*SessionKeysResponse)(nil), // 2: outrigger.v1.SessionKeysResponse
+	(*ReadRequest)(nil),         // 3: outrigger.v1.ReadRequest
+	(*ReadResponse)(nil),        // 4: outrigger.v1.ReadResponse
+	(*ReadResult)(nil),          // 5: outrigger.v1.ReadResult
+	(*ChangesRequest)(nil),      // 6: outrigger.v1.ChangesRequest
+	(*ChangesResponse)(nil),     // 7: outrigger.v1.ChangesResponse
+	(*Change)(nil),              // 8: outrigger.v1.Change
+	(*FeedRequest)(nil),         // 9: outrigger.v1.FeedRequest
+	(*Subscribe)(nil),           // 10: outrigger.v1.Subscribe
+	(*Heartbeat)(nil),           // 11: outrigger.v1.Heartbeat
+	(*FeedFrame)(nil),           // 12: outrigger.v1.FeedFrame
+	(*Changes)(nil),             // 13: outrigger.v1.Changes
+	(*HeartbeatAck)(nil),        // 14: outrigger.v1.HeartbeatAck
+	(*Reset)(nil),               // 15: outrigger.v1.Reset
+	(*Key)(nil),                 // 16: outrigger.v1.Key
+	(*Variable)(nil),            // 17: outrigger.v1.Variable
+	(*Version)(nil),             // 18: outrigger.v1.Version
+	(*Node)(nil),                // 19: outrigger.v1.Node
 }
 var file_outrigger_v1_coherence_proto_depIdxs = []int32{
-	14, // 0: outrigger.v1.ReadRequest.keys:type_name -> outrigger.v1.Key
-	3,  // 1: outrigger.v1.ReadResponse.results:type_name -> outrigger.v1.ReadResult
-	15, // 2: outrigger.v1.ReadResult.variable:type_name -> outrigger.v1.Variable
-	6,  // 3: outrigger.v1.ChangesResponse.changes:type_name -> outrigger.v1.Change
+	16, // 0: outrigger.v1.ReadRequest.keys:type_name -> outrigger.v1.Key
+	5,  // 1: outrigger.v1.ReadResponse.results:type_name -> outrigger.v1.ReadResult
+	17, // 2: outrigger.v1.ReadResult.variable:type_name -> outrigger.v1.Variable
+	8,  // 3: outrigger.v1.ChangesResponse.changes:type_name -> outrigger.v1.Change
 	0,  // 4: outrigger.v1.Change.scope:type_name -> outrigger.v1.Change.Scope
-	14, // 5: outrigger.v1.Change.key:type_name -> outrigger.v1.Key
-	15, // 6: outrigger.v1.Change.variable:type_name -> outrigger.v1.Variable
-	16, // 7: outrigger.v1.Change.version:type_name -> outrigger.v1.Version
-	8,  // 8: outrigger.v1.FeedRequest.subscribe:type_name -> outrigger.v1.Subscribe
-	9,  // 9: outrigger.v1.FeedRequest.heartbeat:type_name -> outrigger.v1.Heartbeat
-	17, // 10: outrigger.v1.Subscribe.node:type_name -> outrigger.v1.Node
-	11, // 11: outrigger.v1.FeedFrame.changes:type_name -> outrigger.v1.Changes
-	12, // 12: outrigger.v1.FeedFrame.ack:type_name -> outrigger.v1.HeartbeatAck
-	13, // 13: outrigger.v1.FeedFrame.reset:type_name -> outrigger.v1.Reset
-	6,  // 14: outrigger.v1.Changes.changes:type_name -> outrigger.v1.Change
-	1,  // 15: outrigger.v1.Coherence.Read:input_type -> outrigger.v1.ReadRequest
-	4,  // 16: outrigger.v1.Coherence.Changes:input_type -> outrigger.v1.ChangesRequest
-	7,  // 17: outrigger.v1.Coherence.Feed:input_type -> outrigger.v1.FeedRequest
-	2,  // 18: outrigger.v1.Coherence.Read:output_type -> outrigger.v1.ReadResponse
-	5,  // 19: outrigger.v1.Coherence.Changes:output_type -> outrigger.v1.ChangesResponse
-	10, // 20: outrigger.v1.Coherence.Feed:output_type -> outrigger.v1.FeedFrame
-	18, // [18:21] is the sub-list for method output_type
-	15, // [15:18] is the sub-list for method input_type
+	16, // 5: outrigger.v1.Change.key:type_name -> outrigger.v1.Key
+	17, // 6: outrigger.v1.Change.variable:type_name -> outrigger.v1.Variable
+	18, // 7: outrigger.v1.Change.version:type_name -> outrigger.v1.Version
+	10, // 8: outrigger.v1.FeedRequest.subscribe:type_name -> outrigger.v1.Subscribe
+	11, // 9: outrigger.v1.FeedRequest.heartbeat:type_name -> outrigger.v1.Heartbeat
+	19, // 10: outrigger.v1.Subscribe.node:type_name -> outrigger.v1.Node
+	13, // 11: outrigger.v1.FeedFrame.changes:type_name -> outrigger.v1.Changes
+	14, // 12: outrigger.v1.FeedFrame.ack:type_name -> outrigger.v1.HeartbeatAck
+	15, // 13: outrigger.v1.FeedFrame.reset:type_name -> outrigger.v1.Reset
+	8,  // 14: outrigger.v1.Changes.changes:type_name -> outrigger.v1.Change
+	3,  // 15: outrigger.v1.Coherence.Read:input_type -> outrigger.v1.ReadRequest
+	6,  // 16: outrigger.v1.Coherence.Changes:input_type -> outrigger.v1.ChangesRequest
+	9,  // 17: outrigger.v1.Coherence.Feed:input_type -> outrigger.v1.FeedRequest
+	1,  // 18: outrigger.v1.Coherence.SessionKeys:input_type -> outrigger.v1.SessionKeysRequest
+	4,  // 19: outrigger.v1.Coherence.Read:output_type -> outrigger.v1.ReadResponse
+	7,  // 20: outrigger.v1.Coherence.Changes:output_type -> outrigger.v1.ChangesResponse
+	12, // 21: outrigger.v1.Coherence.Feed:output_type -> outrigger.v1.FeedFrame
+	2,  // 22: outrigger.v1.Coherence.SessionKeys:output_type -> outrigger.v1.SessionKeysResponse
+	19, // [19:23] is the sub-list for method output_type
+	15, // [15:19] is the sub-list for method input_type
 	15, // [15:15] is the sub-list for extension type_name
 	15, // [15:15] is the sub-list for extension extendee
 	0,  // [0:15] is the sub-list for field type_name
@@ -1069,11 +1157,11 @@ func file_outrigger_v1_coherence_proto_init() {
 		return
 	}
 	file_outrigger_v1_types_proto_init()
-	file_outrigger_v1_coherence_proto_msgTypes[6].OneofWrappers = []any{
+	file_outrigger_v1_coherence_proto_msgTypes[8].OneofWrappers = []any{
 		(*FeedRequest_Subscribe)(nil),
 		(*FeedRequest_Heartbeat)(nil),
 	}
-	file_outrigger_v1_coherence_proto_msgTypes[9].OneofWrappers = []any{
+	file_outrigger_v1_coherence_proto_msgTypes[11].OneofWrappers = []any{
 		(*FeedFrame_Changes)(nil),
 		(*FeedFrame_Ack)(nil),
 		(*FeedFrame_Reset_)(nil),
@@ -1084,7 +1172,7 @@ func file_outrigger_v1_coherence_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_coherence_proto_rawDesc), len(file_outrigger_v1_coherence_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   13,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

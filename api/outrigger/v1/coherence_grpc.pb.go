@@ -19,9 +19,10 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Coherence_Read_FullMethodName    = "/outrigger.v1.Coherence/Read"
-	Coherence_Changes_FullMethodName = "/outrigger.v1.Coherence/Changes"
-	Coherence_Feed_FullMethodName    = "/outrigger.v1.Coherence/Feed"
+	Coherence_Read_FullMethodName        = "/outrigger.v1.Coherence/Read"
+	Coherence_Changes_FullMethodName     = "/outrigger.v1.Coherence/Changes"
+	Coherence_Feed_FullMethodName        = "/outrigger.v1.Coherence/Feed"
+	Coherence_SessionKeys_FullMethodName = "/outrigger.v1.Coherence/SessionKeys"
 )
 
 // CoherenceClient is the client API for Coherence service.
@@ -39,6 +40,10 @@ type CoherenceClient interface {
 	// Feed: the client sends one Subscribe, then a Heartbeat every interval; the server
 	// sends frames and answers each heartbeat.
 	Feed(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[FeedRequest, FeedFrame], error)
+	// SessionKeys hands out the keys that sign session tokens, to callers on the same
+	// machine only: PERMISSION_DENIED to others, which are given them in a file.
+	// FAILED_PRECONDITION when the server has none.
+	SessionKeys(ctx context.Context, in *SessionKeysRequest, opts ...grpc.CallOption) (*SessionKeysResponse, error)
 }
 
 type coherenceClient struct {
@@ -82,6 +87,16 @@ func (c *coherenceClient) Feed(ctx context.Context, opts ...grpc.CallOption) (gr
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Coherence_FeedClient = grpc.BidiStreamingClient[FeedRequest, FeedFrame]
 
+func (c *coherenceClient) SessionKeys(ctx context.Context, in *SessionKeysRequest, opts ...grpc.CallOption) (*SessionKeysResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SessionKeysResponse)
+	err := c.cc.Invoke(ctx, Coherence_SessionKeys_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // CoherenceServer is the server API for Coherence service.
 // All implementations must embed UnimplementedCoherenceServer
 // for forward compatibility.
@@ -97,6 +112,10 @@ type CoherenceServer interface {
 	// Feed: the client sends one Subscribe, then a Heartbeat every interval; the server
 	// sends frames and answers each heartbeat.
 	Feed(grpc.BidiStreamingServer[FeedRequest, FeedFrame]) error
+	// SessionKeys hands out the keys that sign session tokens, to callers on the same
+	// machine only: PERMISSION_DENIED to others, which are given them in a file.
+	// FAILED_PRECONDITION when the server has none.
+	SessionKeys(context.Context, *SessionKeysRequest) (*SessionKeysResponse, error)
 	mustEmbedUnimplementedCoherenceServer()
 }
 
@@ -115,6 +134,9 @@ func (UnimplementedCoherenceServer) Changes(context.Context, *ChangesRequest) (*
 }
 func (UnimplementedCoherenceServer) Feed(grpc.BidiStreamingServer[FeedRequest, FeedFrame]) error {
 	return status.Error(codes.Unimplemented, "method Feed not implemented")
+}
+func (UnimplementedCoherenceServer) SessionKeys(context.Context, *SessionKeysRequest) (*SessionKeysResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SessionKeys not implemented")
 }
 func (UnimplementedCoherenceServer) mustEmbedUnimplementedCoherenceServer() {}
 func (UnimplementedCoherenceServer) testEmbeddedByValue()                   {}
@@ -180,6 +202,24 @@ func _Coherence_Feed_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Coherence_FeedServer = grpc.BidiStreamingServer[FeedRequest, FeedFrame]
 
+func _Coherence_SessionKeys_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SessionKeysRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CoherenceServer).SessionKeys(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Coherence_SessionKeys_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CoherenceServer).SessionKeys(ctx, req.(*SessionKeysRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Coherence_ServiceDesc is the grpc.ServiceDesc for Coherence service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -194,6 +234,10 @@ var Coherence_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Changes",
 			Handler:    _Coherence_Changes_Handler,
+		},
+		{
+			MethodName: "SessionKeys",
+			Handler:    _Coherence_SessionKeys_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

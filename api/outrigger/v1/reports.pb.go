@@ -416,6 +416,8 @@ type CacheDelta struct {
 	Errors                uint64                 `protobuf:"varint,5,opt,name=errors,proto3" json:"errors,omitempty"`
 	InvalidationLagSketch []byte                 `protobuf:"bytes,6,opt,name=invalidation_lag_sketch,json=invalidationLagSketch,proto3" json:"invalidation_lag_sketch,omitempty"` // DDSketch, milliseconds
 	TouchedSessions       []string               `protobuf:"bytes,7,rep,name=touched_sessions,json=touchedSessions,proto3" json:"touched_sessions,omitempty"`                     // "tenant/session", bounded
+	Violations            []*FreshnessViolation  `protobuf:"bytes,8,rep,name=violations,proto3" json:"violations,omitempty"`                                                      // at most 16, see violations_dropped
+	ViolationsDropped     uint64                 `protobuf:"varint,9,opt,name=violations_dropped,json=violationsDropped,proto3" json:"violations_dropped,omitempty"`
 	unknownFields         protoimpl.UnknownFields
 	sizeCache             protoimpl.SizeCache
 }
@@ -499,6 +501,98 @@ func (x *CacheDelta) GetTouchedSessions() []string {
 	return nil
 }
 
+func (x *CacheDelta) GetViolations() []*FreshnessViolation {
+	if x != nil {
+		return x.Violations
+	}
+	return nil
+}
+
+func (x *CacheDelta) GetViolationsDropped() uint64 {
+	if x != nil {
+		return x.ViolationsDropped
+	}
+	return 0
+}
+
+// FreshnessViolation is an entry that a node served as current and that was not: the
+// cache broke its promise. It has been repaired when this is sent.
+type FreshnessViolation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *Key                   `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Shown         *Dot                   `protobuf:"bytes,2,opt,name=shown,proto3" json:"shown,omitempty"`     // of the value the node held; unset = it held that there is none
+	Current       *Dot                   `protobuf:"bytes,3,opt,name=current,proto3" json:"current,omitempty"` // of the origin's value; unset = there is none
+	Age           string                 `protobuf:"bytes,4,opt,name=age,proto3" json:"age,omitempty"`         // how long ago the origin changed: "1s" (at most), "5s", "60s", "more", "unknown"
+	FoundUnixNano uint64                 `protobuf:"fixed64,5,opt,name=found_unix_nano,json=foundUnixNano,proto3" json:"found_unix_nano,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FreshnessViolation) Reset() {
+	*x = FreshnessViolation{}
+	mi := &file_outrigger_v1_reports_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FreshnessViolation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FreshnessViolation) ProtoMessage() {}
+
+func (x *FreshnessViolation) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_reports_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FreshnessViolation.ProtoReflect.Descriptor instead.
+func (*FreshnessViolation) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_reports_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *FreshnessViolation) GetKey() *Key {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *FreshnessViolation) GetShown() *Dot {
+	if x != nil {
+		return x.Shown
+	}
+	return nil
+}
+
+func (x *FreshnessViolation) GetCurrent() *Dot {
+	if x != nil {
+		return x.Current
+	}
+	return nil
+}
+
+func (x *FreshnessViolation) GetAge() string {
+	if x != nil {
+		return x.Age
+	}
+	return ""
+}
+
+func (x *FreshnessViolation) GetFoundUnixNano() uint64 {
+	if x != nil {
+		return x.FoundUnixNano
+	}
+	return 0
+}
+
 var File_outrigger_v1_reports_proto protoreflect.FileDescriptor
 
 const file_outrigger_v1_reports_proto_rawDesc = "" +
@@ -540,7 +634,7 @@ const file_outrigger_v1_reports_proto_rawDesc = "" +
 	"\x04unit\x18\x01 \x01(\aR\x04unit\x12\f\n" +
 	"\x01n\x18\x02 \x01(\rR\x01n\x12\x13\n" +
 	"\x05sum_x\x18\x03 \x01(\x01R\x04sumX\x12\x13\n" +
-	"\x05sum_y\x18\x04 \x01(\x01R\x04sumY\"\x8b\x02\n" +
+	"\x05sum_y\x18\x04 \x01(\x01R\x04sumY\"\xfc\x02\n" +
 	"\n" +
 	"CacheDelta\x12!\n" +
 	"\fhits_process\x18\x01 \x01(\x04R\vhitsProcess\x12\x1b\n" +
@@ -550,7 +644,17 @@ const file_outrigger_v1_reports_proto_rawDesc = "" +
 	"\fstale_served\x18\x04 \x01(\x04R\vstaleServed\x12\x16\n" +
 	"\x06errors\x18\x05 \x01(\x04R\x06errors\x126\n" +
 	"\x17invalidation_lag_sketch\x18\x06 \x01(\fR\x15invalidationLagSketch\x12)\n" +
-	"\x10touched_sessions\x18\a \x03(\tR\x0ftouchedSessions2B\n" +
+	"\x10touched_sessions\x18\a \x03(\tR\x0ftouchedSessions\x12@\n" +
+	"\n" +
+	"violations\x18\b \x03(\v2 .outrigger.v1.FreshnessViolationR\n" +
+	"violations\x12-\n" +
+	"\x12violations_dropped\x18\t \x01(\x04R\x11violationsDropped\"\xc9\x01\n" +
+	"\x12FreshnessViolation\x12#\n" +
+	"\x03key\x18\x01 \x01(\v2\x11.outrigger.v1.KeyR\x03key\x12'\n" +
+	"\x05shown\x18\x02 \x01(\v2\x11.outrigger.v1.DotR\x05shown\x12+\n" +
+	"\acurrent\x18\x03 \x01(\v2\x11.outrigger.v1.DotR\acurrent\x12\x10\n" +
+	"\x03age\x18\x04 \x01(\tR\x03age\x12&\n" +
+	"\x0ffound_unix_nano\x18\x05 \x01(\x06R\rfoundUnixNano2B\n" +
 	"\aReports\x127\n" +
 	"\x04Push\x12\x13.outrigger.v1.Delta\x1a\x16.outrigger.v1.DeltaAck(\x010\x01BBZ@github.com/outrigger-mesh/outrigger/api/outrigger/v1;outriggerv1b\x06proto3"
 
@@ -566,27 +670,34 @@ func file_outrigger_v1_reports_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_reports_proto_rawDescData
 }
 
-var file_outrigger_v1_reports_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_outrigger_v1_reports_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_outrigger_v1_reports_proto_goTypes = []any{
-	(*Delta)(nil),        // 0: outrigger.v1.Delta
-	(*DeltaAck)(nil),     // 1: outrigger.v1.DeltaAck
-	(*OutcomeDelta)(nil), // 2: outrigger.v1.OutcomeDelta
-	(*UnitRow)(nil),      // 3: outrigger.v1.UnitRow
-	(*CacheDelta)(nil),   // 4: outrigger.v1.CacheDelta
-	(*Node)(nil),         // 5: outrigger.v1.Node
+	(*Delta)(nil),              // 0: outrigger.v1.Delta
+	(*DeltaAck)(nil),           // 1: outrigger.v1.DeltaAck
+	(*OutcomeDelta)(nil),       // 2: outrigger.v1.OutcomeDelta
+	(*UnitRow)(nil),            // 3: outrigger.v1.UnitRow
+	(*CacheDelta)(nil),         // 4: outrigger.v1.CacheDelta
+	(*FreshnessViolation)(nil), // 5: outrigger.v1.FreshnessViolation
+	(*Node)(nil),               // 6: outrigger.v1.Node
+	(*Key)(nil),                // 7: outrigger.v1.Key
+	(*Dot)(nil),                // 8: outrigger.v1.Dot
 }
 var file_outrigger_v1_reports_proto_depIdxs = []int32{
-	5, // 0: outrigger.v1.Delta.node:type_name -> outrigger.v1.Node
+	6, // 0: outrigger.v1.Delta.node:type_name -> outrigger.v1.Node
 	2, // 1: outrigger.v1.Delta.outcomes:type_name -> outrigger.v1.OutcomeDelta
 	4, // 2: outrigger.v1.Delta.cache:type_name -> outrigger.v1.CacheDelta
 	3, // 3: outrigger.v1.OutcomeDelta.units:type_name -> outrigger.v1.UnitRow
-	0, // 4: outrigger.v1.Reports.Push:input_type -> outrigger.v1.Delta
-	1, // 5: outrigger.v1.Reports.Push:output_type -> outrigger.v1.DeltaAck
-	5, // [5:6] is the sub-list for method output_type
-	4, // [4:5] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	5, // 4: outrigger.v1.CacheDelta.violations:type_name -> outrigger.v1.FreshnessViolation
+	7, // 5: outrigger.v1.FreshnessViolation.key:type_name -> outrigger.v1.Key
+	8, // 6: outrigger.v1.FreshnessViolation.shown:type_name -> outrigger.v1.Dot
+	8, // 7: outrigger.v1.FreshnessViolation.current:type_name -> outrigger.v1.Dot
+	0, // 8: outrigger.v1.Reports.Push:input_type -> outrigger.v1.Delta
+	1, // 9: outrigger.v1.Reports.Push:output_type -> outrigger.v1.DeltaAck
+	9, // [9:10] is the sub-list for method output_type
+	8, // [8:9] is the sub-list for method input_type
+	8, // [8:8] is the sub-list for extension type_name
+	8, // [8:8] is the sub-list for extension extendee
+	0, // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_reports_proto_init() }
@@ -601,7 +712,7 @@ func file_outrigger_v1_reports_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_reports_proto_rawDesc), len(file_outrigger_v1_reports_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
