@@ -149,12 +149,7 @@ func (s *State) keep(e *entry, r *pb.ReadResult, asOf uint64, now int64) bool {
 		return false
 	}
 	v := r.GetVariable()
-	if e.held != nothing && asOf <= s.applied {
-		s.stats.Checked++
-		if (v != nil) != (e.held == value) || v != nil && dotOf(v.GetVersion()) != e.dot {
-			s.stats.Repaired++
-		}
-	}
+	s.compare(e, v, asOf)
 	s.install(e, v, r.GetSessionExists(), asOf, now)
 	return true
 }

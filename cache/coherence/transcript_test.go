@@ -74,6 +74,8 @@ func showOne(o Output) string {
 		return fmt.Sprintf("answer %s %s@%d →%v", o.Key.Name, v, o.AsOf, o.Waiters)
 	case Failed:
 		return fmt.Sprintf("failed %s %s →%v", o.Key.Name, outrigger.KindOf(o.Err), o.Waiters)
+	case Stale:
+		return fmt.Sprintf("stale %s %d, is %d", o.Key.Name, o.Shown.Position, o.Current.GetVersion().GetDot().GetPosition())
 	}
 	return fmt.Sprintf("%T", o)
 }
@@ -508,7 +510,7 @@ func TestRepairFindsADifference(t *testing.T) {
 		{100, Tick{}, ""},
 		{110, Tick{}, "fetch x #3 ≥100"},
 		// The origin's x was written at 50 and no change ever said so.
-		{111, filled("x", 3, "6", 50, 100), "install x 6"},
+		{111, filled("x", 3, "6", 50, 100), "stale x 40, is 50; install x 6"},
 	})
 	if st := s.Stats(); st.Checked != 2 || st.Repaired != 1 {
 		t.Errorf("checked %d, repaired %d, want 2 and 1", st.Checked, st.Repaired)
