@@ -142,18 +142,18 @@ func FuzzChunked(f *testing.F) {
 		f.Add([]byte(s), uint8(1))
 	}
 	f.Fuzz(func(t *testing.T, b []byte, step uint8) {
-		run := func(step int) (body []byte, used int, err error, trailers int) {
+		run := func(step int) (body []byte, used, trailers int, err error) {
 			var d Chunked
 			for at := 0; !d.Done(); {
 				if at = min(at+step, len(b)); used == len(b) {
-					return body, used, ErrShort, 0
+					return body, used, 0, ErrShort
 				}
 				for used < at && !d.Done() {
 					data, n, err := d.Next(b[used:at])
 					body = append(body, data...)
 					used += n
 					if err != nil {
-						return body, used, err, 0
+						return body, used, 0, err
 					}
 				}
 			}
@@ -161,10 +161,10 @@ func FuzzChunked(f *testing.F) {
 				name, value := d.Trailer(i)
 				trailers += len(name) + len(value)
 			}
-			return body, used, nil, trailers
+			return body, used, trailers, nil
 		}
-		body, used, err, trailers := run(max(len(b), 1))
-		body2, used2, err2, trailers2 := run(int(step) + 1)
+		body, used, trailers, err := run(max(len(b), 1))
+		body2, used2, trailers2, err2 := run(int(step) + 1)
 		if !bytes.Equal(body, body2) || used != used2 || err != err2 || trailers != trailers2 {
 			t.Fatalf("pieces of %d: %q %d %v %d; at once %q %d %v %d", int(step)+1, body2, used2, err2, trailers2, body, used, err, trailers)
 		}

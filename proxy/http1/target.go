@@ -80,7 +80,7 @@ func authority(t []byte) []byte {
 
 // validAuthority reports whether b is host [":" port] with a host that is not empty.
 func validAuthority(b []byte, needPort bool) bool {
-	host, port := b, []byte(nil)
+	var port []byte
 	if len(b) > 0 && b[0] == '[' {
 		end := bytes.IndexByte(b, ']')
 		if end < 2 {
@@ -91,10 +91,11 @@ func validAuthority(b []byte, needPort bool) bool {
 		if err != nil || !a.Is6() || a.Zone() != "" {
 			return false
 		}
-		if host, port = b[:end+1], b[end+1:]; len(port) > 0 && port[0] != ':' {
+		if port = b[end+1:]; len(port) > 0 && port[0] != ':' {
 			return false
 		}
 	} else {
+		host := b
 		if i := bytes.IndexByte(b, ':'); i >= 0 {
 			host, port = b[:i], b[i:]
 		}

@@ -146,12 +146,13 @@ func TestRequestAsNetHTTP(t *testing.T) {
 		return fmt.Sprintf("%s %s %q %q %v %q %d %q %v %s %v", r.Method, r.Host, r.URL, r.RequestURI, r.Header, r.TransferEncoding, r.ContentLength,
 			r.Trailer, r.Close, r.Proto, local)
 	}
-	var got string
+	seen := make(chan string, 1)
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		got = describe(r)
+		got := describe(r)
 		if host, _, err := net.SplitHostPort(r.RemoteAddr); err != nil || host != "127.0.0.1" {
 			got += " from " + r.RemoteAddr
 		}
+		seen <- got
 	})
 	std := httptest.NewServer(h)
 	defer std.Close()
@@ -169,12 +170,11 @@ func TestRequestAsNetHTTP(t *testing.T) {
 		c := theirs.dial(t)
 		c.send(req)
 		c.want("GET", 200, "*")
-		want := got
-		got = ""
+		want := <-seen
 		c = ours.dial(t)
 		c.send(req)
 		c.want("GET", 200, "*")
-		if got != want {
+		if got := <-seen; got != want {
 			t.Errorf("got  %s\nwant %s", got, want)
 		}
 	}
