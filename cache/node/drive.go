@@ -55,9 +55,16 @@ func (a *Agent) run(ins ...coherence.Input) {
 				a.carry(o)
 			}
 		}
-		ins = append(a.batch.again, a.launch()...)
-		a.batch.again = nil
+		ins = a.consequences()
 	}
+}
+
+// consequences starts what the outputs carried out so far asked for and returns the
+// inputs that follow from them.
+func (a *Agent) consequences() []coherence.Input {
+	ins := append(a.batch.again, a.launch()...)
+	a.batch.again = nil
+	return ins
 }
 
 // carry does one output. Fetches are collected, so that those of one step share a call.
@@ -90,6 +97,8 @@ func (a *Agent) carry(o coherence.Output) {
 		if a.endStream != nil {
 			a.endStream()
 		}
+	case coherence.Stale:
+		a.violated(o)
 	case coherence.Hit:
 		a.hit(o)
 	case coherence.Answer:

@@ -16,6 +16,8 @@ type Stats struct {
 	coherence.Stats
 	Table shm.Stats
 
+	Stale map[string]uint64 // entries found outdated, by age
+
 	FeedUp      bool   // a feed stream is delivering
 	LeaseLive   bool   // the table may be served now
 	Streams     uint64 // feed streams opened
@@ -37,7 +39,7 @@ func (a *Agent) Stats() Stats {
 	s.Region, s.Incarnation, s.Applied = a.state.Position()
 	a.mu.Unlock()
 	s.Table, s.FeedUp, s.Streams = a.table.Load().Stats(), a.feedUp.Load(), a.streams.Load()
-	s.Sidecars, s.Lag = a.readers.count(), a.lag.copy()
+	s.Sidecars, s.Lag, s.Stale = a.readers.count(), a.lag.copy(), a.fresh.counts()
 	return s
 }
 
@@ -74,6 +76,7 @@ func (l *lagSketch) copy() *ddsketch.DDSketch {
 // metrics are the agent's instruments.
 type metrics struct {
 	lag          metric.Float64Histogram
+	stale        metric.Int64Counter
 	registration metric.Registration
 }
 
@@ -81,6 +84,11 @@ func newMetrics(m metric.Meter, a *Agent) (metrics, error) {
 	lag, err := m.Float64Histogram("outrigger.cache.invalidation.lag", metric.WithUnit("s"),
 		metric.WithDescription("Time from the commit of a change to the store that makes the node's table show it."),
 		metric.WithExplicitBucketBoundaries(.0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 5))
+	if err != nil {
+		return metrics{}, err
+	}
+	stale, err := m.Int64Counter("outrigger.cache.stale_total", metric.WithUnit("{entry}"),
+		metric.WithDescription("Entries served as current that the origin had changed, by how long ago it had (age)."))
 	if err != nil {
 		return metrics{}, err
 	}
@@ -94,6 +102,7 @@ func newMetrics(m metric.Meter, a *Agent) (metrics, error) {
 		{"outrigger.cache.changes", "{change}", "Changes applied from the feed.", func(s Stats) uint64 { return s.Changes }},
 		{"outrigger.cache.gaps", "{gap}", "Gaps seen in the feed.", func(s Stats) uint64 { return s.Gaps }},
 		{"outrigger.cache.resyncs", "{flush}", "Times the whole table was dropped.", func(s Stats) uint64 { return s.Flushes }},
+		{"outrigger.cache.checked", "{entry}", "Entries the freshness monitor compared with the origin.", func(s Stats) uint64 { return s.Checked }},
 		{"outrigger.cache.repairs", "{entry}", "Entries that differed from the origin although nothing was missing.", func(s Stats) uint64 { return s.Repaired }},
 		{"outrigger.cache.evictions", "{entry}", "Entries the table dropped for room.", func(s Stats) uint64 { return s.Table.Evictions }},
 	}
@@ -114,7 +123,7 @@ func newMetrics(m metric.Meter, a *Agent) (metrics, error) {
 		}
 		return nil
 	}, instruments...)
-	return metrics{lag: lag, registration: r}, err
+	return metrics{lag: lag, stale: stale, registration: r}, err
 }
 
 func (m metrics) close() {

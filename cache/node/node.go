@@ -34,13 +34,33 @@
 // cannot be reached the lease lapses, the table keeps its last values for readers that
 // accept them, and reads through the agent fail with kind Unavailable.
 //
-// The rules are in cache/coherence; this package carries them out.
+// The rules are in cache/coherence; this package carries them out. That they hold is
+// watched while it runs: once per Options.RepairEvery the entry stored longest ago is read
+// at the origin. One that differs although nothing was missing is a violation of the
+// staleness bound: it is replaced, logged, counted by age and reported with CacheDelta,
+// and the control plane raises an alert.
+//
+// Admin is the service behind "outrigger cache": statistics, one entry, a dump, a flush.
 //
 // # Limits
 //
 // Values above shm.MaxValueBytes are not kept: every read of one asks the origin.
 // Fetches, waiting readers, attached sidecars and remembered touches are bounded by
 // Options and constants; beyond them callers get kind Exhausted.
+//
+// # Metrics
+//
+//	outrigger.cache.invalidation.lag  s        histogram, from a change's commit to the store that shows it
+//	outrigger.cache.fills             {fetch}  fetches from the origin, retries included
+//	outrigger.cache.joined            {read}   reads that waited for another's fetch: stampedes avoided
+//	outrigger.cache.refused           {fill}   answers below the floor, asked for again
+//	outrigger.cache.changes           {change} applied from the feed
+//	outrigger.cache.gaps              {gap}    seen in the feed
+//	outrigger.cache.resyncs           {flush}  times the whole table was dropped
+//	outrigger.cache.checked           {entry}  compared with the origin by the freshness monitor
+//	outrigger.cache.repairs           {entry}  of these, outdated: must stay 0
+//	outrigger.cache.stale_total       {entry}  the same by age=1s, 5s, 60s (at most), more, unknown
+//	outrigger.cache.evictions         {entry}  dropped from the table for room
 //
 // # Concurrency
 //
@@ -65,6 +85,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/cache/coherence"
 	"github.com/outrigger-mesh/outrigger/cache/internal/unary"
 	"github.com/outrigger-mesh/outrigger/cache/shm"
+	"github.com/outrigger-mesh/outrigger/internal/identity"
 )
 
 // Options configures an Agent. Zero values mean the defaults in brackets.
@@ -77,9 +98,11 @@ type Options struct {
 	Heartbeat    time.Duration // between heartbeats [100 ms]; at most a third of Lease
 	FetchTimeout time.Duration // for one fetch, range or touch report [2 s]
 	TTL          time.Duration // last resort: an entry is forgotten after this [60 s]
-	RepairEvery  time.Duration // one sampled comparison with the origin per this time [1 s]; < 0 = none
+	RepairEvery  time.Duration // the freshness monitor compares one entry with the origin per this time [1 s]; < 0 = none
 	MaxKeys      int           // keys the protocol keeps exact floors for [65536]
 	MaxSidecars  int           // processes attached to the table [1024]
+
+	SessionKeys *identity.Keys // handed to the node's processes [asked of the origin]
 
 	// Clock is the monotonic clock in ns that table readers compare leases with; it must
 	// stay above 0 [Clock()].
@@ -99,6 +122,8 @@ type Agent struct {
 	coh     pb.CoherenceClient
 	metrics metrics
 	lag     *lagSketch
+	fresh   freshness
+	reads   readCounts
 
 	table   atomic.Pointer[shm.Writer]
 	reader  atomic.Pointer[shm.Reader] // of table

@@ -39,7 +39,7 @@ type world struct {
 func bubble(t *testing.T, o node.Options, do func(t *testing.T, w *world)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, o)
-		defer w.stop()
+		defer func() { w.stop() }()
 		<-w.agent.Ready()
 		if s := w.agent.Stats(); !s.FeedUp || !s.LeaseLive {
 			t.Fatalf("the feed does not open: %+v", s)

@@ -20,16 +20,20 @@ func (l *lagSketch) drain() *ddsketch.DDSketch {
 }
 
 // CacheDelta returns what the agent has to report since the last call: the invalidation
-// lag in milliseconds. nil means nothing happened. One caller.
+// lag in milliseconds, and entries that were served as current and were not. nil means
+// nothing happened. One caller.
 func (a *Agent) CacheDelta() *pb.CacheDelta {
-	s := a.lag.drain()
-	if s == nil || s.IsEmpty() {
+	out := &pb.CacheDelta{}
+	out.Violations, out.ViolationsDropped = a.fresh.drain()
+	if s := a.lag.drain(); s != nil && !s.IsEmpty() {
+		raw, err := proto.Marshal(s.ToProto())
+		if err != nil {
+			a.o.Logger.Error("encode the invalidation lag", "error", err)
+		}
+		out.InvalidationLagSketch = raw
+	}
+	if len(out.InvalidationLagSketch) == 0 && len(out.Violations) == 0 {
 		return nil
 	}
-	raw, err := proto.Marshal(s.ToProto())
-	if err != nil {
-		a.o.Logger.Error("encode the invalidation lag", "error", err)
-		return nil
-	}
-	return &pb.CacheDelta{InvalidationLagSketch: raw}
+	return out
 }
