@@ -38,6 +38,12 @@
 // RollbackCompleted and RolloutEnded. A laggard has by then been cut off for longer than
 // its dead-man lease and has returned to the last good version by itself.
 //
+// # Freshness
+//
+// A node that finds an entry it served as current outdated reports it; the alert
+// freshness-<node> (severity high) says which, at most once a minute per node with the
+// number of them.
+//
 // # Failure
 //
 // Crash: counts and evidence live in memory and start empty, which can only delay a
@@ -130,6 +136,7 @@ type Monitor struct {
 	inst   instruments
 	wake   chan struct{} // capacity 1: failures arrived
 	counts *counts
+	stale  staleness
 
 	mu       sync.Mutex
 	evidence map[string][]*pb.Evidence // by rollout; replaced, never modified
@@ -201,6 +208,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 
 // look takes one look at every rollout and reports whether a rollback is under way.
 func (m *Monitor) look(ctx context.Context) (rollingBack bool) {
+	m.alertStale(ctx)
 	rollouts := m.opts.Rollouts.RunningRollouts()
 	m.forgetAllBut(ctx, rollouts)
 	for i := range rollouts {

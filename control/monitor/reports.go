@@ -72,7 +72,7 @@ func (m *Monitor) Ingest(ctx context.Context, d *pb.Delta) error {
 		m.opts.Logger.Warn("report cells dropped: too many models, versions, regions and epochs at once",
 			"reporter", d.GetReporter(), "dropped", res.cellsFull, "limit", m.opts.MaxCells)
 	}
-	if res.failures {
+	if m.stale.violated(d) || res.failures {
 		select {
 		case m.wake <- struct{}{}:
 		default: // a wake-up is pending already
