@@ -5,7 +5,9 @@
 //	s, err := proxy.New(proxy.Options{…})
 //	err = s.Run(ctx, listener)
 //
-// A connection's path, in order: proxy/intercept finds the protocol; gRPC goes to the
+// A connection's path, in order: proxy/loop accepts it, answers plain variable reads
+// from memory and runs every other HTTP/1 request on a goroutine; what is not HTTP/1
+// goes to proxy/intercept, which finds the protocol; gRPC goes to the
 // bridge and the native variable service, unknown calls are forwarded byte for byte;
 // HTTP/1 goes to variables (/v1/variables, /v1/sessions), to inference (the OpenAI
 // paths), or on to the configured upstream. TLS and unknown protocols are passed to the
@@ -45,6 +47,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/internal/wire"
 	"github.com/outrigger-mesh/outrigger/proxy/inference"
 	"github.com/outrigger-mesh/outrigger/proxy/intercept"
+	"github.com/outrigger-mesh/outrigger/proxy/loop"
 	"github.com/outrigger-mesh/outrigger/proxy/upstream"
 	"github.com/outrigger-mesh/outrigger/proxy/variable"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
@@ -59,6 +62,11 @@ type Options struct {
 	Policy func() (*policy.Policy, inference.PolicyStatus)
 	// Reports is where observations go; nil = nowhere.
 	Reports grpc.ClientConnInterface
+
+	// Hits answers plain HTTP reads without leaving the event loop; nil = they take the
+	// ordinary path. HitEncoding is the index of variable.EncodeHTTP among its encoders.
+	Hits        variable.Hits
+	HitEncoding int
 
 	AutoCreateSessions bool // the first use of a session creates it
 	// UpstreamGRPC takes gRPC calls the sidecar does not serve (tools); nil = none.
@@ -85,6 +93,7 @@ type Sidecar struct {
 	http      *http.Server
 	grpc      *grpc.Server
 	door      *intercept.Door
+	loop      *loop.Server // of listeners that have descriptors; the door serves the others
 	counters  *variable.Counters
 	touches   *touches
 	reported  hits             // what earlier deltas said; owned by collect
@@ -125,9 +134,15 @@ func New(o Options) (*Sidecar, error) {
 	}
 	vo := variable.Options{Reader: o.Reader, Authority: o.Authority, AutoCreateSessions: o.AutoCreateSessions,
 		Touched: s.touches.add, Counters: s.counters, Draining: s.draining, Logger: o.Logger}
+	if o.Hits != nil {
+		vo.Render = o.HitEncoding + 1
+	}
 	s.wireGRPC(vo)
 	s.wireHTTP(vo, others)
 	s.door = intercept.New(intercept.Options{Logger: o.Logger, Refused: s.passTCP})
+	if s.loop, err = s.newLoop(); err != nil {
+		return nil, err
+	}
 	if o.Reports != nil {
 		s.reporter = report.New(report.Options{Conn: o.Reports, Node: wire.NodePB(o.Node), Start: o.Start,
 			Collect: s.collect, Urgent: s.inference.Recorder().Urgent(), Logger: o.Logger})
@@ -184,6 +199,19 @@ func (s *Sidecar) wireHTTP(vo variable.Options, others http.Handler) {
 				others.ServeHTTP(w, r)
 			}
 		})}
+}
+
+// newLoop serves HTTP/1 from event loops; connections that speak something else go on
+// to the door.
+func (s *Sidecar) newLoop() (*loop.Server, error) {
+	o := loop.Options{Slow: s.http.Handler, Grace: s.opts.Grace, Logger: s.opts.Logger, Meter: s.opts.Meter,
+		HeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
+		Other: func(c net.Conn, first []byte) { s.door.Admit(s.life, c, first) }}
+	if s.opts.Hits != nil {
+		fast := &variable.Fast{Hits: s.opts.Hits, Encoding: s.opts.HitEncoding, Counters: s.counters, Touched: s.touches.add}
+		o.Fast = fast.Serve
+	}
+	return loop.New(o)
 }
 
 func isVariablePath(p string) bool {

@@ -24,8 +24,13 @@ func (s *Sidecar) Run(ctx context.Context, l net.Listener) error {
 	if s.reporter != nil {
 		g.Go(func() error { return s.reporter.Run(reporting) })
 	}
-	g.Go(func() error { return s.door.Run(gctx, l) })
-	g.Go(func() error { return ended(gctx, s.http.Serve(s.door.HTTP1())) })
+	if hasDescriptor(l) {
+		g.Go(func() error { return s.loop.Run(gctx, l) })
+		context.AfterFunc(gctx, s.door.Close)
+	} else {
+		g.Go(func() error { return s.door.Run(gctx, l) })
+		g.Go(func() error { return ended(gctx, s.http.Serve(s.door.HTTP1())) })
+	}
 	g.Go(func() error { return ended(gctx, s.grpc.Serve(s.door.HTTP2())) })
 	g.Go(func() error {
 		<-gctx.Done()
@@ -38,6 +43,16 @@ func (s *Sidecar) Run(ctx context.Context, l net.Listener) error {
 	s.http1.wait()
 	s.tunnels.wait()
 	return err
+}
+
+// hasDescriptor reports whether l is a socket of the kernel; in-memory ones, as tests
+// have them, cannot be polled.
+func hasDescriptor(l net.Listener) bool {
+	switch l.(type) {
+	case *net.TCPListener, *net.UnixListener:
+		return true
+	}
+	return false
 }
 
 // ended hides the error a server returns because the door was closed on purpose.

@@ -18,8 +18,11 @@ import (
 
 	"github.com/outrigger-mesh/outrigger"
 	"github.com/outrigger-mesh/outrigger/cache"
+	"github.com/outrigger-mesh/outrigger/cache/node"
+	"github.com/outrigger-mesh/outrigger/internal/coarse"
 	"github.com/outrigger-mesh/outrigger/proxy"
 	"github.com/outrigger-mesh/outrigger/proxy/inference"
+	"github.com/outrigger-mesh/outrigger/proxy/variable"
 	"github.com/outrigger-mesh/outrigger/xds/adsclient"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
@@ -124,7 +127,7 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 	if err != nil {
 		return err
 	}
-	o := proxy.Options{Node: self, Reader: store, Authority: store.Variables(), Policy: policySource(ads), Reports: control,
+	o := proxy.Options{Node: self, Reader: store, Hits: store, Authority: store.Variables(), Policy: policySource(ads), Reports: control,
 		AutoCreateSessions: s.autoSessions, UpstreamTCP: s.upstreamTCP, Own: ownListeners(al, hl),
 		Grace: s.grace, Start: start, Logger: p.log, Meter: p.tel.Meter("proxy")}
 	if s.upstreamHTTP != "" {
@@ -157,7 +160,8 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 
 // cache builds the tiers: the node agent's table when there is one.
 func (s *sidecarFlags) cache(p *process, self outrigger.Node, control *grpc.ClientConn) (*cache.Store, error) {
-	o := cache.Options{Origin: control, Node: self, ProcessBytes: s.processBytes, Logger: p.log, Meter: p.tel.Meter("cache")}
+	o := cache.Options{Origin: control, Encoders: []cache.Encoder{variable.EncodeHTTP}, Node: self, ProcessBytes: s.processBytes, Logger: p.log, Meter: p.tel.Meter("cache"), Clock: node.Clock()}
+	o.Coarse = coarse.New(o.Clock)
 	if s.agentDir == "" {
 		o.Private = true
 		return cache.New(o)

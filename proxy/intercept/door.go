@@ -94,15 +94,34 @@ func (d *Door) Run(ctx context.Context, l net.Listener) error {
 		delay = 0
 		wg.Go(func() {
 			defer func() { <-d.pending }()
-			d.admit(ctx, c)
+			d.admit(ctx, c, nil)
 		})
 	}
 }
 
+// Admit takes a connection that somebody else accepted and read first from; it returns
+// when the connection is handed on. With ctx over, or after Close, it closes c.
+func (d *Door) Admit(ctx context.Context, c net.Conn, first []byte) {
+	select {
+	case d.pending <- struct{}{}:
+	case <-ctx.Done():
+		c.Close()
+		return
+	}
+	defer func() { <-d.pending }()
+	d.admit(ctx, c, first)
+}
+
+// Close ends the listeners of a door that is fed by Admit instead of Run.
+func (d *Door) Close() {
+	d.http1.Close()
+	d.http2.Close()
+}
+
 // admit looks at the first bytes and hands the connection on.
-func (d *Door) admit(ctx context.Context, c net.Conn) {
+func (d *Door) admit(ctx context.Context, c net.Conn, head []byte) {
 	stop := context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Now()) })
-	head, p := d.look(c)
+	head, p := d.look(c, head)
 	if !stop() || c.SetReadDeadline(time.Time{}) != nil {
 		c.Close() // shutting down, or already broken
 		return
@@ -120,11 +139,13 @@ func (d *Door) admit(ctx context.Context, c net.Conn) {
 }
 
 // look reads until Sniff decides, the peer stops, or the time is up.
-func (d *Door) look(c net.Conn) ([]byte, Protocol) {
+func (d *Door) look(c net.Conn, head []byte) ([]byte, Protocol) {
+	if p, ok := Sniff(head); ok {
+		return head, p
+	}
 	if err := c.SetReadDeadline(time.Now().Add(d.opts.SniffTimeout)); err != nil {
 		return nil, Unknown
 	}
-	var head []byte
 	var buf [64]byte
 	for {
 		n, err := c.Read(buf[:])

@@ -220,3 +220,33 @@ func TestPendingIsBounded(t *testing.T) {
 		stop()
 	})
 }
+
+// A connection accepted elsewhere is handed on with what was read from it; after Close
+// it is closed.
+func TestAdmit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := New(Options{})
+		near, far := net.Pipe()
+		go d.Admit(context.Background(), far, []byte(preface[:10]))
+		if _, err := near.Write([]byte(preface[10:] + "x")); err != nil {
+			t.Fatal(err)
+		}
+		c, err := d.HTTP2().Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, len(preface)+1)
+		if _, err := io.ReadFull(c, got); err != nil || string(got) != preface+"x" {
+			t.Fatalf("got %q, %v", got, err)
+		}
+		near.Close()
+		c.Close()
+		d.Close()
+		near, far = net.Pipe()
+		d.Admit(context.Background(), far, []byte(preface))
+		if _, err := near.Read(make([]byte, 1)); err == nil {
+			t.Fatal("a closed door kept the connection")
+		}
+		near.Close()
+	})
+}

@@ -33,6 +33,9 @@ type Options struct {
 	// Touched is told of every session a read used, if it exists; the sidecar reports it
 	// so that the sliding expiry moves. It must not block. May be nil.
 	Touched func(tenant, session string)
+	// Render, when above 0, has every read render the cache's encoder of index Render-1, so
+	// that Fast finds its answer next time.
+	Render int
 	// Counters, when given, count the answers; front ends may share one.
 	Counters *Counters
 	// Draining is closed when the sidecar takes no more calls: open watches, which would
@@ -133,7 +136,7 @@ func checkIdentifier(session, identifier string) error {
 }
 
 func (c core) get(ctx context.Context, tenant, session, name string, want outrigger.Consistency) (cache.Answer, error) {
-	return c.o.Reader.Get(ctx, cache.Request{Key: outrigger.Key{Tenant: tenant, Session: session, Name: name}, Consistency: want, Encoding: -1})
+	return c.o.Reader.Get(ctx, cache.Request{Key: outrigger.Key{Tenant: tenant, Session: session, Name: name}, Consistency: want, Encoding: c.o.Render - 1})
 }
 
 // ensureSession creates a missing session, or says that it is missing.
