@@ -45,7 +45,16 @@
 // left the ring it is told to flush (Reset). Frames are encoded once and shared by all
 // streams. Heartbeats are answered before any frame that is waiting; a frame holds at
 // most 256 KiB unless one change alone is larger (it cannot be: values above 4 KiB
-// travel as invalidations only). The first frame after Subscribe answers it: a Reset, or
+// travel as invalidations only).
+//
+// A stream with more than 16 frames waiting gets them coalesced, as many as fit one
+// frame: of each key (and each region that writes it) the newest change only, in the
+// order of positions. That leaves every floor where the frames would have put it, so
+// positions in between need not have been seen, and a node that lags catches up at the
+// cost of the keys that changed, not of the changes. Where key_previous would
+// name a change that was left out, it names the last position that was not. Streams that lag alike share the result.
+//
+// The first frame after Subscribe answers it: a Reset, or
 // Changes (possibly none) that continue at Subscribe.from. A subscriber that knows no
 // incarnation (0) is always reset.
 //

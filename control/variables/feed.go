@@ -146,6 +146,12 @@ func (f *feed) run(sub *pb.Subscribe) error {
 		if err := f.answer(); err != nil {
 			return err
 		}
+		if merged := f.ring.latest(f.cursor); merged != nil {
+			if err := f.send([]*frame{merged}); err != nil {
+				return err
+			}
+			continue
+		}
 		frames, grown, head, stale := f.ring.after(f.cursor, feedStep)
 		if stale {
 			if err := f.reset(head, fmt.Sprintf("position %d is no longer kept", f.cursor)); err != nil {

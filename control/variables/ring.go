@@ -70,6 +70,8 @@ type ring struct {
 	floor   uint64        // changes at or below it are not kept
 	head    uint64        // end of the last frame
 	grown   chan struct{} // closed and replaced by publish
+
+	merged merges
 }
 
 func newRing(maxChanges, maxBytes int, start uint64) *ring {
