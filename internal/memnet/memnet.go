@@ -239,12 +239,15 @@ func (c *conn) drain() {
 	}
 }
 
-// Write queues a copy of b; it blocks while the window is full.
+// Write queues a copy of b; it blocks while the window is full. What is written to a
+// closed peer is lost without an error.
 func (c *conn) Write(b []byte) (int, error) {
 	p := packet{due: time.Now().Add(c.net.delayOf(c.link)), data: append([]byte(nil), b...)}
 	select {
 	case <-c.done:
 		return 0, net.ErrClosed
+	case <-c.peer.done:
+		return len(b), nil
 	default:
 	}
 	select {
@@ -253,7 +256,9 @@ func (c *conn) Write(b []byte) (int, error) {
 	case <-c.done:
 		return 0, net.ErrClosed
 	case <-c.peer.done:
-		return 0, net.ErrClosed
+		// As with TCP the write itself succeeds and the bytes are lost: what tells this end
+		// is the EOF on its way. Failing here, ahead of it, would be a state no network has.
+		return len(b), nil
 	}
 }
 
