@@ -35,6 +35,7 @@ func cacheRows() []row {
 			what: fmt.Sprintf("a sidecar's hit in its process tier (cache.Store.Hit), with the proof that the value is current: lease, clock and stamp of the node's table; %d keys, %d-byte values, wall time per read", cacheKeys, valueBytes)},
 		{id: "cache.shm_read", unit: "ns", better: "lower", run: runShmRead,
 			what: fmt.Sprintf("p50 of one %d-byte value read from another process, one reading goroutine, each read timed on its own with the clock's cost included, %d keys, not pinned", valueBytes, cacheKeys)},
+		hitRatioRow(),
 	}
 }
 

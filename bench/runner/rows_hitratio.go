@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"flag"
+	"fmt"
+	"io"
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sort"
+	"strconv"
+	"strings"
+
+	"github.com/outrigger-mesh/outrigger/bench/trace"
+	"github.com/outrigger-mesh/outrigger/cache/tier"
+)
+
+const (
+	ratioKeys     = 100_000
+	ratioRequests = 1_000_000
+	ratioSeed     = 5
+)
+
+// keySequence is a sequence of keys that caches are replayed on.
+type keySequence struct {
+	name string
+	keys int
+	make func(rnd *rand.Rand) ([]uint32, error)
+}
+
+func hitRatioRow() row {
+	return row{id: "cache.hit_ratio", unit: "% hits", better: "higher", run: runHitRatio,
+		what: "requests the process tier's policy (cache/tier) answers, in a sequential replay of the same keys for all; the first fifth warms up"}
+}
+
+func keySequences() []keySequence {
+	synthetic := fmt.Sprintf("%d requests for %d keys", ratioRequests, ratioKeys)
+	return []keySequence{
+		{"zipf 0.99, " + synthetic, ratioKeys, func(rnd *rand.Rand) ([]uint32, error) { return draws(rnd, 0.99, nil), nil }},
+		{"zipf 0.8, " + synthetic, ratioKeys, func(rnd *rand.Rand) ([]uint32, error) { return draws(rnd, 0.8, nil), nil }},
+		{"zipf 0.99 with a sequential scan in every fourth request, " + synthetic, ratioKeys, func(rnd *rand.Rand) ([]uint32, error) {
+			return draws(rnd, 0.99, func(i int, k uint32) uint32 {
+				if i%4 == 0 {
+					return uint32(i / 4 % ratioKeys)
+				}
+				return k
+			}), nil
+		}},
+		{"zipf 0.99 whose popular keys change half-way, " + synthetic, ratioKeys, func(rnd *rand.Rand) ([]uint32, error) {
+			return draws(rnd, 0.99, func(i int, k uint32) uint32 {
+				if i > ratioRequests/2 {
+					return (k + ratioKeys/2) % ratioKeys
+				}
+				return k
+			}), nil
+		}},
+		{fmt.Sprintf("recorded request trace (bench/trace), its %d users as keys, who come round in turn: nobody is more popular and recency misleads", trace.Users), trace.Users, traceUsers},
+	}
+}
+
+// draws is a sequence of ranks 0 to ratioKeys-1 with weight 1/(rank+1)^s, each passed
+// through change.
+func draws(rnd *rand.Rand, s float64, change func(i int, k uint32) uint32) []uint32 {
+	cumulative, sum := make([]float64, ratioKeys), 0.0
+	for i := range cumulative {
+		sum += math.Pow(float64(i+1), -s)
+		cumulative[i] = sum
+	}
+	out := make([]uint32, ratioRequests)
+	for i := range out {
+		out[i] = uint32(min(sort.SearchFloat64s(cumulative, rnd.Float64()*sum), ratioKeys-1))
+		if change != nil {
+			out[i] = change(i, out[i])
+		}
+	}
+	return out
+}
+
+func traceUsers(*rand.Rand) ([]uint32, error) {
+	requests, err := trace.Load()
+	if err != nil {
+		return nil, err
+	}
+	out := make([]uint32, len(requests))
+	for i, r := range requests {
+		n, err := strconv.Atoi(strings.TrimPrefix(r.User(), "user-"))
+		if err != nil {
+			return nil, err
+		}
+		out[i] = uint32(n)
+	}
+	return out, nil
+}
+
+// runHitRatio replays each workload at three capacities. There is no noise in it: the
+// same sequence gives the same figure, so it is done once.
+func runHitRatio(ctx context.Context, e *env, r row) ([]result, error) {
+	path, missing := e.peer(ctx, "hitratio")
+	dir, err := e.dir("hitratio")
+	if err != nil {
+		return nil, err
+	}
+	kept := map[string]comparison{}
+	var out []result
+	for n, w := range keySequences() {
+		keys, err := w.make(rand.New(rand.NewPCG(ratioSeed, uint64(n))))
+		if err != nil {
+			return nil, err
+		}
+		file := filepath.Join(dir, strconv.Itoa(n))
+		if err := os.WriteFile(file, encodeKeys(keys), 0o600); err != nil {
+			return nil, err
+		}
+		for _, percent := range []int{1, 5, 10} {
+			args := []string{"-sequence", file, "-capacity", strconv.Itoa(max(16, w.keys*percent/100)), "-warm", strconv.Itoa(len(keys) / 5)}
+			cs := []contender{{name: us, sample: func(ctx context.Context) (map[string]float64, error) {
+				return e.values(ctx, e.ours("hitratio", args...)...)
+			}}}
+			for _, p := range []struct{ name, flag string }{{"golang-lru LRU", "lru"}, {"golang-lru 2Q", "2q"}, {"golang-lru ARC", "arc"}, {"otter v2", "otter"}} {
+				cs = append(cs, contender{name: p.name, missing: missing, sample: func(ctx context.Context) (map[string]float64, error) {
+					return e.values(ctx, append([]string{path, "-cache", p.flag}, args...)...)
+				}})
+			}
+			what := fmt.Sprintf("%s, room for %d %% of the keys", w.name, percent)
+			c, err := e.compare(ctx, r.id+" "+what, 1, cs)
+			if err != nil {
+				return nil, err
+			}
+			kept[what] = c
+			rows, err := c.rows(r, "percent", peerNames(cs), func(string) string { return r.what + "; " + what })
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, rows...)
+		}
+	}
+	return out, e.keep(r.id, kept)
+}
+
+func encodeKeys(keys []uint32) []byte {
+	raw := make([]byte, 0, 4*len(keys))
+	for _, k := range keys {
+		raw = binary.LittleEndian.AppendUint32(raw, k)
+	}
+	return raw
+}
+
+// childHitRatio is bench/peers/hitratio for the process tier.
+func childHitRatio(_ context.Context, args []string, _ io.Reader) (any, error) {
+	f := flag.NewFlagSet("hitratio", flag.ContinueOnError)
+	sequence := f.String("sequence", "", "file of key numbers")
+	capacity := f.Int("capacity", 1000, "entries the cache may hold")
+	warm := f.Int("warm", 0, "requests that are not counted")
+	if err := f.Parse(args); err != nil {
+		return nil, err
+	}
+	raw, err := os.ReadFile(*sequence)
+	if err != nil {
+		return nil, err
+	}
+	c, err := tier.New(tier.Options[[]byte]{Bytes: 1 << 32, Entries: *capacity})
+	if err != nil {
+		return nil, err
+	}
+	hits, counted := 0, 0
+	for i := 0; 4*i < len(raw); i++ {
+		k := "default/session/name-" + strconv.Itoa(int(binary.LittleEndian.Uint32(raw[4*i:])))
+		_, hit := c.Get(k)
+		if !hit {
+			c.Put(k, nil)
+		}
+		if i >= *warm {
+			counted++
+			if hit {
+				hits++
+			}
+		}
+	}
+	if counted == 0 {
+		return nil, fmt.Errorf("%d requests, all of them warm-up", len(raw)/4)
+	}
+	return map[string]float64{"percent": 100 * float64(hits) / float64(counted)}, nil
+}
