@@ -113,6 +113,18 @@ type Request struct {
 	Key         outrigger.Key
 	Consistency outrigger.Consistency
 	Encoding    int // index into Options.Encoders, or -1 for none
+
+	// Declared lets the consistency a variable declares in its metadata replace
+	// Consistency, which then is the one for variables that declare none.
+	Declared bool
+	// After are positions the reader has seen, at most one per log: a session or bounded
+	// read is answered from nothing older. Kept says that they are this process's own
+	// memory of the session: they are not insisted on when nobody can be asked, because
+	// what this process itself saw and wrote is kept track of anyway.
+	After []outrigger.Dot
+	Kept  bool
+	// Explain fills Answer.Why and Answer.Explain, which costs a call to the agent.
+	Explain bool
 }
 
 // Answer is what a read found, and how far it can be trusted.
@@ -126,6 +138,16 @@ type Answer struct {
 	FeedLive      bool           // the node's table is being kept current
 	Stale         bool           // served beyond the asked guarantee
 	Reason        string         // why it is stale, for people
+
+	Consistency outrigger.Consistency // what the read was held to
+	ByVariable  bool                  // the variable declared it
+	// Seen is the position the answer shows the world at, at least; zero = not known. Of a
+	// value it is the write behind it.
+	Seen    outrigger.Dot
+	Why     string   // why this tier answered, when asked to explain
+	Explain *Explain // likewise
+
+	declares declaration
 }
 
 // Store is the assembled cache. Build it with New.
@@ -138,12 +160,14 @@ type Store struct {
 	origin *peer
 	direct singleflight.Group
 	vars   pb.VariablesClient
+	region atomic.Pointer[string] // of the log, as the last answer named it
 
 	view     atomic.Pointer[view]    // the table in use
 	attached atomic.Pointer[view]    // the last one the agent handed over
 	socketUp atomic.Bool             // the hand-over connection is open
 	private  atomic.Pointer[private] // the agent of this process, while it runs
 	fence    atomic.Int64            // tables whose proof is older than this time are not used
+	era      atomic.Uint64           // changes of view
 	epoch    atomic.Uint64           // separates direct reads that must not share a call
 
 	switching sync.Mutex     // serialises changes of view
@@ -273,7 +297,24 @@ type entry struct {
 	stamp uint64
 
 	known int64 // it was current at this time
+	asOf  dotIn // and as of this position
 	doubt bool  // nothing is known, except that what was before this time is outdated
+
+	declares declaration
+}
+
+// dotIn is a position of a log.
+type dotIn struct{ incarnation, position uint64 }
+
+// declaration is the consistency a variable declares, if any.
+type declaration struct {
+	consistency outrigger.Consistency
+	ok          bool
+}
+
+func declarationOf(v *pb.Variable) (d declaration) {
+	d.consistency, d.ok = outrigger.DeclaredConsistency(v.GetMetadata())
+	return d
 }
 
 func (e *entry) size() int {

@@ -51,26 +51,78 @@ func (s *Store) get(ctx context.Context, r Request) (Answer, error) {
 	if r.Encoding < -1 || r.Encoding >= len(s.o.Encoders) {
 		return Answer{}, outrigger.Errorf(outrigger.Invalid, "encoding is %d, there are %d encoders", r.Encoding, len(s.o.Encoders))
 	}
-	id, maxAge := r.Key.String(), anyAge
-	switch r.Consistency.Level {
-	case outrigger.Bounded:
-		if maxAge = r.Consistency.MaxAge; maxAge <= 0 {
-			return Answer{}, outrigger.Errorf(outrigger.Invalid, "consistency bounded(%v) has no positive bound", maxAge)
+	if c := r.Consistency; c.Level == outrigger.Bounded && c.MaxAge <= 0 {
+		return Answer{}, outrigger.Errorf(outrigger.Invalid, "consistency bounded(%v) has no positive bound", c.MaxAge)
+	}
+	id, asked := r.Key.String(), r.Consistency
+	var by declaration
+	if r.Declared {
+		if e, ok := s.tier.Get(id); ok {
+			by = e.declares
 		}
+		r.Consistency = by.or(asked)
+	}
+	a, err := s.getAs(ctx, r, id)
+	if r.Declared && err == nil && a.Found && a.declares != by {
+		// It was not known before what the variable declares, or that has changed.
+		by = a.declares
+		if r.Consistency = by.or(asked); r.Consistency != a.Consistency {
+			a, err = s.getAs(ctx, r, id)
+		}
+	}
+	a.ByVariable = by.ok
+	if r.Explain && err == nil {
+		a.Explain = s.explain(ctx, r.Key)
+	}
+	return a, err
+}
+
+func (d declaration) or(c outrigger.Consistency) outrigger.Consistency {
+	if d.ok {
+		return d.consistency
+	}
+	return c
+}
+
+// getAs answers with r.Consistency.
+func (s *Store) getAs(ctx context.Context, r Request, id string) (a Answer, err error) {
+	maxAge, after := anyAge, r.After
+	var m miss
+	ok := false
+	switch r.Consistency.Level {
 	case outrigger.Strong:
-		maxAge = -1
+		m = miss{why: mustAsk}
+	case outrigger.Bounded:
+		maxAge = r.Consistency.MaxAge
+	case outrigger.Eventual:
+		after = nil
 	}
-	if a, ok := s.local(id, r.Encoding, maxAge); ok {
-		return a, nil
+	if m.why == 0 {
+		if a, m, ok = s.local(id, r.Encoding, maxAge, after); !ok && m.why == behind {
+			a, m, ok = s.await(ctx, id, r.Encoding, maxAge, after)
+		}
 	}
-	a, err := s.remote(ctx, r, id)
+	if ok {
+		a.Why = whyTier(a.Tier)
+	} else if a, err = s.elsewhere(ctx, r, id, after, maxAge, m); r.Explain {
+		a.Why = m.text() + ": " + a.Why
+	}
+	a.Consistency = r.Consistency
+	return a, err
+}
+
+// elsewhere answers what this machine's tiers could not.
+func (s *Store) elsewhere(ctx context.Context, r Request, id string, after []outrigger.Dot, maxAge time.Duration, m miss) (Answer, error) {
+	a, err := s.remote(ctx, r, id, after, m)
 	switch {
 	case err == nil && r.Consistency.Level == outrigger.Bounded && a.Age > maxAge:
 		return Answer{}, outrigger.Errorf(outrigger.Stale, "%s cannot be met for %s: the origin took %v to answer", r.Consistency, r.Key, a.Age)
 	case err == nil || ctx.Err() != nil || !silence(err):
 		return a, err
 	}
-	return s.withoutOrigin(r, id, err)
+	a, err = s.withoutOrigin(r, id, after, err)
+	a.Why = "last known value, nobody can be asked"
+	return a, err
 }
 
 // silence tells "nobody answered" from an answer that is an error.
@@ -83,10 +135,10 @@ func silence(err error) bool {
 }
 
 // remote asks the agent, else the origin.
-func (s *Store) remote(ctx context.Context, r Request, id string) (Answer, error) {
+func (s *Store) remote(ctx context.Context, r Request, id string, after []outrigger.Dot, m miss) (Answer, error) {
 	// A table, the agent's included, may be older than an answer that came from elsewhere
-	// less than a lease ago.
-	strong := r.Consistency.Level == outrigger.Strong || r.Consistency.Level == outrigger.Bounded || s.fenced()
+	// less than a lease ago, and knows nothing of another log's positions.
+	strong := r.Consistency.Level == outrigger.Strong || r.Consistency.Level == outrigger.Bounded || s.fenced() || m.why == otherLog
 	spare := false
 	if level := r.Consistency.Level; level == outrigger.SessionLevel || level == outrigger.Eventual {
 		e, _ := s.lastKnown(id, level)
@@ -101,11 +153,12 @@ func (s *Store) remote(ctx context.Context, r Request, id string) (Answer, error
 		var a Answer
 		var err error
 		if p == s.origin {
-			a, err = s.askOrigin(ctx, r, id)
+			a, err = s.askOrigin(ctx, r, id, after)
 		} else {
-			a, err = s.askAgent(ctx, p, r, id, strong)
+			a, err = s.askAgent(ctx, p, r, id, after, strong)
 		}
 		if err == nil || ctx.Err() != nil || !silence(err) {
+			a.Why = "asked the " + p.name
 			return a, err
 		}
 		p.downUntil.Store(s.clock() + int64(retryDown))
@@ -124,27 +177,53 @@ func (s *Store) lease() int64 {
 	return int64(s.o.Lease)
 }
 
-// read makes one call.
-func (s *Store) read(ctx context.Context, p *peer, key outrigger.Key, strong bool) (r *pb.ReadResult, started int64, err error) {
+// reading is what one call found.
+type reading struct {
+	result  *pb.ReadResult
+	started int64
+	asOf    dotIn
+}
+
+// read makes one call, or two: an answer that is behind a position of its log is asked
+// for again as of that position.
+func (s *Store) read(ctx context.Context, p *peer, key outrigger.Key, strong bool, after []outrigger.Dot, minimum uint64) (reading, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.o.Timeout)
 	defer cancel()
+	r, err := s.readOnce(ctx, p, key, strong, minimum)
+	if err != nil {
+		return reading{}, err
+	}
+	if want := position(after, r.asOf.incarnation); want > r.asOf.position && want > minimum {
+		return s.readOnce(ctx, p, key, strong, want)
+	}
+	return r, nil
+}
+
+func (s *Store) readOnce(ctx context.Context, p *peer, key outrigger.Key, strong bool, minimum uint64) (reading, error) {
 	if strong {
 		ctx = metadata.AppendToOutgoingContext(ctx, outrigger.HeaderConsistency, outrigger.Consistency{Level: outrigger.Strong}.String())
 	}
-	started = s.clock()
-	resp, err := p.coh.Read(ctx, &pb.ReadRequest{Keys: []*pb.Key{wire.KeyPB(key)}})
+	started := s.clock()
+	resp, err := p.coh.Read(ctx, &pb.ReadRequest{Keys: []*pb.Key{wire.KeyPB(key)}, MinPosition: minimum})
 	if err == nil && len(resp.GetResults()) != 1 {
 		err = outrigger.Errorf(outrigger.Internal, "the %s answered %d results for one key", p.name, len(resp.GetResults()))
 	}
 	if err != nil {
-		return nil, started, status.FromGRPC(err, nil)
+		return reading{}, status.FromGRPC(err, nil)
 	}
-	return resp.GetResults()[0], started, nil
+	if name := resp.GetRegion(); name != "" && (s.region.Load() == nil || *s.region.Load() != name) {
+		s.region.Store(&name)
+	}
+	return reading{result: resp.GetResults()[0], started: started, asOf: dotIn{resp.GetIncarnation(), resp.GetAsOf()}}, nil
 }
 
 // askAgent reads through an agent, which keeps the answer in its table.
-func (s *Store) askAgent(ctx context.Context, p *peer, r Request, id string, strong bool) (Answer, error) {
-	result, started, err := s.read(ctx, p, r.Key, strong)
+func (s *Store) askAgent(ctx context.Context, p *peer, r Request, id string, after []outrigger.Dot, strong bool) (Answer, error) {
+	minimum := uint64(0)
+	if v := s.view.Load(); v != nil && len(after) > 0 {
+		minimum = position(after, headOf(v).incarnation)
+	}
+	got, err := s.read(ctx, p, r.Key, strong, after, minimum)
 	if err != nil {
 		return Answer{}, err
 	}
@@ -152,15 +231,19 @@ func (s *Store) askAgent(ctx context.Context, p *peer, r Request, id string, str
 	if !s.keeps(p) {
 		s.raiseFence()
 	}
-	known := started
+	known := got.started
 	if !strong {
 		known -= s.lease() // the agent may have answered from its table
 	}
-	e := s.learn(id, result, known)
+	e := s.learn(id, got.result, known, got.asOf)
 	// If the table proves this very answer, the next read is a hit.
 	if v := s.current(); v != nil {
 		if base, live := s.live(v, s.clock()); live {
-			if t, state := s.fromTable(id, v, base); (state == shm.Present || state == shm.Negative) && sameAnswer(t, e) {
+			t, state := s.fromTable(id, v, base, headOf(v))
+			if (state == shm.Present || state == shm.Negative) && sameAnswer(t, e) {
+				if t.asOf.incarnation == e.asOf.incarnation {
+					t.asOf.position = max(t.asOf.position, e.asOf.position)
+				}
 				s.put(id, t)
 				e = t
 			}
@@ -178,29 +261,21 @@ func sameAnswer(a, b *entry) bool {
 
 // askOrigin reads directly. Readers of one key at one time share a call, unless their
 // consistency needs one of their own, or a write or such a read ended in between.
-func (s *Store) askOrigin(ctx context.Context, r Request, id string) (Answer, error) {
-	type direct struct {
-		result  *pb.ReadResult
-		started int64
-	}
-	ask := func(ctx context.Context) (direct, error) {
-		result, started, err := s.read(ctx, s.origin, r.Key, true)
-		return direct{result, started}, err
-	}
-	var d direct
+func (s *Store) askOrigin(ctx context.Context, r Request, id string, after []outrigger.Dot) (Answer, error) {
+	var got reading
 	var err error
-	if l := r.Consistency.Level; l == outrigger.Strong || l == outrigger.Bounded {
-		d, err = ask(ctx)
+	if l := r.Consistency.Level; l == outrigger.Strong || l == outrigger.Bounded || len(after) > 0 {
+		got, err = s.read(ctx, s.origin, r.Key, true, after, 0)
 		s.epoch.Add(1)
 	} else {
 		// The call is everybody's: it ends with Timeout, not with the reader that began it.
 		flight := s.direct.DoChan(id+"\x00"+strconv.FormatUint(s.epoch.Load(), 10), func() (any, error) {
-			return ask(context.WithoutCancel(ctx))
+			return s.read(context.WithoutCancel(ctx), s.origin, r.Key, true, nil, 0)
 		})
 		select {
-		case got := <-flight:
-			if err = got.Err; err == nil {
-				d = got.Val.(direct)
+		case shared := <-flight:
+			if err = shared.Err; err == nil {
+				got = shared.Val.(reading)
 			}
 		case <-ctx.Done():
 			err = ctx.Err()
@@ -211,8 +286,8 @@ func (s *Store) askOrigin(ctx context.Context, r Request, id string) (Answer, er
 	}
 	s.originReads.Add(1)
 	s.raiseFence()
-	e := s.learn(id, d.result, d.started)
-	return s.answer(id, e, r.Encoding, outrigger.TierOrigin, d.started), nil
+	e := s.learn(id, got.result, got.started, got.asOf)
+	return s.answer(id, e, r.Encoding, outrigger.TierOrigin, got.started), nil
 }
 
 // raiseFence keeps tables from being used until they are proved to be as new as now.
@@ -224,14 +299,15 @@ func (s *Store) raiseFence() {
 
 // learn remembers an answer that came without a proof, as the last known value. An
 // answer that was overtaken by a newer one is not remembered.
-func (s *Store) learn(id string, r *pb.ReadResult, known int64) *entry {
-	e := &entry{variable: r.GetVariable(), sessionExists: r.GetSessionExists() || r.GetVariable() != nil, known: known}
+func (s *Store) learn(id string, r *pb.ReadResult, known int64, asOf dotIn) *entry {
+	e := &entry{variable: r.GetVariable(), sessionExists: r.GetSessionExists() || r.GetVariable() != nil, known: known,
+		asOf: asOf, declares: declarationOf(r.GetVariable())}
 	s.put(id, e)
 	return e
 }
 
 // withoutOrigin answers when nobody did.
-func (s *Store) withoutOrigin(r Request, id string, why error) (Answer, error) {
+func (s *Store) withoutOrigin(r Request, id string, after []outrigger.Dot, why error) (Answer, error) {
 	e, from := s.lastKnown(id, r.Consistency.Level)
 	switch r.Consistency.Level {
 	case outrigger.Strong:
@@ -248,6 +324,9 @@ func (s *Store) withoutOrigin(r Request, id string, why error) (Answer, error) {
 	}
 	if e == nil {
 		return Answer{}, why
+	}
+	if !r.Kept && !e.showsAll(after) {
+		return Answer{}, outrigger.Wrap(outrigger.Stale, why, "the last known value of "+r.Key.String()+" may be older than the session token")
 	}
 	a := s.answer(id, e, r.Encoding, from, e.known)
 	a.Stale, a.FeedLive, a.Reason = true, false, "nobody can be asked: "+why.Error()
@@ -286,7 +365,7 @@ func (s *Store) bothKnown(id string) (mine, table *entry, state shm.State, base 
 	mine, _ = s.tier.Get(id)
 	if v := s.view.Load(); v != nil {
 		base = v.base() // the table says nothing about later
-		table, state = s.fromTable(id, v, base)
+		table, state = s.fromTable(id, v, base, headOf(v))
 	}
 	return mine, table, state, base
 }

@@ -22,8 +22,9 @@ type Hit struct {
 
 // Hit looks a key (outrigger.Key.String) up in the process tier alone: a map look-up,
 // one atomic load that proves the copy current, and the lease check. It allocates
-// nothing. ok is false when there is no copy, it is not proved current, or encoding was
-// not rendered yet; call Get then. It answers what session consistency allows.
+// nothing. ok is false when there is no copy, it is not proved current, encoding was
+// not rendered yet, or the variable declares a consistency that wants more; call Get
+// then. It answers what session consistency allows.
 func (s *Store) Hit(key string, encoding int) (h Hit, ok bool) {
 	e, ok := s.tier.Get(key)
 	if !ok || e.view == nil {
@@ -32,6 +33,9 @@ func (s *Store) Hit(key string, encoding int) (h Hit, ok bool) {
 	now := s.coarse() // not before the clock: a lease it still holds by holds
 	base, ok := s.proof(e, s.view.Load(), now)
 	if !ok {
+		return Hit{}, false
+	}
+	if e.declares.ok && !e.declares.allows(time.Duration(now-base)) {
 		return Hit{}, false
 	}
 	h = Hit{Variable: e.variable, SessionExists: e.sessionExists, Age: time.Duration(now - base)}
@@ -68,26 +72,38 @@ func (s *Store) live(v *view, now int64) (base int64, ok bool) {
 	return base, now < until && base > s.fence.Load()
 }
 
-// local answers from this machine: the process tier, else the node tier.
-func (s *Store) local(id string, encoding int, maxAge time.Duration) (Answer, bool) {
+// local answers from this machine: the process tier, else the node tier. If it cannot, the
+// miss says why. after is what the answer must show.
+func (s *Store) local(id string, encoding int, maxAge time.Duration, after []outrigger.Dot) (Answer, miss, bool) {
 	now, v := s.clock(), s.current()
 	base, live := s.live(v, now)
 	if age := time.Duration(now - base); !live || age > maxAge {
-		return Answer{}, false
+		return Answer{}, s.whyNot(v, now, age), false
 	}
 	v.proved.Store(base)
+	// The head is read first: what is read afterwards is at least as new.
+	head := headOf(v)
 	if e, ok := s.tier.Get(id); ok {
 		if base, ok := s.proof(e, v, now); ok {
-			return s.answer(id, e, encoding, outrigger.TierProcess, base), true
+			if m := e.missing(head, after); m != 0 {
+				return Answer{}, miss{why: m}, false
+			}
+			return s.answer(id, e, encoding, outrigger.TierProcess, base), miss{}, true
 		}
 	}
-	e, state := s.fromTable(id, v, base)
-	if state != shm.Present && state != shm.Negative {
-		return Answer{}, false
+	e, state := s.fromTable(id, v, base, head)
+	switch {
+	case state == shm.Invalid:
+		return Answer{}, miss{why: outdated}, false
+	case state != shm.Present && state != shm.Negative:
+		return Answer{}, miss{why: absent}, false
+	}
+	if m := e.missing(head, after); m != 0 {
+		return Answer{}, miss{why: m}, false
 	}
 	s.nodeHits.Add(1)
 	s.put(id, e)
-	return s.answer(id, e, encoding, outrigger.TierNode, base), true
+	return s.answer(id, e, encoding, outrigger.TierNode, base), miss{}, true
 }
 
 // answer renders what is asked for, once per entry and encoding.
@@ -95,7 +111,7 @@ func (s *Store) answer(id string, e *entry, encoding int, from outrigger.Tier, b
 	now := s.clock()
 	_, live := s.live(s.view.Load(), now)
 	a := Answer{Found: e.variable != nil, SessionExists: e.sessionExists, Variable: e.variable,
-		Tier: from, Age: time.Duration(max(0, now-base)), FeedLive: live}
+		Tier: from, Age: time.Duration(max(0, now-base)), FeedLive: live, Seen: s.seen(e), declares: e.declares}
 	if encoding < 0 || e.variable == nil || encoding >= len(s.o.Encoders) {
 		return a
 	}
@@ -154,13 +170,17 @@ func (p *entry) overtakes(e *entry) bool {
 // scratch holds buffers for values on their way out of the table.
 var scratch = sync.Pool{New: func() any { return new([]byte) }}
 
-// fromTable reads the node tier; known is when the table was current.
-func (s *Store) fromTable(id string, v *view, known int64) (*entry, shm.State) {
+// fromTable reads the node tier; known is when the table was current, head what it had
+// applied before this call.
+func (s *Store) fromTable(id string, v *view, known int64, head dotIn) (*entry, shm.State) {
 	buf := scratch.Get().(*[]byte)
 	defer scratch.Put(buf)
 	found, b := v.reader.Get(id, (*buf)[:0])
 	*buf = b
 	e := &entry{view: v, slot: found.Slot, stamp: found.Stamp, known: known}
+	if found.State != shm.Invalid {
+		e.asOf = head
+	}
 	switch found.State {
 	case shm.Absent:
 		return nil, shm.Absent
@@ -173,6 +193,7 @@ func (s *Store) fromTable(id string, v *view, known int64) (*entry, shm.State) {
 		} else if err != nil || len(b) == 0 {
 			return nil, shm.Invalid // what changed was a negative entry
 		}
+		e.declares = declarationOf(e.variable)
 	}
 	return e, found.State
 }

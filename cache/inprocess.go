@@ -19,6 +19,7 @@ import (
 type inProcess struct {
 	variables pb.VariablesServer
 	coherence pb.CoherenceServer
+	admin     pb.NodeAdminServer
 	streams   grpc.ClientConnInterface
 }
 
@@ -53,7 +54,7 @@ func (c *inProcess) find(method string) (grpc.MethodHandler, any) {
 	for _, s := range []struct {
 		desc *grpc.ServiceDesc
 		srv  any
-	}{{&pb.Variables_ServiceDesc, c.variables}, {&pb.Coherence_ServiceDesc, c.coherence}} {
+	}{{&pb.Variables_ServiceDesc, c.variables}, {&pb.Coherence_ServiceDesc, c.coherence}, {&pb.NodeAdmin_ServiceDesc, c.admin}} {
 		name, ok := strings.CutPrefix(method, "/"+s.desc.ServiceName+"/")
 		if !ok {
 			continue

@@ -20,9 +20,9 @@ const (
 	superviseGap = 100 * time.Millisecond
 )
 
-// Run attaches to the agent's table and runs the private agent when one is needed, until
-// ctx ends; it returns nil when everything it started has ended. A Store without
-// TablePath and Private needs no Run, which then only waits.
+// Run attaches to the agent's table, runs the private agent when one is needed and tells
+// the node's agent what was read, until ctx ends; it returns nil when everything it
+// started has ended.
 func (s *Store) Run(ctx context.Context) error {
 	var loops sync.WaitGroup
 	if s.o.TablePath != "" {
@@ -30,6 +30,9 @@ func (s *Store) Run(ctx context.Context) error {
 	}
 	if s.o.Private {
 		loops.Go(func() { s.supervise(ctx) })
+	}
+	if s.agent != nil {
+		loops.Go(func() { s.reportReads(ctx) })
 	}
 	<-ctx.Done()
 	loops.Wait()
@@ -82,6 +85,10 @@ func (s *Store) nodeUp() bool {
 	return false
 }
 
+// Era changes whenever another table comes into use. Within one, reads through this Store
+// see what was read and written through it before; Request.After carries that on.
+func (s *Store) Era() uint64 { return s.era.Load() }
+
 // current returns the table to use, and fences when that is another one than before.
 func (s *Store) current() *view {
 	now := s.view.Load()
@@ -97,6 +104,7 @@ func (s *Store) current() *view {
 			s.raiseFence()
 		}
 		s.view.Store(next)
+		s.era.Add(1)
 	}
 	return next
 }
@@ -203,7 +211,7 @@ func (s *Store) startPrivate(ctx context.Context) {
 			s.o.Logger.Error("private agent", "error", err)
 		}
 	}()
-	cc := &inProcess{variables: a, coherence: a, streams: s.o.Origin}
+	cc := &inProcess{variables: a, coherence: a, admin: a.Admin(), streams: s.o.Origin}
 	s.private.Store(&private{
 		view: &view{reader: a.Table(), lease: int64(a.Lease())},
 		peer: &peer{name: "private agent", cc: cc, coh: pb.NewCoherenceClient(cc)},

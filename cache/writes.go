@@ -99,7 +99,7 @@ func (s *Store) settle(p *peer, outcome unary.Outcome, method string, in, out an
 
 // wrote remembers a value the authority showed as the last known one.
 func (s *Store) wrote(v *pb.Variable) {
-	s.learn(wire.Key(v.GetKey()).String(), &pb.ReadResult{Variable: v, SessionExists: true}, s.clock())
+	s.learn(wire.Key(v.GetKey()).String(), &pb.ReadResult{Variable: v, SessionExists: true}, s.clock(), dotIn{})
 }
 
 // doubt forgets what a write may have changed.

@@ -143,7 +143,12 @@ func (o *Origin) Touched() []string {
 
 // Put writes a variable of session "s", as another node would.
 func (o *Origin) Put(name, json string) *pb.Variable {
-	return o.write(outrigger.Key{Tenant: outrigger.DefaultTenant, Session: "s", Name: name}, []byte(json))
+	return o.PutWith(name, json, nil)
+}
+
+// PutWith is Put with metadata.
+func (o *Origin) PutWith(name, json string, metadata map[string]string) *pb.Variable {
+	return o.write(outrigger.Key{Tenant: outrigger.DefaultTenant, Session: "s", Name: name}, []byte(json), metadata)
 }
 
 // Tamper changes a value without a change in the log: what must never happen.
@@ -159,7 +164,7 @@ func (o *Origin) Tamper(name, json string) {
 // small is the largest value that rides along with its change.
 const small = 64
 
-func (o *Origin) write(k outrigger.Key, json []byte) *pb.Variable {
+func (o *Origin) write(k outrigger.Key, json []byte, metadata map[string]string) *pb.Variable {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.onPut != nil {
@@ -171,7 +176,7 @@ func (o *Origin) write(k outrigger.Key, json []byte) *pb.Variable {
 	}
 	o.counters[k] = counter
 	p := uint64(len(o.log) + 1)
-	v := &pb.Variable{Id: fmt.Sprintf("var_%s_%d", k.Name, 1), Key: wire.KeyPB(k), Value: &pb.Value{Type: "integer", Json: json},
+	v := &pb.Variable{Id: fmt.Sprintf("var_%s_%d", k.Name, 1), Key: wire.KeyPB(k), Value: &pb.Value{Type: "integer", Json: json}, Metadata: metadata,
 		Version: &pb.Version{Counter: counter, Dot: &pb.Dot{Region: Region, Incarnation: o.incarnation, Position: p}}}
 	o.vars[k] = v
 	c := &pb.Change{Key: v.Key, Version: v.Version}

@@ -81,7 +81,7 @@ func (o *Origin) Register(_ context.Context, r *pb.RegisterRequest) (*pb.Variabl
 	if err := o.failing(); err != nil {
 		return nil, status.ToGRPC(err)
 	}
-	v := o.write(wire.Key(r.GetKey()), r.GetValue().GetJson())
+	v := o.write(wire.Key(r.GetKey()), r.GetValue().GetJson(), nil)
 	o.answered()
 	return v, nil
 }
@@ -102,7 +102,7 @@ func (o *Origin) Set(ctx context.Context, r *pb.SetRequest) (*pb.Variable, error
 		}
 		return nil, status.ToGRPC(conflict)
 	}
-	v := o.write(k, r.GetValue().GetJson())
+	v := o.write(k, r.GetValue().GetJson(), nil)
 	o.answered()
 	return v, nil
 }
@@ -116,7 +116,7 @@ func (o *Origin) BatchSet(_ context.Context, r *pb.BatchSetRequest) (*pb.BatchSe
 			out.Errors[item.GetIdentifier()] = &pb.ItemError{Kind: outrigger.NotFound.String(), Message: err.Error()}
 			continue
 		}
-		out.Variables[item.GetIdentifier()] = o.write(k, item.GetValue().GetJson())
+		out.Variables[item.GetIdentifier()] = o.write(k, item.GetValue().GetJson(), nil)
 	}
 	o.answered()
 	return out, nil
