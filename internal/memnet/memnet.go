@@ -78,6 +78,12 @@ func (n *Network) dial(ctx context.Context, from, address string) (net.Conn, err
 
 	select {
 	case l.queue <- b:
+		select {
+		case <-l.done:
+			// The listener may have closed before it saw b.
+			b.Close()
+		default:
+		}
 		return a, nil
 	case <-l.done:
 	case <-ctx.Done():
@@ -208,11 +214,11 @@ func (c *conn) pump() {
 				select {
 				case <-t.C:
 				case <-c.done:
-					t.Stop()
-					return
+					t.Stop() // what is under way is delivered early, then the end of it
 				}
 			}
 			if _, err := c.Conn.Write(p.data); err != nil {
+				c.Conn.Close()
 				return
 			}
 		case <-c.done:
@@ -246,6 +252,9 @@ func (c *conn) Write(b []byte) (int, error) {
 	select {
 	case <-c.done:
 		return 0, net.ErrClosed
+	default:
+	}
+	select {
 	case <-c.peer.done:
 		return len(b), nil
 	default:

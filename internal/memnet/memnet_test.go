@@ -111,3 +111,25 @@ func TestRefused(t *testing.T) {
 		t.Fatalf("accept after close: %v", err)
 	}
 }
+
+// The end of a connection arrives even when it is closed while a write is on its way.
+func TestCloseDuringDelay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := New()
+		n.SetDelay("a", "b", time.Second)
+		near, far := pair(t, n)
+		if _, err := near.Write([]byte("late")); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		near.Close()
+		got, err := io.ReadAll(far)
+		if err != nil || string(got) != "late" {
+			t.Fatalf("got %q, %v", got, err)
+		}
+		if _, err := far.Write([]byte("lost")); err != nil {
+			t.Fatalf("a write to a closed peer: %v", err)
+		}
+		far.Close()
+	})
+}
