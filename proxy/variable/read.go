@@ -31,7 +31,7 @@ type Options struct {
 	// AutoCreateSessions makes the first use of a session create it.
 	AutoCreateSessions bool
 	// Touched is told of every session a read used, if it exists; the sidecar reports it
-	// so that the sliding expiry moves. It must not block. May be nil.
+	// so that the sliding expiry moves. Called concurrently; it must not block. May be nil.
 	Touched func(tenant, session string)
 	// Render, when above 0, has every read render the cache's encoder of index Render-1, so
 	// that Fast finds its answer next time.

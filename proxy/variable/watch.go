@@ -26,6 +26,11 @@ func (c core) watch(r *pb.WatchRequest, stream grpc.ServerStream, send func(*pb.
 			}
 		}()
 	}
+	if c.o.AutoCreateSessions {
+		if err := c.ensureSession(ctx, r.GetTenant(), r.GetSession()); err != nil {
+			return c.watchEnded(ctx, err)
+		}
+	}
 	events, err := c.o.Authority.Watch(ctx, r)
 	if err != nil {
 		return c.watchEnded(ctx, err)
@@ -71,14 +76,6 @@ func (b *Bridge) WatchVariables(r *snakepit.WatchVariablesRequest, stream grpc.S
 		return status.ToGRPC(err)
 	}
 	req := &pb.WatchRequest{Tenant: c.tenant, Session: r.SessionId, Identifiers: r.VariableIdentifiers, IncludeInitial: r.IncludeInitialValues}
-	if b.o.AutoCreateSessions {
-		if err := outrigger.CheckName("session", r.SessionId); err != nil {
-			return status.ToGRPC(err)
-		}
-		if err := b.ensureSession(stream.Context(), c.tenant, r.SessionId); err != nil {
-			return status.ToGRPC(err)
-		}
-	}
 	return b.watch(req, stream, func(ev *pb.WatchEvent) error { return stream.Send(updateOf(ev)) })
 }
 
