@@ -17,7 +17,8 @@
 //	idempotency-key           request id: the same write twice writes once
 //	x-outrigger-tenant        tenant; same as the query parameter tenant
 //	x-outrigger-consistency,
-//	x-outrigger-token         reach the method as incoming metadata, as they do over gRPC
+//	x-outrigger-token,
+//	x-outrigger-explain       reach the method as incoming metadata, as they do over gRPC
 //	if-match, if-none-match   on variables: the ETag is the version counter in quotes
 //
 // What a method sets with grpc.SetHeader becomes response headers, with errors too.
@@ -59,6 +60,7 @@ const (
 	headerConsistency = "X-Outrigger-Consistency"
 	headerToken       = "X-Outrigger-Token"
 	headerTenant      = "X-Outrigger-Tenant"
+	headerExplain     = "X-Outrigger-Explain"
 )
 
 // Reply is what a route answers.
@@ -117,7 +119,8 @@ func invoke[T any](r *http.Request, call func(context.Context) (T, error)) (T, m
 	}
 	md := metadata.MD{}
 	for _, h := range [...]struct{ name, key string }{{headerConsistency, outrigger.HeaderConsistency},
-		{headerToken, outrigger.HeaderToken}, {headerTenant, outrigger.HeaderTenant}} {
+		{headerToken, outrigger.HeaderToken}, {headerTenant, outrigger.HeaderTenant},
+		{headerExplain, outrigger.HeaderExplain}} {
 		if v := r.Header.Get(h.name); v != "" {
 			md[h.key] = []string{v}
 		}
@@ -196,7 +199,7 @@ func answer(h Handler, r *http.Request) (Reply, error) {
 	if !utf8.ValidString(r.URL.Path) {
 		return Reply{}, invalid("path %q is not valid UTF-8", r.URL.Path)
 	}
-	for _, name := range [...]string{headerActor, headerIdempotency, headerTenant, headerConsistency, headerToken} {
+	for _, name := range [...]string{headerActor, headerIdempotency, headerTenant, headerConsistency, headerToken, headerExplain} {
 		if v := r.Header.Get(name); !utf8.ValidString(v) {
 			return Reply{}, invalid("header %s %q is not valid UTF-8", strings.ToLower(name), v)
 		}

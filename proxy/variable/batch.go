@@ -20,11 +20,12 @@ type batch struct {
 	// worst is the weakest statement that holds for every answer; of nobody when nothing
 	// was asked.
 	worst cache.Answer
+	seen  []outrigger.Dot // by the answers
 }
 
 // readMany reads many variables; one that does not exist is listed, any other failure
 // fails the batch. field names the list in errors.
-func (c core) readMany(ctx context.Context, tenant, session, field string, identifiers []string, want outrigger.Consistency) (batch, error) {
+func (c core) readMany(ctx context.Context, tenant, session, field string, identifiers []string, want cache.Request) (batch, error) {
 	b := batch{variables: make(map[string]*pb.Variable, len(identifiers))}
 	if n := len(identifiers); n > outrigger.MaxBatch {
 		return b, outrigger.Errorf(outrigger.Exhausted, "%s has %d entries, the limit is %d; split the call", field, n, outrigger.MaxBatch)
@@ -41,6 +42,9 @@ func (c core) readMany(ctx context.Context, tenant, session, field string, ident
 	sessionMissing := false
 	for i, a := range answers {
 		w := &b.worst
+		if b.seen = append(b.seen, a.Seen); a.Tier > w.Tier {
+			w.Why, w.Explain, w.Consistency, w.ByVariable = a.Why, a.Explain, a.Consistency, a.ByVariable
+		}
 		w.Tier, w.Age = max(w.Tier, a.Tier), max(w.Age, a.Age)
 		w.FeedLive, w.Stale = w.FeedLive && a.FeedLive, w.Stale || a.Stale
 		if a.Found {
@@ -73,7 +77,7 @@ func distinct(identifiers []string) []string {
 // from this machine, which takes less than handing them out would; with the first that
 // had to be fetched others help, so that misses do not wait for each other one by one.
 // It returns when all of them are done; the first error stops the rest.
-func (c core) lookAll(ctx context.Context, tenant, session string, identifiers []string, want outrigger.Consistency) ([]cache.Answer, error) {
+func (c core) lookAll(ctx context.Context, tenant, session string, identifiers []string, want cache.Request) ([]cache.Answer, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	answers := make([]cache.Answer, len(identifiers))

@@ -32,6 +32,14 @@ func NewBridge(o Options) *Bridge { return &Bridge{core: newCore(o)} }
 type caller struct {
 	tenant      string
 	consistency outrigger.Consistency
+	explicit    bool   // consistency was asked for
+	token       string // session token, as brought
+	explain     bool
+}
+
+// strong makes the caller one that asked for strong reads.
+func (c *caller) strong() {
+	c.consistency, c.explicit = outrigger.Consistency{Level: outrigger.Strong}, true
 }
 
 func callerOf(ctx context.Context) (caller, error) {
@@ -42,8 +50,10 @@ func callerOf(ctx context.Context) (caller, error) {
 		}
 		return ""
 	}
-	c, err := outrigger.ParseConsistency(first(outrigger.HeaderConsistency))
-	return caller{tenant: wire.Tenant(first(outrigger.HeaderTenant)), consistency: c}, err
+	level := first(outrigger.HeaderConsistency)
+	c, err := outrigger.ParseConsistency(level)
+	return caller{tenant: wire.Tenant(first(outrigger.HeaderTenant)), consistency: c, explicit: level != "",
+		token: first(outrigger.HeaderToken), explain: first(outrigger.HeaderExplain) == "true"}, err
 }
 
 // writeOptions records bridge writes as the bridge does.
@@ -126,7 +136,7 @@ func (b *Bridge) RegisterVariable(ctx context.Context, r *snakepit.RegisterVaria
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
-	setHeader(ctx, authorityHeaders(out.Version))
+	setHeader(ctx, b.wrote(c, r.SessionId, out, out.Version))
 	return &snakepit.RegisterVariableResponse{Success: true, VariableId: out.Id}, nil
 }
 
@@ -137,10 +147,11 @@ func (b *Bridge) GetVariable(ctx context.Context, r *snakepit.GetVariableRequest
 		return nil, status.ToGRPC(err)
 	}
 	if r.BypassCache {
-		c.consistency = outrigger.Consistency{Level: outrigger.Strong}
+		c.strong()
 	}
-	a, err := b.read(ctx, c.tenant, r.SessionId, r.VariableIdentifier, c.consistency)
-	setHeader(ctx, answerHeaders(a))
+	want, token := b.o.Tokens.request(c, r.SessionId)
+	a, err := b.read(ctx, c.tenant, r.SessionId, r.VariableIdentifier, want)
+	setHeader(ctx, b.shown(answerHeaders(a), c, r.SessionId, a, token, a.Seen))
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
@@ -155,10 +166,11 @@ func (b *Bridge) GetVariables(ctx context.Context, r *snakepit.BatchGetVariables
 		return nil, status.ToGRPC(err)
 	}
 	if r.BypassCache {
-		c.consistency = outrigger.Consistency{Level: outrigger.Strong}
+		c.strong()
 	}
-	got, err := b.readMany(ctx, c.tenant, r.SessionId, "variable_identifiers", r.VariableIdentifiers, c.consistency)
-	setHeader(ctx, answerHeaders(got.worst))
+	want, token := b.o.Tokens.request(c, r.SessionId)
+	got, err := b.readMany(ctx, c.tenant, r.SessionId, "variable_identifiers", r.VariableIdentifiers, want)
+	setHeader(ctx, b.shown(answerHeaders(got.worst), c, r.SessionId, got.worst, token, got.seen...))
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
@@ -217,7 +229,7 @@ func (b *Bridge) SetVariable(ctx context.Context, r *snakepit.SetVariableRequest
 	out, err := b.o.Authority.Set(ctx, &pb.SetRequest{Tenant: c.tenant, Session: r.SessionId, Identifier: r.VariableIdentifier,
 		Value: untyped(v), ExpectedVersion: expected, Metadata: md, Options: b.writeOptions()}, grpc.Trailer(&trailer))
 	if err == nil {
-		setHeader(ctx, authorityHeaders(out.Version))
+		setHeader(ctx, b.wrote(c, r.SessionId, out, out.Version))
 		return &snakepit.SetVariableResponse{Success: true, NewVersion: out.Version.GetCounter()}, nil
 	}
 	err = status.FromGRPC(err, trailer)
@@ -256,7 +268,7 @@ func (b *Bridge) SetVariables(ctx context.Context, r *snakepit.BatchSetVariables
 		}
 		return nil, status.ToGRPC(err)
 	}
-	setHeader(ctx, authorityHeaders(nil))
+	setHeader(ctx, b.wrote(c, r.SessionId, got, nil))
 	out := &snakepit.BatchSetVariablesResponse{Success: len(got.Errors) == 0, Errors: map[string]string{}, NewVersions: map[string]int32{}}
 	for id, e := range got.Errors {
 		out.Errors[id] = e.Message
@@ -315,7 +327,7 @@ func (b *Bridge) ListVariables(ctx context.Context, r *snakepit.ListVariablesReq
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
-	setHeader(ctx, authorityHeaders(nil))
+	setHeader(ctx, b.wrote(c, r.SessionId, got, nil))
 	out := &snakepit.ListVariablesResponse{}
 	for _, v := range got.GetVariables() {
 		out.Variables = append(out.Variables, variableToBridge(v))
@@ -333,7 +345,7 @@ func (b *Bridge) DeleteVariable(ctx context.Context, r *snakepit.DeleteVariableR
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
-	setHeader(ctx, authorityHeaders(out.GetVersion()))
+	setHeader(ctx, b.wrote(c, r.SessionId, out, out.GetVersion()))
 	return &snakepit.DeleteVariableResponse{Success: true}, nil
 }
 
@@ -377,6 +389,6 @@ func (b *Bridge) RollbackVariable(ctx context.Context, r *snakepit.RollbackVaria
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
-	setHeader(ctx, authorityHeaders(v.Version))
+	setHeader(ctx, b.wrote(c, r.SessionId, v, v.Version))
 	return &snakepit.RollbackVariableResponse{Success: true, Variable: variableToBridge(v)}, nil
 }

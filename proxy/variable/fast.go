@@ -23,7 +23,10 @@ type Hits interface {
 // from answer to answer: four bytes (big endian) with the length of the head fields,
 // then the fields, then the body. It is an encoder of package cache; nil means that the
 // variable cannot be rendered, which the slow path will report.
-func EncodeHTTP(v *pb.Variable) []byte {
+func EncodeHTTP(v *pb.Variable) []byte { return encodeHTTP(v, "") }
+
+// encodeHTTP adds a session token, if there is one.
+func encodeHTTP(v *pb.Variable, token string) []byte {
 	body, err := rest.VariableJSON(v)
 	if err != nil {
 		return nil
@@ -38,6 +41,9 @@ func EncodeHTTP(v *pb.Variable) []byte {
 	field("etag", strconv.Quote(counter))
 	field(outrigger.HeaderVersion, counter)
 	field(outrigger.HeaderDot, wire.Dot(v.GetVersion().GetDot()).String())
+	if token != "" {
+		field(outrigger.HeaderToken, token)
+	}
 	field(outrigger.HeaderTier, outrigger.TierProcess.String())
 	field(outrigger.HeaderFeed, "live")
 	head = http1.AppendLength(head, int64(len(body)))

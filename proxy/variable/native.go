@@ -28,8 +28,10 @@ func (n *Native) Get(ctx context.Context, r *pb.GetRequest) (*pb.Variable, error
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
-	a, err := n.read(ctx, wire.Tenant(r.Tenant), r.Session, r.Identifier, c.consistency)
-	setHeader(ctx, answerHeaders(a))
+	c.tenant = wire.Tenant(r.Tenant)
+	want, token := n.o.Tokens.request(c, r.Session)
+	a, err := n.read(ctx, c.tenant, r.Session, r.Identifier, want)
+	setHeader(ctx, n.shown(answerHeaders(a), c, r.Session, a, token, a.Seen))
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
@@ -42,8 +44,10 @@ func (n *Native) BatchGet(ctx context.Context, r *pb.BatchGetRequest) (*pb.Batch
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
-	got, err := n.readMany(ctx, wire.Tenant(r.Tenant), r.Session, "identifiers", r.Identifiers, c.consistency)
-	setHeader(ctx, answerHeaders(got.worst))
+	c.tenant = wire.Tenant(r.Tenant)
+	want, token := n.o.Tokens.request(c, r.Session)
+	got, err := n.readMany(ctx, c.tenant, r.Session, "identifiers", r.Identifiers, want)
+	setHeader(ctx, n.shown(answerHeaders(got.worst), c, r.Session, got.worst, token, got.seen...))
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
@@ -52,7 +56,7 @@ func (n *Native) BatchGet(ctx context.Context, r *pb.BatchGetRequest) (*pb.Batch
 
 // forward passes a call on with its outcome, and the trailer that carries a conflict's
 // current version.
-func forward[Req, Resp any](ctx context.Context, r Req, call func(context.Context, Req, ...grpc.CallOption) (Resp, error)) (Resp, error) {
+func forward[Req, Resp any](ctx context.Context, n *Native, r Req, call func(context.Context, Req, ...grpc.CallOption) (Resp, error)) (Resp, error) {
 	var trailer metadata.MD
 	out, err := call(ctx, r, grpc.Trailer(&trailer))
 	if len(trailer) > 0 {
@@ -60,12 +64,15 @@ func forward[Req, Resp any](ctx context.Context, r Req, call func(context.Contex
 		_ = grpc.SetTrailer(ctx, trailer)
 	}
 	if err == nil {
-		v, _ := any(out).(interface{ GetVersion() *pb.Version })
-		if v != nil {
-			setHeader(ctx, authorityHeaders(v.GetVersion()))
-		} else {
-			setHeader(ctx, authorityHeaders(nil))
+		var version *pb.Version
+		if v, ok := any(out).(interface{ GetVersion() *pb.Version }); ok {
+			version = v.GetVersion()
 		}
+		// What callerOf refuses is about reads, and this call has been made.
+		c, _ := callerOf(ctx)
+		var session string
+		c.tenant, session = sessionOf(r)
+		setHeader(ctx, n.wrote(c, session, out, version))
 	}
 	return out, status.ToGRPC(err)
 }
@@ -83,67 +90,67 @@ func (n *Native) auto(o **pb.WriteOptions) {
 
 // CreateSession forwards to the authority.
 func (n *Native) CreateSession(ctx context.Context, r *pb.CreateSessionRequest) (*pb.Session, error) {
-	return forward(ctx, r, n.o.Authority.CreateSession)
+	return forward(ctx, n, r, n.o.Authority.CreateSession)
 }
 
 // GetSession forwards to the authority.
 func (n *Native) GetSession(ctx context.Context, r *pb.GetSessionRequest) (*pb.Session, error) {
-	return forward(ctx, r, n.o.Authority.GetSession)
+	return forward(ctx, n, r, n.o.Authority.GetSession)
 }
 
 // TouchSessions forwards to the authority.
 func (n *Native) TouchSessions(ctx context.Context, r *pb.TouchSessionsRequest) (*pb.TouchSessionsResponse, error) {
-	return forward(ctx, r, n.o.Authority.TouchSessions)
+	return forward(ctx, n, r, n.o.Authority.TouchSessions)
 }
 
 // DeleteSession forwards to the authority.
 func (n *Native) DeleteSession(ctx context.Context, r *pb.GetSessionRequest) (*pb.DeleteSessionResponse, error) {
-	return forward(ctx, r, n.o.Authority.DeleteSession)
+	return forward(ctx, n, r, n.o.Authority.DeleteSession)
 }
 
 // ListSessions forwards to the authority.
 func (n *Native) ListSessions(ctx context.Context, r *pb.ListSessionsRequest) (*pb.ListSessionsResponse, error) {
-	return forward(ctx, r, n.o.Authority.ListSessions)
+	return forward(ctx, n, r, n.o.Authority.ListSessions)
 }
 
 // Register forwards to the authority.
 func (n *Native) Register(ctx context.Context, r *pb.RegisterRequest) (*pb.Variable, error) {
 	n.auto(&r.Options)
-	return forward(ctx, r, n.o.Authority.Register)
+	return forward(ctx, n, r, n.o.Authority.Register)
 }
 
 // Set forwards to the authority.
 func (n *Native) Set(ctx context.Context, r *pb.SetRequest) (*pb.Variable, error) {
 	n.auto(&r.Options)
-	return forward(ctx, r, n.o.Authority.Set)
+	return forward(ctx, n, r, n.o.Authority.Set)
 }
 
 // BatchSet forwards to the authority.
 func (n *Native) BatchSet(ctx context.Context, r *pb.BatchSetRequest) (*pb.BatchSetResponse, error) {
 	n.auto(&r.Options)
-	return forward(ctx, r, n.o.Authority.BatchSet)
+	return forward(ctx, n, r, n.o.Authority.BatchSet)
 }
 
 // List forwards to the authority.
 func (n *Native) List(ctx context.Context, r *pb.ListRequest) (*pb.ListResponse, error) {
-	return forward(ctx, r, n.o.Authority.List)
+	return forward(ctx, n, r, n.o.Authority.List)
 }
 
 // Delete forwards to the authority.
 func (n *Native) Delete(ctx context.Context, r *pb.GetRequest) (*pb.DeleteResponse, error) {
 	n.auto(&r.Options)
-	return forward(ctx, r, n.o.Authority.Delete)
+	return forward(ctx, n, r, n.o.Authority.Delete)
 }
 
 // History forwards to the authority.
 func (n *Native) History(ctx context.Context, r *pb.HistoryRequest) (*pb.HistoryResponse, error) {
-	return forward(ctx, r, n.o.Authority.History)
+	return forward(ctx, n, r, n.o.Authority.History)
 }
 
 // Rollback forwards to the authority.
 func (n *Native) Rollback(ctx context.Context, r *pb.RollbackRequest) (*pb.Variable, error) {
 	n.auto(&r.Options)
-	return forward(ctx, r, n.o.Authority.Rollback)
+	return forward(ctx, n, r, n.o.Authority.Rollback)
 }
 
 // Watch forwards the authority's stream.

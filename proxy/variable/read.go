@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"strconv"
 	"sync/atomic"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -36,6 +35,9 @@ type Options struct {
 	// Render, when above 0, has every read render the cache's encoder of index Render-1, so
 	// that Fast finds its answer next time.
 	Render int
+	// Tokens gives out and takes session tokens; front ends of one sidecar share one. Nil =
+	// tokens of this front end alone.
+	Tokens *Tokens
 	// Counters, when given, count the answers; front ends may share one.
 	Counters *Counters
 	// Draining is closed when the sidecar takes no more calls: open watches, which would
@@ -75,6 +77,9 @@ func newCore(o Options) core {
 	if o.Touched == nil {
 		o.Touched = func(string, string) {}
 	}
+	if o.Tokens == nil {
+		o.Tokens = NewTokens(TokenOptions{Logger: o.Logger})
+	}
 	if o.Counters == nil {
 		o.Counters = new(Counters)
 	}
@@ -83,7 +88,7 @@ func newCore(o Options) core {
 
 // read answers one variable by id or name. What does not exist is an error, but the
 // answer still says who knows that.
-func (c core) read(ctx context.Context, tenant, session, identifier string, want outrigger.Consistency) (cache.Answer, error) {
+func (c core) read(ctx context.Context, tenant, session, identifier string, want cache.Request) (cache.Answer, error) {
 	a, err := c.look(ctx, tenant, session, identifier, want)
 	if err != nil || a.Found {
 		return a, err
@@ -97,7 +102,7 @@ func (c core) read(ctx context.Context, tenant, session, identifier string, want
 }
 
 // look finds out what an identifier names; that it names nothing is no error.
-func (c core) look(ctx context.Context, tenant, session, identifier string, want outrigger.Consistency) (cache.Answer, error) {
+func (c core) look(ctx context.Context, tenant, session, identifier string, want cache.Request) (cache.Answer, error) {
 	a, err := c.resolve(ctx, tenant, session, identifier, want)
 	c.o.Counters.count(a, err)
 	if err == nil && (a.Found || a.SessionExists) {
@@ -108,7 +113,7 @@ func (c core) look(ctx context.Context, tenant, session, identifier string, want
 
 // resolve tries the identifier as an id first, then as a name. The answer then rests on
 // both look-ups, so it is no better than the worse of them.
-func (c core) resolve(ctx context.Context, tenant, session, identifier string, want outrigger.Consistency) (cache.Answer, error) {
+func (c core) resolve(ctx context.Context, tenant, session, identifier string, want cache.Request) (cache.Answer, error) {
 	if err := checkIdentifier(session, identifier); err != nil {
 		return cache.Answer{}, err
 	}
@@ -135,8 +140,9 @@ func checkIdentifier(session, identifier string) error {
 	return outrigger.CheckName("variable identifier", identifier)
 }
 
-func (c core) get(ctx context.Context, tenant, session, name string, want outrigger.Consistency) (cache.Answer, error) {
-	return c.o.Reader.Get(ctx, cache.Request{Key: outrigger.Key{Tenant: tenant, Session: session, Name: name}, Consistency: want, Encoding: c.o.Render - 1})
+func (c core) get(ctx context.Context, tenant, session, name string, want cache.Request) (cache.Answer, error) {
+	want.Key, want.Encoding = outrigger.Key{Tenant: tenant, Session: session, Name: name}, c.o.Render-1
+	return c.o.Reader.Get(ctx, want)
 }
 
 // ensureSession creates a missing session, or says that it is missing.
@@ -158,10 +164,8 @@ func answerHeaders(a cache.Answer) metadata.MD {
 	if !a.FeedLive {
 		feed = "down"
 	}
-	// A bound is rounded up.
-	age := (a.Age + time.Millisecond - 1) / time.Millisecond
 	md := metadata.Pairs(outrigger.HeaderTier, a.Tier.String(), outrigger.HeaderFeed, feed,
-		outrigger.HeaderAge, strconv.FormatInt(int64(age), 10))
+		outrigger.HeaderAge, strconv.FormatInt(milliseconds(a.Age), 10))
 	if a.Stale {
 		md.Set(outrigger.HeaderStale, "true")
 	}
@@ -185,6 +189,9 @@ func authorityHeaders(v *pb.Version) metadata.MD {
 	}
 	return md
 }
+
+// fromGRPC is status.FromGRPC for errors without a trailer.
+func fromGRPC(err error) error { return status.FromGRPC(err, nil) }
 
 // setHeader adds response metadata; it fails only when the call is over already.
 func setHeader(ctx context.Context, md metadata.MD) { _ = grpc.SetHeader(ctx, md) }
