@@ -1,8 +1,23 @@
-// Package experiments holds the pure rules of experiments: who is assigned to what,
-// and (in later files) what the outcomes prove.
+// Package experiments holds the pure rules of experiments: who is assigned to what, and
+// what the outcomes prove.
+//
+// Assignment: Bucket, Allocate and Reallocate, UnitOf.
+//
+// Statistics: reporters send UnitRow, a Ledger puts them together per unit, Sums, Joint
+// and Quantiles summarise units per arm and Stratum, and Analyse turns a frozen Plan and
+// those summaries into a Result with its Decision. The tests it is made of are exported
+// one by one (Sequence, TwoByTwo, Boundaries, WelchT, PooledZ, Fisher, …), as are the
+// planner (Goal, GateUnits) and the checks that come before any result can be believed
+// (CheckSampleRatio, Exposure).
+//
+// Promises: the unit of analysis is the unit of randomisation; strata are compared with
+// themselves, never pooled; a test may be looked at as often as one likes unless its
+// name or comment says fixed. Alpha, power and p-values are probabilities, not percent.
+// Input that cannot be (NaN, infinities, negative counts or variances, proportions that
+// are not whole) is an error of kind Invalid; missing data is no evidence.
 //
 // Nothing here does I/O, reads a clock or starts a goroutine; every function is
-// deterministic and safe for concurrent use.
+// deterministic and safe for concurrent use. Summaries and ledgers have one writer.
 package experiments
 
 import (

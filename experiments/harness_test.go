@@ -21,6 +21,9 @@ func harnessSize() harness {
 	if os.Getenv("OUTRIGGER_LONG") == "1" {
 		return harness{runs: 2000, units: 40_000, every: 2, analyses: 40}
 	}
+	if raceEnabled { // nothing here is concurrent
+		return harness{runs: 100, units: 4_000, every: 40, analyses: 2}
+	}
 	return harness{runs: 500, units: 4_000, every: 40, analyses: 2}
 }
 

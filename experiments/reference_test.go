@@ -190,6 +190,38 @@ func TestGrowthBook(t *testing.T) {
 	}
 }
 
+// GrowthBook's one-sided sequential test, all digits; its p-value is the point after the
+// one at which its bisection converged, so only its first three digits are right. Both p-values reach alpha exactly where z reaches the half width.
+func TestOneSidedSequence(t *testing.T) {
+	a, b := must(SumsOf(3000, 1396.87, 52377.9767, 0, 0, 0)), must(SumsOf(3461, 2422.7, 134698.29, 0, 0, 0))
+	c := must(Compare(must(a.Mean()), must(b.Mean())))
+	s := Sequence{Alpha: .05, Tuning: 5000}
+	half := s.HalfWidthOneSided(c.N)
+	if se := math.Sqrt(c.RelativeVariance); !near(se, 0.3334122146400735) || !near(c.Relative-half*se, -0.42356454602790883) {
+		t.Errorf("relative: ± %v, bound %v", se, c.Relative-half*se)
+	}
+	if p := s.POneSided(c.Z(), c.N); !near(c.Difference-half*c.SE(), -0.12656844172804982) || !within(p, 0.46316491943359384, 5e-4) {
+		t.Errorf("absolute: bound %v, p %v", c.Difference-half*c.SE(), p)
+	}
+	for _, alpha := range []float64{1e-9, .01, .05, .4} {
+		for _, n := range []uint64{1, 300, 5000, 1 << 40} {
+			s := Sequence{Alpha: alpha, Tuning: 5000}
+			if p := s.P(s.HalfWidth(n), n); !within(p/alpha, 1, 1e-6) {
+				t.Errorf("alpha %v, %d units: p %v at the boundary", alpha, n, p)
+			}
+			if p := s.POneSided(s.HalfWidthOneSided(n), n); !within(p/alpha, 1, 1e-6) {
+				t.Errorf("alpha %v, %d units: one-sided p %v at the boundary", alpha, n, p)
+			}
+			if alpha <= .05 && n > 1 && s.HalfWidthOneSided(n) >= s.HalfWidth(n) {
+				t.Errorf("alpha %v, %d units: one bound is not tighter than two", alpha, n)
+			}
+		}
+	}
+	if s.POneSided(-3, 100) != 1 || s.POneSided(math.NaN(), 100) != 1 || s.P(math.NaN(), 100) != 1 {
+		t.Error("no evidence is not p = 1")
+	}
+}
+
 func digits(got, want float64) bool { return math.Abs(got-want) <= 5.1e-6 }
 
 // The same numbers to twelve digits from the formulas in numpy; the means are those of
