@@ -68,6 +68,8 @@ type Options struct {
 	Hits        variable.Hits
 	HitEncoding int
 
+	// Tokens are the session tokens of this sidecar; nil = tokens only it can verify.
+	Tokens             *variable.Tokens
 	AutoCreateSessions bool // the first use of a session creates it
 	// UpstreamGRPC takes gRPC calls the sidecar does not serve (tools); nil = none.
 	UpstreamGRPC grpc.ClientConnInterface
@@ -79,6 +81,8 @@ type Options struct {
 	Own []netip.AddrPort
 	// Dial replaces the network, for tests; nil = TCP.
 	Dial upstream.DialFunc
+
+	Tracing *Tracing // nil = no spans
 
 	Grace  time.Duration // default 10 s
 	Start  time.Time     // of the process; tells report streams of two lives apart
@@ -133,7 +137,10 @@ func New(o Options) (*Sidecar, error) {
 		return nil, err
 	}
 	vo := variable.Options{Reader: o.Reader, Authority: o.Authority, AutoCreateSessions: o.AutoCreateSessions,
-		Touched: s.touches.add, Counters: s.counters, Draining: s.draining, Logger: o.Logger}
+		Touched: s.touches.add, Counters: s.counters, Draining: s.draining, Tokens: o.Tokens, Logger: o.Logger}
+	if vo.Tokens == nil {
+		vo.Tokens = variable.NewTokens(variable.TokenOptions{Logger: o.Logger})
+	}
 	if o.Hits != nil {
 		vo.Render = o.HitEncoding + 1
 	}
@@ -187,7 +194,7 @@ func (s *Sidecar) wireHTTP(vo variable.Options, others http.Handler) {
 	s.http = &http.Server{ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
 		ErrorLog:    slog.NewLogLogger(s.opts.Logger.Handler(), slog.LevelDebug),
 		BaseContext: func(net.Listener) context.Context { return s.life },
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		Handler: s.opts.Tracing.wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			s.http1.enter()
 			defer s.http1.leave()
 			switch {
@@ -198,7 +205,7 @@ func (s *Sidecar) wireHTTP(vo variable.Options, others http.Handler) {
 			default:
 				others.ServeHTTP(w, r)
 			}
-		})}
+		}))}
 }
 
 // newLoop serves HTTP/1 from event loops; connections that speak something else go on

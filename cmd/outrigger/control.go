@@ -21,6 +21,8 @@ import (
 	"github.com/outrigger-mesh/outrigger/control"
 	"github.com/outrigger-mesh/outrigger/control/eventlog/pebble"
 	"github.com/outrigger-mesh/outrigger/control/monitor"
+	"github.com/outrigger-mesh/outrigger/control/variables"
+	"github.com/outrigger-mesh/outrigger/internal/identity"
 	"github.com/outrigger-mesh/outrigger/region"
 	"github.com/outrigger-mesh/outrigger/region/consul"
 	"github.com/outrigger-mesh/outrigger/region/probe"
@@ -31,6 +33,7 @@ import (
 type controlFlags struct {
 	listen, http, data string
 	tokenFile          string
+	tokenKeyFile       string
 	hosts              []string
 	region             string
 	latitude           float64
@@ -55,6 +58,7 @@ REST and the status page.`}
 	f.StringVar(&c.http, "http", "127.0.0.1:7401", "REST, status page, /metrics, /healthz, /readyz")
 	f.StringVar(&c.data, "data", "outrigger-data", "directory of the event log; one process at a time")
 	f.StringVar(&c.tokenFile, "token-file", "", "file with the operators' bearer token; without one only this machine may operate")
+	f.StringVar(&c.tokenKeyFile, "token-key-file", "", "file with the keys of session tokens (default: token.key in --data, made when missing); handed to processes on this machine")
 	f.StringSliceVar(&c.hosts, "hosts", nil, "host names beside localhost that the status page may be opened under")
 	f.StringVar(&c.region, "region", "local", "name of this region")
 	f.Float64Var(&c.latitude, "region-latitude", 0, "degrees, north positive")
@@ -137,18 +141,24 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 		return err
 	}
 	defer log.Close()
+	// After the log's lock is held: the data directory is this process's alone.
+	keys, err := c.sessionKeys()
+	if err != nil {
+		return err
+	}
 	topo, err := c.topology(p)
 	if err != nil {
 		return configError{err}
 	}
 	s, err := control.New(control.Options{
 		Log: log, AdminToken: token, Hosts: c.hosts, DeadMan: c.deadMan, Regions: topo.view, Metrics: p.tel.Handler(),
-		Region:  &pb.Region{Name: c.region, Gateway: c.gateway, Latitude: c.latitude, Longitude: c.longitude},
-		Monitor: monitor.Options{Tick: c.tick}, Logger: p.log, Meter: p.tel.Meter("control")})
+		Region:    &pb.Region{Name: c.region, Gateway: c.gateway, Latitude: c.latitude, Longitude: c.longitude},
+		Variables: variables.Options{SessionKeys: keys},
+		Monitor:   monitor.Options{Tick: c.tick}, Logger: p.log, Meter: p.tel.Meter("control")})
 	if err != nil {
 		return configError{err}
 	}
-	p.serveGRPC(gl, c.grpcServer(s), c.grace)
+	p.serveGRPC(gl, c.grpcServer(p, s), c.grace)
 	p.serveHTTP(hl, s.Handler(), c.grace)
 	p.run("control", s.Run)
 	p.run("regions", topo.run)
@@ -159,9 +169,22 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 	return p.wait()
 }
 
+// sessionKeys are the keys of session tokens: those of the file named, else the data
+// directory's.
+func (c *controlFlags) sessionKeys() (*identity.Keys, error) {
+	if c.tokenKeyFile != "" {
+		return readTokenKeys(c.tokenKeyFile)
+	}
+	keys, err := identity.LoadOrCreateKeys(filepath.Join(c.data, "token.key"))
+	if err != nil {
+		return nil, configError{err}
+	}
+	return keys, nil
+}
+
 // grpcServer carries every service; keep-alives find peers that vanished.
-func (c *controlFlags) grpcServer(s *control.Server) *grpc.Server {
-	gs := grpc.NewServer(
+func (c *controlFlags) grpcServer(p *process, s *control.Server) *grpc.Server {
+	gs := grpc.NewServer(p.tel.GRPCServer(),
 		grpc.MaxRecvMsgSize(16<<20), grpc.MaxConcurrentStreams(4096),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}))

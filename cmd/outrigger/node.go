@@ -32,6 +32,8 @@ type nodeFlags struct {
 	control, dir, http, nodeID, region string
 	tableBytes                         int64
 	lease, heartbeat, grace            time.Duration
+	checkEvery                         time.Duration
+	tokenKeyFile                       string
 }
 
 func nodeCommand(g *globals) *cobra.Command {
@@ -49,6 +51,8 @@ permissions (0700) say who may.`}
 	f.Int64Var(&n.tableBytes, "table-bytes", 64<<20, "size of the shared table's arena")
 	f.DurationVar(&n.lease, "feed-lease", 300*time.Millisecond, "how long readers trust the table after the last proof that the feed is live")
 	f.DurationVar(&n.heartbeat, "heartbeat", 100*time.Millisecond, "how often that proof is asked for")
+	f.DurationVar(&n.checkEvery, "check-every", time.Second, "how often the freshness monitor compares one entry with the origin; 0 = never")
+	f.StringVar(&n.tokenKeyFile, "token-key-file", "", tokenKeyUsage)
 	f.DurationVar(&n.grace, "grace", 5*time.Second, "limit for draining at the end")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := g.configure(cmd, "node"); err != nil {
@@ -76,6 +80,8 @@ func (n *nodeFlags) validate() error {
 		return errors.New("--node-id is empty")
 	case n.heartbeat < 10*time.Millisecond || n.lease < 3*n.heartbeat:
 		return fmt.Errorf("--feed-lease is %v and --heartbeat %v; the lease must be at least three heartbeats, a heartbeat at least 10ms", n.lease, n.heartbeat)
+	case n.checkEvery < 0:
+		return fmt.Errorf("--check-every is %v; give a time between two checks, or 0 for none", n.checkEvery)
 	case n.tableBytes < 1<<20 || n.tableBytes > 64<<30:
 		return fmt.Errorf("--table-bytes is %d; give 1 MiB to 64 GiB", n.tableBytes)
 	}
@@ -83,8 +89,8 @@ func (n *nodeFlags) validate() error {
 }
 
 // dialMesh opens a connection to another part of the mesh; it connects when used.
-func dialMesh(target string) (*grpc.ClientConn, error) {
-	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()),
+func (p *process) dialMesh(target string) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()), p.tel.GRPCClient(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: quickBackoff, MinConnectTimeout: 2 * time.Second}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}))
@@ -96,6 +102,10 @@ func dialMesh(target string) (*grpc.ClientConn, error) {
 
 func (n *nodeFlags) run(cmd *cobra.Command, g *globals) error {
 	p, err := g.start(cmd, "node", n.nodeID, n.region)
+	if err != nil {
+		return err
+	}
+	keys, err := readTokenKeys(n.tokenKeyFile)
 	if err != nil {
 		return err
 	}
@@ -114,20 +124,24 @@ func (n *nodeFlags) run(cmd *cobra.Command, g *globals) error {
 	if err != nil {
 		return err
 	}
-	origin, err := dialMesh(n.control)
+	origin, err := p.dialMesh(n.control)
 	if err != nil {
 		return err
 	}
 	defer origin.Close()
 	self := outrigger.Node{ID: n.nodeID, Kind: "agent", Region: n.region}
-	a, err := node.New(node.Options{Node: self, Origin: origin, Table: shm.Options{Bytes: n.tableBytes, Name: "outrigger"},
+	if n.checkEvery == 0 {
+		n.checkEvery = -1 // the agent's word for never
+	}
+	a, err := node.New(node.Options{Node: self, SessionKeys: keys, RepairEvery: n.checkEvery, Origin: origin, Table: shm.Options{Bytes: n.tableBytes, Name: "outrigger"},
 		Lease: n.lease, Heartbeat: n.heartbeat, Logger: p.log, Meter: p.tel.Meter("cache/node")})
 	if err != nil {
 		return err
 	}
-	gs := grpc.NewServer(grpc.MaxRecvMsgSize(16 << 20))
+	gs := grpc.NewServer(grpc.MaxRecvMsgSize(16<<20), p.tel.GRPCServer())
 	pb.RegisterVariablesServer(gs, a)
 	pb.RegisterCoherenceServer(gs, a)
+	pb.RegisterNodeAdminServer(gs, a.Admin())
 	p.serveGRPC(gl, gs, n.grace)
 	p.serveHTTP(hl, p.health(map[string]http.Handler{}), n.grace)
 	p.run("agent", a.Run)

@@ -18,9 +18,11 @@ import (
 	"google.golang.org/grpc/backoff"
 
 	"github.com/outrigger-mesh/outrigger"
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/cache"
 	"github.com/outrigger-mesh/outrigger/cache/node"
 	"github.com/outrigger-mesh/outrigger/internal/coarse"
+	"github.com/outrigger-mesh/outrigger/internal/identity"
 	"github.com/outrigger-mesh/outrigger/proxy"
 	"github.com/outrigger-mesh/outrigger/proxy/inference"
 	"github.com/outrigger-mesh/outrigger/proxy/variable"
@@ -41,6 +43,7 @@ type sidecarFlags struct {
 	autoSessions                                          bool
 	processBytes                                          int64
 	grace                                                 time.Duration
+	tokenKeyFile                                          string
 	labels                                                map[string]string
 }
 
@@ -66,6 +69,7 @@ the port the application dials anyway.`}
 	f.StringVar(&s.upstreamTCP, "upstream-tcp", "", "host:port for connections that are neither HTTP nor gRPC")
 	f.BoolVar(&s.autoSessions, "auto-create-sessions", true, "create a session at its first use")
 	f.Int64Var(&s.processBytes, "process-bytes", 32<<20, "size of the process tier")
+	f.StringVar(&s.tokenKeyFile, "token-key-file", "", tokenKeyUsage)
 	f.DurationVar(&s.grace, "grace", 10*time.Second, "limit for requests in flight at the end")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := g.configure(cmd, "sidecar"); err != nil {
@@ -123,30 +127,45 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 	if err != nil {
 		return err
 	}
-	control, err := dialMesh(s.control)
+	control, err := p.dialMesh(s.control)
 	if err != nil {
 		return err
 	}
 	defer control.Close()
 	self := outrigger.Node{ID: s.nodeID, Kind: "sidecar", Region: s.region, Zone: s.zone, Labels: s.labels}
-	store, err := s.cache(p, self, control)
+	var agent *grpc.ClientConn
+	if s.agentDir != "" {
+		if agent, err = p.dialMesh("unix:" + filepath.Join(s.agentDir, agentSocket)); err != nil {
+			return err
+		}
+		defer agent.Close()
+	}
+	keys, err := readTokenKeys(s.tokenKeyFile)
 	if err != nil {
+		return err
+	}
+	var store *cache.Store
+	tokens := variable.NewTokens(variable.TokenOptions{Keys: keys, Logger: p.log, Era: func() uint64 { return store.Era() }})
+	if store, err = s.cache(p, self, control, agent, tokens); err != nil {
 		return err
 	}
 	ads, err := s.policyClient(p, self)
 	if err != nil {
 		return err
 	}
-	o := proxy.Options{Node: self, Reader: store, Hits: store, Authority: store.Variables(), Policy: policySource(ads), Reports: control,
+	o := proxy.Options{Node: self, Reader: store, Hits: store, Authority: store.Variables(), Policy: policySource(ads), Reports: control, Tokens: tokens,
 		AutoCreateSessions: s.autoSessions, UpstreamTCP: s.upstreamTCP, Own: ownListeners(al, hl),
 		Grace: s.grace, Start: start, Logger: p.log, Meter: p.tel.Meter("proxy")}
+	if p.tel.Tracing() {
+		o.Tracing = &proxy.Tracing{Tracer: p.tel.Tracer.Tracer("proxy"), Propagator: p.tel.Propagator}
+	}
 	if s.upstreamHTTP != "" {
 		if o.UpstreamHTTP, err = url.Parse(s.upstreamHTTP); err != nil {
 			return configError{err}
 		}
 	}
 	if s.upstreamGRPC != "" {
-		conn, err := dialMesh(s.upstreamGRPC)
+		conn, err := p.dialMesh(s.upstreamGRPC)
 		if err != nil {
 			return err
 		}
@@ -159,6 +178,9 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 	}
 	p.serveHTTP(hl, p.health(map[string]http.Handler{"GET /stats": sc.Handler()}), s.grace)
 	p.run("cache", store.Run)
+	if keys == nil {
+		p.run("session keys", func(ctx context.Context) error { return tokens.Follow(ctx, keySources(agent, control)...) })
+	}
 	p.run("policy", ads.Run)
 	p.run("proxy", func(ctx context.Context) error { return sc.Run(ctx, al) })
 	p.becomeReady(ads.Ready())
@@ -169,16 +191,12 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 }
 
 // cache builds the tiers: the node agent's table when there is one.
-func (s *sidecarFlags) cache(p *process, self outrigger.Node, control *grpc.ClientConn) (*cache.Store, error) {
-	o := cache.Options{Origin: control, Encoders: []cache.Encoder{variable.EncodeHTTP}, Node: self, ProcessBytes: s.processBytes, Logger: p.log, Meter: p.tel.Meter("cache"), Clock: node.Clock()}
+func (s *sidecarFlags) cache(p *process, self outrigger.Node, control, agent *grpc.ClientConn, tokens *variable.Tokens) (*cache.Store, error) {
+	o := cache.Options{Origin: control, Encoders: []cache.Encoder{tokens.EncodeHTTP}, Node: self, ProcessBytes: s.processBytes, Logger: p.log, Meter: p.tel.Meter("cache"), Clock: node.Clock()}
 	o.Coarse = coarse.New(o.Clock)
-	if s.agentDir == "" {
+	if agent == nil {
 		o.Private = true
 		return cache.New(o)
-	}
-	agent, err := dialMesh("unix:" + filepath.Join(s.agentDir, agentSocket))
-	if err != nil {
-		return nil, err
 	}
 	o.Agent, o.TablePath = agent, filepath.Join(s.agentDir, tableSocket)
 	return cache.New(o)
@@ -188,7 +206,7 @@ func (s *sidecarFlags) policyClient(p *process, self outrigger.Node) (*adsclient
 	o := adsclient.Options{Node: self, Dir: s.stateDir, Logger: p.log, Meter: p.tel.Meter("xds/adsclient")}
 	for _, target := range append([]string{s.control}, s.fallback...) {
 		o.Dial = append(o.Dial, func(context.Context) (grpc.ClientConnInterface, io.Closer, error) {
-			conn, err := dialMesh(target)
+			conn, err := p.dialMesh(target)
 			if err != nil {
 				return nil, nil, err
 			}
@@ -210,6 +228,31 @@ func ownListeners(ls ...net.Listener) []netip.AddrPort {
 	for _, l := range ls {
 		if a, err := netip.ParseAddrPort(l.Addr().String()); err == nil {
 			out = append(out, a)
+		}
+	}
+	return out
+}
+
+const tokenKeyUsage = "file with the keys of session tokens, the same for every process of the mesh; empty = the control plane's, on one machine"
+
+// readTokenKeys reads a key file; nil for none.
+func readTokenKeys(path string) (*identity.Keys, error) {
+	if path == "" {
+		return nil, nil
+	}
+	keys, err := identity.LoadKeys(path)
+	if err != nil {
+		return nil, configError{fmt.Errorf("--token-key-file: %w", err)}
+	}
+	return keys, nil
+}
+
+// keySources are who may know the mesh's session keys: the agent, which may have been
+// given some, then the control plane.
+func keySources(agent, control *grpc.ClientConn) (out []pb.CoherenceClient) {
+	for _, c := range []*grpc.ClientConn{agent, control} {
+		if c != nil {
+			out = append(out, pb.NewCoherenceClient(c))
 		}
 	}
 	return out
