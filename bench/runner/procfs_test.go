@@ -92,7 +92,7 @@ func TestObserveSelf(t *testing.T) {
 	}
 	for start := time.Now(); time.Since(start) < 60*time.Millisecond; {
 		strings.Repeat("x", 1000)
-	}
+		_ = strings.Repeat("x", 1000)
 	after, err := observe()
 	if err != nil {
 		t.Fatal(err)

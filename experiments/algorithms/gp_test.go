@@ -96,7 +96,7 @@ func TestGradients(t *testing.T) {
 		x[j] = keep
 		return (up - down) / (2 * h)
 	}
-	g, r := someProcess(t, true)
+	g, _ := someProcess(t, true)
 	theta := []float64{math.Log(0.4), math.Log(0.7), math.Log(1.3), math.Log(0.02)}
 	g.slopes = make([][]float64, len(g.xs))
 	for i := range g.slopes {
@@ -111,7 +111,7 @@ func TestGradients(t *testing.T) {
 			t.Errorf("∂evidence/∂θ%d = %v, differences say %v", j, grad[j], want)
 		}
 	}
-	g, r = someProcess(t, true)
+	g, r := someProcess(t, true)
 	for range 20 {
 		x := []float64{r.Float64(), r.Float64(), 0.5}
 		for _, best := range []float64{-1, -8, 1} { // likely, nearly impossible, nearly sure

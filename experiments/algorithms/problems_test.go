@@ -59,18 +59,6 @@ func rosenbrock(t testing.TB) objective {
 	}, 0}
 }
 
-func rastrigin(t testing.TB) objective {
-	shift := []float64{1.3, -2.1, 0.7, 2.9, -0.4}
-	return objective{"rastrigin5", cube(t, 5, -5.12, 5.12), func(x []float64) float64 {
-		s := 0.0
-		for i, v := range x {
-			v -= shift[i]
-			s += v*v - 10*math.Cos(2*math.Pi*v) + 10
-		}
-		return s
-	}, 0}
-}
-
 func branin(t testing.TB) objective {
 	s, err := NewSpace(Param{Name: "x", Kind: Float, Min: -5, Max: 10}, Param{Name: "y", Kind: Float, Min: 0, Max: 15})
 	if err != nil {
