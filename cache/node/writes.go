@@ -6,9 +6,7 @@ import (
 	"io"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
-	gstatus "google.golang.org/grpc/status"
 
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
@@ -65,12 +63,6 @@ func (a *Agent) doubts(key outrigger.Key) []coherence.Input {
 		ins = append(ins, coherence.WriteUnknown{Key: outrigger.Key{Tenant: key.Tenant, Session: key.Session, Name: name}})
 	}
 	return ins
-}
-
-// sessionMissing reports the one refusal that says more than "no": the table may think
-// that the session exists.
-func sessionMissing(err error, session string) bool {
-	return gstatus.Code(err) == codes.NotFound && gstatus.Convert(err).Message() == outrigger.ErrSessionNotFound(session).Error()
 }
 
 // Register forwards and makes the new variable visible on this node.
