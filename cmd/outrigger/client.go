@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -34,7 +35,10 @@ type clientFlags struct {
 	actor     string
 	timeout   time.Duration
 	wait      time.Duration
+	via       string // what a verb dials instead of server; "" = server
 }
+
+func (c *clientFlags) target() string { return cmp.Or(c.via, c.server) }
 
 // addClientFlags gives a group of verbs its connection flags; they can also come from
 // the "client" section of the file and OUTRIGGER_CLIENT_*.
@@ -84,7 +88,7 @@ func (c *clientFlags) verb(forever bool, do func(ctx context.Context, cl *client
 		if ctx, err = c.authorise(ctx); err != nil {
 			return err
 		}
-		return explain(c.patiently(ctx, func() error { return do(ctx, cl, args) }), c.server)
+		return explain(c.patiently(ctx, func() error { return do(ctx, cl, args) }), c.target())
 	}
 }
 
@@ -111,9 +115,9 @@ func (c *clientFlags) connect(cmd *cobra.Command) (*client, error) {
 	if err := c.g.configureClient(cmd); err != nil {
 		return nil, err
 	}
-	conn, err := grpc.NewClient(c.server, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient(c.target(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
-		return nil, configError{fmt.Errorf("--server %q: %w", c.server, err)}
+		return nil, configError{fmt.Errorf("server %q: %w", c.target(), err)}
 	}
 	return &client{VariablesClient: pb.NewVariablesClient(conn), admin: pb.NewAdminClient(conn), flags: c, conn: conn,
 		out: printer{json: c.g.output == "json", w: cmd.OutOrStdout()}}, nil

@@ -1,17 +1,22 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/internal/status"
 )
 
 func varCommand(g *globals) *cobra.Command {
@@ -22,18 +27,57 @@ func varCommand(g *globals) *cobra.Command {
 }
 
 func varGet(c *clientFlags) *cobra.Command {
-	return &cobra.Command{Use: "get SESSION/NAME", Short: "Print one variable", Args: exactArgs("SESSION/NAME"),
-		RunE: c.verb(false, func(ctx context.Context, cl *client, args []string) error {
-			session, name, err := cl.splitKey(args[0])
-			if err != nil {
-				return err
-			}
-			v, err := cl.Get(ctx, &pb.GetRequest{Tenant: c.tenant, Session: session, Identifier: name})
-			if err != nil {
-				return err
-			}
+	var via, consistency string
+	var explain bool
+	cmd := &cobra.Command{Use: "get SESSION/NAME", Short: "Print one variable", Args: exactArgs("SESSION/NAME")}
+	cmd.Flags().StringVar(&via, "via", "", "read through a sidecar: http://host:port, host:port or unix:path, instead of --server")
+	cmd.Flags().StringVar(&consistency, "consistency", "", "strong, session, bounded(500ms) or eventual; empty = the variable's own")
+	cmd.Flags().BoolVar(&explain, "explain", false, "say which tier answered and why; needs --via")
+	get := func(ctx context.Context, cl *client, args []string) error {
+		session, name, err := cl.splitKey(args[0])
+		if err != nil {
+			return err
+		}
+		if consistency != "" {
+			ctx = metadata.AppendToOutgoingContext(ctx, outrigger.HeaderConsistency, consistency)
+		}
+		if explain {
+			ctx = metadata.AppendToOutgoingContext(ctx, outrigger.HeaderExplain, "true")
+		}
+		var head metadata.MD
+		v, err := cl.Get(ctx, &pb.GetRequest{Tenant: c.tenant, Session: session, Identifier: name}, grpc.Header(&head))
+		switch missing := outrigger.IsKind(status.FromGRPC(err, nil), outrigger.NotFound); {
+		case err != nil && !(explain && missing): // that there is none can be explained, too
+			return err
+		case !explain:
 			return cl.printVariable(v)
-		})}
+		}
+		why, herr := explained(head.Get(outrigger.HeaderExplain))
+		if herr != nil {
+			return herr
+		}
+		if cl.out.json {
+			return errors.Join(err, json.NewEncoder(cl.out.w).Encode(map[string]any{"explain": why, "version": v.GetVersion().GetCounter(), "value": json.RawMessage(cmp.Or(string(v.GetValue().GetJson()), "null"))}))
+		}
+		if err == nil {
+			err = cl.printVariable(v)
+		}
+		fmt.Fprintln(cl.out.w, why)
+		return err
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if via != "" {
+			target, err := sidecarTarget(via)
+			if err != nil {
+				return err
+			}
+			c.via = target
+		} else if explain {
+			return usageError{errors.New("--explain needs the address of a sidecar; give it with --via")}
+		}
+		return c.verb(false, get)(cmd, args)
+	}
+	return cmd
 }
 
 func (c *client) printVariable(v *pb.Variable) error {
@@ -53,15 +97,17 @@ func jsonOrText(s string) []byte {
 
 func varSet(c *clientFlags) *cobra.Command {
 	var expected int32
+	var md map[string]string
 	cmd := &cobra.Command{Use: "set SESSION/NAME VALUE", Short: "Set a variable (VALUE is JSON; anything else is taken as text)",
 		Args: exactArgs("SESSION/NAME", "VALUE")}
 	cmd.Flags().Int32Var(&expected, "expected-version", -1, "refuse unless the variable is at this version")
+	cmd.Flags().StringToStringVar(&md, "metadata", nil, "key=value, merged into what the variable has")
 	cmd.RunE = c.verb(false, func(ctx context.Context, cl *client, args []string) error {
 		session, name, err := cl.splitKey(args[0])
 		if err != nil {
 			return err
 		}
-		req := &pb.SetRequest{Tenant: c.tenant, Session: session, Identifier: name, Value: &pb.Value{Json: jsonOrText(args[1])}, Options: cl.options()}
+		req := &pb.SetRequest{Tenant: c.tenant, Session: session, Identifier: name, Value: &pb.Value{Json: jsonOrText(args[1])}, Metadata: md, Options: cl.options()}
 		if expected >= 0 {
 			req.ExpectedVersion = &expected
 		}
@@ -76,9 +122,11 @@ func varSet(c *clientFlags) *cobra.Command {
 
 func varRegister(c *clientFlags) *cobra.Command {
 	var constraints string
+	var md map[string]string
 	cmd := &cobra.Command{Use: "register SESSION/NAME TYPE VALUE", Short: "Declare a variable with its type, first value and constraints",
 		Args: exactArgs("SESSION/NAME", "TYPE", "VALUE")}
 	cmd.Flags().StringVar(&constraints, "constraints", "", `JSON, e.g. {"min":0,"max":2}`)
+	cmd.Flags().StringToStringVar(&md, "metadata", nil, "key=value; consistency=strong, session, bounded(500ms) or eventual says how it is read by default")
 	cmd.RunE = c.verb(false, func(ctx context.Context, cl *client, args []string) error {
 		session, name, err := cl.splitKey(args[0])
 		if err != nil {
@@ -88,7 +136,7 @@ func varRegister(c *clientFlags) *cobra.Command {
 		opts.AutoCreateSession = true
 		v, err := cl.Register(ctx, &pb.RegisterRequest{
 			Key:   &pb.Key{Tenant: c.tenant, Session: session, Name: name},
-			Value: &pb.Value{Type: args[1], Json: jsonOrText(args[2])}, ConstraintsJson: constraints, Options: opts})
+			Value: &pb.Value{Type: args[1], Json: jsonOrText(args[2])}, ConstraintsJson: constraints, Metadata: md, Options: opts})
 		if err != nil {
 			return err
 		}
