@@ -27,11 +27,19 @@ type Read struct {
 	Tier    string
 	Feed    string
 	Stale   bool
+	Token   string // session token
+	Explain string // when asked for
 }
 
 // Get reads a variable as the application does, over the bridge.
 func (p *Pod) Get(ctx context.Context, session, name string) (Read, error) {
+	return p.GetWith(ctx, session, name)
+}
+
+// GetWith is Get with request metadata, as keys and values in turn.
+func (p *Pod) GetWith(ctx context.Context, session, name string, kv ...string) (Read, error) {
 	var head metadata.MD
+	ctx = metadata.AppendToOutgoingContext(ctx, kv...)
 	r, err := p.Bridge.GetVariable(ctx, &snakepit.GetVariableRequest{SessionId: session, VariableIdentifier: name}, grpc.Header(&head))
 	if err != nil {
 		return Read{}, err
@@ -43,7 +51,8 @@ func (p *Pod) Get(ctx context.Context, session, name string) (Read, error) {
 		return ""
 	}
 	return Read{Value: string(r.Variable.Value.Value), Version: r.Variable.Version, Tier: first(outrigger.HeaderTier),
-		Feed: first(outrigger.HeaderFeed), Stale: first(outrigger.HeaderStale) == "true"}, nil
+		Feed: first(outrigger.HeaderFeed), Stale: first(outrigger.HeaderStale) == "true",
+		Token: first(outrigger.HeaderToken), Explain: first(outrigger.HeaderExplain)}, nil
 }
 
 // Register declares a float variable.
@@ -54,14 +63,24 @@ func (p *Pod) Register(ctx context.Context, session, name, value string) error {
 
 // Set writes a float variable and returns its new version.
 func (p *Pod) Set(ctx context.Context, session, name, value string) (int32, error) {
-	r, err := p.Bridge.SetVariable(ctx, &snakepit.SetVariableRequest{SessionId: session, VariableIdentifier: name, Value: float(value)})
+	version, _, err := p.SetToken(ctx, session, name, value)
+	return version, err
+}
+
+// SetToken is Set that returns the session token, too.
+func (p *Pod) SetToken(ctx context.Context, session, name, value string) (version int32, token string, err error) {
+	var head metadata.MD
+	r, err := p.Bridge.SetVariable(ctx, &snakepit.SetVariableRequest{SessionId: session, VariableIdentifier: name, Value: float(value)}, grpc.Header(&head))
 	if err != nil {
-		return 0, err
+		return 0, "", err
 	}
 	if !r.Success {
-		return r.NewVersion, fmt.Errorf("refused: %s", r.ErrorMessage)
+		return r.NewVersion, "", fmt.Errorf("refused: %s", r.ErrorMessage)
 	}
-	return r.NewVersion, nil
+	if v := head.Get(outrigger.HeaderToken); len(v) > 0 {
+		token = v[0]
+	}
+	return r.NewVersion, token, nil
 }
 
 func float(v string) *anypb.Any {

@@ -35,9 +35,12 @@ import (
 	"github.com/outrigger-mesh/outrigger/control"
 	"github.com/outrigger-mesh/outrigger/control/eventlog"
 	"github.com/outrigger-mesh/outrigger/control/eventlog/memory"
+	"github.com/outrigger-mesh/outrigger/control/variables"
+	"github.com/outrigger-mesh/outrigger/internal/identity"
 	"github.com/outrigger-mesh/outrigger/internal/memnet"
 	"github.com/outrigger-mesh/outrigger/proxy"
 	"github.com/outrigger-mesh/outrigger/proxy/inference"
+	"github.com/outrigger-mesh/outrigger/proxy/variable"
 	"github.com/outrigger-mesh/outrigger/xds/adsclient"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
@@ -63,6 +66,7 @@ type World struct {
 	o     Options
 	epoch time.Time
 
+	Keys    *identity.Keys // of session tokens
 	Net     *memnet.Network
 	Log     eventlog.Log
 	Control *Control
@@ -109,7 +113,7 @@ func New(t testing.TB, o Options) *World {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	w := &World{t: t, o: o, epoch: time.Now(), Net: memnet.New(), Log: memory.New(), Models: map[string]*ModelServer{}}
+	w := &World{t: t, o: o, epoch: time.Now(), Keys: identity.NewKeys(), Net: memnet.New(), Log: memory.New(), Models: map[string]*ModelServer{}}
 	w.StartControl()
 	for i := range o.Nodes {
 		host := fmt.Sprintf("node-%d", i)
@@ -188,7 +192,7 @@ type Control struct {
 // started again.
 func (w *World) StartControl() {
 	w.t.Helper()
-	s, err := control.New(control.Options{Log: w.Log, Logger: w.o.Logger, Region: &pb.Region{Name: Region, Gateway: controlAddress}})
+	s, err := control.New(control.Options{Log: w.Log, Variables: variables.Options{SessionKeys: w.Keys}, Logger: w.o.Logger, Region: &pb.Region{Name: Region, Gateway: controlAddress}})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -238,6 +242,7 @@ func (w *World) startAgent(host string) *Agent {
 	gs := grpc.NewServer()
 	pb.RegisterVariablesServer(gs, a)
 	pb.RegisterCoherenceServer(gs, a)
+	pb.RegisterNodeAdminServer(gs, a.Admin())
 	w.serveGRPC(&out.part, ctx, w.listen(host, out.address), gs)
 	out.run(w.t, host, ctx, a.Run)
 	out.stops = append(out.stops, func() { origin.Close() })
@@ -282,8 +287,9 @@ func (w *World) startPod(host, name string, a *Agent) *Pod {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	tokens := variable.NewTokens(variable.TokenOptions{Era: store.Era, Logger: w.o.Logger})
 	p := &Pod{Name: name, Host: host, Store: store, Policy: ads}
-	p.Sidecar, err = proxy.New(proxy.Options{Node: self, Reader: store, Authority: store.Variables(), Reports: control,
+	p.Sidecar, err = proxy.New(proxy.Options{Node: self, Reader: store, Authority: store.Variables(), Reports: control, Tokens: tokens,
 		AutoCreateSessions: true, Start: time.Now(), Logger: w.o.Logger,
 		Policy: func() (*policy.Policy, inference.PolicyStatus) {
 			return ads.Policy(), inference.PolicyStatus{Live: ads.Status().Live, DeadManExpired: ads.DeadManExpired(time.Now())}
@@ -299,6 +305,9 @@ func (w *World) startPod(host, name string, a *Agent) *Pod {
 	address := name + ":app"
 	l := w.listen(host, address)
 	p.run(w.t, name+" cache", ctx, store.Run)
+	p.run(w.t, name+" session keys", ctx, func(ctx context.Context) error {
+		return tokens.Follow(ctx, pb.NewCoherenceClient(agent), pb.NewCoherenceClient(control))
+	})
 	p.run(w.t, name+" policy", ctx, ads.Run)
 	p.run(w.t, name+" proxy", ctx, func(ctx context.Context) error { return p.Sidecar.Run(ctx, l) })
 	app := w.Dial(host, address)

@@ -1,0 +1,159 @@
+package meshtest
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/outrigger-mesh/outrigger"
+)
+
+func mustGetWith(t *testing.T, p *Pod, name string, kv ...string) Read {
+	t.Helper()
+	r, err := p.GetWith(bg(t), "s", name, kv...)
+	if err != nil {
+		t.Fatalf("%s reads %s: %v", p.Name, name, err)
+	}
+	return r
+}
+
+// warm makes a pod hold a variable in its own memory.
+func warm(t *testing.T, p *Pod, name string) {
+	t.Helper()
+	for range 3 {
+		if mustGet(t, p, name).Tier == "process" {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("%s does not keep %s", p.Name, name)
+}
+
+// A writer hands its token to a pod of another node, whose feed has just become 500 ms
+// late. With the token the pod reads the write, however it gets there; without it, it may
+// read the old value, but never once a feed lease (300 ms) has passed since the write was
+// acknowledged. Over many rounds some reads without a token are stale, so that the test
+// is known to be able to tell.
+func TestTokenReadsTheWriteOnAnotherNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := New(t, Options{Nodes: 2, PodsPerNode: 1})
+		defer w.Stop()
+		writer, reader := w.Pods[0], w.Pods[1]
+		if err := writer.Register(bg(t), "s", "x", "0"); err != nil {
+			t.Fatal(err)
+		}
+		stale := 0
+		for round := 1; round <= 8; round++ {
+			warm(t, reader, "x")
+			w.Net.SetDelay("control", reader.Host, 500*time.Millisecond)
+			value := fmt.Sprint(round)
+			version, token, err := writer.SetToken(bg(t), "s", "x", value)
+			if err != nil || token == "" {
+				t.Fatalf("set: %v, token %q", err, token)
+			}
+			acked := time.Now()
+			if mustGet(t, reader, "x").Version < version {
+				stale++
+			}
+			start := time.Now()
+			r := mustGetWith(t, reader, "x", outrigger.HeaderToken, token, outrigger.HeaderExplain, "true")
+			if r.Version < version || r.Value != value {
+				t.Fatalf("round %d: with the token: %+v, want version %d", round, r, version)
+			}
+			if took := time.Since(start); took < 50*time.Millisecond || took > 1200*time.Millisecond {
+				t.Errorf("round %d: it took %v; want 50 ms of waiting and one answer", round, took)
+			}
+			if !strings.Contains(r.Explain, "token=echoed") || !strings.Contains(r.Explain, "consistency=session source=default") {
+				t.Errorf("round %d: explained as %s", round, r.Explain)
+			}
+			// And the answer's own token is worth as much as the writer's.
+			if again := mustGetWith(t, reader, "x", outrigger.HeaderToken, r.Token); again.Version < version {
+				t.Errorf("round %d: went back to %+v", round, again)
+			}
+			if since := time.Since(acked); since < 300*time.Millisecond {
+				time.Sleep(300*time.Millisecond - since)
+			}
+			if late := mustGet(t, reader, "x"); late.Version < version && !late.Stale {
+				t.Errorf("round %d: %v after the acknowledgement it still reads %+v", round, time.Since(acked), late)
+			}
+			w.Net.SetDelay("control", reader.Host, 500*time.Microsecond)
+			time.Sleep(time.Second)
+		}
+		if stale == 0 {
+			t.Error("no read without a token was stale: the delay did not delay")
+		}
+		t.Logf("%d of 8 reads without a token were stale", stale)
+	})
+}
+
+// Without a token, reads of a pod whose feed is a steady 150 ms late may be stale for
+// that long, and are never stale for longer than the lease.
+func TestStalenessEndsWithTheLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := New(t, Options{Nodes: 2, PodsPerNode: 1})
+		defer w.Stop()
+		writer, reader := w.Pods[0], w.Pods[1]
+		if err := writer.Register(bg(t), "s", "x", "0"); err != nil {
+			t.Fatal(err)
+		}
+		warm(t, reader, "x")
+		w.Net.SetDelay("control", reader.Host, 150*time.Millisecond)
+		time.Sleep(time.Second)
+		stale, worst := 0, time.Duration(0)
+		for round := 1; round <= 10; round++ {
+			version, err := writer.Set(bg(t), "s", "x", fmt.Sprint(round))
+			if err != nil {
+				t.Fatal(err)
+			}
+			acked := time.Now()
+			for time.Since(acked) < 400*time.Millisecond {
+				began := time.Since(acked)
+				if r := mustGet(t, reader, "x"); r.Version < version && !r.Stale {
+					stale++
+					worst = max(worst, began)
+				}
+				time.Sleep(7 * time.Millisecond)
+			}
+		}
+		if worst > 300*time.Millisecond {
+			t.Errorf("a read begun %v after the acknowledgement was stale; the lease is 300 ms", worst)
+		}
+		if stale == 0 {
+			t.Error("nothing was stale: the delay did not delay")
+		}
+		t.Logf("%d stale reads, the latest %v after the acknowledgement", stale, worst)
+	})
+}
+
+// The pods' tokens are signed with one key, which they have from the agent, which has it
+// from the control plane. A token of nobody's mesh is no error: it means an origin read.
+func TestTokensOfTheMeshAndOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := New(t, Options{Nodes: 2, PodsPerNode: 1})
+		defer w.Stop()
+		a, b := w.Pods[0], w.Pods[1]
+		if err := a.Register(bg(t), "s", "x", "0"); err != nil {
+			t.Fatal(err)
+		}
+		warm(t, a, "x")
+		warm(t, b, "x")
+		token := mustGet(t, a, "x").Token
+		if _, err := w.Keys.Verify(token); err != nil {
+			t.Fatalf("a pod's token %q is not the mesh's: %v", token, err)
+		}
+		if r := mustGetWith(t, b, "x", outrigger.HeaderToken, token); r.Tier != "process" {
+			t.Errorf("a token of what is known here costs a read at %s", r.Tier)
+		}
+		for _, bad := range []string{"AAAA", strings.Repeat("x", 5000), token[:len(token)-2] + "zz"} {
+			r := mustGetWith(t, b, "x", outrigger.HeaderToken, bad, outrigger.HeaderExplain, "true")
+			if r.Tier != "origin" || !strings.Contains(r.Explain, "consistency=strong source=token token=unverified") {
+				t.Errorf("token %.10q: %+v", bad, r)
+			}
+			if _, err := w.Keys.Verify(r.Token); err != nil {
+				t.Errorf("the answer's token is no good: %v", err)
+			}
+		}
+	})
+}
