@@ -44,7 +44,7 @@ type row struct {
 
 // allRows lists every id in the order of the results file.
 func allRows() []row {
-	return slices.Concat(cacheRows(), proxyRows(), logRows(), experimentRows())
+	return slices.Concat(cacheRows(), feedRows(), nodeTierRows(), proxyRows(), logRows(), experimentRows())
 }
 
 func main() {
@@ -173,7 +173,8 @@ func (e *env) measure(ctx context.Context, rows []row, out string, stdout io.Wri
 func childMode(ctx context.Context, mode string, args []string, stdin io.Reader, stdout io.Writer) error {
 	modes := map[string]func(context.Context, []string, io.Reader) (any, error){
 		"load": childLoad, "cacheread": childCacheRead, "shmread": childShmRead, "udsread": childUDSRead,
-		"hitratio": childHitRatio, "append": childAppend, "fill": childFill, "open": childOpen, "assign": childAssign,
+		"hitratio": childHitRatio, "invalidation": childInvalidation, "broadcast": childBroadcast,
+		"stampede": childStampede, "memory": childMemory, "memoryfill": childMemoryFill, "append": childAppend, "fill": childFill, "open": childOpen, "assign": childAssign,
 	}
 	f, ok := modes[mode]
 	if !ok {

@@ -259,6 +259,11 @@ func runShmRead(ctx context.Context, e *env, r row) ([]result, error) {
 	})
 }
 
+// peerSocket is where this runner's server of a program listens; paths of sockets are short.
+func peerSocket(program string) string {
+	return filepath.Join(os.TempDir(), fmt.Sprintf("outrigger-bench-%d-%s.sock", os.Getpid(), program))
+}
+
 // socketPeer starts a cache server on a Unix socket.
 func (e *env) socketPeer(ctx context.Context, name, program string, args func(string) []string, slice time.Duration) (contender, func()) {
 	c, nothing := contender{name: name}, func() {}
@@ -267,7 +272,7 @@ func (e *env) socketPeer(ctx context.Context, name, program string, args func(st
 		c.missing = err
 		return c, nothing
 	}
-	socket := filepath.Join(os.TempDir(), fmt.Sprintf("outrigger-bench-%d-%s.sock", os.Getpid(), program)) // paths of sockets are short
+	socket := peerSocket(program)
 	s, err := e.start(ctx, program, "", false, append([]string{bin}, args(socket)...)...)
 	if err != nil {
 		c.missing = err

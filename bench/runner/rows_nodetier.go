@@ -1,0 +1,295 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	gstatus "google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/outrigger-mesh/outrigger"
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/cache/node"
+	"github.com/outrigger-mesh/outrigger/cache/shm"
+)
+
+const (
+	memoryKeys   = 1_000_000
+	stampedeSize = 10_000
+	direct       = "no single flight"
+)
+
+func nodeTierRows() []row {
+	return []row{
+		{id: "cache.memory", unit: "MiB", better: "lower", run: runMemory,
+			what: fmt.Sprintf("resident memory of a node agent that holds %d variables of %d bytes: table in shared memory and the protocol's floors", memoryKeys, valueBytes)},
+		{id: "cache.stampede", unit: "ms", better: "lower", run: runStampede,
+			what: fmt.Sprintf("%d goroutines miss the same variable at once on one node, until the last has its answer from the authority over TCP loopback; the peer is each of them asking the authority over the same connection", stampedeSize)},
+	}
+}
+
+func runStampede(ctx context.Context, e *env, r row) ([]result, error) {
+	cs := []contender{
+		{name: us, sample: func(ctx context.Context) (map[string]float64, error) {
+			return e.values(ctx, e.ours("stampede")...)
+		}},
+		{name: direct, sample: func(ctx context.Context) (map[string]float64, error) {
+			return e.values(ctx, e.ours("stampede", "-direct")...)
+		}},
+	}
+	c, err := e.compare(ctx, r.id, e.rounds, cs)
+	if err == nil {
+		err = e.keep(r.id, c)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return c.rows(r, "ms", peerNames(cs), func(peer string) string {
+		o, _ := summarise(c.Rounds, us, "", "reads")
+		p, _ := summarise(c.Rounds, direct, "", "reads")
+		return fmt.Sprintf("%s; reads that reached the authority: %v at most, the peer's %v", r.what, o.OursMax, p.OursMax)
+	})
+}
+
+// childStampede lets everybody ask for a variable the node does not hold.
+func childStampede(ctx context.Context, args []string, _ io.Reader) (any, error) {
+	f := flag.NewFlagSet("stampede", flag.ContinueOnError)
+	without := f.Bool("direct", false, "each asks the authority")
+	if err := f.Parse(args); err != nil {
+		return nil, err
+	}
+	fl, err := newFleet(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	out, err := fl.stampede(ctx, *without)
+	return out, errors.Join(err, fl.close())
+}
+
+func (f *fleet) stampede(ctx context.Context, without bool) (map[string]float64, error) {
+	if err := f.addNodes(ctx, 1); err != nil {
+		return nil, err
+	}
+	if err := f.session(ctx, "s", lagValue(1)); err != nil {
+		return nil, err
+	}
+	read, origin := f.nodes[0].Read, pb.NewCoherenceClient(f.origin)
+	if without {
+		read = func(ctx context.Context, r *pb.ReadRequest) (*pb.ReadResponse, error) { return origin.Read(ctx, r) }
+	}
+	// The connection is up and both sides are warm before it counts.
+	if _, err := read(ctx, &pb.ReadRequest{Keys: []*pb.Key{{Session: "s", Name: "y"}}}); err != nil {
+		return nil, err
+	}
+	before := f.reads.Load()
+	start := make(chan struct{})
+	errs := make(chan error, stampedeSize)
+	var ready sync.WaitGroup
+	for range stampedeSize {
+		ready.Add(1)
+		go func() {
+			ready.Done()
+			<-start
+			got, err := read(ctx, &pb.ReadRequest{Keys: []*pb.Key{{Session: "s", Name: "x"}}})
+			if err == nil && got.GetResults()[0].GetVariable() == nil {
+				err = fmt.Errorf("a reader was told that there is no variable")
+			}
+			errs <- err
+		}()
+	}
+	ready.Wait()
+	began := time.Now()
+	close(start)
+	var err error
+	for range stampedeSize {
+		err = errors.Join(err, <-errs)
+	}
+	return map[string]float64{"ms": float64(time.Since(began)) / 1e6, "reads": float64(f.reads.Load() - before)}, err
+}
+
+func runMemory(ctx context.Context, e *env, r row) ([]result, error) {
+	cs := []contender{{name: us, sample: func(ctx context.Context) (map[string]float64, error) {
+		return e.values(ctx, e.ours("memory")...)
+	}}}
+	for _, p := range []struct {
+		name, program string
+		args          func(socket string) []string
+	}{
+		{"redis", "redis-server", func(s string) []string {
+			return []string{"--port", "0", "--unixsocket", s, "--save", "", "--appendonly", "no", "--daemonize", "no"}
+		}},
+		{"memcached", "memcached", func(s string) []string { return []string{"-s", s, "-t", "1", "-m", "2048", "-u", "root"} }},
+	} {
+		c, stop := e.socketPeer(ctx, p.name, p.program, p.args, 0)
+		defer stop()
+		c.sample = func(ctx context.Context) (map[string]float64, error) {
+			return e.values(ctx, e.ours("memoryfill", "-server", p.program, "-socket", peerSocket(p.program))...)
+		}
+		cs = append(cs, c)
+	}
+	c, err := e.compare(ctx, r.id, 1, cs)
+	if err == nil {
+		err = e.keep(r.id, c)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return c.rows(r, "mib", peerNames(cs), func(string) string {
+		t, _ := summarise(c.Rounds, us, "", "table_mib")
+		h, _ := summarise(c.Rounds, us, "", "heap_mib")
+		return fmt.Sprintf("%s; the table has %v MiB of it, the rest is the agent's heap (%v MiB)", r.what, figures(t.Ours), figures(h.Ours))
+	})
+}
+
+// madeUp is an authority that has every variable and no feed.
+type madeUp struct {
+	pb.UnimplementedCoherenceServer
+}
+
+func (madeUp) Read(_ context.Context, req *pb.ReadRequest) (*pb.ReadResponse, error) {
+	out := &pb.ReadResponse{Incarnation: 1, AsOf: 1, Region: "bench"}
+	for _, k := range req.GetKeys() {
+		out.Results = append(out.Results, &pb.ReadResult{SessionExists: true, Variable: &pb.Variable{Key: k,
+			Value: &pb.Value{Type: "string", Json: benchValue()}, Version: &pb.Version{Dot: &pb.Dot{Region: "bench", Incarnation: 1, Position: 1}}}})
+	}
+	return out, nil
+}
+
+func memoryKey(i int) *pb.Key {
+	return &pb.Key{Tenant: outrigger.DefaultTenant, Session: fmt.Sprintf("session-%05d", i/100), Name: fmt.Sprintf("name-%02d", i%100)}
+}
+
+// childMemory fills one agent the way reads do, in batches. The authority's few MiB are
+// in the figure.
+func childMemory(ctx context.Context, _ []string, _ io.Reader) (out any, err error) {
+	f := &fleet{}
+	defer func() { err = errors.Join(err, f.close()) }()
+	server := grpc.NewServer()
+	pb.RegisterCoherenceServer(server, madeUp{})
+	if err := f.serve(server); err != nil {
+		return nil, err
+	}
+	a, err := node.New(node.Options{Node: outrigger.Node{ID: "node"}, Origin: f.origin, MaxKeys: memoryKeys + 2*outrigger.MaxBatch,
+		TTL: time.Hour, Table: shm.Options{Bytes: 384 << 20}})
+	if err != nil {
+		return nil, err
+	}
+	f.run(ctx, a.Run)
+	for i := 0; i < memoryKeys; {
+		req := &pb.ReadRequest{}
+		for range outrigger.MaxBatch {
+			req.Keys = append(req.Keys, memoryKey(i))
+			i++
+		}
+		for { // Run may not have begun yet
+			_, err := a.Read(ctx, req)
+			if err == nil {
+				break
+			}
+			if gstatus.Code(err) != codes.Unavailable || i > outrigger.MaxBatch || !pause(ctx, time.Millisecond) {
+				return nil, err
+			}
+		}
+	}
+	held := 0
+	var buf []byte
+	for i := range memoryKeys {
+		k := memoryKey(i)
+		e, b := a.Table().Get(outrigger.Key{Tenant: k.Tenant, Session: k.Session, Name: k.Name}.String(), buf[:0])
+		buf = b
+		v := &pb.Variable{}
+		if e.State == shm.Present && proto.Unmarshal(b, v) == nil && len(v.GetValue().GetJson()) == valueBytes {
+			held++
+		}
+	}
+	if held != memoryKeys {
+		return nil, fmt.Errorf("the table holds %d of %d variables", held, memoryKeys)
+	}
+	debug.FreeOSMemory() // what a moment without load would do
+	return residentOf(os.Getpid())
+}
+
+// residentOf reads a process's memory: all of it, shared mappings, and the rest.
+func residentOf(pid int) (map[string]float64, error) {
+	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/status")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	out := map[string]float64{}
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		name, rest, _ := strings.Cut(lines.Text(), ":")
+		to := map[string]string{"VmRSS": "mib", "RssShmem": "table_mib", "RssAnon": "heap_mib"}[name]
+		if to == "" {
+			continue
+		}
+		kib, err := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 64)
+		if err != nil {
+			return nil, err
+		}
+		out[to] = kib / 1024
+	}
+	if len(out) != 3 {
+		return nil, fmt.Errorf("/proc/%d/status lacks memory figures: %v", pid, out)
+	}
+	return out, nil
+}
+
+// childMemoryFill fills a cache server and reads the memory of the process behind its
+// socket.
+func childMemoryFill(_ context.Context, args []string, _ io.Reader) (any, error) {
+	f := flag.NewFlagSet("memoryfill", flag.ContinueOnError)
+	server := f.String("server", "", "redis-server or memcached")
+	socket := f.String("socket", "", "its Unix socket")
+	if err := f.Parse(args); err != nil {
+		return nil, err
+	}
+	p, err := protocolOf(*server)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: *socket, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	const pipeline = 500
+	replies := make([]byte, pipeline*len(p.stored))
+	for i := 0; i < memoryKeys; {
+		var batch strings.Builder
+		for range pipeline {
+			k := memoryKey(i)
+			batch.WriteString(p.set(k.Tenant+"/"+k.Session+"/"+k.Name, string(benchValue())))
+			i++
+		}
+		if _, err := io.WriteString(conn, batch.String()); err != nil {
+			return nil, err
+		}
+		if _, err := io.ReadFull(conn, replies); err != nil || string(replies) != strings.Repeat(p.stored, pipeline) {
+			return nil, fmt.Errorf("%s answered %.60q: %w", *server, replies, err)
+		}
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var peer *unix.Ucred
+	if err := errors.Join(raw.Control(func(fd uintptr) { peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }), err); err != nil {
+		return nil, err
+	}
+	return residentOf(int(peer.Pid))
+}
