@@ -28,6 +28,10 @@
 // the floor as its minimum (read-repair). The same rule covers negative entries and
 // deletions: a tombstone is a floor with a negative entry on it.
 //
+// A write whose position is not known (an unknown outcome, a deleted session) leaves a
+// doubt: what the feed or a slow acknowledgement brings next may be older than it. Until
+// an answer was asked for after the doubt arose, a key that it concerns holds nothing.
+//
 // Changes are applied contiguously. A frame that starts above the applied position
 // shows a gap: what it says is applied at once, the missing range is fetched, and the
 // feed lease is not renewed before the gap is closed. Duplicate and reordered frames
@@ -179,16 +183,21 @@ type (
 	}
 	// Observed: a value of the key was seen in an answer that names no position to hold
 	// as of (a list, a watch). It only ever makes the cache newer. Of a deleted variable
-	// the key and version count.
+	// the key and version count. Began is what State.Begin returned before the list or
+	// the watch was asked for.
 	Observed struct {
+		Began    uint64
 		Variable *pb.Variable
 		Deleted  bool
 	}
 	// WriteUnknown: a write of this node may or may not have happened.
 	WriteUnknown struct{ Key outrigger.Key }
-	// SessionChanged: a session was created or deleted through this node, at a position
-	// the answer does not tell, or with an unknown outcome.
-	SessionChanged struct{ Tenant, Session string }
+	// SessionChanged: a session was created or deleted through this node: by Version, or
+	// with Version nil at a position the answer does not tell, or with an unknown outcome.
+	SessionChanged struct {
+		Tenant, Session string
+		Version         *pb.Version
+	}
 	// RangeArrived: the range fetch with this number answered.
 	RangeArrived struct {
 		Range    uint64

@@ -239,6 +239,9 @@ func (s *State) applyKey(key outrigger.Key, c *pb.Change, now int64) {
 	}
 	e.floor = p
 	want, exact := s.missing(e.id)
+	if e.unasked {
+		return
+	}
 	switch covered := len(want) == 0 || version.Covers(contextOf(c.GetVersion()), want); {
 	case !covered && exact && e.held != nothing:
 		e.at = p // an earlier write of the owner region than the one acknowledged here

@@ -197,7 +197,10 @@ func (s *State) offered(in Offered, now int64) {
 		return
 	}
 	e.floor = in.AsOf
-	if in.Began <= s.voided || !s.coversForeign(e.id, in.Result.GetVariable().GetVersion()) {
+	if s.missed(in.Began, e) {
+		return
+	}
+	if !s.coversForeign(e.id, in.Result.GetVariable().GetVersion()) {
 		s.invalidate(e)
 		return
 	}

@@ -39,7 +39,9 @@ type State struct {
 	flights, wait int
 
 	ordinal uint64 // numbers flights, ranges and Begin
-	voided  uint64 // reads begun up to here may have missed a write of this node
+	// What was begun before these (ordinal and time) may have missed a write of this node.
+	voided   uint64
+	voidedAt int64
 
 	stored bool // something was installed since the last flush
 
@@ -73,6 +75,10 @@ type entry struct {
 	at    uint64 // the held value was current as of this position
 	dot   outrigger.Dot
 	since int64 // when it was stored
+
+	// unasked says that nothing is stored before the origin was asked, because a write of
+	// this node may be newer than what comes by itself.
+	unasked bool
 
 	flight *flight
 
@@ -146,7 +152,7 @@ func (s *State) Step(in Input, now int64) []Output {
 	case Wrote:
 		s.wrote(in, now)
 	case Observed:
-		s.observed(in.Variable, in.Deleted, now)
+		s.observed(in, now)
 	case WriteUnknown:
 		s.writeUnknown(in.Key, now)
 	case SessionChanged:
@@ -301,6 +307,8 @@ func (s *State) track(key outrigger.Key, now int64) *entry {
 	s.makeRoom()
 	e := &entry{key: key, id: id, since: now, list: s.order}
 	e.floor = s.base(e)
+	// A heartbeat sent after the last doubt, with all up to its head applied, ends it.
+	e.unasked = s.voided != 0 && s.lease-s.opt.Lease <= s.voidedAt
 	s.entries[id] = e
 	e.inOrder = s.order.PushBack(e)
 	sid := sessionID(key)
@@ -356,7 +364,7 @@ func (s *State) forget(e *entry) {
 
 // install stores a value (or, with v nil, a negative entry) that was current as of at.
 func (s *State) install(e *entry, v *pb.Variable, sessionExists bool, at uint64, now int64) {
-	e.at, e.since = at, now
+	e.at, e.since, e.unasked = at, now, false
 	e.held, e.dot = negative, outrigger.Dot{}
 	if v != nil {
 		e.held, e.dot = value, dotOf(v.GetVersion())

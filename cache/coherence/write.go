@@ -28,7 +28,9 @@ func (s *State) wrote(in Wrote, now int64) {
 			return // something newer is known already
 		}
 		e.floor = dot.Position
-		s.install(e, in.Variable, true, dot.Position, now)
+		if !s.missed(in.Began, e) {
+			s.install(e, in.Variable, true, dot.Position, now)
+		}
 	}
 }
 
@@ -48,7 +50,20 @@ func (s *State) wroteElsewhere(in Wrote, dot outrigger.Dot, now int64) {
 	}
 	// A fetch under way began before the acknowledgement: its readers want this write.
 	s.void(e, now)
-	s.install(e, in.Variable, true, max(e.at, e.floor), now)
+	if !s.missed(in.Began, e) {
+		s.install(e, in.Variable, true, max(e.at, e.floor), now)
+	}
+}
+
+// missed reports whether something begun at an ordinal may have missed a write of this
+// node whose position is not known; the key then holds nothing until it is asked for.
+func (s *State) missed(began uint64, e *entry) bool {
+	if began >= s.voided {
+		return false
+	}
+	e.unasked = true
+	s.invalidate(e)
+	return true
 }
 
 // missing returns what a version of the key must have seen besides the floor: the
@@ -117,9 +132,15 @@ func (s *State) raiseBucket(b, p uint64) {
 }
 
 // observed makes a key at least as new as a value that somebody was shown.
-func (s *State) observed(v *pb.Variable, deleted bool, now int64) {
+func (s *State) observed(in Observed, now int64) {
+	v := in.Variable
 	key, dot := keyOf(v.GetKey()), dotOf(v.GetVersion())
-	if dot.IsZero() || dot.Region != s.region || dot.Incarnation != s.incarnation {
+	if dot.IsZero() || dot.Region != s.region {
+		return
+	}
+	if !s.adopt(dot.Region, dot.Incarnation, dot.Position, in.Began > s.adopted) {
+		// It was shown already, so it cannot be asked for again as a fetch is.
+		s.distrust()
 		return
 	}
 	s.note(dot.Position)
@@ -133,7 +154,10 @@ func (s *State) observed(v *pb.Variable, deleted bool, now int64) {
 		return
 	}
 	e.floor = dot.Position
-	if deleted {
+	if s.missed(in.Began, e) {
+		return
+	}
+	if in.Deleted {
 		v = nil
 	}
 	s.install(e, v, true, dot.Position, now)
@@ -142,12 +166,12 @@ func (s *State) observed(v *pb.Variable, deleted bool, now int64) {
 // writeUnknown raises the floor and nothing else: what was written, if anything, is
 // not known. Fetches under way began before the outcome was reported and are repeated.
 func (s *State) writeUnknown(key outrigger.Key, now int64) {
-	s.voided = s.next()
+	s.voided, s.voidedAt = s.next(), now
 	s.doubt(s.track(key, now), now)
 }
 
 func (s *State) doubt(e *entry, now int64) {
-	e.floor = max(e.floor, e.at, s.seen)
+	e.floor, e.unasked = max(e.floor, e.at, s.seen), true
 	s.invalidate(e)
 	s.void(e, now)
 }
@@ -159,12 +183,18 @@ func (s *State) void(e *entry, now int64) {
 	}
 }
 
-// sessionChanged does the same for every key of a session. The position of the change
-// is not known here; the feed brings it.
+// sessionChanged raises the floor of every key of a session to the position of the
+// change, or does what writeUnknown does to each if that is not known here.
 func (s *State) sessionChanged(in SessionChanged, now int64) {
-	s.voided = s.next()
 	sid := in.Tenant + "/" + in.Session
 	b := &s.bySession[hash(sid)%buckets]
+	if d := dotOf(in.Version); !d.IsZero() && d.Region == s.region && d.Incarnation == s.incarnation {
+		s.note(d.Position)
+		*b = max(*b, d.Position)
+		s.raiseSession(sid, d.Position)
+		return
+	}
+	s.voided, s.voidedAt = s.next(), now
 	*b = max(*b, s.seen)
 	if l := s.sessions[sid]; l != nil {
 		for el := l.Front(); el != nil; el = el.Next() {

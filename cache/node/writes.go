@@ -69,11 +69,11 @@ func (a *Agent) doubts(key outrigger.Key) []coherence.Input {
 func (a *Agent) Register(ctx context.Context, r *pb.RegisterRequest) (*pb.Variable, error) {
 	began := a.begin()
 	out, outcome, err := forward(ctx, r, a.vars.Register)
+	a.settle(outcome, began, wire.Key(r.GetKey()), out, out.GetVersion())
 	if outcome == unary.Done && r.GetOptions().GetAutoCreateSession() {
 		// The session may be new: what is known of its other names is not.
-		a.step(coherence.SessionChanged{Tenant: wire.Tenant(r.GetKey().GetTenant()), Session: r.GetKey().GetSession()})
+		a.step(coherence.SessionChanged{Tenant: wire.Tenant(r.GetKey().GetTenant()), Session: r.GetKey().GetSession(), Version: out.GetVersion()})
 	}
-	a.settle(outcome, began, wire.Key(r.GetKey()), out, out.GetVersion())
 	return out, err
 }
 
@@ -171,10 +171,11 @@ func (a *Agent) TouchSessions(ctx context.Context, r *pb.TouchSessionsRequest) (
 
 // List forwards. Nobody on this node sees anything older afterwards than it showed.
 func (a *Agent) List(ctx context.Context, r *pb.ListRequest) (*pb.ListResponse, error) {
+	began := a.begin()
 	out, _, err := forward(ctx, r, a.vars.List)
 	ins := make([]coherence.Input, len(out.GetVariables()))
 	for i, v := range out.GetVariables() {
-		ins[i] = coherence.Observed{Variable: v}
+		ins[i] = coherence.Observed{Began: began, Variable: v}
 	}
 	a.step(ins...)
 	return out, err
@@ -188,6 +189,7 @@ func (a *Agent) History(ctx context.Context, r *pb.HistoryRequest) (*pb.HistoryR
 
 // Watch forwards; the table is at least as new as every event passed on.
 func (a *Agent) Watch(r *pb.WatchRequest, out grpc.ServerStreamingServer[pb.WatchEvent]) error {
+	began := a.begin()
 	in, err := a.vars.Watch(relay(out.Context()), r)
 	if err != nil {
 		return err
@@ -201,7 +203,7 @@ func (a *Agent) Watch(r *pb.WatchRequest, out grpc.ServerStreamingServer[pb.Watc
 			return err
 		}
 		if v := e.GetVariable(); v != nil {
-			a.step(coherence.Observed{Variable: v, Deleted: e.GetType() == pb.WatchEvent_DELETED})
+			a.step(coherence.Observed{Began: began, Variable: v, Deleted: e.GetType() == pb.WatchEvent_DELETED})
 		}
 		if err := out.Send(e); err != nil {
 			return err
