@@ -54,7 +54,8 @@ lint: $(TOOLS)/staticcheck ## gofmt, vet, staticcheck
 	$(TOOLS)/staticcheck $(PACKAGES)
 
 ci: lint generate-check ## race detector, long slices, generated-code check
-	OUTRIGGER_LONG=1 $(GO) test -race -timeout 40m $(RACE)
+	$(GO) test -race -timeout 20m $(RACE)
+	OUTRIGGER_LONG=1 $(GO) test -timeout 30m $(PACKAGES)
 
 $(TOOLS)/protoc-gen-go $(TOOLS)/staticcheck: .ci/tools/go.mod
 	cd .ci/tools && GOBIN=$(TOOLS) $(GO) install tool
