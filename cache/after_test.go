@@ -3,6 +3,7 @@ package cache_test
 import (
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/outrigger-mesh/outrigger"
@@ -60,6 +61,7 @@ func TestAfterWaitsThenAsks(t *testing.T) {
 		// The position is one of the log, not of the variable: y is held to it, too, and
 		// everything is local again once the feed has caught up.
 		time.Sleep(400 * time.Millisecond)
+		synctest.Wait()
 		a, took, err = ask(t, s, cache.Request{Key: key("y"), After: []outrigger.Dot{dotOf(v)}})
 		if err != nil || a.Tier != outrigger.TierProcess || took != 0 {
 			t.Errorf("after the feed caught up: %v in %v, %v", a.Tier, took, err)

@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
@@ -169,6 +170,7 @@ func TestFreshnessMonitor(t *testing.T) {
 		w.agent.CacheDelta() // the lag of the write
 		w.origin.Tamper("x", "7")
 		time.Sleep(3 * time.Second)
+		synctest.Wait()
 		w.shows("x", "7")
 		s := w.agent.Stats()
 		if total := s.Stale["1s"] + s.Stale["5s"] + s.Stale["unknown"]; s.Repaired != 1 || total != 1 {
