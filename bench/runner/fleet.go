@@ -133,10 +133,12 @@ func (f *fleet) addNodes(ctx context.Context, n int) error {
 		f.run(ctx, a.Run)
 		f.nodes = append(f.nodes, a)
 	}
+	limit := time.NewTimer(30 * time.Second)
+	defer limit.Stop()
 	for _, a := range f.nodes {
 		select {
 		case <-a.Ready():
-		case <-time.After(30 * time.Second): // one timer per node at start-up, not in the product
+		case <-limit.C:
 			return fmt.Errorf("a node's feed was not live within 30 s")
 		case <-ctx.Done():
 			return ctx.Err()
