@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -298,8 +299,10 @@ func TestHeaders(t *testing.T) {
 
 		// Control plane away: known variables are served and marked, the rest fails.
 		time.Sleep(time.Second)
+		synctest.Wait()
 		w.stopAuthority()
 		time.Sleep(5 * time.Second)
+		synctest.Wait()
 		g = call(w, w.bridge.GetVariable, getReq("x"))
 		if g.err != nil || string(g.value.Variable.Value.Value) != "1" {
 			t.Fatalf("away: %v", g.err)

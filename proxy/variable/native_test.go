@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
@@ -185,6 +186,7 @@ func TestCountersAndConcurrency(t *testing.T) {
 		w.register("x", "float", "1")
 		w.get("x")
 		time.Sleep(time.Second)
+		synctest.Wait()
 		w.get("x")
 		p0 := w.counts.Process.Load()
 		var all sync.WaitGroup

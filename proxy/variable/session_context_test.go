@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
@@ -183,6 +184,7 @@ func TestSessionContextPattern(t *testing.T) {
 			t.Errorf("the client's own cache was bypassed: %v", v)
 		}
 		time.Sleep(5 * time.Second)
+		synctest.Wait()
 		if v, _ := b.get("temperature"); v != 0.6 {
 			t.Errorf("after the client's TTL: %v", v)
 		}
