@@ -15,6 +15,7 @@ type State struct {
 	region      string
 	incarnation uint64
 	adopted     uint64 // ordinal when incarnation was adopted; later evidence is newer
+	former      Head   // the log followed before, and the highest position heard of in it
 	applied     uint64 // every change up to here was applied, or nothing it concerns is held
 	seen        uint64 // highest position heard of in any way
 	stream      uint64 // current feed stream, 0 = none
@@ -239,12 +240,18 @@ func (s *State) follow(incarnation, position uint64) {
 		s.lease = 0
 		s.emit(Lease{})
 	}
+	if s.incarnation != 0 {
+		s.former = Head{Position: s.seen, Incarnation: s.incarnation}
+	}
 	s.incarnation, s.adopted, s.streamOld = incarnation, s.ordinal, s.stream != 0
 	clear(s.byKey)
 	clear(s.bySession)
 	clear(s.foreign)
 	clear(s.barrier)
 	s.global, s.seen, s.applied = 0, 0, 0
+	if incarnation == s.former.Incarnation {
+		s.seen = s.former.Position // it was doubted and proved right: nothing older than was shown
+	}
 	for _, e := range s.entries {
 		if e.flight != nil {
 			e.flight.clearMinimums() // they were positions of the other log

@@ -514,6 +514,22 @@ func TestDoubtOutlivesWhatComesLate(t *testing.T) {
 	})
 }
 
+// A late acknowledgement of an older log casts doubt on the present one. When that
+// proves right its floors are back: a replica that is behind is not believed.
+func TestDoubtedLogProvesRight(t *testing.T) {
+	s := live(t, Options{})
+	began := s.Begin()
+	play(t, s, []step{
+		{20, get("x", 1), "fetch x #2 ≥100"},
+		{21, Filled{Key: key("x"), Flight: 2, Result: &pb.ReadResult{Variable: variableIn("eu", inc+1, "x", "5", 90), SessionExists: true},
+			AsOf: 93, Incarnation: inc + 1, Region: "eu"}, "lease 0ms; install x 5; answer x 5@93 →[1]; head b:93"},
+		{22, Wrote{key("y"), began, variable("y", "1", 101), versionIn("eu", inc, 101)}, "flush; resubscribe"},
+		{23, get("x", 2), "fetch x #4 ≥0"},
+		{24, Filled{Key: key("x"), Flight: 4, Result: &pb.ReadResult{Variable: variableIn("eu", inc+1, "x", "4", 80), SessionExists: true},
+			AsOf: 85, Incarnation: inc + 1, Region: "eu"}, "fetch x #5 ≥93 after 29ms; head b:85"},
+	})
+}
+
 // A list shows values of a log that replaced the one followed: nothing of the old one
 // is served after it.
 func TestNewIncarnationSeenInAList(t *testing.T) {
