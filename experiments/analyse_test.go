@@ -107,6 +107,9 @@ func TestDecisions(t *testing.T) {
 		"more errors":            {MethodCS, lower, Data{Elapsed: day, Strata: even(100, 2000, 200, 2000)}, OutcomeKeep, "a", "worse"},
 		"alike":                  {MethodCS, nil, Data{Elapsed: day, Strata: even(1800, 2000, 1810, 2000)}, OutcomeContinue, "", "no significant difference"},
 		"alike for long":         {MethodCS, nil, Data{Elapsed: day, Strata: even(90_000, 100_000, 90_010, 100_000)}, OutcomeKeep, "a", "below the 0.02"},
+		"no fewer, for long":     {MethodCS, lower, Data{Elapsed: day, Strata: even(10_010, 100_000, 10_000, 100_000)}, OutcomeKeep, "a", "below the 0.02"},
+		"fewer, but few":         {MethodCS, lower, Data{Elapsed: day, Strata: even(220, 2000, 180, 2000)}, OutcomeContinue, "", "no significant"},
+		"obf, too soon":          {MethodOBF, nil, Data{Elapsed: day - 1, Strata: even(603, 670, 650, 670)}, OutcomeContinue, "", "no look is due"},
 		"nothing yet":            {MethodCS, nil, Data{}, OutcomeContinue, "", "0s of at least"},
 		"too soon":               {MethodCS, nil, Data{Elapsed: day - 1, Strata: even(1800, 2000, 1900, 2000)}, OutcomeContinue, "", "of at least 24h"},
 		"too few":                {MethodCS, nil, Data{Elapsed: day, Strata: even(50, 149, 149, 149)}, OutcomeContinue, "", "no significant"},
@@ -152,6 +155,22 @@ func TestAnalyseNeverPools(t *testing.T) {
 	c := r.Primary[0]
 	if math.Abs(c.Difference) > 1e-12 || c.P != 1 || c.Significant || r.Ratio.Mismatch {
 		t.Errorf("%+v", c)
+	}
+}
+
+// Evidence for a sample ratio mismatch adds up over strata: neither alone is enough.
+func TestSampleRatioOverStrata(t *testing.T) {
+	plan := ab(t, MethodCS, nil)
+	skew := func(region string) StratumData {
+		return stratum(region, 1, arm("a", 5000, 4000, 5210), arm("b", 5000, 4000, 4790))
+	}
+	one, two := must(Analyse(plan, Data{Strata: []StratumData{skew("eu")}})), must(Analyse(plan, Data{Strata: []StratumData{skew("eu"), skew("us")}}))
+	if one.Ratio.Mismatch || !two.Ratio.Mismatch || !near(two.Ratio.LogBayesFactor, 2*one.Ratio.LogBayesFactor) {
+		t.Errorf("one %+v, two %+v", one.Ratio, two.Ratio)
+	}
+	// χ² = 420²/10000 each; e^(-χ²/2) is the tail with two degrees of freedom.
+	if !near(two.Ratio.ChiSquareP*1e6, 1e6*math.Exp(-17.64)) {
+		t.Errorf("chi-square p %v, want %v", two.Ratio.ChiSquareP, math.Exp(-17.64))
 	}
 }
 
@@ -271,6 +290,30 @@ func TestGuardrails(t *testing.T) {
 	s := Sequence{Alpha: .01, Tuning: 5000}
 	if !near(g.Harm, .5) || !near(g.HarmInterval.Low, .5-se*s.HalfWidthOneSided(4000)) || !near(g.PWorse*1e6, 1e6*s.POneSided(.5/se, 4000)) {
 		t.Errorf("%+v", g)
+	}
+}
+
+// A quantile that should be high: the slowest tenth of the throughputs.
+func TestQuantileGuardrailWhereHigherIsBetter(t *testing.T) {
+	plan := ab(t, MethodCS, func(p *Plan) {
+		p.Guardrails = []Guardrail{{Metric: Metric{Name: "speed", Kind: KindQuantile, Quantile: .1}, Margin: .1}}
+	})
+	for _, c := range []struct {
+		scale float64
+		want  GuardrailState
+	}{{.6, GuardrailWorse}, {.92, GuardrailUnproven}, {1.5, GuardrailOK}} {
+		var q [2]Quantiles
+		for i := range 3000 {
+			v := 1 + float64(i%300)/100
+			if q[0].Add(v) != nil || q[1].Add(c.scale*v) != nil {
+				t.Fatal("refused")
+			}
+		}
+		a, b := arm("a", 5000, 2700, 3000), arm("b", 5000, 2700, 3000)
+		a.Cells["speed"], b.Cells["speed"] = Cell{Quantiles: q[0]}, Cell{Quantiles: q[1]}
+		if g := must(Analyse(plan, Data{Strata: []StratumData{stratum("eu", 1, a, b)}})).Guardrails[0]; g.State != c.want {
+			t.Errorf("%v times the speed: %+v, want %s", c.scale, g, c.want)
+		}
 	}
 }
 

@@ -96,6 +96,27 @@ func TestRankBands(t *testing.T) {
 	}
 }
 
+// The interval's ends are the order statistics themselves, widened by the sketch's error.
+func TestQuantileIntervalEnds(t *testing.T) {
+	var q Quantiles
+	x := func(i int) float64 { return math.Pow(1.3, float64(i)) }
+	for i := range 100 {
+		if err := q.Add(x(i + 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ci := must(q.Fixed(.5, .05)) // the 40th and the 61st value
+	if !(ci.Low <= x(40) && ci.Low > .97*x(40) && ci.High >= x(61) && ci.High < 1.03*x(61)) {
+		t.Errorf("%v, want %v to %v", ci, x(40), x(61))
+	}
+	if ci := must(q.Fixed(.99, .05)); !math.IsInf(ci.High, 1) || ci.Low > x(99) {
+		t.Errorf("99th percentile of 100 values: %v", ci)
+	}
+	if ci := must(q.Fixed(.01, .05)); ci.Low != 0 || ci.High < x(3) {
+		t.Errorf("1st percentile of 100 values: %v", ci)
+	}
+}
+
 // Fixed intervals cover as often as they say; the sequence covers at all looks at once,
 // where the fixed interval, peeked, misses about half of the time.
 func TestQuantileCoverage(t *testing.T) {

@@ -110,7 +110,9 @@ func (s Sums) Check() error {
 		return invalid("summary has means of %g and %g; the limit is ±%g", s.SumX/f, s.SumY/f, float64(maxMagnitude))
 	case s.DevXX < 0 || s.DevYY < 0 || s.DevXX > 4*f*maxMagnitude*maxMagnitude || s.DevYY > 4*f*maxMagnitude*maxMagnitude:
 		return invalid("summary has squared deviations %g and %g; they are not negative", s.DevXX, s.DevYY)
-	case math.Abs(s.DevXY) > math.Sqrt(s.DevXX)*math.Sqrt(s.DevYY)*(1+1e-6)+1e-9*(math.Abs(s.SumX*s.SumY)/max(f, 1)):
+	// Beyond Cauchy–Schwarz, with slack for cancellation in raw sums and for squares that
+	// underflow where their products do not.
+	case math.Abs(s.DevXY) > math.Sqrt(s.DevXX)*math.Sqrt(s.DevYY)*(1+1e-6)+1e-9*(math.Abs(s.SumX*s.SumY)/max(f, 1))+1e-90:
 		return invalid("summary has co-deviation %g, above √(%g·%g)", s.DevXY, s.DevXX, s.DevYY)
 	}
 	return nil

@@ -212,11 +212,11 @@ func TestEstimatorsAgainstSimulation(t *testing.T) {
 				t.Fatal(err)
 			}
 			pre := r.NormFloat64()
-			if err := c.Add(5+.8*pre+.6*r.NormFloat64(), 3+pre); err != nil {
+			if err := c.Add(5+.8*pre+.6*r.NormFloat64(), 3+2*pre); err != nil {
 				t.Fatal(err)
 			}
 			pre = r.NormFloat64()
-			if err := c2.Add(5+.8*pre+.6*r.NormFloat64(), 3+pre); err != nil {
+			if err := c2.Add(5+.8*pre+.6*r.NormFloat64(), 3+2*pre); err != nil {
 				t.Fatal(err)
 			}
 		}
