@@ -425,3 +425,36 @@ func TestPlansAndDataRefused(t *testing.T) {
 		}
 	}
 }
+
+// Details of a comparison: Fisher's test for small cells, the Bayesian view in the
+// metric's direction, quantile evidence multiplied over strata.
+func TestComparisonDetails(t *testing.T) {
+	lower := ab(t, MethodFixed, func(p *Plan) {
+		p.Primary.LowerIsBetter = true
+		p.Secondary = []Metric{{Name: "p50", Kind: KindQuantile, Quantile: .5, LowerIsBetter: true}}
+	})
+	c := must(Analyse(lower, Data{Strata: []StratumData{stratum("eu", 1, arm("a", 5000, 2, 1000), arm("b", 5000, 12, 1000))}})).Primary[0]
+	if !near(c.NominalP, 0.0126410305968) || c.P != 1 || c.Better || c.ChanceToWin > .05 || c.ExpectedLoss < .005 {
+		t.Errorf("twelve errors against two: %+v", c)
+	}
+	if want := must(Newcombe(2, 1000, 12, 1000, .05)); c.Interval != want {
+		t.Errorf("interval %v, want Newcombe's %v", c.Interval, want)
+	}
+	var fast, slow Quantiles
+	for i := range 500 {
+		if slow.Add(1+float64(i%100)/100) != nil || fast.Add(.8*(1+float64(i%100)/100)) != nil {
+			t.Fatal("refused")
+		}
+	}
+	with := func(region string) StratumData {
+		a, b := arm("a", 5000, 9, 500), arm("b", 5000, 9, 500)
+		a.Cells["p50"], b.Cells["p50"] = Cell{Quantiles: slow}, Cell{Quantiles: fast}
+		return stratum(region, 1, a, b)
+	}
+	s := Sequence{Alpha: .05, Tuning: 5000}
+	up, down := must(CompareQuantiles(slow, fast, .5, 0, s)), must(CompareQuantiles(fast, slow, .5, 0, s))
+	got := must(Analyse(lower, Data{Strata: []StratumData{with("eu"), with("us")}})).Secondary[0]
+	if want := (math.Exp(2*up) + math.Exp(2*down)) / 2; !near(got.EValue/want, 1) || !near(got.P*want, 1) || !got.Better {
+		t.Errorf("%+v, want an e-value of %v", got, want)
+	}
+}
