@@ -74,12 +74,17 @@ func (s *State) land(e *entry, now int64) {
 		return
 	}
 	if e.held != nothing && s.Fresh(now) {
-		s.wait -= len(late)
-		s.stats.Hits += uint64(len(late))
-		s.emit(Hit{Key: e.key, Waiters: names(late), AsOf: max(e.at, s.applied)})
-		return
+		asOf := max(e.at, s.applied)
+		var served []reader
+		if served, late = split(late, asOf); len(served) > 0 {
+			s.wait -= len(served)
+			s.stats.Hits += uint64(len(served))
+			s.emit(Hit{Key: e.key, Waiters: names(served), AsOf: asOf})
+		}
 	}
-	s.launch(e, late, now)
+	if len(late) > 0 {
+		s.launch(e, late, now)
+	}
 }
 
 func names(rs []reader) []Waiter {
@@ -108,7 +113,7 @@ func (s *State) filled(in Filled, now int64) {
 		return
 	}
 	kept := s.keep(e, in.Result, in.AsOf, now)
-	served, demanding := f.split(max(in.AsOf, e.at))
+	served, demanding := split(f.waiters, max(in.AsOf, e.at))
 	switch {
 	case len(served) == 0:
 	case kept:
@@ -131,8 +136,8 @@ func tooOld(in Filled, floor uint64) error {
 
 // split separates the readers an answer as of position satisfies from those who asked
 // for a later one.
-func (f *flight) split(asOf uint64) (served, demanding []reader) {
-	for _, r := range f.waiters {
+func split(readers []reader, asOf uint64) (served, demanding []reader) {
+	for _, r := range readers {
 		if r.min <= asOf {
 			served = append(served, r)
 		} else {

@@ -452,6 +452,19 @@ func TestFailedFetch(t *testing.T) {
 	})
 }
 
+// Readers that came too late for a fetch are answered from the table only if that has
+// what they ask for, like everybody.
+func TestLateReaderAsksForAPosition(t *testing.T) {
+	play(t, live(t, Options{}), []step{
+		{20, get("x", 1), "fetch x #1 ≥100"},
+		{900, get("x", 2), ""},
+		{901, Read{Key: key("x"), Waiter: 3, Min: 105}, ""},
+		{902, acked(901, 100), "lease 1201ms"},
+		{903, filled("x", 1, "5", 40, 102), "install x 5; answer x 5@102 →[1]; hit x →[2]; fetch x #2 ≥105"},
+		{904, filled("x", 2, "6", 105, 105), "install x 6; answer x 6@105 →[3]"},
+	})
+}
+
 func TestStrongReadMovesTheNode(t *testing.T) {
 	s := live(t, Options{})
 	offer := func(json string, position, asOf, began uint64) Input {
