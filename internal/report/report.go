@@ -10,6 +10,8 @@ package report
 
 import (
 	"context"
+	"errors"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"strconv"
@@ -111,19 +113,27 @@ func backoff(failures int) time.Duration {
 func (r *Reporter) session(ctx context.Context) error {
 	// The stream outlives ctx by up to a second so that the last delta can be sent.
 	sctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
 	stream, err := pb.NewReportsClient(r.opts.Conn).Push(sctx)
 	if err != nil {
+		cancel()
 		return err
-	}
-	for _, d := range r.unacked {
-		if err := stream.Send(d); err != nil {
-			return streamError(stream, err)
-		}
 	}
 	acks := make(chan uint64, MaxUnacked)
 	broken := make(chan error, 1)
-	go receive(sctx, stream, acks, broken)
+	received := make(chan struct{})
+	go func() {
+		defer close(received)
+		receive(sctx, stream, acks, broken)
+	}()
+	defer func() {
+		cancel()
+		<-received
+	}()
+	for _, d := range r.unacked {
+		if err := stream.Send(d); err != nil {
+			return r.refused(err, acks, broken)
+		}
+	}
 
 	period := time.NewTicker(r.opts.Period)
 	defer period.Stop()
@@ -145,7 +155,7 @@ func (r *Reporter) session(ctx context.Context) error {
 			return r.farewell(stream, acks, broken)
 		}
 		if err := r.send(stream); err != nil {
-			return streamError(stream, err)
+			return r.refused(err, acks, broken)
 		}
 	}
 }
@@ -165,12 +175,20 @@ func receive(ctx context.Context, stream grpc.BidiStreamingClient[pb.Delta, pb.D
 	}
 }
 
-// streamError prefers the status the server ended the stream with.
-func streamError(stream grpc.BidiStreamingClient[pb.Delta, pb.DeltaAck], err error) error {
-	if _, rerr := stream.Recv(); rerr != nil {
-		return rerr
+// refused turns the error of a Send into that of the stream: io.EOF says only that it has
+// ended, and the status is what the one goroutine that may receive gets.
+func (r *Reporter) refused(err error, acks <-chan uint64, broken <-chan error) error {
+	if !errors.Is(err, io.EOF) {
+		return err
 	}
-	return err
+	for {
+		select {
+		case seq := <-acks:
+			r.acknowledge(seq)
+		case err := <-broken:
+			return err
+		}
+	}
 }
 
 func (r *Reporter) acknowledge(seq uint64) {
@@ -199,7 +217,7 @@ func (r *Reporter) send(stream grpc.BidiStreamingClient[pb.Delta, pb.DeltaAck]) 
 // farewell sends the rest and waits for its acknowledgement.
 func (r *Reporter) farewell(stream grpc.BidiStreamingClient[pb.Delta, pb.DeltaAck], acks <-chan uint64, broken <-chan error) error {
 	if err := r.send(stream); err != nil {
-		return streamError(stream, err)
+		return r.refused(err, acks, broken)
 	}
 	limit := time.NewTimer(time.Second)
 	defer limit.Stop()

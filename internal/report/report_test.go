@@ -2,9 +2,11 @@ package report
 
 import (
 	"context"
+	"io"
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -187,5 +189,91 @@ func TestRefusedDeltaIsDropped(t *testing.T) {
 			t.Errorf("counted %d, want the 10 of the second delta", got)
 		}
 		w.stop()
+	})
+}
+
+// The connection is closed or cut while the last delta is sent: Run ends all the same,
+// at the latest when it has waited a second for an acknowledgement.
+func TestEndsWithoutItsConnection(t *testing.T) {
+	for name, lose := range map[string]func(*world){
+		"closed": func(w *world) { w.conn.Close() },
+		"cut":    func(w *world) { w.net.Cut("pod", "control") },
+		"server": func(w *world) { w.stop() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			for range 40 { // which of the two comes first is chance
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld(t)
+					defer w.stop()
+					end := w.run(nil)
+					time.Sleep(time.Second)
+					w.observe(1)
+					start := time.Now()
+					go lose(w)
+					end()
+					if took := time.Since(start); took > time.Second {
+						t.Errorf("the end took %v", took)
+					}
+				})
+			}
+		})
+	}
+}
+
+// lame is a connection whose streams end as soon as something is sent, and say so to the
+// sender a little before they do to the receiver, as real ones may.
+type lame struct {
+	grpc.ClientConnInterface
+	t         *testing.T
+	receivers atomic.Int32
+}
+
+type lameStream struct {
+	grpc.ClientStream
+	c    *lame
+	ctx  context.Context
+	sent chan struct{}
+}
+
+func (c *lame) NewStream(ctx context.Context, _ *grpc.StreamDesc, _ string, _ ...grpc.CallOption) (grpc.ClientStream, error) {
+	return &lameStream{c: c, ctx: ctx, sent: make(chan struct{}, 1)}, nil
+}
+
+func (s *lameStream) CloseSend() error { return nil }
+
+func (s *lameStream) SendMsg(any) error {
+	s.sent <- struct{}{}
+	return io.EOF
+}
+
+func (s *lameStream) RecvMsg(any) error {
+	// gRPC allows one receiver; a second one may wait for ever.
+	if s.c.receivers.Add(1) > 1 {
+		s.c.t.Error("two goroutines receive from one stream")
+	}
+	defer s.c.receivers.Add(-1)
+	select {
+	case <-s.sent:
+		time.Sleep(10 * time.Millisecond)
+		return gstatus.Error(codes.Unavailable, "gone")
+	case <-s.ctx.Done():
+		return s.ctx.Err()
+	}
+}
+
+func TestOneGoroutineReceives(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{}
+		r := New(Options{Conn: &lame{t: t}, Node: &pb.Node{Id: "pod"}, Start: time.Now(), Collect: w.collect})
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- r.Run(ctx) }()
+		w.observe(1)
+		time.Sleep(5 * time.Second) // sent and sent again
+		w.observe(1)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 	})
 }
