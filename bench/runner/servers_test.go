@@ -74,7 +74,9 @@ func TestServersAnswer(t *testing.T) {
 			}
 			spec := loadOf(run.address, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
 			got, err := e.loaded(t.Context(), "", run, spec)
-			if err != nil || got["rps"] <= 0 || got["answer_bytes"] < float64(len(c.body)) {
+			if err != nil && strings.Contains(err.Error(), "nothing can be said") {
+				t.Logf("%s %s: %v", program, c.name, err) // starved of CPU: a refusal to measure is right
+			} else if err != nil || got["rps"] <= 0 || got["answer_bytes"] < float64(len(c.body)) {
 				t.Errorf("%s %s: %v, %v", program, c.name, got, err)
 			}
 			run.stop()

@@ -182,13 +182,12 @@ type simSub struct{ stream, sent uint64 }
 
 // simOrigin is the authority and its replicas.
 type simOrigin struct {
-	w     *simWorld
-	eras  []*simEra
-	now   *simEra // the present one
-	down  int64
-	kept  uint64 // changes above it are kept for the feed
-	subs  []simSub
-	links []*simLink
+	w    *simWorld
+	eras []*simEra
+	now  *simEra // the present one
+	down int64
+	kept uint64 // changes above it are kept for the feed
+	subs []simSub
 }
 
 func newOrigin(w *simWorld) *simOrigin {
