@@ -72,9 +72,6 @@ type simState struct {
 	exists bool // the session
 }
 
-// same compares what a reader can see.
-func (s simState) same(o simState) bool { return s.op == o.op && s.exists == o.exists }
-
 type simRecord struct {
 	op     *simOp
 	side   bool // the session a put created
