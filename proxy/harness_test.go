@@ -45,6 +45,8 @@ type world struct {
 	bridge  snakepit.BridgeServiceClient
 	http    *http.Client
 
+	upstreams atomic.Int64 // connections that HTTP servers behind the sidecar have open
+
 	end   context.CancelFunc // begins the sidecar's end
 	ended chan error         // receives what Run returned
 	stops []func()
@@ -170,7 +172,14 @@ func (w *world) serveHTTP(at string, h http.Handler) {
 	host, _, _ := strings.Cut(at, ":")
 	l, err := w.net.Listen(host, at)
 	must(w.t, err)
-	s := &http.Server{Handler: h}
+	s := &http.Server{Handler: h, ConnState: func(_ net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			w.upstreams.Add(1)
+		case http.StateClosed, http.StateHijacked:
+			w.upstreams.Add(-1)
+		}
+	}}
 	served := make(chan error)
 	go func() { served <- s.Serve(l) }()
 	w.stops = append(w.stops, func() {

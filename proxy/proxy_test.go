@@ -299,6 +299,10 @@ func TestDrain(t *testing.T) {
 		if took := time.Since(begun); took < 3*time.Second || took > 5*time.Second {
 			t.Errorf("the end took %v; the calls had 3.5 s to go", took)
 		}
+		synctest.Wait()
+		if n := w.upstreams.Load(); n != 0 {
+			t.Errorf("%d idle connections to models are left open", n)
+		}
 		if requests, failures, cancelled := w.reports.total("v1"); requests != 2 || failures+cancelled != 0 {
 			t.Errorf("reported of the last calls: %d requests, %d failures, %d cancelled", requests, failures, cancelled)
 		}

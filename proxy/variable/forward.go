@@ -88,8 +88,8 @@ func withoutUpstream(method string, in grpc.ServerStream) error {
 
 // relay copies both directions until the upstream ends the call.
 func relay(method string, in grpc.ServerStream, upstream grpc.ClientConnInterface) error {
-	ctx, cancel := context.WithCancel(in.Context())
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(in.Context())
+	defer cancel(nil)
 	if md, ok := metadata.FromIncomingContext(ctx); ok {
 		ctx = metadata.NewOutgoingContext(ctx, md) // a copy of its own already
 	}
@@ -101,11 +101,15 @@ func relay(method string, in grpc.ServerStream, upstream grpc.ClientConnInterfac
 	// A caller may keep its direction open after the upstream has ended the call; receiving
 	// from it returns only when this handler does, so nobody waits for this goroutine.
 	go func() {
-		if copyUp(in, out) != nil {
-			cancel() // the caller broke off: end the upstream call
+		if err := copyUp(in, out); err != nil {
+			cancel(err) // the caller broke off, or sent what cannot be taken: end the upstream call
 		}
 	}()
-	return copyDown(out, in)
+	err = copyDown(out, in)
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return cause // not the echo of our own cancellation
+	}
+	return err
 }
 
 // copyUp moves messages from the caller to the upstream.

@@ -88,6 +88,12 @@ func TestValueFromAny(t *testing.T) {
 	if _, err := valueFromAny(nil, "float", []byte{1}); !outrigger.IsKind(err, outrigger.Invalid) {
 		t.Errorf("no value: %v", err)
 	}
+	for url, want := range map[string]string{"type.googleapis.com/snakepit.tensor.binary": "tensor", "dspex.variables/embedding.binary": "embedding",
+		"type.googleapis.com/snakepit.float": "float", "type.googleapis.com/google.protobuf.StringValue": "", "snakepit.float": "", "": ""} {
+		if v, err := valueFromAny(&anypb.Any{TypeUrl: url}, "", nil); err != nil || v.Type != want {
+			t.Errorf("%s: %v, %v", url, v, err)
+		}
+	}
 	v := &pb.Value{Type: "tensor", Json: []byte("{}"), Binary: []byte{1}}
 	if a := anyFromValue(v); a.TypeUrl != "type.googleapis.com/snakepit.tensor.binary" {
 		t.Errorf("binary value as %s", a.TypeUrl)
