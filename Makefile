@@ -17,7 +17,7 @@ help:               ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
 
 build:              ## compile bin/outrigger
-	$(GO) build -trimpath -o $(BIN) ./cmd/outrigger
+	$(GO) build -o $(BIN) ./cmd/outrigger
 
 run: build          ## run a whole mesh on this machine and replay a real trace through it
 	$(BIN) up --script demo $(ARGS)
