@@ -89,14 +89,19 @@ func (s *Store) seen(e *entry) outrigger.Dot {
 	if e.variable != nil {
 		return wire.Dot(e.variable.GetVersion().GetDot())
 	}
+	return s.dotOf(e.asOf)
+}
+
+// dotOf completes a position of the present region's log; zero when either is not known.
+func (s *Store) dotOf(p dotIn) outrigger.Dot {
 	region := s.o.Node.Region
 	if r := s.region.Load(); r != nil {
 		region = *r
 	}
-	if region == "" || e.asOf.position == 0 {
+	if region == "" || p.position == 0 {
 		return outrigger.Dot{}
 	}
-	return outrigger.Dot{Region: region, Incarnation: e.asOf.incarnation, Position: e.asOf.position}
+	return outrigger.Dot{Region: region, Incarnation: p.incarnation, Position: p.position}
 }
 
 // allows reports whether a copy current age ago satisfies a declared consistency without

@@ -123,6 +123,9 @@ type Request struct {
 	// what this process itself saw and wrote is kept track of anyway.
 	After []outrigger.Dot
 	Kept  bool
+	// SeenAll, of a strong read, makes Answer.Seen cover everything that was committed
+	// before the request, whatever it was, instead of the value alone.
+	SeenAll bool
 	// Explain fills Answer.Why and Answer.Explain, which costs a call to the agent.
 	Explain bool
 }
@@ -298,6 +301,7 @@ type entry struct {
 
 	known int64 // it was current at this time
 	asOf  dotIn // and as of this position
+	heard int64 // known here since: a table proved current later is at least as new
 	doubt bool  // nothing is known, except that what was before this time is outdated
 
 	declares declaration

@@ -337,6 +337,44 @@ func TestOriginAway(t *testing.T) {
 	})
 }
 
+// An acknowledgement that comes when the value has long been replaced says nothing of
+// the present: what it told is as old as the call.
+func TestSlowAcknowledgement(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world, s *cache.Store) {
+		w.origin.Put("x", "1")
+		w.stopAgent()
+		w.origin.AfterWrite(func() {
+			w.origin.Put("x", "3")
+			time.Sleep(500 * time.Millisecond)
+		})
+		must(t, set(s, "x", "2"))
+		w.net.Cut("pod", "origin")
+		reads(t, s, "x", bounded(200*time.Millisecond), "stale")
+		reads(t, s, "x", bounded(time.Hour), "2 process")
+		reads(t, s, "x", session, "2 process stale")
+	})
+}
+
+// A session is deleted while an earlier write is on its way back: its late
+// acknowledgement does not bring the value back.
+func TestSlowAcknowledgementOfWhatWasDeleted(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world, s *cache.Store) {
+		w.origin.Put("x", "1")
+		w.stopAgent()
+		w.origin.AfterWrite(func() {
+			time.Sleep(time.Millisecond)
+			_, err := s.Variables().DeleteSession(context.Background(), &pb.GetSessionRequest{Id: "s"})
+			if err != nil {
+				t.Error(err)
+			}
+			time.Sleep(100 * time.Millisecond)
+		})
+		must(t, set(s, "x", "2"))
+		w.net.Cut("pod", "origin")
+		reads(t, s, "x", session, "unavailable")
+	})
+}
+
 // A value that is known to have changed is not given to session readers.
 func TestKnownToHaveChanged(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world, s *cache.Store) {

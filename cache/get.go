@@ -249,7 +249,11 @@ func (s *Store) askAgent(ctx context.Context, p *peer, r Request, id string, aft
 			}
 		}
 	}
-	return s.answer(id, e, r.Encoding, outrigger.TierOrigin, known), nil
+	a := s.answer(id, e, r.Encoding, outrigger.TierOrigin, known)
+	if r.SeenAll {
+		a.Seen = s.dotOf(got.asOf)
+	}
+	return a, nil
 }
 
 func sameAnswer(a, b *entry) bool {
@@ -287,7 +291,11 @@ func (s *Store) askOrigin(ctx context.Context, r Request, id string, after []out
 	s.originReads.Add(1)
 	s.raiseFence()
 	e := s.learn(id, got.result, got.started, got.asOf)
-	return s.answer(id, e, r.Encoding, outrigger.TierOrigin, got.started), nil
+	a := s.answer(id, e, r.Encoding, outrigger.TierOrigin, got.started)
+	if r.SeenAll {
+		a.Seen = s.dotOf(got.asOf)
+	}
+	return a, nil
 }
 
 // raiseFence keeps tables from being used until they are proved to be as new as now.
@@ -301,7 +309,7 @@ func (s *Store) raiseFence() {
 // answer that was overtaken by a newer one is not remembered.
 func (s *Store) learn(id string, r *pb.ReadResult, known int64, asOf dotIn) *entry {
 	e := &entry{variable: r.GetVariable(), sessionExists: r.GetSessionExists() || r.GetVariable() != nil, known: known,
-		asOf: asOf, declares: declarationOf(r.GetVariable())}
+		asOf: asOf, heard: s.clock(), declares: declarationOf(r.GetVariable())}
 	s.put(id, e)
 	return e
 }
@@ -342,7 +350,7 @@ func (s *Store) lastKnown(id string, level outrigger.Level) (e *entry, from outr
 		since, mine = max(since, mine.known), nil
 	}
 	// An answer from elsewhere, or of an earlier table, may be newer than the table is.
-	elsewhere := mine != nil && mine.view != s.view.Load() && (mine.known >= base || state == shm.Absent)
+	elsewhere := mine != nil && (mine.view == nil || mine.view != s.view.Load()) && (mine.heard >= base || state == shm.Absent)
 	switch {
 	case elsewhere && mine.known >= since:
 		return mine, outrigger.TierProcess

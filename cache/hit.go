@@ -162,9 +162,18 @@ func (p *entry) overtakes(e *entry) bool {
 	if p.view != nil && p.view == e.view {
 		return p.stamp > e.stamp
 	}
-	x, y := p.variable.GetVersion().GetDot(), e.variable.GetVersion().GetDot()
-	return p.doubt && p.known > e.known ||
-		x.GetRegion() == y.GetRegion() && x.GetIncarnation() == y.GetIncarnation() && x.GetPosition() > y.GetPosition()
+	x, y := p.position(), e.position()
+	return p.doubt && p.known > e.known || x.incarnation == y.incarnation && x.position > y.position
+}
+
+// position is one that e is known to be as new as. Of a deletion, or of the absence of
+// anything, only the answer tells it.
+func (e *entry) position() dotIn {
+	own := dotIn{e.variable.GetVersion().GetDot().GetIncarnation(), e.variable.GetVersion().GetDot().GetPosition()}
+	if e.asOf.incarnation == own.incarnation && e.asOf.position > own.position || own.position == 0 {
+		return e.asOf
+	}
+	return own
 }
 
 // scratch holds buffers for values on their way out of the table.
@@ -177,7 +186,7 @@ func (s *Store) fromTable(id string, v *view, known int64, head dotIn) (*entry, 
 	defer scratch.Put(buf)
 	found, b := v.reader.Get(id, (*buf)[:0])
 	*buf = b
-	e := &entry{view: v, slot: found.Slot, stamp: found.Stamp, known: known}
+	e := &entry{view: v, slot: found.Slot, stamp: found.Stamp, known: known, heard: known}
 	if found.State != shm.Invalid {
 		e.asOf = head
 	}

@@ -30,12 +30,13 @@ func (r router) Invoke(ctx context.Context, method string, in, out any, opts ...
 	var trailer metadata.MD
 	for _, p := range r.s.peers() {
 		trailer = nil
+		started := r.s.clock()
 		err = p.cc.Invoke(ctx, method, in, out, append(opts[:len(opts):len(opts)], grpc.Trailer(&trailer))...)
 		outcome := unary.Judge(err, trailer)
 		if outcome == unary.Nothing && ctx.Err() == nil {
 			continue
 		}
-		r.s.settle(p, outcome, method, in, out)
+		r.s.settle(p, outcome, method, in, out, started)
 		break
 	}
 	return unary.Clarify(err, trailer)
@@ -56,7 +57,7 @@ func (r router) NewStream(ctx context.Context, d *grpc.StreamDesc, method string
 // settle keeps what this process knows in step with a call it made, before the caller
 // hears of it. The table is its agent's business; an answer its agent does not know of
 // fences it.
-func (s *Store) settle(p *peer, outcome unary.Outcome, method string, in, out any) {
+func (s *Store) settle(p *peer, outcome unary.Outcome, method string, in, out any, started int64) {
 	if outcome != unary.Done && outcome != unary.Unsure {
 		return
 	}
@@ -75,10 +76,10 @@ func (s *Store) settle(p *peer, outcome unary.Outcome, method string, in, out an
 	}
 	switch out := out.(type) {
 	case *pb.Variable:
-		s.wrote(out)
+		s.wrote(out, started)
 	case *pb.BatchSetResponse:
 		for _, v := range out.GetVariables() {
-			s.wrote(v)
+			s.wrote(v, started)
 		}
 		b := in.(*pb.BatchSetRequest)
 		for id := range out.GetErrors() {
@@ -86,20 +87,22 @@ func (s *Store) settle(p *peer, outcome unary.Outcome, method string, in, out an
 		}
 	case *pb.ListResponse:
 		for _, v := range out.GetVariables() {
-			s.wrote(v)
+			s.wrote(v, started)
 		}
 	case *pb.BatchGetResponse:
 		for _, v := range out.GetVariables() {
-			s.wrote(v)
+			s.wrote(v, started)
 		}
 	default: // deletions and session calls: what they leave is asked for
 		s.doubt(method, in)
 	}
 }
 
-// wrote remembers a value the authority showed as the last known one.
-func (s *Store) wrote(v *pb.Variable) {
-	s.learn(wire.Key(v.GetKey()).String(), &pb.ReadResult{Variable: v, SessionExists: true}, s.clock(), dotIn{})
+// wrote remembers a value the authority showed as the last known one. An answer may be
+// slow, and the value long replaced when it comes: it was current after the call started,
+// and nothing is known of later.
+func (s *Store) wrote(v *pb.Variable, started int64) {
+	s.learn(wire.Key(v.GetKey()).String(), &pb.ReadResult{Variable: v, SessionExists: true}, started, dotIn{})
 }
 
 // doubt forgets what a write may have changed.
@@ -148,7 +151,8 @@ func (s *Store) forget(tenant, session, identifier string) {
 }
 
 func (s *Store) outdate(id string) {
-	e := &entry{doubt: true, known: s.clock()}
+	now := s.clock()
+	e := &entry{doubt: true, known: now, heard: now}
 	s.update(id, func(*entry) *entry { return e })
 }
 

@@ -14,7 +14,7 @@ import (
 
 var (
 	simSeed  = flag.Uint64("seed", 0, "the one seed the simulation runs, with its last events on failure; 0 = a range that changes by the day")
-	simSeeds = flag.Uint64("seeds", 0, "how many seeds the simulation runs; 0 = 2,000, or 50,000 with OUTRIGGER_LONG=1")
+	simSeeds = flag.Uint64("seeds", 0, "how many seeds the simulation runs; 0 = 2,000, or 10,000 with OUTRIGGER_LONG=1")
 )
 
 // simBase is the first seed of today's range.
@@ -26,7 +26,7 @@ func simRange() (base, count uint64) {
 		count = 200 // one seed is one goroutine; the detector has little to see
 	}
 	if os.Getenv("OUTRIGGER_LONG") == "1" {
-		count = 50_000
+		count = 10_000
 	}
 	if *simSeeds > 0 {
 		count = *simSeeds

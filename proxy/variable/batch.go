@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
@@ -55,7 +56,9 @@ func (c core) readMany(ctx context.Context, tenant, session, field string, ident
 		sessionMissing = sessionMissing || !a.SessionExists
 	}
 	if sessionMissing {
+		start := time.Now()
 		err = c.ensureSession(ctx, tenant, session)
+		b.worst.Age += time.Since(start)
 	}
 	return b, err
 }

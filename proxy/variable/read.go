@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"strconv"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -94,7 +95,10 @@ func (c core) read(ctx context.Context, tenant, session, identifier string, want
 		return a, err
 	}
 	if !a.SessionExists {
-		if err := c.ensureSession(ctx, tenant, session); err != nil {
+		start := time.Now()
+		err = c.ensureSession(ctx, tenant, session)
+		a.Age += time.Since(start) // the variable may have been made meanwhile
+		if err != nil {
 			return a, err
 		}
 	}

@@ -28,7 +28,8 @@ const maxKept = 8192
 // this sidecar saw in the same session before, and the answer itself. A request with a
 // token is answered from nothing older (cache.Request.After). One whose token does not
 // verify, of another mesh or a key out of use, is no error: nobody knows what its caller
-// has seen, so the origin is asked. For callers that bring none the sidecar remembers
+// has seen, so the origin is asked, and the token of its answer covers everything up to
+// then. Where that cannot be had no token is given, and the caller keeps its own. For callers that bring none the sidecar remembers
 // what it saw per session and holds reads to it when another table comes into use; within
 // one table the cache keeps that promise by itself.
 //
@@ -122,6 +123,9 @@ func fetchKeys(ctx context.Context, sources []pb.CoherenceClient) (keys *identit
 	return nil, fromGRPC(err)
 }
 
+// unverified is the state of a token that says nothing to this sidecar.
+const unverified = "unverified"
+
 // request returns what a caller's reads in a session are held to.
 func (t *Tokens) request(c caller, session string) (r cache.Request, state string) {
 	r = cache.Request{Consistency: c.consistency, Declared: !c.explicit, Explain: c.explain}
@@ -138,9 +142,9 @@ func (t *Tokens) request(c caller, session string) (r cache.Request, state strin
 		return r, "echoed"
 	}
 	if !c.explicit || c.consistency.Level != outrigger.Eventual {
-		r.Consistency, r.Declared = outrigger.Consistency{Level: outrigger.Strong}, false
+		r.Consistency, r.Declared, r.SeenAll = outrigger.Consistency{Level: outrigger.Strong}, false, true
 	}
-	return r, "unverified"
+	return r, unverified
 }
 
 // remembered returns what was seen in a session before the present table.
@@ -181,13 +185,30 @@ func (t *Tokens) put(name string, k *kept) {
 	t.recent[name] = k
 }
 
-// saw remembers what a session was shown and returns the token to give out; "" for a
-// session that has seen nothing.
+// saw remembers what a session was shown and returns the token to give out: "" for a
+// session that has seen nothing, and for a caller whose own token does not verify, which
+// may hold more than is known here.
 func (t *Tokens) saw(c caller, session string, dots ...outrigger.Dot) string {
 	var brought identity.Token
 	if c.token != "" {
-		brought, _ = t.keys.Load().Verify(c.token) // one that does not verify brings nothing
+		var err error
+		if brought, err = t.keys.Load().Verify(c.token); err != nil {
+			t.note(c, session, nil, dots)
+			return ""
+		}
 	}
+	return t.note(c, session, brought, dots)
+}
+
+// sawAll is saw for dots that cover whatever the caller may have seen before.
+func (t *Tokens) sawAll(c caller, session string, dots ...outrigger.Dot) string {
+	if len(identity.Token{}.With(dots...)) == 0 {
+		return ""
+	}
+	return t.note(c, session, nil, dots)
+}
+
+func (t *Tokens) note(c caller, session string, brought identity.Token, dots []outrigger.Dot) string {
 	name := c.tenant + "/" + session
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -218,7 +239,11 @@ func (t *Tokens) EncodeHTTP(v *pb.Variable) []byte {
 // shown adds the token, and the explanation when one was asked for, to an answer's
 // headers.
 func (c core) shown(md metadata.MD, who caller, session string, a cache.Answer, state string, seen ...outrigger.Dot) metadata.MD {
-	if text := c.o.Tokens.saw(who, session, seen...); text != "" {
+	saw := c.o.Tokens.saw
+	if state == unverified && a.Consistency.Level == outrigger.Strong {
+		saw = c.o.Tokens.sawAll
+	}
+	if text := saw(who, session, seen...); text != "" {
 		md.Set(outrigger.HeaderToken, text)
 	}
 	if who.explain {
@@ -262,7 +287,7 @@ func explanation(a cache.Answer, who caller, token string) string {
 	switch {
 	case who.explicit:
 		source = "request"
-	case token == "unverified":
+	case token == unverified:
 		source = "token"
 	case a.ByVariable:
 		source = "variable"

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/metadata"
+
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/cache"
@@ -101,6 +103,50 @@ func TestUnverifiedTokens(t *testing.T) {
 		if state != "unverified" || r.Consistency.Level != tt.want || r.Declared || len(r.After) > 0 {
 			t.Errorf("%v: %s %+v", tt.consistency, state, r)
 		}
+	}
+}
+
+// The answer to a caller whose token does not verify carries one only when it covers
+// what the caller may have seen: after a strong read. Otherwise the caller keeps its own,
+// instead of one that forgets.
+func TestAnswersToUnverifiedTokens(t *testing.T) {
+	keys := identity.NewKeys()
+	c := core{o: Options{Tokens: NewTokens(TokenOptions{Keys: keys})}}
+	who := caller{tenant: "t", token: identity.NewKeys().Sign(identity.Token{}.With(at(9)))}
+	c.o.Tokens.saw(caller{tenant: "t"}, "s", at(2))
+	given := func(md metadata.MD) (identity.Token, bool) {
+		t.Helper()
+		text := md.Get(outrigger.HeaderToken)
+		if len(text) == 0 {
+			return nil, false
+		}
+		token, err := keys.Verify(text[0])
+		if err != nil {
+			t.Error(err)
+		}
+		return token, true
+	}
+	strong := cache.Answer{Consistency: outrigger.Consistency{Level: outrigger.Strong}}
+	r, state := c.o.Tokens.request(who, "s")
+	if !r.SeenAll {
+		t.Error("the read is not asked for everything")
+	}
+	if got, ok := given(c.shown(metadata.MD{}, who, "s", strong, state, at(12))); !ok || got[0] != at(12) {
+		t.Errorf("after a strong read: %v", got)
+	}
+	if got, ok := given(c.shown(metadata.MD{}, who, "s", cache.Answer{}, state, outrigger.Dot{})); ok {
+		t.Errorf("after a failed read: %v", got)
+	}
+	if got, ok := given(c.shown(metadata.MD{}, who, "s", strong, state, outrigger.Dot{})); ok {
+		t.Errorf("after a read of no known position: %v", got)
+	}
+	v := &pb.Variable{Version: &pb.Version{Dot: &pb.Dot{Region: "eu", Incarnation: 7, Position: 13}}}
+	if got, ok := given(c.wrote(who, "s", v, v.Version)); ok {
+		t.Errorf("after a write: %v", got)
+	}
+	// What was seen meanwhile is remembered for those who bring nothing.
+	if got, _ := keys.Verify(c.o.Tokens.saw(caller{tenant: "t"}, "s")); len(got) != 1 || got[0] != at(13) {
+		t.Errorf("remembered: %v", got)
 	}
 }
 
