@@ -104,6 +104,13 @@ func (s *Store) dotOf(p dotIn) outrigger.Dot {
 	return outrigger.Dot{Region: region, Incarnation: p.incarnation, Position: p.position}
 }
 
+// learnRegion takes the region's name from an answer or an entry of the table that has it.
+func (s *Store) learnRegion(name string) {
+	if known := s.region.Load(); name != "" && (known == nil || *known != name) {
+		s.region.Store(&name)
+	}
+}
+
 // allows reports whether a copy current age ago satisfies a declared consistency without
 // asking anybody.
 func (d declaration) allows(age time.Duration) bool {

@@ -211,9 +211,7 @@ func (s *Store) readOnce(ctx context.Context, p *peer, key outrigger.Key, strong
 	if err != nil {
 		return reading{}, status.FromGRPC(err, nil)
 	}
-	if name := resp.GetRegion(); name != "" && (s.region.Load() == nil || *s.region.Load() != name) {
-		s.region.Store(&name)
-	}
+	s.learnRegion(resp.GetRegion())
 	return reading{result: resp.GetResults()[0], started: started, asOf: dotIn{resp.GetIncarnation(), resp.GetAsOf()}}, nil
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/cache/node"
 	"github.com/outrigger-mesh/outrigger/cache/shm"
 )
 
@@ -176,6 +177,16 @@ func (e *entry) position() dotIn {
 	return own
 }
 
+// laterOf returns what a negative entry shows: everything up to the table's head, and up to
+// where it comes from, which may be further along, or of a log that head, read before,
+// does not know yet: entries of a log that was left are gone before its successor's head.
+func laterOf(head, own dotIn) dotIn {
+	if own.incarnation == head.incarnation && own.position <= head.position || own.incarnation == 0 {
+		return head
+	}
+	return own
+}
+
 // scratch holds buffers for values on their way out of the table.
 var scratch = sync.Pool{New: func() any { return new([]byte) }}
 
@@ -194,7 +205,13 @@ func (s *Store) fromTable(id string, v *view, known int64, head dotIn) (*entry, 
 	case shm.Absent:
 		return nil, shm.Absent
 	case shm.Negative:
-		e.sessionExists = len(b) > 0 && b[0] == 1
+		a, ok := node.ParseAbsence(b)
+		if !ok {
+			return nil, shm.Absent // the agent will say
+		}
+		e.sessionExists = a.SessionExists
+		s.learnRegion(a.AsOf.Region)
+		e.asOf = laterOf(head, dotIn{a.AsOf.Incarnation, a.AsOf.Position})
 	case shm.Present, shm.Invalid:
 		e.variable, e.sessionExists = &pb.Variable{}, true
 		if err := proto.Unmarshal(b, e.variable); err != nil && found.State == shm.Present {

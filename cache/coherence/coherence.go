@@ -243,11 +243,14 @@ type (
 	}
 	// Resubscribe: give the stream up, it shows a log that was left; connect again.
 	Resubscribe struct{ Stream uint64 }
-	// Install stores a value, or a negative entry when Variable is nil.
+	// Install stores a value, or a negative entry when Variable is nil. It was current as
+	// of AsOf, which may be above the last Head: a negative entry must carry it, because
+	// nothing else in it tells what its readers have been shown.
 	Install struct {
 		Key           outrigger.Key
 		Variable      *pb.Variable
 		SessionExists bool
+		AsOf          outrigger.Dot
 	}
 	// Invalidate marks the key's slot: known, and changed since.
 	Invalidate struct{ Key outrigger.Key }

@@ -383,7 +383,8 @@ func (s *State) install(e *entry, v *pb.Variable, sessionExists bool, at uint64,
 	e.list.Remove(e.inOrder)
 	e.list, e.inOrder = to, to.PushBack(e)
 	s.stored = true
-	s.emit(Install{Key: e.key, Variable: v, SessionExists: sessionExists})
+	s.emit(Install{Key: e.key, Variable: v, SessionExists: sessionExists,
+		AsOf: outrigger.Dot{Region: s.region, Incarnation: s.incarnation, Position: at}})
 }
 
 func (s *State) invalidate(e *entry) {

@@ -124,7 +124,8 @@ func (a *Agent) describe(key outrigger.Key, e shm.Entry, value []byte) *pb.NodeE
 	case shm.Absent:
 		return out
 	case shm.Negative:
-		out.SessionExists = len(value) > 0 && value[0] == 1
+		absence, _ := ParseAbsence(value)
+		out.SessionExists = absence.SessionExists
 	default:
 		v := &pb.Variable{}
 		if proto.Unmarshal(value, v) == nil && v.GetKey() != nil {

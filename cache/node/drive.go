@@ -113,9 +113,11 @@ func (a *Agent) carry(o coherence.Output) {
 }
 
 func (a *Agent) install(w *shm.Writer, o coherence.Install) {
-	st, payload := shm.Negative, []byte{0}
-	switch {
-	case o.Variable != nil:
+	st, payload := shm.Negative, []byte(nil)
+	if o.Variable == nil {
+		a.buf = Absence{SessionExists: o.SessionExists, AsOf: o.AsOf}.Append(a.buf[:0])
+		payload = a.buf
+	} else {
 		b, err := proto.MarshalOptions{}.MarshalAppend(a.buf[:0], o.Variable)
 		if err != nil {
 			a.forget(w, o.Key, err)
@@ -123,8 +125,6 @@ func (a *Agent) install(w *shm.Writer, o coherence.Install) {
 		}
 		a.buf = b
 		st, payload = shm.Present, b
-	case o.SessionExists:
-		payload[0] = 1
 	}
 	if _, _, err := w.Put(o.Key.String(), st, payload); err != nil {
 		a.forget(w, o.Key, err)
@@ -162,7 +162,8 @@ func (a *Agent) lookUp(key outrigger.Key) (*pb.ReadResult, bool) {
 	a.value = b
 	switch e.State {
 	case shm.Negative:
-		return &pb.ReadResult{SessionExists: len(b) > 0 && b[0] == 1}, true
+		absence, ok := ParseAbsence(b)
+		return &pb.ReadResult{SessionExists: absence.SessionExists}, ok
 	case shm.Present:
 		v := &pb.Variable{}
 		if err := proto.Unmarshal(b, v); err != nil {

@@ -29,7 +29,8 @@ const maxKept = 8192
 // token is answered from nothing older (cache.Request.After). One whose token does not
 // verify, of another mesh or a key out of use, is no error: nobody knows what its caller
 // has seen, so the origin is asked, and the token of its answer covers everything up to
-// then. Where that cannot be had no token is given, and the caller keeps its own. For callers that bring none the sidecar remembers
+// then. What is shown by other means (a write, a list) cannot be added to such a token: it
+// goes back marked, so that nobody verifies it before a strong read has replaced it. For callers that bring none the sidecar remembers
 // what it saw per session and holds reads to it when another table comes into use; within
 // one table the cache keeps that promise by itself.
 //
@@ -185,16 +186,21 @@ func (t *Tokens) put(name string, k *kept) {
 	t.recent[name] = k
 }
 
-// saw remembers what a session was shown and returns the token to give out: "" for a
-// session that has seen nothing, and for a caller whose own token does not verify, which
-// may hold more than is known here.
+// mark at the end of a token makes it one that nobody can verify.
+const mark = "~"
+
+// saw remembers what a session was shown and returns the token to give out; "" for a
+// session that has seen nothing.
 func (t *Tokens) saw(c caller, session string, dots ...outrigger.Dot) string {
 	var brought identity.Token
 	if c.token != "" {
 		var err error
 		if brought, err = t.keys.Load().Verify(c.token); err != nil {
 			t.note(c, session, nil, dots)
-			return ""
+			if len(identity.Token{}.With(dots...)) == 0 {
+				return ""
+			}
+			return strings.TrimSuffix(c.token, mark) + mark
 		}
 	}
 	return t.note(c, session, brought, dots)

@@ -106,13 +106,15 @@ func TestUnverifiedTokens(t *testing.T) {
 	}
 }
 
-// The answer to a caller whose token does not verify carries one only when it covers
-// what the caller may have seen: after a strong read. Otherwise the caller keeps its own,
-// instead of one that forgets.
+// The answer to a caller whose token does not verify carries a new one only when that
+// covers what the caller may have seen: after a strong read. A failed read leaves the
+// caller its own; what is shown otherwise makes it one that nobody verifies, because one
+// who could would not know of it.
 func TestAnswersToUnverifiedTokens(t *testing.T) {
 	keys := identity.NewKeys()
 	c := core{o: Options{Tokens: NewTokens(TokenOptions{Keys: keys})}}
-	who := caller{tenant: "t", token: identity.NewKeys().Sign(identity.Token{}.With(at(9)))}
+	others := identity.NewKeys()
+	who := caller{tenant: "t", token: others.Sign(identity.Token{}.With(at(9)))}
 	c.o.Tokens.saw(caller{tenant: "t"}, "s", at(2))
 	given := func(md metadata.MD) (identity.Token, bool) {
 		t.Helper()
@@ -141,8 +143,14 @@ func TestAnswersToUnverifiedTokens(t *testing.T) {
 		t.Errorf("after a read of no known position: %v", got)
 	}
 	v := &pb.Variable{Version: &pb.Version{Dot: &pb.Dot{Region: "eu", Incarnation: 7, Position: 13}}}
-	if got, ok := given(c.wrote(who, "s", v, v.Version)); ok {
-		t.Errorf("after a write: %v", got)
+	for range 2 {
+		who.token = c.wrote(who, "s", v, v.Version).Get(outrigger.HeaderToken)[0]
+		if got, err := others.Verify(who.token); err == nil {
+			t.Errorf("after a write: %v", got)
+		}
+	}
+	if got, err := others.Verify(strings.TrimSuffix(who.token, mark)); err != nil || got[0] != at(9) {
+		t.Errorf("marked twice: %v %v", got, err)
 	}
 	// What was seen meanwhile is remembered for those who bring nothing.
 	if got, _ := keys.Verify(c.o.Tokens.saw(caller{tenant: "t"}, "s")); len(got) != 1 || got[0] != at(13) {
