@@ -81,6 +81,8 @@ var doors = []struct {
 	{"github.com/charmbracelet/bubbletea", []string{"cmd/outrigger"}},
 	{"github.com/spf13/cobra", []string{"cmd/outrigger"}},
 	{"github.com/openai/openai-go/v3", []string{"cmd/outrigger"}},
+	{"github.com/google/nftables", []string{"proxy/intercept/netfilter"}},
+	{"github.com/vishvananda", []string{"proxy/intercept/netfilter", "internal/netnstest"}},
 }
 
 // within reports whether dir is root or below it.

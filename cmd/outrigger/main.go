@@ -69,7 +69,7 @@ func (e usageError) Unwrap() error  { return e.error }
 func (e configError) Unwrap() error { return e.error }
 
 // sections are the parts of the configuration file, one per command that reads it.
-var sections = []string{"control", "node", "sidecar", "up", "client"}
+var sections = []string{"control", "node", "sidecar", "init", "up", "client"}
 
 // command builds the command tree anew, so that runs share no state.
 func (m Main) command() *cobra.Command {
@@ -101,7 +101,7 @@ file given by --config, then defaults; the first that has a value wins.`,
 		return nil
 	}
 	root.AddGroup(&cobra.Group{ID: "run", Title: "Processes:"}, &cobra.Group{ID: "ops", Title: "Operator verbs:"})
-	for _, c := range []*cobra.Command{upCommand(g), controlCommand(g), nodeCommand(g), sidecarCommand(g)} {
+	for _, c := range []*cobra.Command{upCommand(g), controlCommand(g), nodeCommand(g), sidecarCommand(g), initCommand(g)} {
 		c.GroupID = "run"
 		root.AddCommand(c)
 	}
