@@ -10,6 +10,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/proxy/inference/shape"
 )
 
 // Tracing makes a span of every call that leaves the event loop's fast path.
@@ -27,7 +28,7 @@ func (t *Tracing) wrap(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		carrier := propagation.HeaderCarrier(r.Header)
 		ctx := t.Propagator.Extract(r.Context(), carrier)
-		ctx, span := t.Tracer.Start(ctx, r.Method+" "+route(r.URL.Path), trace.WithSpanKind(trace.SpanKindServer),
+		ctx, span := t.Tracer.Start(ctx, r.Method+" "+route(r.URL.EscapedPath()), trace.WithSpanKind(trace.SpanKindServer),
 			trace.WithAttributes(attribute.String("http.request.method", r.Method), attribute.String("url.path", r.URL.Path)))
 		defer span.End()
 		r = r.WithContext(ctx)
@@ -52,7 +53,11 @@ func route(path string) string {
 		return "/v1/variables/{session}/{name}"
 	case strings.HasPrefix(path, "/v1/sessions"):
 		return "/v1/sessions"
-	case strings.HasPrefix(path, "/v1/models/"):
+	}
+	if r, ok := shape.Match(path); ok {
+		return r.Template(path)
+	}
+	if strings.HasPrefix(path, "/v1/models/") {
 		return "/v1/models/{id}"
 	}
 	return path

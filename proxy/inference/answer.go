@@ -1,17 +1,15 @@
 package inference
 
 import (
-	"encoding/json"
 	"net/http"
 	"strconv"
 	"time"
+
+	"github.com/outrigger-mesh/outrigger/proxy/inference/shape"
 )
 
-// Types of OpenAI's error object; clients switch on them.
-const (
-	invalidRequest = "invalid_request_error"
-	serverError    = "server_error"
-)
+// invalidRequest is a type of OpenAI's error object; clients switch on it.
+const invalidRequest = "invalid_request_error"
 
 // overloadDelay is what a shed client is asked to wait.
 const overloadDelay = 500 * time.Millisecond
@@ -25,10 +23,10 @@ const (
 	retryNo
 )
 
-// apiError is an answer of our own in OpenAI's form.
+// apiError is an answer of our own; the protocol spoken words it.
 type apiError struct {
 	status     int
-	kind       string // "" = server_error
+	kind       string // OpenAI's type; "" = server_error
 	code       string
 	param      string // "" = null
 	message    string
@@ -36,53 +34,12 @@ type apiError struct {
 	retry      retryAdvice
 }
 
-type errorObject struct {
-	Message string  `json:"message"`
-	Type    string  `json:"type"`
-	Param   *string `json:"param"`
-	Code    string  `json:"code"`
-}
-
-func (e *apiError) object() errorObject {
-	o := errorObject{Message: e.message, Type: orDefault(e.kind, serverError), Code: e.code}
-	if e.param != "" {
-		o.Param = &e.param
-	}
-	return o
-}
-
-func (e *apiError) body() []byte {
-	b, err := json.Marshal(struct {
-		Error errorObject `json:"error"`
-	}{e.object()})
-	if err != nil { // strings and null only
-		return []byte(`{"error":{"message":"internal error","type":"server_error","param":null,"code":"internal"}}`)
-	}
-	return b
-}
-
-// event returns the error as a server-sent event. The responses API names its error
-// events and reads the fields at the top; both forms carry "error", by which clients
-// recognise it.
-func (e *apiError) event(op operation) []byte {
-	if !op.typed {
-		return append(append([]byte("data: "), e.body()...), "\n\n"...)
-	}
-	b, err := json.Marshal(struct {
-		Type    string      `json:"type"`
-		Code    string      `json:"code"`
-		Message string      `json:"message"`
-		Param   *string     `json:"param"`
-		Error   errorObject `json:"error"`
-	}{"error", e.code, e.message, nil, e.object()})
-	if err != nil {
-		b = e.body()
-	}
-	return append(append([]byte("event: error\ndata: "), b...), "\n\n"...)
+func (e *apiError) words() shape.Error {
+	return shape.Error{Status: e.status, Type: e.kind, Code: e.code, Param: e.param, Message: e.message}
 }
 
 // write sends e as the whole answer. The mesh's own headers are in h already.
-func (e *apiError) write(w http.ResponseWriter) {
+func (e *apiError) write(w http.ResponseWriter, f shape.Family) {
 	h := w.Header()
 	h["Content-Type"] = []string{"application/json"}
 	if e.retryAfter > 0 {
@@ -96,7 +53,7 @@ func (e *apiError) write(w http.ResponseWriter) {
 	case retryNo:
 		h["X-Should-Retry"] = []string{"false"}
 	}
-	b := e.body()
+	b := f.Body(e.words())
 	h["Content-Length"] = []string{strconv.Itoa(len(b))}
 	w.WriteHeader(e.status)
 	_, _ = w.Write(b) // the status is out; a client that is gone needs no answer

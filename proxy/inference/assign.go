@@ -7,6 +7,7 @@ import (
 
 	"github.com/outrigger-mesh/outrigger"
 	"github.com/outrigger-mesh/outrigger/experiments"
+	"github.com/outrigger-mesh/outrigger/proxy/inference/shape"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
 
@@ -113,18 +114,22 @@ const (
 )
 
 // unitOf returns what is randomised: the first present of x-user-id,
-// safety_identifier, user; with rule session also x-session-id, prompt_cache_key; with
-// rule request also x-request-id, Idempotency-Key, and last a fresh random unit. The
+// safety_identifier, user, user_id of metadata (Anthropic) or parameters (Open Inference
+// Protocol); with rule session also x-session-id, prompt_cache_key, sequence_id; with rule
+// request also x-request-id, Idempotency-Key, and last a fresh random unit. The
 // empty rule is user.
-func unitOf(rule experiments.Unit, h http.Header, e *envelope) string {
+func unitOf(rule experiments.Unit, h http.Header, e *shape.Envelope) string {
 	if u := first(h, hdrUser); u != "" {
 		return u
 	}
-	if e.safetyIdentifier != "" {
-		return e.safetyIdentifier
+	if e.SafetyIdentifier != "" {
+		return e.SafetyIdentifier
 	}
-	if e.user != "" {
-		return e.user
+	if e.User != "" {
+		return e.User
+	}
+	if e.SubUser != "" {
+		return e.SubUser
 	}
 	if rule != experiments.UnitSession && rule != experiments.UnitRequest {
 		return ""
@@ -132,8 +137,11 @@ func unitOf(rule experiments.Unit, h http.Header, e *envelope) string {
 	if u := first(h, hdrSession); u != "" {
 		return u
 	}
-	if e.promptCacheKey != "" || rule != experiments.UnitRequest {
-		return e.promptCacheKey
+	if e.PromptCacheKey != "" {
+		return e.PromptCacheKey
+	}
+	if e.Sequence != "" || rule != experiments.UnitRequest {
+		return e.Sequence
 	}
 	// Ids that survive a client's retry keep the retry in the same arm.
 	if u := first(h, hdrRequestID); u != "" {

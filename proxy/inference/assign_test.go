@@ -9,6 +9,7 @@ import (
 
 	"github.com/outrigger-mesh/outrigger"
 	"github.com/outrigger-mesh/outrigger/experiments"
+	"github.com/outrigger-mesh/outrigger/proxy/inference/shape"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
 
@@ -64,7 +65,7 @@ func TestAssign(t *testing.T) {
 }
 
 func TestUnitOf(t *testing.T) {
-	all := &envelope{user: "u", safetyIdentifier: "s", promptCacheKey: "p"}
+	all := &shape.Envelope{User: "u", SafetyIdentifier: "s", PromptCacheKey: "p"}
 	h := func(kv ...string) http.Header {
 		h := http.Header{}
 		for i := 0; i < len(kv); i += 2 {
@@ -76,27 +77,27 @@ func TestUnitOf(t *testing.T) {
 		name string
 		rule experiments.Unit
 		h    http.Header
-		e    *envelope
+		e    *shape.Envelope
 		want string
 	}{
 		{"header first", experiments.UnitUser, h("x-user-id", "h", "x-session-id", "sess"), all, "h"},
 		{"safety identifier", experiments.UnitUser, h(), all, "s"},
-		{"user", experiments.UnitUser, h(), &envelope{user: "u", promptCacheKey: "p"}, "u"},
-		{"user rule ignores sessions", experiments.UnitUser, h("x-session-id", "sess"), &envelope{promptCacheKey: "p"}, ""},
-		{"empty rule is user", "", h("x-session-id", "sess"), &envelope{}, ""},
+		{"user", experiments.UnitUser, h(), &shape.Envelope{User: "u", PromptCacheKey: "p"}, "u"},
+		{"user rule ignores sessions", experiments.UnitUser, h("x-session-id", "sess"), &shape.Envelope{PromptCacheKey: "p"}, ""},
+		{"empty rule is user", "", h("x-session-id", "sess"), &shape.Envelope{}, ""},
 		{"session rule prefers users", experiments.UnitSession, h("x-session-id", "sess"), all, "s"},
-		{"session", experiments.UnitSession, h("x-session-id", "sess"), &envelope{promptCacheKey: "p"}, "sess"},
-		{"cache key", experiments.UnitSession, h("x-request-id", "r"), &envelope{promptCacheKey: "p"}, "p"},
-		{"session rule without", experiments.UnitSession, h("x-request-id", "r"), &envelope{}, ""},
-		{"request id", experiments.UnitRequest, h("x-request-id", "r", "idempotency-key", "i"), &envelope{}, "r"},
-		{"idempotency key", experiments.UnitRequest, h("idempotency-key", "i"), &envelope{}, "i"},
+		{"session", experiments.UnitSession, h("x-session-id", "sess"), &shape.Envelope{PromptCacheKey: "p"}, "sess"},
+		{"cache key", experiments.UnitSession, h("x-request-id", "r"), &shape.Envelope{PromptCacheKey: "p"}, "p"},
+		{"session rule without", experiments.UnitSession, h("x-request-id", "r"), &shape.Envelope{}, ""},
+		{"request id", experiments.UnitRequest, h("x-request-id", "r", "idempotency-key", "i"), &shape.Envelope{}, "r"},
+		{"idempotency key", experiments.UnitRequest, h("idempotency-key", "i"), &shape.Envelope{}, "i"},
 	}
 	for _, tt := range tests {
 		if got := unitOf(tt.rule, tt.h, tt.e); got != tt.want {
 			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
 		}
 	}
-	a, b := unitOf(experiments.UnitRequest, h(), &envelope{}), unitOf(experiments.UnitRequest, h(), &envelope{})
+	a, b := unitOf(experiments.UnitRequest, h(), &shape.Envelope{}), unitOf(experiments.UnitRequest, h(), &shape.Envelope{})
 	if a == "" || a == b {
 		t.Errorf("fresh request units %q, %q", a, b)
 	}
@@ -147,7 +148,7 @@ func TestSplit(t *testing.T) {
 func TestAssignAllocs(t *testing.T) {
 	p := newPolicy(1000, nil, nil)
 	h := http.Header{"X-User-Id": {"user-12345@example.org"}}
-	e := &envelope{}
+	e := &shape.Envelope{}
 	var sink Assignment
 	if n := testing.AllocsPerRun(1000, func() {
 		m := p.Model("gpt")
@@ -158,7 +159,7 @@ func TestAssignAllocs(t *testing.T) {
 	body := []byte(`{"model":"gpt","messages":[{"role":"user","content":"hello \"there\""}],"temperature":0.7,"stream":true}`)
 	// The model's name, and the callback's captured state.
 	if n := testing.AllocsPerRun(1000, func() {
-		if _, err := scanEnvelope(body); err != nil {
+		if _, err := shape.Scan(body); err != nil {
 			t.Fatal(err)
 		}
 	}); n > 4 {

@@ -97,7 +97,7 @@ func (c *call) attempt(ctx context.Context, t *target, report func(error)) endin
 		report(nil)
 		report = func(error) {}
 	}
-	if isStream(resp) {
+	if c.isStream(resp) {
 		return c.relayStream(ctx, t, resp, report)
 	}
 	return c.relayBody(ctx, t, resp, report)
@@ -109,9 +109,13 @@ func retryableStatus(code int) bool {
 }
 
 // isStream: the answer decides, not the request's Accept, which clients leave at JSON.
-func isStream(resp *http.Response) bool {
+func (c *call) isStream(resp *http.Response) bool {
 	// An encoded stream cannot be cut into events; it is relayed as bytes.
-	return mediaType(resp) == "text/event-stream" && resp.StatusCode < 300 && resp.Header.Get("Content-Encoding") == ""
+	if resp.StatusCode >= 300 || resp.Header.Get("Content-Encoding") != "" {
+		return false
+	}
+	media := mediaType(resp)
+	return media == "text/event-stream" && !c.api.Lines() || media == "application/x-ndjson" && c.api.Lines()
 }
 
 func isJSON(resp *http.Response) bool { return mediaType(resp) == "application/json" }
@@ -177,15 +181,27 @@ func (c *call) outgoing(ctx context.Context, t *target) *http.Request {
 		h[hdrIdempotency] = nil
 	}
 	h[upstream.HeaderHops] = []string{strconv.Itoa(upstream.Hops(h) + 1)}
-	parts := c.rewritten()
 	req := &http.Request{
-		Method: http.MethodPost,
-		URL:    &url.URL{Scheme: "http", Host: t.endpoint.Address, Path: c.r.URL.Path, RawPath: c.r.URL.RawPath, RawQuery: c.r.URL.RawQuery},
-		Host:   t.endpoint.Address, Header: h, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Body: parts.open(), ContentLength: parts.size(),
-		GetBody: func() (io.ReadCloser, error) { return parts.open(), nil },
+		Method: c.api.Method(), URL: c.target(t), Host: t.endpoint.Address, Header: h, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+	}
+	if !c.api.Get {
+		parts := c.path.RewriteBody(c.body, &c.env, c.assign.Version.Upstream)
+		req.Body, req.ContentLength = openParts(parts), parts.Size()
+		req.GetBody = func() (io.ReadCloser, error) { return openParts(parts), nil }
 	}
 	return req.WithContext(ctx)
+}
+
+// target is the URL of the request at an endpoint: its path with the model's name there
+// replaced, if that is where the protocol has it.
+func (c *call) target(t *target) *url.URL {
+	u := &url.URL{Scheme: "http", Host: t.endpoint.Address, Path: c.r.URL.Path, RawPath: c.r.URL.RawPath, RawQuery: c.r.URL.RawQuery}
+	if escaped := c.path.Rewrite(c.assign.Version.Upstream); escaped != "" {
+		if path, err := url.PathUnescape(escaped); err == nil { // it was escaped just now
+			u.Path, u.RawPath = path, escaped
+		}
+	}
+	return u
 }
 
 // relayHead copies the upstream's head into ours and adds the mesh's fields.
@@ -236,7 +252,7 @@ func (c *call) giveUp(ctx context.Context, end ending) ending {
 		}
 	}
 	c.setHeaders()
-	e.write(c.w)
+	e.write(c.w, c.api.Family)
 	end.verdict, end.failed = relayed, true
 	return end
 }

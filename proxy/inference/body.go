@@ -1,38 +1,17 @@
 package inference
 
 import (
-	"encoding/json"
 	"io"
+
+	"github.com/outrigger-mesh/outrigger/proxy/inference/shape"
 )
 
-// parts is the request body with another model name: head, name, tail. The original is
-// not copied, so an 8 MiB prompt costs nothing here.
-type parts [3][]byte
-
-func (c *call) rewritten() parts {
-	return rewrite(c.body, &c.env, c.assign.Version.Upstream)
-}
-
-// rewrite replaces the model's string token by the name; an empty or equal name leaves
-// the body as it is.
-func rewrite(body []byte, e *envelope, name string) parts {
-	if name == "" || name == e.model {
-		return parts{body, nil, nil}
-	}
-	quoted, err := json.Marshal(name)
-	if err != nil { // a string always marshals
-		return parts{body, nil, nil}
-	}
-	return parts{body[:e.modelStart], quoted, body[e.modelEnd:]}
-}
-
-func (p parts) size() int64 { return int64(len(p[0]) + len(p[1]) + len(p[2])) }
-
-func (p parts) open() io.ReadCloser { return &partsReader{rest: p} }
+// openParts returns a reader of the pieces in order.
+func openParts(p shape.Parts) io.ReadCloser { return &partsReader{rest: p} }
 
 // partsReader reads parts in order. Close is a no-op: the memory is the request's.
 type partsReader struct {
-	rest parts
+	rest shape.Parts
 	i    int
 }
 

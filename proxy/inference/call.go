@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/proxy/inference/shape"
 	"github.com/outrigger-mesh/outrigger/proxy/upstream"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
@@ -21,14 +22,17 @@ type call struct {
 	h     *Handler
 	w     http.ResponseWriter
 	r     *http.Request
-	op    operation
+	api   *shape.API // nil for paths that are no API
+	path  shape.Route
 	start time.Time
 
 	policy *policy.Policy
 	status PolicyStatus
 
 	body []byte
-	env  envelope
+	env  shape.Envelope
+
+	streams bool // the request asks for a stream
 
 	plan   *plan
 	model  *modelPlan
@@ -41,7 +45,7 @@ type call struct {
 	reached  bool        // an endpoint of the assigned version has answered something
 	held     *heldAnswer // the last answer that was not passed on
 	ttft     time.Duration
-	usage    usage
+	usage    shape.Usage
 	deltas   uint64 // content events, the estimate of LLM tokens of a stream
 	sent     int64  // bytes of the answer passed on
 }
@@ -57,14 +61,14 @@ type heldAnswer struct {
 func (c *call) refuse(e apiError) {
 	c.region = orDefault(c.region, c.h.o.Region)
 	c.setHeaders()
-	e.write(c.w)
+	e.write(c.w, c.family())
 	c.h.metrics.refused(c, e.code)
 }
 
 func (c *call) serveInference() {
-	if c.r.Method != http.MethodPost {
-		c.w.Header()["Allow"] = []string{http.MethodPost}
-		c.refuse(apiError{status: http.StatusMethodNotAllowed, kind: invalidRequest, code: "method_not_allowed", message: c.r.URL.Path + " takes POST"})
+	if want := c.api.Method(); c.r.Method != want {
+		c.w.Header()["Allow"] = []string{want}
+		c.refuse(apiError{status: http.StatusMethodNotAllowed, kind: invalidRequest, code: "method_not_allowed", message: c.r.URL.Path + " takes " + want})
 		return
 	}
 	if err := upstream.CheckConnection(c.r.Header); err != nil {
@@ -88,14 +92,70 @@ func (c *call) serveInference() {
 	if !c.readBody() {
 		return
 	}
-	var err error
-	if c.env, err = scanEnvelope(c.body); err != nil {
+	if err := c.scan(); err != nil {
 		c.refuse(badRequest(err))
 		return
 	}
 	if c.route() {
 		c.forward()
 	}
+}
+
+// family is the protocol in whose words errors are sent.
+func (c *call) family() shape.Family {
+	switch {
+	case c.api != nil:
+		return c.api.Family
+	case isServerPath(c.r.URL.Path):
+		return shape.OIP
+	}
+	return shape.OpenAI
+}
+
+// hdrBinary is how many bytes of a body are JSON when tensors follow it (binary tensor
+// data extension of the Open Inference Protocol).
+const hdrBinary = "Inference-Header-Content-Length"
+
+// scan reads what routing needs from the body. Errors have kind Invalid.
+func (c *call) scan() (err error) {
+	if c.api.Get {
+		return nil
+	}
+	text := c.body
+	if n := first(c.r.Header, hdrBinary); n != "" && c.api.Family == shape.OIP {
+		size, err := strconv.ParseUint(n, 10, 63)
+		if err != nil || size > uint64(len(text)) {
+			return outrigger.Errorf(outrigger.Invalid, "%s is %q, the body has %d bytes", hdrBinary, n, len(text))
+		}
+		text = text[:size]
+	}
+	if c.env, err = shape.Scan(text); err != nil {
+		return err
+	}
+	switch c.api.Family {
+	case shape.OIP, shape.Anthropic:
+	default: // "metadata" of other protocols is the application's own
+		c.env.SubUser, c.env.Sequence = "", ""
+	}
+	c.streams = c.api.Streams(&c.env)
+	return nil
+}
+
+// Request fields that name a model where the protocol does not: ours, and the one that
+// body-based routing of gateways uses.
+const hdrGatewayModel = "X-Gateway-Model-Name"
+
+// modelName returns the logical model of the request; ok is false if nothing names one.
+func (c *call) modelName() (name string, ok bool) {
+	if c.path.Model != "" {
+		return c.path.Model, true
+	}
+	if c.env.ModelEnd > 0 {
+		return c.env.Model, true
+	}
+	name = orDefault(first(c.r.Header, hdrModel), first(c.r.Header, hdrGatewayModel))
+	name = orDefault(name, c.h.o.DefaultModel)
+	return name, name != ""
 }
 
 func badRequest(err error) apiError {
@@ -109,6 +169,9 @@ func badRequest(err error) apiError {
 
 // readBody reads the whole body within the limit; it has answered if it returns false.
 func (c *call) readBody() bool {
+	if c.api.Get {
+		return true
+	}
 	limit := c.h.o.MaxBody
 	tooLarge := apiError{status: http.StatusRequestEntityTooLarge, kind: invalidRequest, code: "request_too_large", retry: retryNo,
 		message: "request body exceeds the limit of " + strconv.FormatInt(limit, 10) + " bytes"}
@@ -140,7 +203,8 @@ func (c *call) route() bool {
 			message: "the sidecar has no routing policy yet; it is waiting for the control plane"})
 		return false
 	}
-	if c.env.modelEnd == 0 {
+	name, ok := c.modelName()
+	if !ok {
 		if c.h.o.Passthrough != nil {
 			c.passThrough(c.body)
 			return false
@@ -149,13 +213,13 @@ func (c *call) route() bool {
 			message: "you must provide a model parameter"})
 		return false
 	}
-	m := c.policy.Model(c.env.model)
+	m := c.policy.Model(name)
 	if m == nil {
 		if c.h.o.Passthrough != nil {
 			c.passThrough(c.body)
 			return false
 		}
-		c.refuse(modelNotFound(c.env.model))
+		c.refuse(modelNotFound(name))
 		return false
 	}
 	c.plan = c.h.planFor(c.policy)
@@ -240,7 +304,7 @@ func (c *call) serveBy(ctx context.Context, limit uint32) (end ending, entered b
 	if !c.settled {
 		c.model.budget.deposit() // once per logical request
 	}
-	return c.attemptAll(ctx, c.h.order(c.policy, vp), int(limit)), true
+	return c.attemptAll(ctx, c.h.order(c.policy, vp, c.env.Sequence), int(limit)), true
 }
 
 // fallBack serves by the last good version when no endpoint of the assigned one could be
@@ -269,12 +333,15 @@ func (c *call) fallBack(ctx context.Context, end ending, limit uint32) ending {
 // account reports the logical request, whatever became of it: once for the version that
 // answered, and before that once for one that was down.
 func (c *call) account(end ending) {
+	if c.api.Meta {
+		return // asking about a model is no evidence of how well it serves
+	}
 	now := c.h.now()
-	if !c.usage.reported && !end.failed && !end.cancelled {
-		c.usage.in = uint64(len(c.body)) / bytesPerToken
-		c.usage.out = c.deltas
-		if c.deltas == 0 && c.op != opEmbeddings {
-			c.usage.out = uint64(c.sent) / bytesPerToken
+	if !c.usage.Reported && !end.failed && !end.cancelled {
+		c.usage.In = uint64(len(c.body)) / shape.BytesPerToken
+		c.usage.Out = c.deltas
+		if c.deltas == 0 && !c.api.Idempotent {
+			c.usage.Out = uint64(c.sent) / shape.BytesPerToken
 		}
 	}
 	a := &c.assign
@@ -282,7 +349,7 @@ func (c *call) account(end ending) {
 		Model: a.Model.Name, Version: a.Version.Name, Arm: a.Arm, Region: c.region, WeightEpoch: a.Model.WeightEpoch,
 		HasUnit: a.HasUnit, Unit: a.Unit, Sample: !isClientRetry(c.r.Header),
 		Failed: end.failed, Cancelled: end.cancelled, Attempts: c.attempts - c.charged,
-		Latency: now.Sub(c.start), TTFT: c.ttft, TokensIn: c.usage.in, TokensOut: c.usage.out, At: now,
+		Latency: now.Sub(c.start), TTFT: c.ttft, TokensIn: c.usage.In, TokensOut: c.usage.Out, At: now,
 	})
 	c.h.metrics.finished(c, end, now.Sub(c.start))
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/outrigger-mesh/outrigger/internal/telemetry"
+	"github.com/outrigger-mesh/outrigger/proxy/inference/shape"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
 
@@ -356,18 +357,18 @@ func TestNewChecksOptions(t *testing.T) {
 func TestErrorEvent(t *testing.T) {
 	e := apiError{code: "upstream_lost", message: "x"}
 	for _, tt := range []struct {
-		op   operation
+		api  *shape.API
 		want string
 	}{
-		{opChat, `data: {"error":{"message":"x","type":"server_error","param":null,"code":"upstream_lost"}}` + "\n\n"},
-		{opResponses, "event: error\n" + `data: {"type":"error","code":"upstream_lost","message":"x","param":null,"error":{"message":"x","type":"server_error","param":null,"code":"upstream_lost"}}` + "\n\n"},
+		{apiOf(chatPath), `data: {"error":{"message":"x","type":"server_error","param":null,"code":"upstream_lost"}}` + "\n\n"},
+		{apiOf("/v1/responses"), "event: error\n" + `data: {"type":"error","code":"upstream_lost","message":"x","param":null,"error":{"message":"x","type":"server_error","param":null,"code":"upstream_lost"}}` + "\n\n"},
 	} {
-		got := string(e.event(tt.op))
+		got := string(tt.api.Event(e.words()))
 		if got != tt.want {
-			t.Errorf("%s: %q, want %q", tt.op.name, got, tt.want)
+			t.Errorf("%s: %q, want %q", tt.api.Operation, got, tt.want)
 		}
-		if ev := parseEvent([]byte(got)); classify(ev) != eventError || committed(ev) != eventError {
-			t.Errorf("%s: another sidecar would not see an error in %q", tt.op.name, got)
+		if ev := shape.ParseEvent([]byte(got)); tt.api.Classify(ev) != shape.Failure || tt.api.Committed(ev) != shape.Failure {
+			t.Errorf("%s: another sidecar would not see an error in %q", tt.api.Operation, got)
 		}
 	}
 }

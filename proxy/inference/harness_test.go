@@ -15,6 +15,7 @@ import (
 
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/experiments"
+	"github.com/outrigger-mesh/outrigger/proxy/inference/shape"
 	"github.com/outrigger-mesh/outrigger/proxy/upstream"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
@@ -121,9 +122,12 @@ type scripted struct {
 }
 
 func (s *scripted) RoundTrip(r *http.Request) (*http.Response, error) {
-	body, err := io.ReadAll(r.Body)
-	if err != nil {
-		return nil, err
+	var body []byte
+	if r.Body != nil {
+		var err error
+		if body, err = io.ReadAll(r.Body); err != nil {
+			return nil, err
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -283,4 +287,23 @@ func unitIn(salt string, from, to uint32) string {
 			return fmt.Sprint("u", i)
 		}
 	}
+}
+
+func apiOf(path string) *shape.API {
+	r, _ := shape.Match(path)
+	return r.API
+}
+
+// eps are endpoints in this sidecar's region.
+func eps(addresses ...string) (out []policy.Endpoint) {
+	for _, a := range addresses {
+		out = append(out, at(a, "eu"))
+	}
+	return out
+}
+
+func get(h http.Handler, path string) *httptest.ResponseRecorder {
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+	return w
 }

@@ -1,6 +1,6 @@
-// Package inference is the sidecar's OpenAI-compatible layer: it maps the logical model
-// an application names to a version by policy, forwards the request with only the
-// model's bytes changed, and reports what came of it.
+// Package inference is the sidecar's model layer: it maps the logical model an
+// application names to a version by policy, forwards the request with only the model's
+// bytes changed, and reports what came of it.
 //
 // Usage:
 //
@@ -8,13 +8,20 @@
 //	mux.Handle("/v1/", h) // or: if h.Match(r) { h.ServeHTTP(w, r) }
 //	deltas := h.Recorder().Drain(now) // at 1 Hz, and within 100 ms of Recorder().Urgent()
 //
-// It serves POST /v1/chat/completions, /v1/completions, /v1/embeddings and
-// /v1/responses, and GET /v1/models and /v1/models/{id} from the policy.
+// It serves the protocols of package shape (OpenAI, Azure, Open Inference Protocol v2,
+// TGI, vLLM, Anthropic, Gemini, Ollama) without translating between them, and answers
+// GET /v1/models, /v1/models/{id}, /v2 and /v2/health/{live,ready} from the policy. Where
+// neither path nor body names a model (TGI), x-outrigger-model or X-Gateway-Model-Name
+// does, or Options.DefaultModel.
 //
 // Promises, per logical request.
 //
-//   - The body reaches the model byte for byte, except the string after "model". Unknown
-//     fields, number formats and key order survive.
+//   - The body reaches the model byte for byte, except the string after "model" if that
+//     is where the protocol names it; otherwise only the path changes. Unknown fields,
+//     number formats and key order survive.
+//   - Requests that belong to a sequence of the Open Inference Protocol (parameters.
+//     sequence_id) go to one endpoint of the version as long as the policy stays and it
+//     can be reached.
 //   - One unit always gets the same arm of the same policy, in every sidecar (Assign).
 //     All attempts of a request stay on one version, but for the next promise; a policy
 //     change affects the next request, streams in flight finish on their version.
@@ -37,7 +44,7 @@
 //     "none") and x-outrigger-attempts, and model, version, arm, region and bucket as far
 //     as they are known. Client-supplied x-outrigger-* request fields go no further.
 //
-// Bad input is refused in OpenAI's error form: 400 for JSON that is malformed, nested
+// Our own errors have the form of the protocol spoken. Bad input is refused: 400 for JSON that is malformed, nested
 // deeper than 512, or ambiguous (a routing key twice); 413 over MaxBody; 415 for encoded
 // bodies. Unknown models are 404 model_not_found, or go to Passthrough if there is one.
 // Overload: more than MaxInFlight requests, or a version's MaxRequests, is 503. With
@@ -65,6 +72,7 @@ import (
 	"go.opentelemetry.io/otel/metric"
 
 	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/proxy/inference/shape"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
 
@@ -92,6 +100,9 @@ type Options struct {
 	// Passthrough serves requests for models the policy does not name, unchanged but for
 	// x-outrigger-* fields; nil = 404 model_not_found.
 	Passthrough http.Handler
+	// DefaultModel is the model of requests that name none; "" = such requests go to
+	// Passthrough or are refused.
+	DefaultModel string
 	// Now is the clock; nil = time.Now.
 	Now func() time.Time
 	// Logger gets breaker transitions and refused stream events; nil discards.
@@ -150,46 +161,35 @@ func New(o Options) (*Handler, error) {
 // Recorder returns where outcomes are collected.
 func (h *Handler) Recorder() *Recorder { return h.recorder }
 
-// operation is one API of the family; its name is the gen_ai.operation.name value.
-type operation struct {
-	name    string
-	typed   bool // errors in a stream are named events (responses API)
-	hasDone bool // streams end in data: [DONE]
-}
-
-var (
-	opChat       = operation{name: "chat", hasDone: true}
-	opCompletion = operation{name: "text_completion", hasDone: true}
-	opEmbeddings = operation{name: "embeddings"}
-	opResponses  = operation{name: "responses", typed: true}
-)
-
-func operationOf(path string) (operation, bool) {
-	switch path {
-	case "/v1/chat/completions":
-		return opChat, true
-	case "/v1/completions":
-		return opCompletion, true
-	case "/v1/embeddings":
-		return opEmbeddings, true
-	case "/v1/responses":
-		return opResponses, true
-	}
-	return operation{}, false
-}
-
 const modelsPath = "/v1/models"
+
+func isModelsPath(path string) bool {
+	return path == modelsPath || strings.HasPrefix(path, modelsPath+"/")
+}
+
+// match finds the API of a request. The root path is TGI's, but only where the operator
+// says which model it stands for: anything else may live there.
+func (h *Handler) match(r *http.Request, route *shape.Route) bool {
+	ok := false
+	*route, ok = shape.Match(r.URL.EscapedPath())
+	if !ok && r.URL.Path == "/" && r.Method == http.MethodPost && h.o.DefaultModel != "" {
+		*route, ok = shape.Match("/generate")
+	}
+	return ok
+}
 
 // Match reports whether the request's path belongs to this handler. Retrieving or
 // cancelling stored responses (/v1/responses/{id}) names no model and does not.
 func (h *Handler) Match(r *http.Request) bool {
-	_, ok := operationOf(r.URL.Path)
-	return ok || r.URL.Path == modelsPath || strings.HasPrefix(r.URL.Path, modelsPath+"/")
+	var route shape.Route
+	return h.match(r, &route) || isModelsPath(r.URL.Path) || isServerPath(r.URL.Path)
 }
 
 // ServeHTTP serves one logical request.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := &call{h: h, w: w, r: r, start: h.now()}
+	matched := h.match(r, &c.path)
+	c.api = c.path.API
 	if h.o.Policy != nil {
 		c.policy, c.status = h.o.Policy()
 	}
@@ -200,13 +200,15 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer h.inflight.Add(-1)
-	if op, ok := operationOf(r.URL.Path); ok {
-		c.op = op
+	switch {
+	case matched:
 		c.serveInference()
 		return
-	}
-	if h.Match(r) {
+	case isModelsPath(r.URL.Path):
 		c.serveModels()
+		return
+	case isServerPath(r.URL.Path):
+		c.serveServer()
 		return
 	}
 	if h.o.Passthrough != nil {

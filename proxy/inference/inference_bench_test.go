@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"testing"
 
+	"github.com/outrigger-mesh/outrigger/proxy/inference/shape"
 	"github.com/outrigger-mesh/outrigger/proxy/upstream"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
@@ -60,7 +61,7 @@ func BenchmarkProxy(b *testing.B) {
 func BenchmarkAssign(b *testing.B) {
 	p := newPolicy(1000, nil, nil)
 	h := http.Header{"X-User-Id": {"user-12345@example.org"}}
-	e := &envelope{}
+	e := &shape.Envelope{}
 	b.ReportAllocs()
 	for b.Loop() {
 		m := p.Model("gpt")
@@ -75,7 +76,7 @@ func BenchmarkScan(b *testing.B) {
 	b.SetBytes(int64(len(body)))
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := scanEnvelope(body); err != nil {
+		if _, err := shape.Scan(body); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"go.opentelemetry.io/otel/metric"
 
 	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/proxy/inference/shape"
 )
 
 // metrics are the instruments of OpenTelemetry's GenAI semantic conventions, with the
@@ -55,6 +56,7 @@ func newMetrics(m metric.Meter) (*metrics, error) {
 // closed set of words and status codes, so their number is bounded.
 type labelKey struct {
 	op, version, arm, region, tag string
+	provider                      shape.Family
 	model                         string
 	tokenType                     string
 	estimated                     bool
@@ -67,7 +69,7 @@ func (c *call) labels(k labelKey) metric.MeasurementOption {
 	}
 	kv := []attribute.KeyValue{
 		attribute.String("gen_ai.operation.name", k.op),
-		attribute.String("gen_ai.provider.name", "openai"), // the API spoken
+		attribute.String("gen_ai.provider.name", c.api.Family.Provider()), // the API spoken
 		attribute.String("gen_ai.request.model", k.model),
 		attribute.String("gen_ai.response.model", orDefault(c.assign.Version.Upstream, k.model)),
 		attribute.String("outrigger.version", k.version),
@@ -92,7 +94,7 @@ func (m *metrics) finished(c *call, end ending, d time.Duration) {
 		return
 	}
 	ctx := context.WithoutCancel(c.r.Context())
-	k := labelKey{op: c.op.name, model: c.assign.Model.Name, version: c.assign.Version.Name, arm: c.assign.Arm, region: c.region, tag: end.tag}
+	k := labelKey{op: c.api.Operation, provider: c.api.Family, model: c.assign.Model.Name, version: c.assign.Version.Name, arm: c.assign.Arm, region: c.region, tag: end.tag}
 	m.duration.Record(ctx, d.Seconds(), c.labels(k))
 	k.tag = ""
 	if c.ttft > 0 {
@@ -101,11 +103,11 @@ func (m *metrics) finished(c *call, end ending, d time.Duration) {
 	if end.failed || end.cancelled {
 		return
 	}
-	k.estimated = !c.usage.reported
+	k.estimated = !c.usage.Reported
 	for _, t := range [...]struct {
 		name string
 		n    uint64
-	}{{"input", c.usage.in}, {"output", c.usage.out}} {
+	}{{"input", c.usage.In}, {"output", c.usage.Out}} {
 		k.tokenType = t.name
 		m.tokens.Record(ctx, int64(t.n), c.labels(k))
 	}

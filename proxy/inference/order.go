@@ -1,9 +1,12 @@
 package inference
 
 import (
+	"cmp"
 	"math/rand/v2"
+	"slices"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
 	"github.com/sony/gobreaker/v2"
 
 	"github.com/outrigger-mesh/outrigger/xds/policy"
@@ -31,9 +34,12 @@ type OrderInfo struct {
 type OrderFunc func(endpoints []policy.Endpoint, info OrderInfo) []policy.Endpoint
 
 // order returns the targets of a version in the order to try.
-func (h *Handler) order(p *policy.Policy, vp *versionPlan) []*target {
+func (h *Handler) order(p *policy.Policy, vp *versionPlan, sequence string) []*target {
 	if len(vp.targets) <= 1 {
 		return vp.targets
+	}
+	if sequence != "" {
+		return stickyOrder(vp.targets, h.o.Region, p.Regions, sequence)
 	}
 	seed := rand.Uint64()
 	if h.o.Order == nil {
@@ -80,6 +86,19 @@ func defaultOrder(targets []*target, local string, regions []policy.Region, seed
 		pick := done + choose(out[done:group], rnd)
 		out[done], out[pick] = out[pick], out[done]
 	}
+	return out
+}
+
+// stickyOrder gives requests of one sequence the same endpoint whatever the load, and the
+// same next one when it is lost: groups as in defaultOrder, within them by highest random
+// weight (Thaler and Ravishankar, 1998). A sequence is state that one server keeps.
+func stickyOrder(targets []*target, local string, regions []policy.Region, sequence string) []*target {
+	out := append(make([]*target, 0, len(targets)), targets...)
+	weight := func(t *target) uint64 { return xxhash.Sum64String(sequence + "\x00" + t.key.address) }
+	slices.SortFunc(out, func(a, b *target) int {
+		ga, gb := groupOf(a, local, regions), groupOf(b, local, regions)
+		return cmp.Or(cmp.Compare(ga.distance, gb.distance), cmp.Compare(ga.priority, gb.priority), cmp.Compare(weight(b), weight(a)))
+	})
 	return out
 }
 

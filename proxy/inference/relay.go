@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/proxy/inference/shape"
 )
 
 // maxBuffered is how much of an answer is read before its head is passed on. A whole
@@ -59,7 +60,7 @@ func (c *call) relayBody(ctx context.Context, t *target, resp *http.Response, re
 	p := c.h.buffers.get()
 	defer func() { c.h.buffers.put(p) }()
 	limit := maxBuffered
-	if c.env.stream && !isJSON(resp) {
+	if c.streams && (!isJSON(resp) || c.api.Family == shape.Gemini) {
 		limit = 0 // a stream in a form we do not cut into events: pass on what there is
 	}
 	buf, whole, err := readUpTo(resp.Body, (*p)[:0], limit)
@@ -67,10 +68,8 @@ func (c *call) relayBody(ctx context.Context, t *target, resp *http.Response, re
 	if err != nil {
 		return c.lost(ctx, t, report, "transport")
 	}
-	if u, ok := readUsage(buf); ok && whole {
-		c.usage = u
-	}
 	if whole {
+		c.api.Family.Usage(buf, &c.usage)
 		resp.Header["Content-Length"] = []string{strconv.Itoa(len(buf))}
 	}
 	failed := resp.StatusCode >= 500
@@ -113,6 +112,9 @@ func (c *call) copyRest(body io.Reader, buf []byte) (readErr, writeErr error) {
 	for {
 		n, err := body.Read(buf)
 		if n > 0 {
+			if c.streams && c.ttft == 0 {
+				c.ttft = max(c.h.now().Sub(c.start), 1)
+			}
 			m, werr := c.w.Write(buf[:n])
 			c.sent += int64(m)
 			if werr == nil {
@@ -142,62 +144,62 @@ const (
 // stream relays one server-sent event stream.
 type stream struct {
 	c        *call
-	events   *eventReader
+	events   *shape.EventReader
 	flush    *http.ResponseController
 	held     []byte
 	comments int
 	open     bool // the head is out
-	finished bool // [DONE] was seen
+	finished bool // the protocol's mark of the end was seen
 }
 
 // relayStream passes on a stream event by event. Until the first content everything is
 // held back, so that a failure up to there can still be retried (the commit point).
 func (c *call) relayStream(ctx context.Context, t *target, resp *http.Response, report func(error)) ending {
 	p := c.h.buffers.get()
-	s := &stream{c: c, events: newEventReader(resp.Body, *p), flush: http.NewResponseController(c.w)}
+	s := &stream{c: c, events: c.newEvents(resp.Body, *p), flush: http.NewResponseController(c.w)}
 	defer func() {
-		*p = s.events.buf
+		*p = s.events.Buffer()
 		c.h.buffers.put(p)
 	}()
 	for {
-		ev, err := s.events.next()
+		ev, err := s.events.Next()
 		if err != nil {
 			return s.end(ctx, t, resp, report, err)
 		}
 		kind := s.look(ev)
 		switch {
 		case s.open:
-			err = s.send(ev.raw)
-		case kind == eventError:
+			err = s.send(ev.Raw)
+		case kind == shape.Failure:
 			// The whole answer as it would have been, should no endpoint do better.
-			body := append(s.held, ev.raw...)
+			body := append(s.held, ev.Raw...)
 			c.held = &heldAnswer{status: resp.StatusCode, header: resp.Header, body: body}
 			t.observe(failurePenalty)
 			report(errEndpoint)
 			return ending{verdict: tryNext, failed: true, tag: "stream_error"}
-		case s.hold(kind, ev.raw):
+		case s.hold(kind, ev.Raw):
 			continue
 		default:
 			s.open = true
 			c.relayHead(resp.StatusCode, resp.Header)
 			if err = s.send(s.held); err == nil {
-				err = s.send(ev.raw)
+				err = s.send(ev.Raw)
 			}
 			s.held = nil
 		}
-		if err == nil && !s.events.whole() {
+		if err == nil && !s.events.Whole() {
 			err = s.flushNow()
 		}
 		if err != nil {
 			report(errExcluded)
 			return ending{cancelled: true, tag: "cancelled"}
 		}
-		if kind == eventError || kind == eventRefused {
+		if kind == shape.Failure || kind == shape.Refused {
 			// Nothing may follow an error, a [DONE] least of all: end it here.
 			if ferr := s.flushNow(); ferr != nil {
 				c.h.log.Debug("flush after stream error", "error", ferr)
 			}
-			if kind == eventRefused {
+			if kind == shape.Refused {
 				report(nil)
 				return ending{tag: "refused"}
 			}
@@ -208,34 +210,45 @@ func (c *call) relayStream(ctx context.Context, t *target, resp *http.Response, 
 }
 
 // look classifies an event and takes measurements from it.
-func (s *stream) look(ev event) eventKind {
+func (s *stream) look(ev shape.Event) shape.Kind {
 	c := s.c
-	kind := committed(ev)
+	var kind shape.Kind
 	if c.ttft == 0 {
-		kind = classify(ev)
+		kind = c.api.Classify(ev)
+	} else {
+		kind = c.api.Committed(ev)
 	}
+	if kind == shape.Comment {
+		return kind
+	}
+	counted := c.api.Family.Usage(ev.Data, &c.usage)
 	switch kind {
-	case eventContent:
+	case shape.Content:
 		if c.ttft == 0 {
 			c.ttft = max(c.h.now().Sub(c.start), 1)
 		}
-		if u, ok := readUsage(ev.data); ok {
-			c.usage = u
-		} else {
+		if !counted {
 			c.deltas++
 		}
-	case eventDone:
+	case shape.Done:
 		s.finished = true
 	}
 	return kind
 }
 
+func (c *call) newEvents(body io.Reader, buf []byte) *shape.EventReader {
+	if c.api.Lines() {
+		return shape.NewLineReader(body, buf)
+	}
+	return shape.NewEventReader(body, buf)
+}
+
 // hold keeps an event back if the stream may still be retried after it.
-func (s *stream) hold(kind eventKind, raw []byte) bool {
-	if kind == eventComment {
+func (s *stream) hold(kind shape.Kind, raw []byte) bool {
+	if kind == shape.Comment {
 		s.comments++
 	}
-	if kind > eventPreamble || s.comments > maxHeldComments || len(s.held)+len(raw) > maxHeldBytes {
+	if kind > shape.Preamble || s.comments > maxHeldComments || len(s.held)+len(raw) > maxHeldBytes {
 		return false
 	}
 	s.held = append(s.held, raw...)
@@ -261,7 +274,7 @@ func (s *stream) end(ctx context.Context, t *target, resp *http.Response, report
 	// Without length or chunks the end of a connection is the end of the body, also
 	// when the server died; then only the protocol's own mark tells.
 	unframed := resp.ContentLength < 0 && len(resp.TransferEncoding) == 0
-	if err == io.EOF && (s.finished || !c.op.hasDone || !unframed) {
+	if err == io.EOF && (s.finished || !c.api.HasEnd || !unframed) {
 		if !s.open { // an empty stream, or preamble only: pass on what there is
 			c.relayHead(resp.StatusCode, resp.Header)
 			if serr := s.send(s.held); serr != nil {
@@ -286,7 +299,7 @@ func (s *stream) end(ctx context.Context, t *target, resp *http.Response, report
 		c.h.log.Warn("stream event refused", "endpoint", t.key.address, "error", err)
 		e.code, e.message = "event_too_large", err.Error()
 	}
-	if serr := s.send(e.event(c.op)); serr == nil {
+	if serr := s.send(c.api.Event(e.words())); serr == nil {
 		serr = s.flushNow()
 		if serr != nil {
 			c.h.log.Debug("flush of stream error", "error", serr)

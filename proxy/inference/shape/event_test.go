@@ -1,4 +1,4 @@
-package inference
+package shape
 
 import (
 	"bytes"
@@ -10,15 +10,15 @@ import (
 )
 
 func readEvents(r io.Reader) (raws, names, datas []string, err error) {
-	e := newEventReader(r, make([]byte, 0, 16)) // small: growth and compaction are exercised
+	e := NewEventReader(r, make([]byte, 0, 16)) // small: growth and compaction are exercised
 	for {
-		ev, err := e.next()
+		ev, err := e.Next()
 		if err != nil {
 			return raws, names, datas, err
 		}
-		raws = append(raws, string(ev.raw))
-		if ev.hasData {
-			names, datas = append(names, string(ev.name)), append(datas, string(ev.data))
+		raws = append(raws, string(ev.Raw))
+		if ev.HasData {
+			names, datas = append(names, string(ev.Name)), append(datas, string(ev.Data))
 		}
 	}
 }
@@ -110,7 +110,12 @@ func FuzzEventReader(f *testing.F) {
 			t.Fatalf("events depend on read sizes: %q %q and %q %q", names, datas, names2, datas2)
 		}
 		for _, d := range datas {
-			classify(event{data: []byte(d), hasData: true}) // must not panic
+			for f := OpenAI; f <= Ollama; f++ { // must not panic
+				a := &API{Family: f}
+				a.Classify(Event{Data: []byte(d), HasData: true})
+				a.Committed(Event{Data: []byte(d), HasData: true})
+				f.Usage([]byte(d), &Usage{})
+			}
 		}
 	})
 }
@@ -118,44 +123,44 @@ func FuzzEventReader(f *testing.F) {
 func TestClassify(t *testing.T) {
 	tests := []struct {
 		name, event string
-		want        eventKind
+		want        Kind
 	}{
-		{"comment", ": keep-alive\n\n", eventComment},
-		{"role only", `data: {"choices":[{"delta":{"role":"assistant","content":""},"finish_reason":null}]}`, eventPreamble},
-		{"role, null content", `data: {"choices":[{"delta":{"role":"assistant","content":null}}]}`, eventPreamble},
-		{"prompt filter results", `data: {"choices":[],"prompt_filter_results":[{}]}`, eventPreamble},
-		{"content", `data: {"choices":[{"delta":{"content":"Hi"}}]}`, eventContent},
-		{"tool call", `data: {"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}`, eventContent},
-		{"reasoning", `data: {"choices":[{"delta":{"reasoning_content":"hm"}}]}`, eventContent},
-		{"completion text", `data: {"choices":[{"text":"Hi"}]}`, eventContent},
-		{"finish", `data: {"choices":[{"delta":{},"finish_reason":"stop"}]}`, eventContent},
-		{"usage chunk", `data: {"choices":[],"usage":{"prompt_tokens":1}}`, eventContent},
-		{"done", "data: [DONE]", eventDone},
-		{"error", `data: {"error":{"message":"boom","type":"server_error"}}`, eventError},
-		{"error text", `data: {"error":"overloaded"}`, eventError},
-		{"error null is none", `data: {"error":null,"choices":[{"delta":{"content":"x"}}]}`, eventContent},
-		{"request at fault", `data: {"error":{"message":"too long","type":"invalid_request_error"}}`, eventRefused},
-		{"request at fault by code", `data: {"error":{"message":"too long","code":400}}`, eventRefused},
-		{"rate limit by code", `data: {"error":{"message":"busy","code":429}}`, eventError},
-		{"named error", "event: error\ndata: oops", eventError},
-		{"response error", "event: error\n" + `data: {"type":"error","code":"server_error","message":"x"}`, eventError},
-		{"response failed", `data: {"type":"response.failed","response":{"error":{"code":"server_error"}}}`, eventError},
-		{"response created", `data: {"type":"response.created","response":{"error":null}}`, eventPreamble},
-		{"response delta", `data: {"type":"response.output_text.delta","delta":"x"}`, eventContent},
-		{"not JSON", "data: hello", eventContent},
-		{"other JSON", `data: {"token":{"text":"a"}}`, eventContent},
+		{"comment", ": keep-alive\n\n", Comment},
+		{"role only", `data: {"choices":[{"delta":{"role":"assistant","content":""},"finish_reason":null}]}`, Preamble},
+		{"role, null content", `data: {"choices":[{"delta":{"role":"assistant","content":null}}]}`, Preamble},
+		{"prompt filter results", `data: {"choices":[],"prompt_filter_results":[{}]}`, Preamble},
+		{"content", `data: {"choices":[{"delta":{"content":"Hi"}}]}`, Content},
+		{"tool call", `data: {"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}`, Content},
+		{"reasoning", `data: {"choices":[{"delta":{"reasoning_content":"hm"}}]}`, Content},
+		{"completion text", `data: {"choices":[{"text":"Hi"}]}`, Content},
+		{"finish", `data: {"choices":[{"delta":{},"finish_reason":"stop"}]}`, Content},
+		{"usage chunk", `data: {"choices":[],"usage":{"prompt_tokens":1}}`, Content},
+		{"done", "data: [DONE]", Done},
+		{"error", `data: {"error":{"message":"boom","type":"server_error"}}`, Failure},
+		{"error text", `data: {"error":"overloaded"}`, Failure},
+		{"error null is none", `data: {"error":null,"choices":[{"delta":{"content":"x"}}]}`, Content},
+		{"request at fault", `data: {"error":{"message":"too long","type":"invalid_request_error"}}`, Refused},
+		{"request at fault by code", `data: {"error":{"message":"too long","code":400}}`, Refused},
+		{"rate limit by code", `data: {"error":{"message":"busy","code":429}}`, Failure},
+		{"named error", "event: error\ndata: oops", Failure},
+		{"response error", "event: error\n" + `data: {"type":"error","code":"server_error","message":"x"}`, Failure},
+		{"response failed", `data: {"type":"response.failed","response":{"error":{"code":"server_error"}}}`, Failure},
+		{"response created", `data: {"type":"response.created","response":{"error":null}}`, Preamble},
+		{"response delta", `data: {"type":"response.output_text.delta","delta":"x"}`, Content},
+		{"not JSON", "data: hello", Content},
+		{"other JSON", `data: {"token":{"text":"a"}}`, Content},
 	}
 	for _, tt := range tests {
-		ev := parseEvent([]byte(tt.event))
+		ev := ParseEvent([]byte(tt.event))
 		if got := classify(ev); got != tt.want {
 			t.Errorf("%s: %d, want %d", tt.name, got, tt.want)
 		}
 		// After the commit point preamble no longer matters; the rest must agree.
 		want := tt.want
-		if want == eventPreamble {
-			want = eventContent
+		if want == Preamble {
+			want = Content
 		}
-		if got := committed(ev); got != want && !(tt.want == eventPreamble && got == eventPreamble) {
+		if got := committed(ev); got != want && !(tt.want == Preamble && got == Preamble) {
 			t.Errorf("%s, committed: %d, want %d", tt.name, got, want)
 		}
 	}

@@ -1,4 +1,4 @@
-package inference
+package shape
 
 import (
 	"bytes"
@@ -9,30 +9,34 @@ import (
 	"github.com/outrigger-mesh/outrigger"
 )
 
-// maxDepth is how deep a request body may nest. encoding/json stops at 10 000; no
+// MaxDepth is how deep a request body may nest. encoding/json stops at 10 000; no
 // model API needs more than a few dozen, and the scanner recurses.
-const maxDepth = 512
+const MaxDepth = 512
 
-// envelope is what routing needs from a request body. Offsets index the body; the
+// Envelope is what routing needs from a JSON request body. Offsets index the body; the
 // strings are decoded copies.
-type envelope struct {
-	// body[modelStart:modelEnd] is the model's string token, quotes included. Both are
+type Envelope struct {
+	// body[ModelStart:ModelEnd] is the model's string token, quotes included. Both are
 	// 0 when the key is absent.
-	modelStart, modelEnd int
-	model                string
-	stream               bool
+	ModelStart, ModelEnd int
+	Model                string
+	// Stream is the value of "stream"; StreamSet says that the key is there.
+	Stream, StreamSet bool
 	// Empty when absent, null, or not a string.
-	user, safetyIdentifier, promptCacheKey string
+	User, SafetyIdentifier, PromptCacheKey string
+	// SubUser and Sequence are "user_id" and "sequence_id" inside "parameters" or
+	// "metadata": strings as they are, numbers as they are written, anything else "".
+	SubUser, Sequence string
 }
 
-// scanEnvelope reads the top level of a JSON object without building it. It accepts
-// exactly what encoding/json accepts, up to maxDepth, and agrees with it on the values
+// Scan reads the top level of a JSON object without building it. It accepts
+// exactly what encoding/json accepts, up to MaxDepth, and agrees with it on the values
 // of the keys it knows, with two exceptions that are refused instead: a known key that
 // occurs twice (readers differ on which one counts, so the mesh and the model could
 // disagree), and a key that equals "model" only when case is ignored (encoding/json
 // itself would match it). Errors have kind Invalid and are safe to show.
-func scanEnvelope(body []byte) (envelope, error) {
-	var e envelope
+func Scan(body []byte) (Envelope, error) {
+	var e Envelope
 	s := scanner{b: body}
 	s.space()
 	if s.peek() != '{' {
@@ -52,6 +56,9 @@ func scanEnvelope(body []byte) (envelope, error) {
 			}
 			return false, nil
 		}
+		if id == keyNested {
+			return true, s.nested(&seen, &e)
+		}
 		if seen&id != 0 {
 			return false, outrigger.Errorf(outrigger.Invalid, "key %q occurs twice; send it once", name)
 		}
@@ -59,11 +66,11 @@ func scanEnvelope(body []byte) (envelope, error) {
 		return true, s.known(id, &e)
 	})
 	if err != nil {
-		return envelope{}, err
+		return Envelope{}, err
 	}
 	s.space()
 	if s.i != len(body) {
-		return envelope{}, s.bad("something follows the JSON object")
+		return Envelope{}, s.bad("something follows the JSON object")
 	}
 	return e, nil
 }
@@ -74,6 +81,9 @@ const (
 	keyUser
 	keySafety
 	keyCache
+	keyNested   // "parameters" or "metadata"
+	keySubUser  // inside one of them
+	keySequence // inside one of them
 )
 
 func keyID(name []byte) uint {
@@ -88,12 +98,57 @@ func keyID(name []byte) uint {
 		return keySafety
 	case "prompt_cache_key":
 		return keyCache
+	case "parameters", "metadata":
+		return keyNested
 	}
 	return 0
 }
 
+// nested reads the value of "parameters" or "metadata" for who asks. seen is shared by
+// both, so that two answers to that question are refused.
+func (s *scanner) nested(seen *uint, e *Envelope) error {
+	s.space()
+	if s.peek() != '{' {
+		return s.value(1)
+	}
+	s.i++
+	return s.members(2, func(key []byte, escaped bool) (bool, error) {
+		if escaped {
+			key = []byte(decodeString(key, true))
+		}
+		var id uint
+		var into *string
+		switch string(key) {
+		case "user_id":
+			id, into = keySubUser, &e.SubUser
+		case "sequence_id":
+			id, into = keySequence, &e.Sequence
+		default:
+			return false, nil
+		}
+		if *seen&id != 0 {
+			return false, outrigger.Errorf(outrigger.Invalid, "key %q occurs twice; send it once", key)
+		}
+		*seen |= id
+		s.space()
+		start := s.i
+		if s.peek() == '"' {
+			raw, escaped, err := s.str()
+			*into = decodeString(raw, escaped)
+			return true, err
+		}
+		if err := s.value(2); err != nil {
+			return false, err
+		}
+		if c := s.b[start]; c == '-' || c >= '0' && c <= '9' {
+			*into = string(s.b[start:s.i])
+		}
+		return true, nil
+	})
+}
+
 // known reads the value of one of our keys.
-func (s *scanner) known(id uint, e *envelope) error {
+func (s *scanner) known(id uint, e *Envelope) error {
 	s.space()
 	start := s.i
 	if s.peek() != '"' {
@@ -101,7 +156,7 @@ func (s *scanner) known(id uint, e *envelope) error {
 			return outrigger.Errorf(outrigger.Invalid, "\"model\" is not a string")
 		}
 		if id == keyStream {
-			e.stream = s.peek() == 't'
+			e.Stream, e.StreamSet = s.peek() == 't', true
 		}
 		return s.value(1)
 	}
@@ -111,13 +166,13 @@ func (s *scanner) known(id uint, e *envelope) error {
 	}
 	switch id {
 	case keyModel:
-		e.modelStart, e.modelEnd, e.model = start, s.i, decodeString(raw, escaped)
+		e.ModelStart, e.ModelEnd, e.Model = start, s.i, decodeString(raw, escaped)
 	case keyUser:
-		e.user = decodeString(raw, escaped)
+		e.User = decodeString(raw, escaped)
 	case keySafety:
-		e.safetyIdentifier = decodeString(raw, escaped)
+		e.SafetyIdentifier = decodeString(raw, escaped)
 	case keyCache:
-		e.promptCacheKey = decodeString(raw, escaped)
+		e.PromptCacheKey = decodeString(raw, escaped)
 	}
 	return nil
 }
@@ -137,9 +192,9 @@ func decodeString(raw []byte, escaped bool) string {
 	return out
 }
 
-// topValue returns the bytes of the value of key at the top level of a JSON object; the
+// Value returns the bytes of the value of key at the top level of a JSON object; the
 // last one if there are several. ok is false if the key is absent or the JSON invalid.
-func topValue(body []byte, key string) (value []byte, ok bool) {
+func Value(body []byte, key string) (value []byte, ok bool) {
 	s := scanner{b: body}
 	s.space()
 	if s.peek() != '{' {
@@ -264,8 +319,8 @@ func (s *scanner) value(depth int) error {
 	s.space()
 	switch c := s.peek(); c {
 	case '{', '[':
-		if depth >= maxDepth {
-			return outrigger.Errorf(outrigger.Invalid, "request body nests deeper than %d levels", maxDepth)
+		if depth >= MaxDepth {
+			return outrigger.Errorf(outrigger.Invalid, "request body nests deeper than %d levels", MaxDepth)
 		}
 		s.i++
 		if c == '{' {

@@ -1,0 +1,194 @@
+package shape
+
+import (
+	"bytes"
+	"encoding/json"
+)
+
+// BytesPerToken is the usual rule of thumb for English text under byte-pair encodings;
+// it is applied only where the model reports nothing, and metrics say so.
+const BytesPerToken = 4
+
+// Usage counts LLM tokens of one request. Reported says that the model said so.
+type Usage struct {
+	In, Out  uint64
+	Reported bool
+}
+
+// usageMark is a byte sequence without which a body of the family reports no usage: most
+// events do not, and looking for it is cheaper than reading JSON.
+func (f Family) usageMark() string {
+	switch f {
+	case Gemini:
+		return `"usageMetadata"`
+	case Ollama:
+		return `eval_count"`
+	case TGI:
+		return `"generated_tokens"`
+	}
+	return `"usage"`
+}
+
+// Usage adds to u what a whole answer, or one event of a stream, says about LLM tokens,
+// and reports whether it said anything. Counts of later events replace those of earlier
+// ones: protocols that report several times report totals.
+func (f Family) Usage(body []byte, u *Usage) bool {
+	if f == OIP || !bytes.Contains(body, []byte(f.usageMark())) {
+		return false
+	}
+	var ok bool
+	switch f {
+	case Gemini:
+		ok = usageGemini(body, u)
+	case Ollama:
+		ok = usageOllama(body, u)
+	case TGI:
+		ok = usageTGI(body, u)
+	case Anthropic:
+		ok = usageAnthropic(body, u)
+	default:
+		var got Usage
+		if got, ok = ReadUsage(body); ok {
+			*u = got
+		}
+	}
+	u.Reported = u.Reported || ok
+	return ok
+}
+
+// usageGemini reads usageMetadata, which every chunk has; in the array form of a stream,
+// the last element's.
+func usageGemini(body []byte, u *Usage) bool {
+	type chunk struct {
+		Usage *struct {
+			Prompt    uint64 `json:"promptTokenCount"`
+			Candidate uint64 `json:"candidatesTokenCount"`
+			Thoughts  uint64 `json:"thoughtsTokenCount"`
+		} `json:"usageMetadata"`
+	}
+	var all []chunk
+	if t := bytes.TrimSpace(body); len(t) > 0 && t[0] == '[' {
+		if json.Unmarshal(t, &all) != nil {
+			return false
+		}
+	} else {
+		all = make([]chunk, 1)
+		if json.Unmarshal(t, &all[0]) != nil {
+			return false
+		}
+	}
+	ok := false
+	for _, c := range all {
+		if c.Usage != nil {
+			u.In, u.Out, ok = c.Usage.Prompt, c.Usage.Candidate+c.Usage.Thoughts, true
+		}
+	}
+	return ok
+}
+
+func usageOllama(body []byte, u *Usage) bool {
+	var e struct {
+		In  *uint64 `json:"prompt_eval_count"`
+		Out *uint64 `json:"eval_count"`
+	}
+	if json.Unmarshal(body, &e) != nil || e.In == nil && e.Out == nil {
+		return false
+	}
+	if e.In != nil { // absent when the prompt was cached
+		u.In = *e.In
+	}
+	if e.Out != nil {
+		u.Out = *e.Out
+	}
+	return true
+}
+
+// usageTGI reads details, which clients have to ask for; the prompt is listed token by
+// token.
+func usageTGI(body []byte, u *Usage) bool {
+	type answer struct {
+		Details *struct {
+			Generated uint64            `json:"generated_tokens"`
+			Input     uint64            `json:"input_length"`
+			Prefill   []json.RawMessage `json:"prefill"`
+		} `json:"details"`
+	}
+	var e answer
+	if t := bytes.TrimSpace(body); len(t) > 0 && t[0] == '[' {
+		var list []answer
+		if json.Unmarshal(t, &list) != nil || len(list) == 0 {
+			return false
+		}
+		e = list[0]
+	} else if json.Unmarshal(t, &e) != nil {
+		return false
+	}
+	if e.Details == nil {
+		return false
+	}
+	u.In, u.Out = max(e.Details.Input, uint64(len(e.Details.Prefill))), e.Details.Generated
+	return true
+}
+
+// usageAnthropic reads "usage" at the top (answers, message_delta) or in "message"
+// (message_start). What was read from or written to the prompt cache is input too.
+func usageAnthropic(body []byte, u *Usage) bool {
+	raw, ok := Value(body, "usage")
+	if !ok {
+		if inner, found := Value(body, "message"); found {
+			raw, ok = Value(inner, "usage")
+		}
+	}
+	if !ok {
+		return false
+	}
+	var e struct {
+		In    *uint64 `json:"input_tokens"`
+		Made  uint64  `json:"cache_creation_input_tokens"`
+		Found uint64  `json:"cache_read_input_tokens"`
+		Out   *uint64 `json:"output_tokens"`
+	}
+	if json.Unmarshal(raw, &e) != nil || e.In == nil && e.Out == nil {
+		return false
+	}
+	if e.In != nil {
+		u.In = *e.In + e.Made + e.Found
+	}
+	if e.Out != nil {
+		u.Out = *e.Out
+	}
+	return true
+}
+
+// ReadUsage finds the usage object of an answer or event of OpenAI's: at the top level
+// (chat, completions, embeddings, responses) or inside "response" (response.completed).
+func ReadUsage(body []byte) (Usage, bool) {
+	if !bytes.Contains(body, []byte(`"usage"`)) {
+		return Usage{}, false
+	}
+	raw, ok := Value(body, "usage")
+	if !ok {
+		if inner, found := Value(body, "response"); found {
+			raw, ok = Value(inner, "usage")
+		}
+	}
+	if !ok {
+		return Usage{}, false
+	}
+	var u struct {
+		Prompt     *uint64 `json:"prompt_tokens"`
+		Completion uint64  `json:"completion_tokens"`
+		Input      *uint64 `json:"input_tokens"`
+		Output     uint64  `json:"output_tokens"`
+	}
+	if json.Unmarshal(raw, &u) != nil {
+		return Usage{}, false
+	}
+	switch {
+	case u.Prompt != nil:
+		return Usage{*u.Prompt, u.Completion, true}, true
+	case u.Input != nil:
+		return Usage{*u.Input, u.Output, true}, true
+	}
+	return Usage{}, false
+}
