@@ -56,6 +56,12 @@
 // Facebook" (NSDI 2013): one fetch per key, its readers wait for it. Floors replace
 // their tokens, since a position says more than "something was deleted".
 //
+// A lapse of the feed lease alone does not repeat a fetch. What the origin answered to a
+// question asked less than a Lease ago is served without the feed's word. What is older
+// waits for that word, one Lease at most and only while the feed is open and lacks
+// nothing: a node that was held up hears it in a moment, and until then its readers
+// would all be asking for what they have.
+//
 // # Bounds
 //
 // Exact floors are kept for MaxKeys keys. Beyond that the oldest is forgotten and its
@@ -280,11 +286,13 @@ type (
 		Incarnation uint64
 	}
 	// Hit: answer from the table, which holds the key. AsOf is the position the entry
-	// is at least as new as. If the table lost it, send Evicted and Read again.
+	// is at least as new as. If the table lost it, send Evicted and Read again. It was
+	// true at some time after Issued; 0 = since the heartbeat behind the feed lease.
 	Hit struct {
 		Key     outrigger.Key
 		Waiters []Waiter
 		AsOf    uint64
+		Issued  int64
 	}
 	// Answer with what the origin said. It was true at the origin at some time after
 	// Issued.

@@ -10,10 +10,10 @@ const retryStep = 5_000_000
 
 func (s *State) read(in Read, now int64) {
 	e := s.entries[in.Key.String()]
-	if e != nil && e.held != nothing && s.Fresh(now) {
+	if e != nil && s.current(e, now) {
 		if asOf := max(e.at, s.applied); asOf >= in.Min {
 			s.stats.Hits++
-			s.emit(Hit{Key: in.Key, Waiters: []Waiter{in.Waiter}, AsOf: asOf})
+			s.emit(Hit{Key: in.Key, Waiters: []Waiter{in.Waiter}, AsOf: asOf, Issued: s.provedBy(e, now)})
 			return
 		}
 	}
@@ -27,14 +27,19 @@ func (s *State) read(in Read, now int64) {
 			return
 		}
 		e = s.track(in.Key, now)
-		s.launch(e, []reader{{in.Waiter, in.Min}}, now)
 		s.wait++
+		r := []reader{{in.Waiter, in.Min}}
+		if e.held != nothing && !s.Fresh(now) && s.mayRenew() {
+			s.park(e, r, now)
+			return
+		}
+		s.launch(e, r, now)
 		return
 	}
 	s.stats.Joined++
 	s.wait++
 	r := reader{in.Waiter, in.Min}
-	if now-e.flight.issued > s.opt.Lease && !s.Fresh(now) {
+	if e.flight.until > 0 || now-e.flight.issued > s.opt.Lease && !s.Fresh(now) {
 		e.flight.late = append(e.flight.late, r)
 		return
 	}
@@ -56,7 +61,7 @@ func (s *State) launch(e *entry, waiters []reader, now int64) {
 func (s *State) fly(e *entry, after, now int64) {
 	f := e.flight
 	s.stats.Fetches++
-	f.number, f.issued = s.next(), now
+	f.number, f.issued, f.until = s.next(), now, 0
 	minimum := e.floor
 	for _, r := range f.waiters {
 		minimum = max(minimum, r.min)
@@ -64,27 +69,21 @@ func (s *State) fly(e *entry, after, now int64) {
 	s.emit(Fetch{Key: e.key, Flight: f.number, MinPosition: minimum, After: after})
 }
 
-// land ends e's flight. Readers that came too late for it get the next one.
+// land ends e's flight. Readers that came too late for it wait for the feed to prove its
+// answer current, or get the next one.
 func (s *State) land(e *entry, now int64) {
-	late := e.flight.late
-	s.flights--
 	s.wait -= len(e.flight.waiters)
-	e.flight = nil
-	if len(late) == 0 {
+	e.flight.waiters = nil
+	if s.serve(e, now) {
 		return
 	}
-	if e.held != nothing && s.Fresh(now) {
-		asOf := max(e.at, s.applied)
-		var served []reader
-		if served, late = split(late, asOf); len(served) > 0 {
-			s.wait -= len(served)
-			s.stats.Hits += uint64(len(served))
-			s.emit(Hit{Key: e.key, Waiters: names(served), AsOf: asOf})
-		}
+	late := e.flight.late
+	s.flights--
+	if e.held != nothing && !s.Fresh(now) && s.mayRenew() {
+		s.park(e, late, now)
+		return
 	}
-	if len(late) > 0 {
-		s.launch(e, late, now)
-	}
+	s.launch(e, late, now)
 }
 
 func names(rs []reader) []Waiter {
@@ -113,13 +112,14 @@ func (s *State) filled(in Filled, now int64) {
 		return
 	}
 	kept := s.keep(e, in.Result, in.AsOf, now)
+	e.asked = max(e.asked, f.issued)
 	served, demanding := split(f.waiters, max(in.AsOf, e.at))
 	switch {
 	case len(served) == 0:
 	case kept:
 		s.emit(Answer{Key: e.key, Waiters: names(served), Result: in.Result, AsOf: in.AsOf, Incarnation: in.Incarnation, Issued: f.issued})
 	default: // the table holds something newer
-		s.emit(Hit{Key: e.key, Waiters: names(served), AsOf: e.at})
+		s.emit(Hit{Key: e.key, Waiters: names(served), AsOf: e.at, Issued: f.issued})
 	}
 	if len(demanding) > 0 {
 		f.waiters = demanding

@@ -111,6 +111,7 @@ func (t *simTally) add(o *simTally) {
 	add(&t.reads, o.reads)
 	add(&t.processHits, o.processHits)
 	add(&t.tableHits, o.tableHits)
+	add(&t.unleased, o.unleased)
 	add(&t.fetched, o.fetched)
 	add(&t.strong, o.strong)
 	add(&t.bounded, o.bounded)
@@ -138,7 +139,7 @@ func (t *simTally) add(o *simTally) {
 func (t *simTally) busy(test *testing.T) {
 	p := &t.protocol
 	for what, n := range map[string]int{
-		"process hits": t.processHits, "table hits": t.tableHits, "fetched answers": t.fetched, "strong reads": t.strong,
+		"process hits": t.processHits, "table hits": t.tableHits, "hits without a lease": t.unleased, "fetched answers": t.fetched, "strong reads": t.strong,
 		"bounded reads": t.bounded, "marked answers": t.stale, "failed reads": t.failed, "roaming reads": t.roamed,
 		"acknowledged writes": t.acked, "unknown outcomes": t.unknown, "repeated writes": t.repeated, "session changes": t.sessions,
 		"restores": t.restores, "restarts": t.restarts, "agent crashes": t.agentCrashes, "process crashes": t.processCrashes,

@@ -272,11 +272,12 @@ func (n *simNode) trueTime(c int64) int64 {
 func (n *simNode) hit(o Hit) {
 	k := simIDs[o.Key.String()]
 	if slot := n.table.slots[k]; slot.held {
-		// With a lease the table was current when its heartbeat was sent. Without, this is
-		// a fill that met something newer, so it is as fresh as the fetch.
-		oldest := n.trueTime(n.issued[k]) - n.w.lag
-		if n.s.Fresh(n.clock()) {
-			oldest = n.trueTime(n.table.lease - simLease)
+		// The feed proves it current as of the sending of a heartbeat, or an answer of the
+		// origin as of the sending of a fetch.
+		oldest := n.trueTime(n.table.lease - simLease)
+		if o.Issued > 0 {
+			oldest = n.trueTime(o.Issued) - n.w.lag
+			n.w.tally.unleased++
 		}
 		_, incarnation, _ := n.s.Position()
 		for _, id := range o.Waiters {

@@ -155,11 +155,11 @@ type simWorld struct {
 
 // simTally counts what happened, so that a test can tell a run from an idle one.
 type simTally struct {
-	reads, processHits, tableHits, fetched, strong, bounded, stale, failed, roamed int
-	writes, acked, unknown, repeated, sessions                                     int
-	restores, restarts, agentCrashes, processCrashes, pauses, jumps, cuts          int
-	protocol                                                                       Stats
-	checked, events                                                                int
+	reads, processHits, tableHits, unleased, fetched, strong, bounded, stale, failed, roamed int
+	writes, acked, unknown, repeated, sessions                                               int
+	restores, restarts, agentCrashes, processCrashes, pauses, jumps, cuts                    int
+	protocol                                                                                 Stats
+	checked, events                                                                          int
 }
 
 func (w *simWorld) after(d int64, do func()) {

@@ -38,6 +38,7 @@ type State struct {
 	order, brief  *list.List            // of *entry by time of storing: normal and short-lived
 	repairAt      int64
 	flights, wait int
+	parked        []*entry // whose readers wait for the feed
 
 	ordinal uint64 // numbers flights, ranges and Begin
 	// What was begun before these (ordinal and time) may have missed a write of this node.
@@ -76,6 +77,7 @@ type entry struct {
 	at    uint64 // the held value was current as of this position
 	dot   outrigger.Dot
 	since int64 // when it was stored
+	asked int64 // when the latest answer it is at least as new as was asked for; 0 = none
 
 	// unasked says that nothing is stored before the origin was asked, because a write of
 	// this node may be newer than what comes by itself.
@@ -103,6 +105,7 @@ type flight struct {
 	attempts int
 	waiters  []reader
 	late     []reader // came too late to count this fetch as fresh
+	until    int64    // there is no fetch: its late readers wait for the feed, till then; see park
 }
 
 func (f *flight) clearMinimums() {
@@ -166,6 +169,9 @@ func (s *State) Step(in Input, now int64) []Output {
 		s.evicted(in.Key)
 	case Tick:
 		s.tick(now)
+	}
+	if len(s.parked) > 0 {
+		s.unpark(now)
 	}
 	s.report()
 	return s.out
@@ -280,7 +286,7 @@ func (s *State) flush(position uint64) {
 	s.global = max(s.global, s.seen)
 	s.spans, s.pending, s.gap = nil, nil, rangeFetch{}
 	for _, e := range s.entries {
-		e.held, e.at, e.floor = nothing, 0, s.global
+		e.held, e.at, e.floor, e.asked = nothing, 0, s.global, 0
 		if e.flight == nil {
 			s.forget(e)
 		}

@@ -61,7 +61,7 @@ func (s *State) missed(began uint64, e *entry) bool {
 	if began >= s.voided {
 		return false
 	}
-	e.unasked = true
+	e.unasked, e.asked = true, 0
 	s.invalidate(e)
 	return true
 }
@@ -171,7 +171,7 @@ func (s *State) writeUnknown(key outrigger.Key, now int64) {
 }
 
 func (s *State) doubt(e *entry, now int64) {
-	e.floor, e.unasked = max(e.floor, e.at, s.seen), true
+	e.floor, e.unasked, e.asked = max(e.floor, e.at, s.seen), true, 0
 	s.invalidate(e)
 	s.void(e, now)
 }

@@ -1,0 +1,77 @@
+package coherence
+
+import "slices"
+
+// current reports whether e may be shown at now. The feed lease proves it, and so does an
+// answer of the origin by itself, for as long as the lease would have from the moment it
+// was asked for: what was asked at t was true at t or later, and changes that were heard
+// of since are applied to the entry. So a node that was held up past its lease answers
+// the rest of a stampede with the one answer it has.
+func (s *State) current(e *entry, now int64) bool {
+	return e.held != nothing && (s.Fresh(now) || e.asked > 0 && e.asked <= now && now-e.asked < s.opt.Lease)
+}
+
+// provedBy is when the answer was asked for that proves e current, 0 = the feed does.
+func (s *State) provedBy(e *entry, now int64) int64 {
+	if s.Fresh(now) {
+		return 0
+	}
+	return e.asked
+}
+
+// mayRenew reports whether the feed can be expected to prove the table current again any
+// moment: it is open and lacks nothing, so a heartbeat's answer is on its way or late.
+func (s *State) mayRenew() bool {
+	return s.stream != 0 && s.streamOf != 0 && s.streamOf == s.incarnation && len(s.spans) == 0
+}
+
+// park makes readers of a held value wait for the feed instead of the origin: a lapse of
+// the lease is no reason to read again what the next heartbeat's answer proves current.
+// They wait for one lease at most, and no longer than the feed stays open.
+func (s *State) park(e *entry, readers []reader, now int64) {
+	s.flights++
+	e.flight = &flight{issued: now, late: readers, until: now + s.opt.Lease}
+	s.parked = append(s.parked, e)
+}
+
+// unpark serves parked readers as soon as their entry is proved current, and asks the
+// origin for them when that cannot be waited for.
+func (s *State) unpark(now int64) {
+	s.parked = slices.DeleteFunc(s.parked, func(e *entry) bool {
+		f := e.flight
+		if f == nil || f.until == 0 {
+			return true // a write of this node sent it to the origin
+		}
+		if !s.current(e, now) && e.held != nothing && now < f.until && s.mayRenew() {
+			return false
+		}
+		if s.serve(e, now) {
+			return true
+		}
+		late := f.late
+		s.flights--
+		s.launch(e, late, now)
+		return true
+	})
+}
+
+// serve answers those of e's late readers whom the entry satisfies now. It ends the
+// flight, and returns true, when nobody is left.
+func (s *State) serve(e *entry, now int64) bool {
+	f := e.flight
+	if s.current(e, now) {
+		asOf := max(e.at, s.applied)
+		var served []reader
+		if served, f.late = split(f.late, asOf); len(served) > 0 {
+			s.wait -= len(served)
+			s.stats.Hits += uint64(len(served))
+			s.emit(Hit{Key: e.key, Waiters: names(served), AsOf: asOf, Issued: s.provedBy(e, now)})
+		}
+	}
+	if len(f.late) > 0 {
+		return false
+	}
+	s.flights--
+	e.flight = nil
+	return true
+}
