@@ -183,8 +183,8 @@ func childMemory(ctx context.Context, _ []string, _ io.Reader) (out any, err err
 	if err := f.serve(server); err != nil {
 		return nil, err
 	}
-	a, err := node.New(node.Options{Node: outrigger.Node{ID: "node"}, Origin: f.origin, MaxKeys: memoryKeys + 2*outrigger.MaxBatch,
-		TTL: time.Hour, Table: shm.Options{Bytes: 384 << 20}})
+	a, err := node.New(node.Options{Node: outrigger.Node{ID: "node"}, Origin: f.origin,
+		Table: shm.Options{Bytes: 384 << 20}})
 	if err != nil {
 		return nil, err
 	}

@@ -212,14 +212,11 @@ func (s *State) apply(c *pb.Change, now int64) {
 	switch c.GetScope() {
 	case pb.Change_ALL:
 		s.global = max(s.global, p)
-		for l := range s.sessions {
-			s.raiseSession(l, p)
+		for e := range s.all() {
+			s.raise(e, p)
 		}
 	case pb.Change_SESSION:
-		sid := sessionID(key)
-		b := &s.bySession[hash(sid)%buckets]
-		*b = max(*b, p)
-		s.raiseSession(sid, p)
+		s.raiseSession(key.Tenant, key.Session, p)
 	default:
 		s.applyKey(key, c, now)
 	}
@@ -227,23 +224,23 @@ func (s *State) apply(c *pb.Change, now int64) {
 
 func (s *State) applyKey(key outrigger.Key, c *pb.Change, now int64) {
 	p := c.GetPosition()
-	e := s.entries[key.String()]
+	e := s.find(key)
 	if e == nil {
-		b := &s.byKey[hash(key.String())%buckets]
+		b := &s.byKey[bucketOf(key)]
 		*b = max(*b, p)
 		return
 	}
-	if p < e.floor || e.held != nothing && p <= e.at {
+	if p < e.floor || e.held() != nothing && p <= e.at {
 		e.floor = max(e.floor, p)
 		return // older than what is known
 	}
 	e.floor = p
-	want, exact := s.missing(e.id)
-	if e.unasked {
+	want, exact := s.missing(key)
+	if e.unasked() {
 		return
 	}
 	switch covered := len(want) == 0 || version.Covers(contextOf(c.GetVersion()), want); {
-	case !covered && exact && e.held != nothing:
+	case !covered && exact && e.held() != nothing:
 		e.at = p // an earlier write of the owner region than the one acknowledged here
 	case !covered:
 		s.invalidate(e)
@@ -258,17 +255,19 @@ func (s *State) applyKey(key outrigger.Key, c *pb.Change, now int64) {
 	}
 }
 
-// raiseSession raises the floor of every key of a session, in the order they came.
-func (s *State) raiseSession(sid string, p uint64) {
-	l := s.sessions[sid]
-	if l == nil {
-		return
+// raiseSession raises the floor of every key of a session, in the order they came, and
+// of those to come.
+func (s *State) raiseSession(tenant, session string, p uint64) {
+	b := &s.bySession[sessionBucket(tenant, session)]
+	*b = max(*b, p)
+	for e := range s.of(tenant, session) {
+		s.raise(e, p)
 	}
-	for el := l.Front(); el != nil; el = el.Next() {
-		e := el.Value.(*entry)
-		e.floor = max(e.floor, p)
-		if e.held != nothing && p > e.at {
-			s.invalidate(e)
-		}
+}
+
+func (s *State) raise(e *entry, p uint64) {
+	e.floor = max(e.floor, p)
+	if e.held() != nothing && p > e.at {
+		s.invalidate(e)
 	}
 }

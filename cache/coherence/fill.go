@@ -9,7 +9,7 @@ import (
 const retryStep = 5_000_000
 
 func (s *State) read(in Read, now int64) {
-	e := s.entries[in.Key.String()]
+	e := s.find(in.Key)
 	if e != nil && s.current(e, now) {
 		if asOf := max(e.at, s.applied); asOf >= in.Min {
 			s.stats.Hits++
@@ -21,15 +21,15 @@ func (s *State) read(in Read, now int64) {
 		s.refuse(in, "%d reads wait for the origin already, the limit is MaxWaiters; retry later", s.wait)
 		return
 	}
-	if e == nil || e.flight == nil {
-		if s.flights >= s.opt.MaxFlights {
-			s.refuse(in, "%d keys are being fetched already, the limit is MaxFlights; retry later", s.flights)
+	if e == nil || s.flights[e] == nil {
+		if len(s.flights) >= s.opt.MaxFlights {
+			s.refuse(in, "%d keys are being fetched already, the limit is MaxFlights; retry later", len(s.flights))
 			return
 		}
 		e = s.track(in.Key, now)
 		s.wait++
 		r := []reader{{in.Waiter, in.Min}}
-		if e.held != nothing && !s.Fresh(now) && s.mayRenew() {
+		if e.held() != nothing && !s.Fresh(now) && s.mayRenew() {
 			s.park(e, r, now)
 			return
 		}
@@ -38,12 +38,12 @@ func (s *State) read(in Read, now int64) {
 	}
 	s.stats.Joined++
 	s.wait++
-	r := reader{in.Waiter, in.Min}
-	if e.flight.until > 0 || now-e.flight.issued > s.opt.Lease && !s.Fresh(now) {
-		e.flight.late = append(e.flight.late, r)
+	f, r := s.flights[e], reader{in.Waiter, in.Min}
+	if f.until > 0 || now-f.issued > s.opt.Lease && !s.Fresh(now) {
+		f.late = append(f.late, r)
 		return
 	}
-	e.flight.waiters = append(e.flight.waiters, r)
+	f.waiters = append(f.waiters, r)
 }
 
 func (s *State) refuse(in Read, format string, args ...any) {
@@ -52,38 +52,36 @@ func (s *State) refuse(in Read, format string, args ...any) {
 
 // launch starts a fetch for e's waiters.
 func (s *State) launch(e *entry, waiters []reader, now int64) {
-	s.flights++
-	e.flight = &flight{waiters: waiters}
+	s.flights[e] = &flight{waiters: waiters}
 	s.fly(e, 0, now)
 }
 
 // fly sends the fetch of e's flight, again or for the first time.
 func (s *State) fly(e *entry, after, now int64) {
-	f := e.flight
+	f := s.flights[e]
 	s.stats.Fetches++
 	f.number, f.issued, f.until = s.next(), now, 0
 	minimum := e.floor
 	for _, r := range f.waiters {
 		minimum = max(minimum, r.min)
 	}
-	s.emit(Fetch{Key: e.key, Flight: f.number, MinPosition: minimum, After: after})
+	s.emit(Fetch{Key: s.key(e), Flight: f.number, MinPosition: minimum, After: after})
 }
 
 // land ends e's flight. Readers that came too late for it wait for the feed to prove its
 // answer current, or get the next one.
 func (s *State) land(e *entry, now int64) {
-	s.wait -= len(e.flight.waiters)
-	e.flight.waiters = nil
+	f := s.flights[e]
+	s.wait -= len(f.waiters)
+	f.waiters = nil
 	if s.serve(e, now) {
 		return
 	}
-	late := e.flight.late
-	s.flights--
-	if e.held != nothing && !s.Fresh(now) && s.mayRenew() {
-		s.park(e, late, now)
+	if e.held() != nothing && !s.Fresh(now) && s.mayRenew() {
+		s.park(e, f.late, now)
 		return
 	}
-	s.launch(e, late, now)
+	s.launch(e, f.late, now)
 }
 
 func names(rs []reader) []Waiter {
@@ -95,31 +93,31 @@ func names(rs []reader) []Waiter {
 }
 
 func (s *State) filled(in Filled, now int64) {
-	e := s.entries[in.Key.String()]
-	if e == nil || e.flight == nil || e.flight.number != in.Flight {
+	e := s.find(in.Key)
+	if e == nil || s.flights[e] == nil || s.flights[e].number != in.Flight {
 		return // voided since by a write of this node, or never ours
 	}
-	f := e.flight
+	f := s.flights[e]
 	if !s.adopt(in.Region, in.Incarnation, in.AsOf, in.Flight > s.adopted) {
 		s.retry(e, now, outrigger.Errorf(outrigger.Unavailable,
 			"%s was answered from log incarnation %x, but %x is followed; retry", in.Key, in.Incarnation, s.incarnation))
 		return
 	}
 	s.note(in.AsOf)
-	if in.AsOf < e.floor || !s.coversForeign(e.id, in.Result.GetVariable().GetVersion()) {
+	if in.AsOf < e.floor || !s.coversForeign(in.Key, in.Result.GetVariable().GetVersion()) {
 		s.stats.Refused++
 		s.retry(e, now, tooOld(in, e.floor))
 		return
 	}
 	kept := s.keep(e, in.Result, in.AsOf, now)
-	e.asked = max(e.asked, f.issued)
+	s.asked.put(e, f.issued, now, s.opt.Lease)
 	served, demanding := split(f.waiters, max(in.AsOf, e.at))
 	switch {
 	case len(served) == 0:
 	case kept:
-		s.emit(Answer{Key: e.key, Waiters: names(served), Result: in.Result, AsOf: in.AsOf, Incarnation: in.Incarnation, Issued: f.issued})
+		s.emit(Answer{Key: s.key(e), Waiters: names(served), Result: in.Result, AsOf: in.AsOf, Incarnation: in.Incarnation, Issued: f.issued})
 	default: // the table holds something newer
-		s.emit(Hit{Key: e.key, Waiters: names(served), AsOf: e.at, Issued: f.issued})
+		s.emit(Hit{Key: s.key(e), Waiters: names(served), AsOf: e.at, Issued: f.issued})
 	}
 	if len(demanding) > 0 {
 		f.waiters = demanding
@@ -150,7 +148,7 @@ func split(readers []reader, asOf uint64) (served, demanding []reader) {
 // keep stores an answer unless the entry holds a newer one. An answer that differs from
 // an entry that should have been current is a repair.
 func (s *State) keep(e *entry, r *pb.ReadResult, asOf uint64, now int64) bool {
-	if e.held != nothing && e.at > asOf {
+	if e.held() != nothing && e.at > asOf {
 		return false
 	}
 	v := r.GetVariable()
@@ -160,7 +158,7 @@ func (s *State) keep(e *entry, r *pb.ReadResult, asOf uint64, now int64) bool {
 }
 
 func (s *State) retry(e *entry, now int64, why error) {
-	f := e.flight
+	f := s.flights[e]
 	f.attempts++
 	if f.attempts < s.opt.MaxAttempts {
 		s.fly(e, now+retryStep*int64(f.attempts), now)
@@ -170,8 +168,8 @@ func (s *State) retry(e *entry, now int64, why error) {
 }
 
 func (s *State) fail(e *entry, why error, now int64) {
-	if w := names(e.flight.waiters); len(w) > 0 {
-		s.emit(Failed{Key: e.key, Waiters: w, Err: why})
+	if w := names(s.flights[e].waiters); len(w) > 0 {
+		s.emit(Failed{Key: s.key(e), Waiters: w, Err: why})
 	}
 	s.land(e, now)
 }
@@ -179,12 +177,12 @@ func (s *State) fail(e *entry, why error, now int64) {
 // fillFailed fails everybody who waits, the late ones too: asking an origin that just
 // failed again for each group would make an outage slower to report.
 func (s *State) fillFailed(in FillFailed) {
-	e := s.entries[in.Key.String()]
-	if e == nil || e.flight == nil || e.flight.number != in.Flight {
+	e := s.find(in.Key)
+	if e == nil || s.flights[e] == nil || s.flights[e].number != in.Flight {
 		return
 	}
-	e.flight.waiters = append(e.flight.waiters, e.flight.late...)
-	e.flight.late = nil
+	f := s.flights[e]
+	f.waiters, f.late = append(f.waiters, f.late...), nil
 	s.fail(e, in.Err, 0)
 }
 
@@ -198,14 +196,14 @@ func (s *State) offered(in Offered, now int64) {
 	}
 	s.note(in.AsOf)
 	e := s.track(in.Key, now)
-	if e.held != nothing && e.at >= in.AsOf || in.AsOf < e.floor {
+	if e.held() != nothing && e.at >= in.AsOf || in.AsOf < e.floor {
 		return
 	}
 	e.floor = in.AsOf
 	if s.missed(in.Began, e) {
 		return
 	}
-	if !s.coversForeign(e.id, in.Result.GetVariable().GetVersion()) {
+	if !s.coversForeign(in.Key, in.Result.GetVariable().GetVersion()) {
 		s.invalidate(e)
 		return
 	}
@@ -213,19 +211,20 @@ func (s *State) offered(in Offered, now int64) {
 }
 
 func (s *State) evicted(key outrigger.Key) {
-	e := s.entries[key.String()]
-	if e == nil || e.held == nothing {
+	e := s.find(key)
+	if e == nil || e.held() == nothing {
 		return
 	}
 	e.floor = max(e.floor, e.at)
-	e.held = nothing
+	e.hold(nothing)
 }
 
 // tick lets time act: late gaps, last-resort ages, sampled comparisons.
 func (s *State) tick(now int64) {
 	s.renew(now)
 	s.closeGap(now)
-	s.expire(s.order.Front, s.opt.TTL, now)
-	s.expire(s.brief.Front, s.opt.NegativeTTL, now)
+	s.expire(&s.order, s.opt.TTL, now)
+	s.expire(&s.brief, s.opt.NegativeTTL, now)
+	s.asked.expire(now, s.opt.Lease)
 	s.sample(now)
 }

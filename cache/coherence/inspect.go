@@ -1,8 +1,6 @@
 package coherence
 
 import (
-	"container/list"
-
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 )
@@ -33,15 +31,15 @@ func (s *State) proves(v *pb.Variable, asOf uint64) bool {
 // compare counts what the comparison of e with the origin's answer says, before e is
 // replaced by it.
 func (s *State) compare(e *entry, v *pb.Variable, asOf uint64) {
-	if e.held == nothing || !s.proves(v, asOf) {
+	if e.held() == nothing || e.log == noLog || !s.proves(v, asOf) {
 		return
 	}
 	s.stats.Checked++
-	if (v != nil) == (e.held == value) && (v == nil || dotOf(v.GetVersion()) == e.dot) {
+	if (v != nil) == (e.held() == value) && (v == nil || dotOf(v.GetVersion()) == s.shown(e)) {
 		return
 	}
 	s.stats.Repaired++
-	s.emit(Stale{Key: e.key, Shown: e.dot, Current: v, AsOf: asOf})
+	s.emit(Stale{Key: s.key(e), Shown: s.shown(e), Current: v, AsOf: asOf})
 }
 
 // Feed is how far a State has followed the log.
@@ -68,11 +66,11 @@ type Known struct {
 
 // Known returns it without changing anything.
 func (s *State) Known(key outrigger.Key) Known {
-	e := s.entries[key.String()]
+	e := s.find(key)
 	if e == nil {
-		return Known{Floor: s.base(&entry{key: key, id: key.String()})}
+		return Known{Floor: s.base(key)}
 	}
-	k := Known{Held: e.held != nothing, Floor: e.floor, Fetching: e.flight != nil}
+	k := Known{Held: e.held() != nothing, Floor: e.floor, Fetching: s.flights[e] != nil}
 	if k.Held {
 		k.AsOf = max(e.at, s.applied)
 	}
@@ -89,24 +87,22 @@ func (s *State) Drop(tenant, session string, now int64) (out []Output, dropped i
 	case tenant == "" && session == "":
 		s.global = max(s.global, s.seen)
 	case session != "":
-		b := &s.bySession[hash(tenant+"/"+session)%buckets]
+		b := &s.bySession[sessionBucket(tenant, session)]
 		*b = max(*b, s.seen)
 	}
 	// Entries in the order they were stored, so that equal histories have equal outputs.
-	for _, l := range []*list.List{s.order, s.brief} {
-		for el := l.Front(); el != nil; el = el.Next() {
-			e := el.Value.(*entry)
-			if tenant != "" && e.key.Tenant != tenant || session != "" && e.key.Session != session {
-				continue
-			}
-			e.floor = max(e.floor, e.at, s.seen)
-			if e.held != nothing {
-				dropped++
-				e.held = nothing
-				s.emit(Remove{Key: e.key})
-			}
-			s.void(e, now)
+	for e := range s.all() {
+		of := s.sessions.at(e.session)
+		if tenant != "" && of.tenant != tenant || session != "" && of.id != session {
+			continue
 		}
+		e.floor = max(e.floor, e.at, s.seen)
+		if e.held() != nothing {
+			dropped++
+			e.hold(nothing)
+			s.emit(Remove{Key: s.key(e)})
+		}
+		s.void(e, now)
 	}
 	s.report()
 	return s.out, dropped

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 )
 
@@ -31,7 +32,7 @@ var simRules = []simRule{
 	{name: "floors rise with changes", step: withoutFloors},
 	{name: "fills below the floor are refused", step: func(s *State, in Input, now int64, step stepper) []Output {
 		if f, ok := in.(Filled); ok {
-			if e := s.entries[f.Key.String()]; e != nil && e.flight != nil && f.Incarnation == s.incarnation {
+			if e := s.find(f.Key); e != nil && s.flights[e] != nil && f.Incarnation == s.incarnation {
 				f.AsOf = max(f.AsOf, e.floor)
 			}
 			in = f
@@ -78,8 +79,9 @@ var simRules = []simRule{
 	{name: "late readers wait for the next fetch", step: func(s *State, in Input, now int64, step stepper) []Output {
 		out := step(in, now)
 		if r, ok := in.(Read); ok {
-			if e := s.entries[r.Key.String()]; e != nil && e.flight != nil {
-				e.flight.waiters, e.flight.late = append(e.flight.waiters, e.flight.late...), nil
+			if e := s.find(r.Key); e != nil && s.flights[e] != nil {
+				f := s.flights[e]
+				f.waiters, f.late = append(f.waiters, f.late...), nil
 			}
 		}
 		return out
@@ -94,10 +96,8 @@ var simRules = []simRule{
 			return step(in, now)
 		}
 		numbers := map[*flight]uint64{}
-		for _, e := range s.entries {
-			if e.flight != nil {
-				numbers[e.flight] = e.flight.number
-			}
+		for _, f := range s.flights {
+			numbers[f] = f.number
 		}
 		out := step(in, now)
 		for f, n := range numbers {
@@ -107,8 +107,8 @@ var simRules = []simRule{
 	}},
 	{name: "a doubt holds until it is asked", step: func(s *State, in Input, now int64, step stepper) []Output {
 		s.voided = 0
-		for _, e := range s.entries {
-			e.unasked = false
+		for e := range s.all() {
+			e.setUnasked(false)
 		}
 		return step(in, now)
 	}, focus: func(s *simSetup) { s.slow, s.slowest, s.lag, s.hot, s.deletions = 40, 60*simMs, 0, 70, 30 }},
@@ -217,7 +217,7 @@ func withoutFloors(s *State, in Input, now int64, step stepper) []Output {
 	}
 	global, byKey, bySession := s.global, slices.Clone(s.byKey), slices.Clone(s.bySession)
 	floors := map[*entry]uint64{}
-	for _, e := range s.entries {
+	for e := range s.all() {
 		floors[e] = e.floor
 	}
 	incarnation := s.incarnation
@@ -228,7 +228,7 @@ func withoutFloors(s *State, in Input, now int64, step stepper) []Output {
 	s.global = global
 	copy(s.byKey, byKey)
 	copy(s.bySession, bySession)
-	for _, e := range s.entries {
+	for e := range s.all() {
 		e.floor = floors[e]
 	}
 	return out
@@ -236,33 +236,33 @@ func withoutFloors(s *State, in Input, now int64, step stepper) []Output {
 
 // withoutTombstones forgets the floor of what was deleted, and that it was.
 func withoutTombstones(s *State, in Input, now int64, step stepper) []Output {
-	var deleted []string
+	var deleted []outrigger.Key
 	for _, c := range changesOf(in) {
 		if c.GetDeleted() && c.GetScope() == pb.Change_KEY {
-			deleted = append(deleted, keyOf(c.GetKey()).String())
+			deleted = append(deleted, keyOf(c.GetKey()))
 		}
 	}
 	if w, ok := in.(Wrote); ok && w.Variable == nil {
-		deleted = append(deleted, w.Key.String())
+		deleted = append(deleted, w.Key)
 	}
 	if len(deleted) == 0 {
 		return step(in, now)
 	}
-	floors, byKey := map[string]uint64{}, map[string]uint64{}
-	for _, id := range deleted {
-		byKey[id] = s.byKey[hash(id)%buckets]
-		if e := s.entries[id]; e != nil {
-			floors[id] = e.floor
+	floors, byKey := map[outrigger.Key]uint64{}, map[outrigger.Key]uint64{}
+	for _, k := range deleted {
+		byKey[k] = s.byKey[bucketOf(k)]
+		if e := s.find(k); e != nil {
+			floors[k] = e.floor
 		}
 	}
 	out := slices.Clone(step(in, now))
-	for _, id := range deleted {
-		s.byKey[hash(id)%buckets] = byKey[id]
-		if e := s.entries[id]; e != nil {
-			e.floor = floors[id]
-			if e.held == negative {
-				e.held = nothing
-				out = append(out, Remove{e.key})
+	for _, k := range deleted {
+		s.byKey[bucketOf(k)] = byKey[k]
+		if e := s.find(k); e != nil {
+			e.floor = floors[k]
+			if e.held() == negative {
+				e.hold(nothing)
+				out = append(out, Remove{k})
 			}
 		}
 	}
@@ -276,10 +276,10 @@ func withOldChanges(s *State, in Input, now int64, step stepper) []Output {
 		return out
 	}
 	for _, c := range changesOf(in) {
-		if e := s.entries[keyOf(c.GetKey()).String()]; e != nil && c.GetScope() == pb.Change_KEY && e.held != nothing && c.GetVariable() != nil {
+		if e := s.find(keyOf(c.GetKey())); e != nil && c.GetScope() == pb.Change_KEY && e.held() != nothing && c.GetVariable() != nil {
 			s.out = s.out[:0]
 			e.floor, e.at = 0, 0
-			s.applyKey(e.key, c, now)
+			s.applyKey(s.key(e), c, now)
 			out = append(out, s.out...)
 		}
 	}
@@ -292,15 +292,15 @@ func withStampede(s *State, in Input, now int64, step stepper) []Output {
 	if !ok {
 		return step(in, now)
 	}
-	e := s.entries[r.Key.String()]
-	if e == nil || e.flight == nil || e.held != nothing || s.flights > s.opt.MaxFlights {
+	e := s.find(r.Key)
+	if e == nil || s.flights[e] == nil || e.held() != nothing || len(s.flights) > s.opt.MaxFlights {
 		return step(in, now)
 	}
-	old := e.flight
-	e.flight = nil
-	s.flights--
+	old := s.flights[e]
+	delete(s.flights, e)
 	out := step(in, now)
-	e.flight.waiters, e.flight.late = append(e.flight.waiters, old.waiters...), old.late
+	f := s.flights[e]
+	f.waiters, f.late = append(f.waiters, old.waiters...), old.late
 	return out
 }
 

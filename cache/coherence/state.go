@@ -1,8 +1,6 @@
 package coherence
 
 import (
-	"container/list"
-
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 )
@@ -28,17 +26,17 @@ type State struct {
 	reported    Head // as last sent
 
 	// Floors.
-	global        uint64            // for every key
-	byKey         []uint64          // by hash of the key, for keys without an entry
-	bySession     []uint64          // by hash of tenant and session
-	foreign       map[string]vector // acknowledged writes in other regions, by key
-	barrier       map[uint64]vector // the same by hash of the key, for what did not fit into foreign
-	entries       map[string]*entry
-	sessions      map[string]*list.List // of *entry
-	order, brief  *list.List            // of *entry by time of storing: normal and short-lived
-	repairAt      int64
-	flights, wait int
-	parked        []*entry // whose readers wait for the feed
+	global    uint64                   // for every key
+	byKey     []uint64                 // by hash of the key, for keys without an entry
+	bySession []uint64                 // by hash of tenant and session
+	foreign   map[outrigger.Key]vector // acknowledged writes in other regions, by key
+	barrier   map[uint64]vector        // the same by hash of the key, for what did not fit into foreign
+	keys                               // those with an exact floor
+	flights   map[*entry]*flight       // of those being fetched
+	wait      int                      // readers that wait for them
+	parked    []*entry                 // whose readers wait for the feed
+	asked     answers
+	repairAt  int64
 
 	ordinal uint64 // numbers flights, ranges and Begin
 	// What was begun before these (ordinal and time) may have missed a write of this node.
@@ -66,37 +64,6 @@ type rangeFetch struct {
 	from    uint64
 	retryAt int64
 }
-
-// entry is one key with an exact floor.
-type entry struct {
-	key   outrigger.Key
-	id    string
-	floor uint64
-
-	held  held
-	at    uint64 // the held value was current as of this position
-	dot   outrigger.Dot
-	since int64 // when it was stored
-	asked int64 // when the latest answer it is at least as new as was asked for; 0 = none
-
-	// unasked says that nothing is stored before the origin was asked, because a write of
-	// this node may be newer than what comes by itself.
-	unasked bool
-
-	flight *flight
-
-	inOrder   *list.Element
-	list      *list.List // the one inOrder is in
-	inSession *list.Element
-}
-
-type held uint8
-
-const (
-	nothing held = iota
-	value
-	negative
-)
 
 // flight is one fetch of one key: the refill lease.
 type flight struct {
@@ -127,9 +94,8 @@ func New(o Options) *State {
 	return &State{
 		opt: o.withDefaults(), region: o.Region,
 		byKey: make([]uint64, buckets), bySession: make([]uint64, buckets),
-		foreign: map[string]vector{}, barrier: map[uint64]vector{},
-		entries: map[string]*entry{}, sessions: map[string]*list.List{},
-		order: list.New(), brief: list.New(),
+		foreign: map[outrigger.Key]vector{}, barrier: map[uint64]vector{},
+		keys: newKeys(), flights: map[*entry]*flight{},
 	}
 }
 
@@ -192,7 +158,7 @@ func (s *State) Position() (region string, incarnation, applied uint64) {
 // Stats returns the counters.
 func (s *State) Stats() Stats {
 	st := s.stats
-	st.Keys, st.Flights, st.Waiting = len(s.entries), s.flights, s.wait
+	st.Keys, st.Flights, st.Waiting = s.count, len(s.flights), s.wait
 	return st
 }
 
@@ -258,10 +224,8 @@ func (s *State) follow(incarnation, position uint64) {
 	if incarnation == s.former.Incarnation {
 		s.seen = s.former.Position // it was doubted and proved right: nothing older than was shown
 	}
-	for _, e := range s.entries {
-		if e.flight != nil {
-			e.flight.clearMinimums() // they were positions of the other log
-		}
+	for _, f := range s.flights {
+		f.clearMinimums() // they were positions of the other log
 	}
 	s.flush(position)
 }
@@ -285,121 +249,137 @@ func (s *State) flush(position uint64) {
 	s.note(position)
 	s.global = max(s.global, s.seen)
 	s.spans, s.pending, s.gap = nil, nil, rangeFetch{}
-	for _, e := range s.entries {
-		e.held, e.at, e.floor, e.asked = nothing, 0, s.global, 0
-		if e.flight == nil {
+	s.asked = answers{}
+	if len(s.flights) == 0 {
+		s.clear()
+		return
+	}
+	for e := range s.all() {
+		if s.flights[e] == nil {
 			s.forget(e)
+			continue
 		}
+		e.hold(nothing)
+		e.at, e.floor = 0, s.global
 	}
 }
 
 func (s *State) note(position uint64) { s.seen = max(s.seen, position) }
 
 // base is the floor the shared tables give a key.
-func (s *State) base(e *entry) uint64 {
-	return max(s.global, s.byKey[hash(e.id)%buckets], s.bySession[hash(sessionID(e.key))%buckets])
+func (s *State) base(k outrigger.Key) uint64 {
+	return max(s.global, s.byKey[bucketOf(k)], s.bySession[sessionBucket(k.Tenant, k.Session)])
 }
 
-func sessionID(k outrigger.Key) string { return k.Tenant + "/" + k.Session }
+// bucketOf is where the shared tables have a key: the 64-bit FNV-1a of its text form.
+func bucketOf(k outrigger.Key) uint64 {
+	return hash(hash(hash(hash(hash(fnvBasis, k.Tenant), "/"), k.Session), "/"), k.Name) % buckets
+}
 
-// hash is 64-bit FNV-1a.
-func hash(id string) uint64 {
-	h := uint64(14695981039346656037)
-	for i := range len(id) {
-		h = (h ^ uint64(id[i])) * 1099511628211
+func sessionBucket(tenant, session string) uint64 {
+	return hash(hash(hash(fnvBasis, tenant), "/"), session) % buckets
+}
+
+const fnvBasis = 14695981039346656037
+
+// hash goes on with h, a 64-bit FNV-1a.
+func hash(h uint64, part string) uint64 {
+	for i := range len(part) {
+		h = (h ^ uint64(part[i])) * 1099511628211
 	}
 	return h
 }
 
 // track returns the key's entry, making room for it if it is new.
 func (s *State) track(key outrigger.Key, now int64) *entry {
-	id := key.String()
-	if e := s.entries[id]; e != nil {
+	if e := s.find(key); e != nil {
 		return e
 	}
 	s.makeRoom()
-	e := &entry{key: key, id: id, since: now, list: s.order}
-	e.floor = s.base(e)
+	e := s.add(key)
+	e.since, e.floor = stamp(now), s.base(key)
 	// A heartbeat sent after the last doubt, with all up to its head applied, ends it.
-	e.unasked = s.voided != 0 && s.lease-s.opt.Lease <= s.voidedAt
-	s.entries[id] = e
-	e.inOrder = s.order.PushBack(e)
-	sid := sessionID(key)
-	if s.sessions[sid] == nil {
-		s.sessions[sid] = list.New()
-	}
-	e.inSession = s.sessions[sid].PushBack(e)
+	e.setUnasked(s.voided != 0 && s.lease-s.opt.Lease <= s.voidedAt)
 	return e
 }
 
-// makeRoom forgets the longest-stored key that is not being fetched. There is one,
-// because fewer than half of the keys may be in flight.
+// Resize changes Options.MaxKeys, for a table of another size. Keys beyond it are
+// forgotten as others come, a few at a time.
+func (s *State) Resize(maxKeys int) { s.opt.MaxKeys = max(maxKeys, 2*s.opt.MaxFlights) }
+
+// makeRoom forgets the longest-stored key that is not being fetched, and more if the
+// limit was lowered.
 func (s *State) makeRoom() {
-	for range len(s.entries) {
-		if len(s.entries) < s.opt.MaxKeys {
+	for range maxEvicted {
+		if s.count < s.opt.MaxKeys {
 			return
 		}
-		l := s.order
-		if l.Len() == 0 {
-			l = s.brief
-		}
-		e := l.Front().Value.(*entry)
-		if e.flight != nil {
-			l.MoveToBack(e.inOrder)
-			continue
-		}
-		s.evict(e)
+		s.evict(s.victim())
 	}
+}
+
+// victim is the longest-stored key that is not being fetched, of the normal ones if there
+// is any. There is one, because fewer than half of the keys may be in flight.
+func (s *State) victim() *entry {
+	for range len(s.flights) {
+		e := s.front(&s.order)
+		if e == nil || s.flights[e] == nil {
+			break
+		}
+		s.toBack(&s.order, e)
+	}
+	for e := range s.all() {
+		if s.flights[e] == nil {
+			return e
+		}
+	}
+	return nil
 }
 
 // evict forgets e but not what it knew: its floor, and that the value it held is the
 // oldest that may come back, move to its bucket.
 func (s *State) evict(e *entry) {
 	s.stats.Evicted++
-	b := &s.byKey[hash(e.id)%buckets]
+	key := s.key(e)
+	b := &s.byKey[bucketOf(key)]
 	*b = max(*b, e.floor, e.at)
-	if e.held != nothing {
-		s.emit(Remove{Key: e.key})
+	if e.held() != nothing {
+		s.emit(Remove{Key: key})
 	}
 	s.forget(e)
 }
 
 func (s *State) forget(e *entry) {
-	delete(s.entries, e.id)
-	e.list.Remove(e.inOrder)
-	sid := sessionID(e.key)
-	l := s.sessions[sid]
-	l.Remove(e.inSession)
-	if l.Len() == 0 {
-		delete(s.sessions, sid)
-	}
+	s.asked.drop(e) // its place may become another key's
+	s.remove(e)
 }
 
 // install stores a value (or, with v nil, a negative entry) that was current as of at.
 func (s *State) install(e *entry, v *pb.Variable, sessionExists bool, at uint64, now int64) {
-	e.at, e.since, e.unasked = at, now, false
-	e.held, e.dot = negative, outrigger.Dot{}
+	e.at, e.since = at, stamp(now)
+	e.setUnasked(false)
+	e.hold(negative)
 	if v != nil {
-		e.held, e.dot = value, dotOf(v.GetVersion())
+		e.hold(value)
 	}
-	to := s.order
+	s.remember(e, v.GetVersion().GetDot())
+	to := &s.order
 	if v == nil && !sessionExists {
-		to = s.brief
+		to = &s.brief
 	}
-	e.list.Remove(e.inOrder)
-	e.list, e.inOrder = to, to.PushBack(e)
+	s.toBack(to, e)
 	s.stored = true
-	s.emit(Install{Key: e.key, Variable: v, SessionExists: sessionExists,
+	s.emit(Install{Key: s.key(e), Variable: v, SessionExists: sessionExists,
 		AsOf: outrigger.Dot{Region: s.region, Incarnation: s.incarnation, Position: at}})
 }
 
 func (s *State) invalidate(e *entry) {
-	if e.held == nothing {
+	if e.held() == nothing {
 		return
 	}
-	e.held = nothing
+	e.hold(nothing)
 	s.stats.Invalidated++
-	s.emit(Invalidate{Key: e.key})
+	s.emit(Invalidate{Key: s.key(e)})
 }
 
 func dotOf(v *pb.Version) outrigger.Dot {

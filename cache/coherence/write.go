@@ -1,7 +1,6 @@
 package coherence
 
 import (
-	"container/list"
 	"maps"
 
 	"github.com/outrigger-mesh/outrigger"
@@ -24,7 +23,7 @@ func (s *State) wrote(in Wrote, now int64) {
 	default:
 		s.note(dot.Position)
 		e := s.track(in.Key, now)
-		if dot.Position < e.floor || e.held != nothing && e.at >= dot.Position {
+		if dot.Position < e.floor || e.held() != nothing && e.at >= dot.Position {
 			return // something newer is known already
 		}
 		e.floor = dot.Position
@@ -39,14 +38,14 @@ func (s *State) wrote(in Wrote, now int64) {
 // version has seen it are accepted.
 func (s *State) wroteElsewhere(in Wrote, dot outrigger.Dot, now int64) {
 	e := s.track(in.Key, now)
-	if s.foreign[e.id][dot.Region] >= dot.Position {
+	if s.foreign[in.Key][dot.Region] >= dot.Position {
 		return
 	}
-	if s.foreign[e.id] == nil && len(s.foreign) >= maxForeign {
-		b := hash(e.id) % buckets
+	if s.foreign[in.Key] == nil && len(s.foreign) >= maxForeign {
+		b := bucketOf(in.Key)
 		s.barrier[b] = version.Merge(s.barrier[b], vector{dot.Region: dot.Position})
 	} else {
-		s.foreign[e.id] = version.Merge(s.foreign[e.id], vector{dot.Region: dot.Position})
+		s.foreign[in.Key] = version.Merge(s.foreign[in.Key], vector{dot.Region: dot.Position})
 	}
 	// A fetch under way began before the acknowledgement: its readers want this write.
 	s.void(e, now)
@@ -61,7 +60,8 @@ func (s *State) missed(began uint64, e *entry) bool {
 	if began >= s.voided {
 		return false
 	}
-	e.unasked, e.asked = true, 0
+	e.setUnasked(true)
+	s.asked.drop(e)
 	s.invalidate(e)
 	return true
 }
@@ -69,15 +69,18 @@ func (s *State) missed(began uint64, e *entry) bool {
 // missing returns what a version of the key must have seen besides the floor: the
 // acknowledged writes of other regions that this region's log has not shown yet.
 // exact is false when they may be another key's, of the same bucket.
-func (s *State) missing(id string) (want vector, exact bool) {
-	if w := s.foreign[id]; len(w) > 0 {
+func (s *State) missing(key outrigger.Key) (want vector, exact bool) {
+	if w := s.foreign[key]; len(w) > 0 {
 		return w, true
 	}
-	return s.barrier[hash(id)%buckets], false
+	if len(s.barrier) == 0 {
+		return nil, false
+	}
+	return s.barrier[bucketOf(key)], false
 }
 
-func (s *State) coversForeign(id string, v *pb.Version) bool {
-	want, _ := s.missing(id)
+func (s *State) coversForeign(key outrigger.Key, v *pb.Version) bool {
+	want, _ := s.missing(key)
 	return len(want) == 0 || version.Covers(contextOf(v), want)
 }
 
@@ -109,23 +112,23 @@ func (s *State) settle(c *pb.Change) {
 			delete(s.barrier, b)
 		}
 	}
-	id := keyOf(c.GetKey()).String()
-	want := s.foreign[id]
+	key := keyOf(c.GetKey())
+	want := s.foreign[key]
 	if want == nil {
 		return
 	}
 	have := contextOf(c.GetVersion())
 	maps.DeleteFunc(want, func(region string, p uint64) bool { return have[region] >= p })
 	if len(want) == 0 {
-		delete(s.foreign, id)
+		delete(s.foreign, key)
 	}
 }
 
 // raiseBucket raises the floor of every key of a bucket that holds nothing.
 func (s *State) raiseBucket(b, p uint64) {
 	s.byKey[b] = max(s.byKey[b], p)
-	for _, e := range s.entries {
-		if e.held == nothing && hash(e.id)%buckets == b {
+	for e := range s.all() {
+		if e.held() == nothing && bucketOf(s.key(e)) == b {
 			e.floor = max(e.floor, p)
 		}
 	}
@@ -144,13 +147,13 @@ func (s *State) observed(in Observed, now int64) {
 		return
 	}
 	s.note(dot.Position)
-	e := s.entries[key.String()]
+	e := s.find(key)
 	if e == nil {
-		b := &s.byKey[hash(key.String())%buckets]
+		b := &s.byKey[bucketOf(key)]
 		*b = max(*b, dot.Position)
 		return
 	}
-	if dot.Position < e.floor || e.held != nothing && e.at >= dot.Position || !s.coversForeign(e.id, v.GetVersion()) {
+	if dot.Position < e.floor || e.held() != nothing && e.at >= dot.Position || !s.coversForeign(key, v.GetVersion()) {
 		return
 	}
 	e.floor = dot.Position
@@ -171,14 +174,16 @@ func (s *State) writeUnknown(key outrigger.Key, now int64) {
 }
 
 func (s *State) doubt(e *entry, now int64) {
-	e.floor, e.unasked, e.asked = max(e.floor, e.at, s.seen), true, 0
+	e.floor = max(e.floor, e.at, s.seen)
+	e.setUnasked(true)
+	s.asked.drop(e)
 	s.invalidate(e)
 	s.void(e, now)
 }
 
 // void repeats e's fetch if there is one.
 func (s *State) void(e *entry, now int64) {
-	if e.flight != nil {
+	if s.flights[e] != nil {
 		s.fly(e, 0, now)
 	}
 }
@@ -186,33 +191,29 @@ func (s *State) void(e *entry, now int64) {
 // sessionChanged raises the floor of every key of a session to the position of the
 // change, or does what writeUnknown does to each if that is not known here.
 func (s *State) sessionChanged(in SessionChanged, now int64) {
-	sid := in.Tenant + "/" + in.Session
-	b := &s.bySession[hash(sid)%buckets]
 	if d := dotOf(in.Version); !d.IsZero() && d.Region == s.region && d.Incarnation == s.incarnation {
 		s.note(d.Position)
-		*b = max(*b, d.Position)
-		s.raiseSession(sid, d.Position)
+		s.raiseSession(in.Tenant, in.Session, d.Position)
 		return
 	}
 	s.voided, s.voidedAt = s.next(), now
+	b := &s.bySession[sessionBucket(in.Tenant, in.Session)]
 	*b = max(*b, s.seen)
-	if l := s.sessions[sid]; l != nil {
-		for el := l.Front(); el != nil; el = el.Next() {
-			s.doubt(el.Value.(*entry), now)
-		}
+	for e := range s.of(in.Tenant, in.Session) {
+		s.doubt(e, now)
 	}
 }
 
-// expire forgets entries from the front of a list by age.
-func (s *State) expire(front func() *list.Element, ttl, now int64) {
-	for el := front(); el != nil; el = front() {
-		e := el.Value.(*entry)
-		if now-e.since < ttl {
+// expire forgets entries from the front of a list by age, not too many at a time.
+func (s *State) expire(l *list, ttl, now int64) {
+	for range maxExpired {
+		e := s.front(l)
+		if e == nil || e.age(now) < ttl {
 			return
 		}
-		if e.flight != nil {
-			e.since = now // its answer will renew it
-			e.list.MoveToBack(e.inOrder)
+		if s.flights[e] != nil {
+			e.since = stamp(now) // its answer will renew it
+			s.toBack(l, e)
 			continue
 		}
 		s.evict(e)
@@ -222,19 +223,18 @@ func (s *State) expire(front func() *list.Element, ttl, now int64) {
 // sample compares one stored entry with the origin. Nothing should ever differ; if
 // something does, Stats.Repaired says so, and the entry is right again.
 func (s *State) sample(now int64) {
-	if s.opt.RepairEvery <= 0 || now < s.repairAt || !s.Fresh(now) || s.flights >= s.opt.MaxFlights {
+	if s.opt.RepairEvery <= 0 || now < s.repairAt || !s.Fresh(now) || len(s.flights) >= s.opt.MaxFlights {
 		return
 	}
 	s.repairAt = now + s.opt.RepairEvery
-	el := s.order.Front()
-	if el == nil {
+	e := s.front(&s.order)
+	if e == nil {
 		return
 	}
-	e := el.Value.(*entry)
 	switch {
-	case e.flight != nil:
-		s.order.MoveToBack(el)
-	case e.held == nothing:
+	case s.flights[e] != nil:
+		s.toBack(&s.order, e)
+	case e.held() == nothing:
 		s.evict(e) // nothing to compare, and nobody asked for it in a long time
 	default:
 		s.launch(e, nil, now)

@@ -46,7 +46,8 @@
 //
 // Values above shm.MaxValueBytes are not kept: every read of one asks the origin.
 // Fetches, waiting readers, attached sidecars and remembered touches are bounded by
-// Options and constants; beyond them callers get kind Exhausted.
+// Options and constants; beyond them callers get kind Exhausted. Beside the table the agent
+// keeps about 70 bytes of heap for a key it holds and 140 for a session.
 //
 // # Metrics
 //
@@ -99,7 +100,7 @@ type Options struct {
 	FetchTimeout time.Duration // for one fetch, range or touch report [2 s]
 	TTL          time.Duration // last resort: an entry is forgotten after this [60 s]
 	RepairEvery  time.Duration // the freshness monitor compares one entry with the origin per this time [1 s]; < 0 = none
-	MaxKeys      int           // keys the protocol keeps exact floors for [65536]
+	MaxKeys      int           // keys the protocol keeps exact floors for [those the table has room for]
 	MaxSidecars  int           // processes attached to the table [1024]
 
 	SessionKeys *identity.Keys // handed to the node's processes [asked of the origin]
@@ -160,7 +161,7 @@ func New(o Options) (*Agent, error) {
 		o: o, vars: pb.NewVariablesClient(cc), coh: pb.NewCoherenceClient(cc),
 		state: coherence.New(coherence.Options{
 			Region: o.Node.Region, Lease: int64(o.Lease), Patience: int64(o.Heartbeat) / 2,
-			MaxKeys: o.MaxKeys, TTL: int64(o.TTL), RepairEvery: int64(o.RepairEvery),
+			MaxKeys: o.maxKeys(w), TTL: int64(o.TTL), RepairEvery: int64(o.RepairEvery),
 		}),
 		waiters: map[coherence.Waiter]waiting{}, ready: make(chan struct{}),
 	}
@@ -212,6 +213,16 @@ func (o *Options) complete() error {
 	return nil
 }
 
+// maxKeys is how many keys the protocol keeps exact floors for. A key that loses its
+// floor leaves the table, so by default every key the table can hold may have one, and
+// those being fetched as well. A key costs about 70 bytes of heap (see coherence).
+func (o *Options) maxKeys(w *shm.Writer) int {
+	if o.MaxKeys > 0 {
+		return o.MaxKeys
+	}
+	return w.Capacity() + maxFetching
+}
+
 // Ready is closed when the feed has proved for the first time that the table may be
 // served.
 func (a *Agent) Ready() <-chan struct{} { return a.ready }
@@ -222,6 +233,9 @@ func (a *Agent) Lease() time.Duration { return a.o.Lease }
 
 // Table returns a reader of the table in this process, the same one until Rotate.
 func (a *Agent) Table() *shm.Reader { return a.reader.Load() }
+
+// maxFetching is above what may be fetched at a time; see coherence.Options.
+const maxFetching = 2048
 
 // tickEvery drives what the protocol does by time; see coherence.Tick.
 const tickEvery = 20 * time.Millisecond
@@ -280,6 +294,7 @@ func (a *Agent) Rotate(o shm.Options) error {
 	old := a.table.Swap(w)
 	a.reader.Store(w.Reader())
 	old.SetLease(0)
+	a.state.Resize(a.o.maxKeys(w))
 	for _, key := range keysOf(old) {
 		a.run(coherence.Evicted{Key: key})
 	}

@@ -29,6 +29,9 @@ func (w *Writer) Stats() Stats {
 // Len returns the number of keys held, in any state.
 func (w *Writer) Len() int { return w.Stats().Entries }
 
+// Capacity returns how many keys the index has room for; the arena may hold fewer.
+func (w *Writer) Capacity() int { return int(w.maxLive()) }
+
 // Bytes returns the arena bytes of the records of these keys.
 func (w *Writer) Bytes() int64 { return w.Stats().LiveBytes }
 
