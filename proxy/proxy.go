@@ -7,20 +7,19 @@
 //
 // A connection's path, in order: proxy/loop accepts it, answers plain variable reads
 // from memory and runs every other HTTP/1 request on a goroutine; what is not HTTP/1
-// goes to proxy/intercept, which finds the protocol; gRPC goes to the
-// bridge and the native variable service, unknown calls are forwarded byte for byte;
-// HTTP/1 goes to variables (/v1/variables, /v1/sessions), to inference (the OpenAI
-// paths), or on to the configured upstream. TLS and unknown protocols are passed to the
-// upstream address as they are when there is one, and refused otherwise.
-//
-// HTTP/2 in the clear carries gRPC only; an application that calls models speaks HTTP/1.
+// goes to proxy/intercept, which finds the protocol. HTTP/2 in the clear goes to
+// proxy/http2, which answers the unary reads of variables from memory too; other gRPC calls
+// go to the bridge and the native variable service, unknown ones are forwarded byte for
+// byte. HTTP, of either version, goes to variables (/v1/variables, /v1/sessions), to
+// inference (the OpenAI paths), or on to the configured upstream. TLS and unknown protocols
+// are passed to the upstream address as they are when there is one, and refused otherwise.
 //
 // Promises: the listener answers as soon as Run starts, before the first policy and
 // with the control plane away (what can be answered is, the rest fails with a clear
 // error). At the end no new connection or request is taken, watches end at once, and
 // everything else in flight gets Grace to finish, streams and tunnels included; then it
 // is cut, and what it reported is sent last. Everything has a bound: header and body
-// sizes, connections being looked at, concurrent gRPC streams, tunnels, sessions
+// sizes, connections being looked at, streams of an HTTP/2 connection, tunnels, sessions
 // remembered for touching.
 package proxy
 
@@ -45,6 +44,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/internal/rest"
 	"github.com/outrigger-mesh/outrigger/internal/status"
 	"github.com/outrigger-mesh/outrigger/internal/wire"
+	"github.com/outrigger-mesh/outrigger/proxy/http2"
 	"github.com/outrigger-mesh/outrigger/proxy/inference"
 	"github.com/outrigger-mesh/outrigger/proxy/intercept"
 	"github.com/outrigger-mesh/outrigger/proxy/loop"
@@ -63,8 +63,9 @@ type Options struct {
 	// Reports is where observations go; nil = nowhere.
 	Reports grpc.ClientConnInterface
 
-	// Hits answers plain HTTP reads without leaving the event loop; nil = they take the
-	// ordinary path. HitEncoding is the index of variable.EncodeHTTP among its encoders.
+	// Hits answers plain reads, REST and gRPC, as soon as they are read; nil = they take the
+	// ordinary path. HitEncoding is the index among its encoders where those that
+	// variable.Tokens.Encoders returns begin.
 	Hits        variable.Hits
 	HitEncoding int
 
@@ -95,7 +96,8 @@ type Sidecar struct {
 	opts      Options
 	inference *inference.Handler
 	http      *http.Server
-	grpc      *grpc.Server
+	grpc      *grpc.Server // a handler below http2
+	http2     *http2.Server
 	door      *intercept.Door
 	loop      *loop.Server // of listeners that have descriptors; the door serves the others
 	counters  *variable.Counters
@@ -141,11 +143,11 @@ func New(o Options) (*Sidecar, error) {
 	if vo.Tokens == nil {
 		vo.Tokens = variable.NewTokens(variable.TokenOptions{Logger: o.Logger})
 	}
-	if o.Hits != nil {
-		vo.Render = o.HitEncoding + 1
-	}
 	s.wireGRPC(vo)
 	s.wireHTTP(vo, others)
+	if s.http2, err = s.newHTTP2(); err != nil {
+		return nil, err
+	}
 	s.door = intercept.New(intercept.Options{Logger: o.Logger, Refused: s.passTCP})
 	if s.loop, err = s.newLoop(); err != nil {
 		return nil, err
@@ -168,14 +170,41 @@ func (s *Sidecar) wireUpstream() {
 	s.transport = upstream.NewTransport(upstream.TransportOptions{Dial: s.opts.Dial, Guard: s.guard})
 }
 
-// Limits of the gRPC side.
-const maxGRPCStreams = 4096 // per connection
+// maxStreams bounds the streams of one HTTP/2 connection: each watch and each tool call
+// in flight is one.
+const maxStreams = 4096
 
 func (s *Sidecar) wireGRPC(vo variable.Options) {
 	s.grpc = grpc.NewServer(grpc.ForceServerCodecV2(variable.Codec()), grpc.UnknownServiceHandler(variable.Forward(s.opts.UpstreamGRPC)),
-		grpc.MaxConcurrentStreams(maxGRPCStreams), grpc.MaxRecvMsgSize(variable.MaxMessage), grpc.WaitForHandlers(true))
-	snakepit.RegisterBridgeServiceServer(s.grpc, variable.NewBridge(vo))
-	pb.RegisterVariablesServer(s.grpc, variable.NewNative(vo))
+		grpc.MaxRecvMsgSize(variable.MaxMessage))
+	snakepit.RegisterBridgeServiceServer(s.grpc, variable.NewBridge(s.rendering(vo, variable.EncodingBridge)))
+	pb.RegisterVariablesServer(s.grpc, variable.NewNative(s.rendering(vo, variable.EncodingNative)))
+}
+
+// rendering makes reads leave behind what a hit will be answered with.
+func (s *Sidecar) rendering(vo variable.Options, encoding int) variable.Options {
+	if s.opts.Hits != nil {
+		vo.Render = s.opts.HitEncoding + encoding + 1
+	}
+	return vo
+}
+
+// newHTTP2 serves HTTP/2 in the clear: reads of variables from memory, gRPC, and whatever
+// HTTP/1 has.
+func (s *Sidecar) newHTTP2() (*http2.Server, error) {
+	o := http2.Options{MaxStreams: maxStreams, Grace: s.opts.Grace, Logger: s.opts.Logger, Meter: s.opts.Meter,
+		HeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if http2.IsGRPC(r) {
+				s.grpc.ServeHTTP(w, r)
+				return
+			}
+			s.http.Handler.ServeHTTP(w, r)
+		})}
+	if s.opts.Hits != nil {
+		o.Inline = &variable.Calls{Hits: s.opts.Hits, Encoding: s.opts.HitEncoding, Counters: s.counters, Touched: s.touches.add}
+	}
+	return http2.New(o)
 }
 
 // Limits of the HTTP side.
@@ -187,7 +216,7 @@ const (
 
 func (s *Sidecar) wireHTTP(vo variable.Options, others http.Handler) {
 	vars := http.NewServeMux()
-	rest.Register(vars, rest.VariableRoutes(variable.NewNative(vo)))
+	rest.Register(vars, rest.VariableRoutes(variable.NewNative(s.rendering(vo, variable.EncodingHTTP))))
 	if others == nil {
 		others = http.HandlerFunc(notServed)
 	}

@@ -31,7 +31,7 @@ func (s *Sidecar) Run(ctx context.Context, l net.Listener) error {
 		g.Go(func() error { return s.door.Run(gctx, l) })
 		g.Go(func() error { return ended(gctx, s.http.Serve(s.door.HTTP1())) })
 	}
-	g.Go(func() error { return ended(gctx, s.grpc.Serve(s.door.HTTP2())) })
+	g.Go(func() error { return ended(gctx, s.http2.Run(gctx, s.door.HTTP2())) })
 	g.Go(func() error {
 		<-gctx.Done()
 		s.drain()
@@ -39,7 +39,8 @@ func (s *Sidecar) Run(ctx context.Context, l net.Listener) error {
 		return nil
 	})
 	err := g.Wait()
-	s.cut() // for a connection that slipped in while the drain began
+	s.grpc.Stop() // it has no connections of its own, and its calls have ended with http2's
+	s.cut()       // for a connection that slipped in while the drain began
 	s.http1.wait()
 	s.tunnels.wait()
 	return err
@@ -69,7 +70,6 @@ func (s *Sidecar) drain() {
 	grace, cancel := context.WithTimeout(context.Background(), s.opts.Grace)
 	defer cancel()
 	var all sync.WaitGroup
-	all.Go(s.grpc.GracefulStop)
 	all.Go(func() {
 		// Its error is that of grace; connections that were taken over are not its business.
 		_ = s.http.Shutdown(grace)
@@ -82,7 +82,6 @@ func (s *Sidecar) drain() {
 		s.cut()
 		// It fails only where a connection is broken already.
 		_ = s.http.Close()
-		s.grpc.Stop()
 	})
 	all.Wait()
 	over()

@@ -192,7 +192,7 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 
 // cache builds the tiers: the node agent's table when there is one.
 func (s *sidecarFlags) cache(p *process, self outrigger.Node, control, agent *grpc.ClientConn, tokens *variable.Tokens) (*cache.Store, error) {
-	o := cache.Options{Origin: control, Encoders: []cache.Encoder{tokens.EncodeHTTP}, Node: self, ProcessBytes: s.processBytes, Logger: p.log, Meter: p.tel.Meter("cache"), Clock: node.Clock()}
+	o := cache.Options{Origin: control, Encoders: tokens.Encoders(), Node: self, ProcessBytes: s.processBytes, Logger: p.log, Meter: p.tel.Meter("cache"), Clock: node.Clock()}
 	o.Coarse = coarse.New(o.Clock)
 	if agent == nil {
 		o.Private = true

@@ -239,7 +239,7 @@ func (t *Tokens) note(c caller, session string, brought identity.Token, dots []o
 // EncodeHTTP is the function EncodeHTTP with the token of having seen the variable, which
 // is all there is to tell a caller that brings no token and wants no goroutine.
 func (t *Tokens) EncodeHTTP(v *pb.Variable) []byte {
-	return encodeHTTP(v, t.keys.Load().Sign(identity.Token{}.With(wire.Dot(v.GetVersion().GetDot()))))
+	return encodeHTTP(v, t.sign(v))
 }
 
 // shown adds the token, and the explanation when one was asked for, to an answer's
