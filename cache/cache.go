@@ -97,7 +97,7 @@ type Options struct {
 	Timeout      time.Duration // for one attempt to read elsewhere [1 s]
 	ProcessBytes int64         // bound of the process tier [64 MiB]
 	PrivateBytes int64         // arena of the private agent's table [16 MiB]
-	Encoders     []Encoder
+	Encoders     []Encoder     // at most two
 
 	Clock func() int64 // the clock leases are set by [node.Clock()]
 	// Coarse is what Hit compares leases with: never before Clock, and at most a few
@@ -158,7 +158,7 @@ type Store struct {
 	o      Options
 	clock  func() int64
 	coarse func() int64 // an upper bound of clock
-	tier   *tier.Cache[*entry]
+	tier   *tier.Cache[entry]
 	agent  *peer // nil when there is none
 	origin *peer
 	direct singleflight.Group
@@ -200,7 +200,7 @@ func New(o Options) (*Store, error) {
 	}
 	s := &Store{o: o, clock: o.Clock, coarse: o.Coarse, seed: maphash.MakeSeed()}
 	var err error
-	if s.tier, err = tier.New(tier.Options[*entry]{Bytes: o.ProcessBytes, Size: (*entry).size}); err != nil {
+	if s.tier, err = tier.New(tier.Options[entry]{Bytes: o.ProcessBytes, Size: (*entry).size}); err != nil {
 		return nil, err
 	}
 	if o.Agent != nil {
@@ -224,6 +224,8 @@ func (o *Options) complete() error {
 		return outrigger.Errorf(outrigger.Invalid, "Options.Table and Options.TablePath %q are both given; give one", o.TablePath)
 	case o.Lease < 0 || o.Timeout < 0 || o.ProcessBytes < 0 || o.PrivateBytes < 0:
 		return outrigger.Errorf(outrigger.Invalid, "a duration or size in Options is negative")
+	case len(o.Encoders) > maxEncoders:
+		return outrigger.Errorf(outrigger.Invalid, "Options.Encoders has %d, the limit is %d", len(o.Encoders), maxEncoders)
 	}
 	if o.Lease == 0 {
 		o.Lease = 300 * time.Millisecond
@@ -286,25 +288,27 @@ func (s *Store) Stats() Stats {
 	return st
 }
 
-// entry is one variable, or the knowledge that there is none, in the process tier. It is
-// immutable.
-type entry struct {
-	variable      *pb.Variable // nil: there is none
-	sessionExists bool
-	encoded       [][]byte // by encoder; nil = not rendered
+// maxEncoders bounds Options.Encoders: each takes room in every entry.
+const maxEncoders = 2
 
+// entry is one variable, or the knowledge that there is none, in the process tier. It is
+// immutable. What Hit reads comes first, so that it lies on as few cache lines as can be.
+type entry struct {
 	// Proof: the table entry it was made from. view nil = an answer that proves nothing
 	// later.
 	view  *view
-	slot  uint32
 	stamp uint64
+	slot  uint32
+
+	sessionExists bool
+	variable      *pb.Variable // nil: there is none
+	declares      declaration
+	encoded       [maxEncoders][]byte // by encoder; nil = not rendered
 
 	known int64 // it was current at this time
 	asOf  dotIn // and as of this position
 	heard int64 // known here since: a table proved current later is at least as new
 	doubt bool  // nothing is known, except that what was before this time is outdated
-
-	declares declaration
 }
 
 // dotIn is a position of a log.
@@ -312,8 +316,8 @@ type dotIn struct{ incarnation, position uint64 }
 
 // declaration is the consistency a variable declares, if any.
 type declaration struct {
-	consistency outrigger.Consistency
 	ok          bool
+	consistency outrigger.Consistency
 }
 
 func declarationOf(v *pb.Variable) (d declaration) {
@@ -327,7 +331,7 @@ func (e *entry) size() int {
 		n += 2 * proto.Size(e.variable) // decoded, with its headers
 	}
 	for _, b := range e.encoded {
-		n += 24 + len(b)
+		n += len(b)
 	}
 	return n
 }

@@ -27,8 +27,8 @@ type Hit struct {
 // not rendered yet, or the variable declares a consistency that wants more; call Get
 // then. It answers what session consistency allows.
 func (s *Store) Hit(key string, encoding int) (h Hit, ok bool) {
-	e, ok := s.tier.Get(key)
-	if !ok || e.view == nil {
+	e := s.tier.Get(key)
+	if e == nil || e.view == nil {
 		return Hit{}, false
 	}
 	now := s.coarse() // not before the clock: a lease it still holds by holds
@@ -84,7 +84,7 @@ func (s *Store) local(id string, encoding int, maxAge time.Duration, after []out
 	v.proved.Store(base)
 	// The head is read first: what is read afterwards is at least as new.
 	head := headOf(v)
-	if e, ok := s.tier.Get(id); ok {
+	if e := s.tier.Get(id); e != nil {
 		if base, ok := s.proof(e, v, now); ok {
 			if m := e.missing(head, after); m != 0 {
 				return Answer{}, miss{why: m}, false
@@ -116,13 +116,11 @@ func (s *Store) answer(id string, e *entry, encoding int, from outrigger.Tier, b
 	if encoding < 0 || e.variable == nil || encoding >= len(s.o.Encoders) {
 		return a
 	}
-	if encoding < len(e.encoded) && e.encoded[encoding] != nil {
+	if e.encoded[encoding] != nil {
 		a.Encoded = e.encoded[encoding]
 		return a
 	}
 	rendered := *e
-	rendered.encoded = make([][]byte, len(s.o.Encoders))
-	copy(rendered.encoded, e.encoded)
 	rendered.encoded[encoding] = s.o.Encoders[encoding](e.variable)
 	a.Encoded = rendered.encoded[encoding]
 	s.update(id, func(present *entry) *entry {
@@ -140,7 +138,7 @@ func (s *Store) update(id string, next func(present *entry) *entry) {
 	mu := &s.stripes[maphash.String(s.seed, id)%uint64(len(s.stripes))]
 	mu.Lock()
 	defer mu.Unlock()
-	present, _ := s.tier.Get(id)
+	present := s.tier.Get(id)
 	if e := next(present); e != nil {
 		s.tier.Put(id, e)
 	}

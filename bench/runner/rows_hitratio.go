@@ -161,16 +161,16 @@ func childHitRatio(_ context.Context, args []string, _ io.Reader) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := tier.New(tier.Options[[]byte]{Bytes: 1 << 32, Entries: *capacity})
+	c, err := tier.New(tier.Options[struct{}]{Bytes: 1 << 32, Entries: *capacity})
 	if err != nil {
 		return nil, err
 	}
 	hits, counted := 0, 0
 	for i := 0; 4*i < len(raw); i++ {
 		k := "default/session/name-" + strconv.Itoa(int(binary.LittleEndian.Uint32(raw[4*i:])))
-		_, hit := c.Get(k)
+		hit := c.Get(k) != nil
 		if !hit {
-			c.Put(k, nil)
+			c.Put(k, &struct{}{})
 		}
 		if i >= *warm {
 			counted++

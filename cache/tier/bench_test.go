@@ -17,7 +17,14 @@ type store interface {
 
 type ours struct{ *Cache[[]byte] }
 
-func (o ours) Put(k string, v []byte) { o.Cache.Put(k, v) }
+func (o ours) Put(k string, v []byte) { o.Cache.Put(k, &v) }
+
+func (o ours) Get(k string) ([]byte, bool) {
+	if p := o.Cache.Get(k); p != nil {
+		return *p, true
+	}
+	return nil, false
+}
 
 type plainLRU struct{ *lru.Cache[string, []byte] }
 
@@ -91,7 +98,7 @@ func BenchmarkPutEvict(b *testing.B) {
 	value := make([]byte, 200)
 	b.ReportAllocs()
 	for i := range b.N {
-		c.Put(keys[i&(1<<16-1)], value)
+		c.Put(keys[i&(1<<16-1)], &value)
 	}
 }
 
@@ -121,8 +128,8 @@ func (z zipf) draw(rnd *rand.Rand) int {
 	return lo
 }
 
-// The lock-free hit path must not cost hit ratio: within a point of golang-lru's 2Q,
-// which does its bookkeeping on every hit, and above plain LRU by several.
+// The lock-free hit path must not cost hit ratio: it is above that of golang-lru's 2Q,
+// which does its bookkeeping on every hit, and above plain LRU's by several points.
 func TestHitRatio(t *testing.T) {
 	if raceEnabled {
 		t.Skip("a sequential simulation: nothing to race, and slow under the detector")
@@ -159,7 +166,7 @@ func TestHitRatio(t *testing.T) {
 				ratio[name] = 100 * float64(hits) / float64(counted)
 			}
 			t.Logf("%-10s capacity %2d%%: tier %.1f, 2Q %.1f, LRU %.1f", load, capacity*100/n, ratio["tier"], ratio["golang-lru-2Q"], ratio["golang-lru-LRU"])
-			if ratio["tier"] < ratio["golang-lru-2Q"]-1 || ratio["tier"] < ratio["golang-lru-LRU"]+1.5 {
+			if ratio["tier"] < ratio["golang-lru-2Q"] || ratio["tier"] < ratio["golang-lru-LRU"]+3 {
 				t.Errorf("%s at %d entries: hit ratio %v", load, capacity, ratio)
 			}
 		}

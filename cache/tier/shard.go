@@ -7,8 +7,16 @@ import (
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
-// maxRounds bounds how many touched entries one eviction lets pass.
-const maxRounds = 64
+const (
+	// recentShare is the part of the bounds that recent entries may take while there are
+	// frequent ones: a tenth.
+	recentShare = 10
+	// maxUses is as far as an entry's uses are counted: it is how many rounds a frequent
+	// entry outlives its last use.
+	maxUses = 3
+	// maxRounds bounds how many used entries one eviction lets pass.
+	maxRounds = 64
+)
 
 type list[V any] = *simplelru.LRU[*node[V], struct{}]
 
@@ -49,7 +57,7 @@ func (s *shard[V]) reset() {
 	s.count.Store(0)
 }
 
-func (s *shard[V]) put(h uint64, key string, v V, charge int64) bool {
+func (s *shard[V]) put(h uint64, key string, v *V, charge int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old, _ := s.index.Load().find(h, key)
@@ -72,19 +80,19 @@ func (s *shard[V]) put(h uint64, key string, v V, charge int64) bool {
 		s.evict()
 	}
 	n := &node[V]{key: key, hash: h, charge: charge, frequent: frequent}
-	n.value.Store(&v)
+	n.value.Store(v)
 	s.link(n)
 	return true
 }
 
-func (s *shard[V]) replace(n *node[V], v V, charge int64) {
+func (s *shard[V]) replace(n *node[V], v *V, charge int64) {
 	s.bytes.Add(charge - n.charge)
 	if !n.frequent {
 		s.recentBytes += charge - n.charge
 	}
 	n.charge = charge
-	n.touched.Store(true)
-	n.value.Store(&v)
+	n.used()
+	n.value.Store(v)
 }
 
 func (s *shard[V]) link(n *node[V]) {
@@ -118,8 +126,9 @@ func (s *shard[V]) unlink(n *node[V]) {
 	s.count.Add(-1)
 }
 
-// evict removes one entry: the oldest recent one while recent has more than its quarter,
-// else the oldest frequent one; entries touched since they were last looked at pass.
+// evict removes one entry: the oldest recent one while recent has more than its tenth,
+// else the oldest frequent one. A used entry passes: a recent one becomes frequent, a
+// frequent one has one use fewer afterwards.
 func (s *shard[V]) evict() {
 	for round := 0; ; round++ {
 		fromRecent := s.recentFirst()
@@ -128,8 +137,11 @@ func (s *shard[V]) evict() {
 			from = s.recent
 		}
 		n, _, _ := from.GetOldest()
-		if round < maxRounds && n.touched.Load() {
-			n.touched.Store(false)
+		if uses := n.uses.Load(); round < maxRounds && uses > 0 {
+			if fromRecent {
+				uses = 1 // it starts afresh
+			}
+			n.uses.Store(uses - 1)
 			s.promote(n)
 			continue
 		}
@@ -146,7 +158,7 @@ func (s *shard[V]) recentFirst() bool {
 	if s.recent.Len() == 0 || s.frequent.Len() == 0 {
 		return s.recent.Len() > 0
 	}
-	return s.recentBytes > s.maxBytes/4 || s.recent.Len() > s.maxEntries/4
+	return s.recentBytes > s.maxBytes/recentShare || s.recent.Len() > s.maxEntries/recentShare
 }
 
 // promote makes n the newest of the frequent entries.
@@ -183,7 +195,7 @@ func (s *shard[V]) purge() {
 	defer s.mu.Unlock()
 	x := s.index.Load()
 	for i := range x.slots {
-		if n := x.slots[i].Load(); n != nil {
+		if n := x.slots[i].node.Load(); n != nil {
 			n.value.Store(nil)
 		}
 	}

@@ -1,18 +1,24 @@
 // Package tier is the process tier: a bounded, sharded in-memory cache whose hits take no
-// lock. It keeps values of any type V under string keys; package cache stores there
-// ready-to-send bytes together with the slot and stamp of the node tier that prove them
-// current. This package proves nothing: it returns what was put last.
+// lock. It keeps values of any type V, by pointer, under string keys; package cache stores
+// there ready-to-send bytes together with the slot and stamp of the node tier that prove
+// them current. This package proves nothing: it returns what was put last.
 //
 // # How it works
 //
-// Membership and eviction follow 2Q (Johnson and Shasha, "2Q: A Low Overhead High
-// Performance Buffer Management Replacement Algorithm", VLDB 1994), built per shard from
-// three golang-lru lists: recent (seen once), frequent, and ghosts (hashes of keys lately
-// evicted from recent). golang-lru's own 2Q takes its mutex for every hit and counts
-// entries only; here a hit merely sets a bit on the entry, and the bit is honoured when
-// the entry comes up for eviction: a touched recent entry is promoted, a touched frequent
-// one gets another round. Readers find entries through an index of atomic pointers that
-// only the shard's mutex holder modifies.
+// Membership is 2Q's (Johnson and Shasha, "2Q: A Low Overhead High Performance Buffer
+// Management Replacement Algorithm", VLDB 1994), built per shard from three golang-lru
+// lists: recent (seen once), frequent, and ghosts (hashes of keys lately evicted from
+// recent). golang-lru's own 2Q takes its mutex for every hit and counts entries only; here
+// a hit merely counts up to three uses on the entry, which are honoured when the entry
+// comes up for eviction: a used recent entry is promoted, a used frequent one gets another
+// round for each use. The proportions are those of S3-FIFO (Yang et al., "FIFO Queues are
+// All You Need for Cache Eviction", SOSP 2023): a tenth for recent entries, so that what is
+// asked for once leaves soon. Popularity is forgotten after three rounds: when other keys
+// become the popular ones they take over at once. Like every policy of recency it holds
+// nothing of a loop over more keys than there is room for.
+//
+// Readers find entries through an index of atomic pointers and hash tags that only the
+// shard's mutex holder modifies.
 //
 // # Promises
 //
@@ -49,10 +55,10 @@ const (
 
 // Options configure a cache of V.
 type Options[V any] struct {
-	Bytes   int64       // bound on the charged bytes of all entries; 0 means DefaultBytes
-	Entries int         // bound on their number; 0 means Bytes/512, at least 1
-	Shards  int         // a power of two up to MaxShards; 0 derives up to 16 from Bytes
-	Size    func(V) int // bytes a value refers to; nil means none. A negative result counts as 0
+	Bytes   int64        // bound on the charged bytes of all entries; 0 means DefaultBytes
+	Entries int          // bound on their number; 0 means Bytes/512, at least 1
+	Shards  int          // a power of two up to MaxShards; 0 derives up to 16 from Bytes
+	Size    func(*V) int // bytes a value refers to; nil means none. A negative result counts as 0
 }
 
 // Cache is a bounded map from string to V.
@@ -60,7 +66,7 @@ type Cache[V any] struct {
 	seed   maphash.Seed
 	shift  uint
 	shards []shard[V]
-	size   func(V) int
+	size   func(*V) int
 	hits   counter
 	misses counter
 }
@@ -108,32 +114,40 @@ func (o *Options[V]) complete() error {
 
 func (c *Cache[V]) shard(h uint64) *shard[V] { return &c.shards[h>>c.shift] }
 
-// Get returns the value last put under key.
-func (c *Cache[V]) Get(key string) (V, bool) {
-	h := maphash.String(c.seed, key)
+// Get returns the value last put under key, or nil.
+func (c *Cache[V]) Get(key string) *V {
+	h := c.hash(key)
 	n, p := c.shards[h>>c.shift].index.Load().find(h, key)
 	if p == nil {
 		c.misses.add()
-		var zero V
-		return zero, false
+		return nil
 	}
-	if !n.touched.Load() { // a store only when needed keeps hot entries in both cores' caches
-		n.touched.Store(true)
-	}
+	n.used()
 	c.hits.add()
-	return *p, true
+	return p
 }
 
-// Put stores v under key and reports whether it was stored: it is not when it exceeds a
-// shard's share of the byte bound, and then an older value of key is gone as well.
-func (c *Cache[V]) Put(key string, v V) bool {
-	h := maphash.String(c.seed, key)
+// used counts a hit. Hits at the same moment may count as one, and a store only when
+// needed keeps hot entries in all cores' caches.
+func (n *node[V]) used() {
+	if u := n.uses.Load(); u < maxUses {
+		n.uses.Store(u + 1)
+	}
+}
+
+func (c *Cache[V]) hash(key string) uint64 { return maphash.String(c.seed, key) | first }
+
+// Put stores v, which must not be nil and not be changed any more, under key and reports
+// whether it was stored: it is not when it exceeds a shard's share of the byte bound, and
+// then an older value of key is gone as well.
+func (c *Cache[V]) Put(key string, v *V) bool {
+	h := c.hash(key)
 	return c.shard(h).put(h, key, v, c.charge(key, v))
 }
 
 // charge is what an entry counts towards Options.Bytes.
-func (c *Cache[V]) charge(key string, v V) int64 {
-	n := Overhead + int64(len(key)) + int64(unsafe.Sizeof(v))
+func (c *Cache[V]) charge(key string, v *V) int64 {
+	n := Overhead + int64(len(key)) + int64(unsafe.Sizeof(*v))
 	if c.size != nil {
 		n += int64(max(0, c.size(v)))
 	}
@@ -142,7 +156,7 @@ func (c *Cache[V]) charge(key string, v V) int64 {
 
 // Remove forgets key and reports whether it was stored.
 func (c *Cache[V]) Remove(key string) bool {
-	h := maphash.String(c.seed, key)
+	h := c.hash(key)
 	return c.shard(h).remove(h, key)
 }
 

@@ -40,19 +40,20 @@ func TestOptions(t *testing.T) {
 	}
 }
 
-// A walk through one shard of 8 entries, a quarter of which may be merely recent.
+// A walk through one shard of 8 entries. A tenth of them is none, so that as soon as there is
+// a frequent entry the recent ones are evicted first.
 func TestTwoQueues(t *testing.T) {
-	c := mustNew(t, Options[int]{Entries: 8, Shards: 1})
+	c := mustNew(t, Options[string]{Entries: 8, Shards: 1})
 	put := func(keys ...string) {
 		for _, k := range keys {
-			c.Put(k, len(k))
+			c.Put(k, &k)
 		}
 	}
 	want := func(when string, keys ...string) {
 		t.Helper()
 		s := &c.shards[0]
 		var got []string
-		for _, l := range []list[int]{s.recent, s.frequent} {
+		for _, l := range []list[string]{s.recent, s.frequent} {
 			for _, n := range l.Keys() {
 				got = append(got, n.key)
 			}
@@ -74,9 +75,46 @@ func TestTwoQueues(t *testing.T) {
 	want("scan", "k", "l", "m", "n", "o", "|", "a", "c", "b", "|")
 }
 
+// A frequent entry outlives as many rounds of evictions as it was used, up to three.
+func TestUsesAreRounds(t *testing.T) {
+	for _, c := range []struct{ uses, rounds int }{{0, 0}, {1, 1}, {3, 3}, {10, 3}} {
+		cache := mustNew(t, Options[int]{Entries: 2, Shards: 1})
+		s := &cache.shards[0]
+		put := func(key string) {
+			cache.Put(key, new(int))
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if n, _ := s.index.Load().find(cache.hash(key), key); !n.frequent {
+				n.uses.Store(1)
+				s.promote(n) // as if it had been asked for
+				n.uses.Store(0)
+			}
+		}
+		put("kept")
+		put("other")
+		for range c.uses {
+			cache.Get("kept")
+		}
+		rounds := 0
+		for i := 0; ; i++ {
+			put(fmt.Sprint("new", i))
+			s.mu.Lock()
+			n, _ := s.index.Load().find(cache.hash("kept"), "kept") // not Get, which uses it
+			s.mu.Unlock()
+			if n == nil {
+				break
+			}
+			rounds++
+		}
+		if rounds != c.rounds {
+			t.Errorf("after %d uses it outlived %d rounds, want %d", c.uses, rounds, c.rounds)
+		}
+	}
+}
+
 func TestBounds(t *testing.T) {
 	const bytes, entries = 64 << 10, 120
-	c := mustNew(t, Options[[]byte]{Bytes: bytes, Entries: entries, Shards: 4, Size: func(b []byte) int { return len(b) }})
+	c := mustNew(t, Options[[]byte]{Bytes: bytes, Entries: entries, Shards: 4, Size: func(b *[]byte) int { return len(*b) }})
 	rnd := rand.New(rand.NewPCG(1, 2))
 	model := map[string]int{}
 	for range 50_000 {
@@ -87,18 +125,19 @@ func TestBounds(t *testing.T) {
 		}
 		switch rnd.IntN(5) {
 		case 0:
-			_, was := c.Get(key)
-			if c.Remove(key) != was {
+			was := c.Get(key)
+			if c.Remove(key) != (was != nil) {
 				t.Fatalf("Remove(%s) and Get disagree", key)
 			}
 			delete(model, key)
 		case 1, 2:
-			if got, ok := c.Get(key); ok && len(got) != model[key] {
-				t.Fatalf("%s: got %d bytes, put %d", key, len(got), model[key])
+			if got := c.Get(key); got != nil && len(*got) != model[key] {
+				t.Fatalf("%s: got %d bytes, put %d", key, len(*got), model[key])
 			}
 		default:
-			stored := c.Put(key, make([]byte, size))
-			_, ok := c.Get(key)
+			value := make([]byte, size)
+			stored := c.Put(key, &value)
+			ok := c.Get(key) != nil
 			if fits := int64(size+len(key)+24+Overhead) <= bytes/4; stored != fits || ok != fits {
 				t.Fatalf("Put of %d bytes: stored=%v readable=%v, want %v", size, stored, ok, fits)
 			}
@@ -117,7 +156,7 @@ func TestBounds(t *testing.T) {
 		t.Fatalf("after Purge: %d entries, %d bytes", c.Len(), c.Bytes())
 	}
 	for k := range model {
-		if _, ok := c.Get(k); ok {
+		if c.Get(k) != nil {
 			t.Fatalf("%s survived Purge", k)
 		}
 	}
@@ -133,12 +172,14 @@ func checkShards[V any](t *testing.T, c *Cache[V]) {
 		used, live := 0, 0
 		x := s.index.Load()
 		for j := range x.slots {
-			n := x.slots[j].Load()
-			if n == nil {
-				continue
+			tag, n := x.slots[j].tag.Load(), x.slots[j].node.Load()
+			if tag != free {
+				used++
 			}
-			used++
-			if n == x.grave {
+			if (tag >= first) != (n != nil) || n != nil && n.hash != tag {
+				t.Errorf("shard %d: slot %d has tag %#x and node %+v", i, j, tag, n)
+			}
+			if n == nil {
 				continue
 			}
 			live++
@@ -166,7 +207,7 @@ func checkShards[V any](t *testing.T, c *Cache[V]) {
 func TestConcurrent(t *testing.T) {
 	type val struct{ key, version int }
 	const keys, rounds = 64, 30_000
-	c := mustNew(t, Options[*val]{Entries: 48, Shards: 2})
+	c := mustNew(t, Options[val]{Entries: 48, Shards: 2})
 	names := make([]string, keys)
 	for i := range names {
 		names[i] = fmt.Sprint("key-", i)
@@ -184,8 +225,8 @@ func TestConcurrent(t *testing.T) {
 				default:
 				}
 				k := i % keys
-				v, ok := c.Get(names[k])
-				if !ok {
+				v := c.Get(names[k])
+				if v == nil {
 					continue
 				}
 				hits[g]++
@@ -205,13 +246,13 @@ func TestConcurrent(t *testing.T) {
 			c.Purge()
 		case p < 100:
 			c.Remove(names[k])
-			if _, ok := c.Get(names[k]); ok {
+			if c.Get(names[k]) != nil {
 				t.Fatal("removed key is readable")
 			}
 		default:
 			c.Put(names[k], &val{k, i})
-			if v, ok := c.Get(names[k]); !ok || v.version != i {
-				t.Fatalf("%s: just put %d, read %v %v", names[k], i, v, ok)
+			if v := c.Get(names[k]); v == nil || v.version != i {
+				t.Fatalf("%s: just put %d, read %v", names[k], i, v)
 			}
 		}
 		if i%4096 == 0 {
@@ -232,7 +273,7 @@ func TestConcurrent(t *testing.T) {
 
 func TestStatsAreExact(t *testing.T) {
 	c := mustNew(t, Options[int]{})
-	c.Put("here", 1)
+	c.Put("here", new(int))
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
@@ -250,7 +291,7 @@ func TestStatsAreExact(t *testing.T) {
 
 func TestGetDoesNotAllocate(t *testing.T) {
 	c := mustNew(t, Options[[]byte]{})
-	c.Put("key", make([]byte, 200))
+	c.Put("key", new([]byte))
 	if n := testing.AllocsPerRun(1000, func() { c.Get("key"); c.Get("none") }); n != 0 {
 		t.Errorf("%v allocations per hit and miss", n)
 	}
@@ -269,9 +310,10 @@ func TestOverheadCoversMemory(t *testing.T) {
 		return m.HeapAlloc
 	}
 	before := heap()
-	c := mustNew(t, Options[[]byte]{Bytes: 1 << 30, Entries: entries, Size: func(b []byte) int { return len(b) }})
+	c := mustNew(t, Options[[]byte]{Bytes: 1 << 30, Entries: entries, Size: func(b *[]byte) int { return len(*b) }})
 	for i := range 2 * entries { // the second half evicts the first, leaving ghosts
-		c.Put(fmt.Sprintf("tenant/session/name-%d", i), make([]byte, valueBytes))
+		value := make([]byte, valueBytes)
+		c.Put(fmt.Sprintf("tenant/session/name-%d", i), &value)
 	}
 	used := float64(heap()-before) / float64(c.Len())
 	charged := float64(c.Bytes()) / float64(c.Len())

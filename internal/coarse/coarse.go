@@ -57,7 +57,14 @@ func New(clock func() int64) func() int64 {
 	if !steady() {
 		return clock
 	}
-	return newClock(clock, counter).now
+	k := newClock(clock, counter)
+	return func() int64 { // now, with the counter called directly
+		a := k.last.Load()
+		if counter()-a.count < a.span {
+			return a.bound
+		}
+		return k.renew(a)
+	}
 }
 
 // anchor is one look at the clock. It is immutable.
@@ -88,6 +95,11 @@ func (k *clock) now() int64 {
 	if k.count()-a.count < a.span {
 		return a.bound
 	}
+	return k.renew(a)
+}
+
+// renew asks the clock because a, the last anchor, is too old.
+func (k *clock) renew(a *anchor) int64 {
 	next := k.look()
 	if next.follow(a) {
 		kept := next                    // only what is kept goes to the heap
