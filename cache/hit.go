@@ -5,7 +5,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/protobuf/proto"
 
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
@@ -211,12 +210,13 @@ func (s *Store) fromTable(id string, v *view, known int64, head dotIn) (*entry, 
 		s.learnRegion(a.AsOf.Region)
 		e.asOf = laterOf(head, dotIn{a.AsOf.Incarnation, a.AsOf.Position})
 	case shm.Present, shm.Invalid:
-		e.variable, e.sessionExists = &pb.Variable{}, true
-		if err := proto.Unmarshal(b, e.variable); err != nil && found.State == shm.Present {
+		var err error
+		if e.variable, err = node.ParseVariable(id, b); err != nil && found.State == shm.Present {
 			return nil, shm.Absent // not a variable; the agent will say
 		} else if err != nil || len(b) == 0 {
 			return nil, shm.Invalid // what changed was a negative entry
 		}
+		e.sessionExists = true
 		e.declares = declarationOf(e.variable)
 	}
 	return e, found.State

@@ -8,7 +8,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/peer"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
@@ -127,8 +126,8 @@ func (a *Agent) describe(key outrigger.Key, e shm.Entry, value []byte) *pb.NodeE
 		absence, _ := ParseAbsence(value)
 		out.SessionExists = absence.SessionExists
 	default:
-		v := &pb.Variable{}
-		if proto.Unmarshal(value, v) == nil && v.GetKey() != nil {
+		// What is Invalid may have been a negative entry.
+		if v, err := ParseVariable(key.String(), value); err == nil && len(value) > 0 {
 			out.Variable, out.SessionExists = v, true
 		}
 	}

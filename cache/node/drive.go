@@ -6,7 +6,6 @@ import (
 
 	"google.golang.org/grpc/codes"
 	gstatus "google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
@@ -118,7 +117,7 @@ func (a *Agent) install(w *shm.Writer, o coherence.Install) {
 		a.buf = Absence{SessionExists: o.SessionExists, AsOf: o.AsOf}.Append(a.buf[:0])
 		payload = a.buf
 	} else {
-		b, err := proto.MarshalOptions{}.MarshalAppend(a.buf[:0], o.Variable)
+		b, err := AppendVariable(a.buf[:0], o.Variable)
 		if err != nil {
 			a.forget(w, o.Key, err)
 			return
@@ -158,15 +157,16 @@ func (a *Agent) hit(o coherence.Hit) {
 }
 
 func (a *Agent) lookUp(key outrigger.Key) (*pb.ReadResult, bool) {
-	e, b := a.reader.Load().Get(key.String(), a.value[:0])
+	id := key.String()
+	e, b := a.reader.Load().Get(id, a.value[:0])
 	a.value = b
 	switch e.State {
 	case shm.Negative:
 		absence, ok := ParseAbsence(b)
 		return &pb.ReadResult{SessionExists: absence.SessionExists}, ok
 	case shm.Present:
-		v := &pb.Variable{}
-		if err := proto.Unmarshal(b, v); err != nil {
+		v, err := ParseVariable(id, b)
+		if err != nil {
 			return nil, false
 		}
 		return &pb.ReadResult{Variable: v, SessionExists: true}, true
