@@ -26,6 +26,8 @@ func TestMain(m *testing.M) {
 		err = writerProcess(os.NewFile(3, "socket"))
 	case "reader":
 		err = readerProcess(os.NewFile(3, "table"))
+	case "intruder":
+		err = intruderProcess(os.NewFile(3, "table"))
 	default:
 		os.Exit(m.Run())
 	}
