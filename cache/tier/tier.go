@@ -33,7 +33,6 @@
 package tier
 
 import (
-	"hash/maphash"
 	"math/bits"
 	"unsafe"
 
@@ -63,7 +62,7 @@ type Options[V any] struct {
 
 // Cache is a bounded map from string to V.
 type Cache[V any] struct {
-	seed   maphash.Seed
+	hasher hasher
 	shift  uint
 	shards []shard[V]
 	size   func(*V) int
@@ -77,7 +76,7 @@ func New[V any](o Options[V]) (*Cache[V], error) {
 		return nil, err
 	}
 	c := &Cache[V]{
-		seed:   maphash.MakeSeed(),
+		hasher: newHasher(),
 		shift:  uint(64 - bits.TrailingZeros(uint(o.Shards))),
 		shards: make([]shard[V], o.Shards),
 		size:   o.Size,
@@ -116,7 +115,7 @@ func (c *Cache[V]) shard(h uint64) *shard[V] { return &c.shards[h>>c.shift] }
 
 // Get returns the value last put under key, or nil.
 func (c *Cache[V]) Get(key string) *V {
-	h := c.hash(key)
+	h := c.hasher.hash(key)
 	n, p := c.shards[h>>c.shift].index.Load().find(h, key)
 	if p == nil {
 		c.misses.add()
@@ -135,13 +134,11 @@ func (n *node[V]) used() {
 	}
 }
 
-func (c *Cache[V]) hash(key string) uint64 { return maphash.String(c.seed, key) | first }
-
 // Put stores v, which must not be nil and not be changed any more, under key and reports
 // whether it was stored: it is not when it exceeds a shard's share of the byte bound, and
 // then an older value of key is gone as well.
 func (c *Cache[V]) Put(key string, v *V) bool {
-	h := c.hash(key)
+	h := c.hasher.hash(key)
 	return c.shard(h).put(h, key, v, c.charge(key, v))
 }
 
@@ -156,7 +153,7 @@ func (c *Cache[V]) charge(key string, v *V) int64 {
 
 // Remove forgets key and reports whether it was stored.
 func (c *Cache[V]) Remove(key string) bool {
-	h := c.hash(key)
+	h := c.hasher.hash(key)
 	return c.shard(h).remove(h, key)
 }
 

@@ -84,7 +84,7 @@ func TestUsesAreRounds(t *testing.T) {
 			cache.Put(key, new(int))
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			if n, _ := s.index.Load().find(cache.hash(key), key); !n.frequent {
+			if n, _ := s.index.Load().find(cache.hasher.hash(key), key); !n.frequent {
 				n.uses.Store(1)
 				s.promote(n) // as if it had been asked for
 				n.uses.Store(0)
@@ -99,7 +99,7 @@ func TestUsesAreRounds(t *testing.T) {
 		for i := 0; ; i++ {
 			put(fmt.Sprint("new", i))
 			s.mu.Lock()
-			n, _ := s.index.Load().find(cache.hash("kept"), "kept") // not Get, which uses it
+			n, _ := s.index.Load().find(cache.hasher.hash("kept"), "kept") // not Get, which uses it
 			s.mu.Unlock()
 			if n == nil {
 				break
