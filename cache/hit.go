@@ -5,7 +5,6 @@ import (
 	"sync"
 	"time"
 
-
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/cache/node"

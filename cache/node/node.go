@@ -44,7 +44,8 @@
 //
 // # Limits
 //
-// Values above shm.MaxValueBytes are not kept: every read of one asks the origin.
+// Variables above shm.MaxValueBytes (1 MiB with version and metadata) are not kept: every
+// read of one asks the origin.
 // Fetches, waiting readers, attached sidecars and remembered touches are bounded by
 // Options and constants; beyond them callers get kind Exhausted. Beside the table the agent
 // keeps about 70 bytes of heap for a key it holds and 140 for a session.

@@ -42,7 +42,7 @@ func BenchmarkGet(b *testing.B) {
 	for _, c := range []struct {
 		keys, value int
 		bytes       int64
-	}{{1024, 200, 4 << 20}, {1024, 4096, 16 << 20}, {1_000_000, 200, 280 << 20}} {
+	}{{1024, 200, 4 << 20}, {1024, 4096, 16 << 20}, {64, MaxValueBytes, 128 << 20}, {1_000_000, 200, 280 << 20}} {
 		b.Run(fmt.Sprintf("keys=%d/value=%d", c.keys, c.value), func(b *testing.B) {
 			w, r, names := benchTable(b, c.keys, c.value, Options{Bytes: c.bytes})
 			buf := make([]byte, 0, c.value)

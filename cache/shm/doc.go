@@ -33,10 +33,11 @@
 //     reported by Writer.Touch survive up to three laps of the arena per report run.
 //   - A Get is bounded: at most 64 slots of 32 bytes are probed, and a slot that keeps
 //     changing is retried 64 times before the read gives up, is counted and says Absent.
-//   - A Put is bounded: it moves at most 16 times its own size of older records.
+//   - A Put is bounded: it moves at most 16 times its own size of older records, which for
+//     the largest value is 16 MiB of memory traffic.
 //
-// Limits: keys of 1 to MaxKeyBytes bytes, values up to MaxValueBytes (and a quarter of
-// the arena). A value above the limit is refused with kind Exhausted and whatever the
+// Limits: keys of 1 to MaxKeyBytes bytes, values up to MaxValueBytes, one byte less than
+// 1 MiB (and a quarter of the arena: the default of 64 MiB holds any). A value above the limit is refused with kind Exhausted and whatever the
 // table held for that key is removed, so that a too large new value can never leave an
 // older one in place.
 //

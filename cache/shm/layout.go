@@ -14,7 +14,7 @@ import (
 // Limits of one entry.
 const (
 	MaxKeyBytes   = 4095
-	MaxValueBytes = 64 << 10
+	MaxValueBytes = 1<<20 - 1 // what the record header has bits for
 )
 
 // State says what the table knows about a key.

@@ -177,7 +177,8 @@ func TestAgainstModel(t *testing.T) {
 		{"roomy", Options{Bytes: 1 << 20, Slots: 4096, Heap: true}, 500, 300},
 		{"arena pressure", Options{Bytes: 16 << 10, Slots: 1024, Heap: true}, 300, 200},
 		{"index pressure", Options{Bytes: 1 << 20, Slots: 128, Heap: true}, 400, 40},
-		{"large values", Options{Bytes: 1 << 20, Slots: 128, Heap: true}, 60, MaxValueBytes},
+		{"large values", Options{Bytes: 1 << 20, Slots: 128, Heap: true}, 60, 64 << 10},
+		{"largest values", Options{Bytes: 8 << 20, Slots: 128, Heap: true}, 12, MaxValueBytes},
 		{"mapped", Options{Bytes: 64 << 10, Slots: 256}, 300, 300},
 	}
 	for _, c := range sizes {
@@ -189,6 +190,9 @@ func TestAgainstModel(t *testing.T) {
 				steps := 6000
 				if raceEnabled {
 					steps = 400 // one goroutine: nothing to race
+				}
+				if c.maxLen == MaxValueBytes {
+					steps /= 10 // of half a megabyte each
 				}
 				for step := range steps {
 					o.step(rnd, c.keys, c.maxLen)

@@ -118,7 +118,7 @@ func TestLimits(t *testing.T) {
 			t.Errorf("%+v: %v, want kind invalid", o, err)
 		}
 	}
-	w := mustCreate(t, Options{Heap: true, Bytes: 1 << 20})
+	w := mustCreate(t, Options{Heap: true, Bytes: 8 << 20})
 	r := w.Reader()
 	for _, c := range []struct {
 		key   string
