@@ -258,13 +258,18 @@ const minCPU = 0.1
 // set-up of the connections and the last answers included. On a machine so busy that
 // the server hardly got to run, the load is repeated up to three times.
 func (e *env) loaded(ctx context.Context, cpus string, run *running, spec loadSpec) (map[string]float64, error) {
+	return e.measured(ctx, run, func(ctx context.Context) (loadReport, error) { return e.load(ctx, cpus, spec) })
+}
+
+// measured is loaded for any generator.
+func (e *env) measured(ctx context.Context, run *running, load func(context.Context) (loadReport, error)) (map[string]float64, error) {
 	before, err := run.cpu()
 	if err != nil {
 		return nil, err
 	}
 	used, total, requests, rep := make([]float64, len(before)), 0.0, 0, loadReport{}
 	for range 3 {
-		if rep, err = e.load(ctx, cpus, spec); err != nil {
+		if rep, err = load(ctx); err != nil {
 			return nil, err
 		}
 		after, err := run.cpu()

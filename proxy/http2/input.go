@@ -96,6 +96,15 @@ func (c *conn) noteReset(id uint32) {
 	c.recentAt++
 }
 
+// forgetReset is for a stream the peer has reset too: nothing may come after that.
+func (c *conn) forgetReset(id uint32) {
+	for i, r := range c.recent {
+		if r == id {
+			c.recent[i] = 0
+		}
+	}
+}
+
 func (c *conn) wasReset(id uint32) bool {
 	for _, r := range c.recent {
 		if r == id {
@@ -316,6 +325,7 @@ func (c *conn) resetFrame(f frameHead, p []byte) error {
 	case f.stream == 0 || c.idle(f.stream) && !(c.going && f.stream%2 == 1):
 		return connError{codeProtocol, "RST_STREAM of an idle stream"}
 	}
+	c.forgetReset(f.stream)
 	if st := c.streams[f.stream]; st != nil {
 		st.remoteClosed = true
 		c.close(st)

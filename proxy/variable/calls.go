@@ -101,7 +101,7 @@ func (c *Calls) Class(h *http2.Head) int {
 			return 0
 		case f.Name == "grpc-encoding" && f.Value != "identity", f.Name == "grpc-timeout" && !isTimeout(f.Value):
 			return 0
-		case strings.HasSuffix(f.Name, "-bin"), f.Name == "content-length":
+		case strings.HasSuffix(f.Name, "-bin"):
 			return 0 // to be looked at, which the slow path does
 		}
 	}

@@ -33,6 +33,15 @@ func HTTP(h http.Handler) error {
 	return s.Serve(l)
 }
 
+// Server serves with whatever takes a listener, until the process is killed.
+func Server(serve func(net.Listener) error) error {
+	l, err := listen()
+	if err != nil {
+		return err
+	}
+	return serve(l)
+}
+
 // Fast serves h with fasthttp until the process is killed, with the settings its
 // documentation recommends for throughput.
 func Fast(h fasthttp.RequestHandler) error {
