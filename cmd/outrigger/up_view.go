@@ -61,9 +61,9 @@ func (v *view) update(p picture) {
 		return
 	}
 	phase, evidence := phaseOf(p)
-	fmt.Fprintf(v.err, "%6s  calls %d (%s)  failed %d  p50 %.0f ms p99 %.0f ms  reads %d (%s)  lag p50 %.2f ms  %s %s\n",
+	fmt.Fprintf(v.err, "%6s  calls %d (%s)  failed %d  p50 %.0f ms p99 %.0f ms  reads %d (%s)  lag p50 %.2f ms p99 %.2f ms  %s %s\n",
 		p.Elapsed.Round(time.Second), p.Calls, shares(p.Split), p.Failed, p.P50, p.P99, p.Reads, shares(p.Hits),
-		p.Mesh.GetCache().GetInvalidationLagP50Ms(), phase, evidence)
+		p.Mesh.GetCache().GetInvalidationLagP50Ms(), p.Mesh.GetCache().GetInvalidationLagP99Ms(), phase, evidence)
 }
 
 // shares prints counts as percentages, sorted by name.
