@@ -288,8 +288,9 @@ func (s *Store) Stats() Stats {
 	return st
 }
 
-// maxEncoders bounds Options.Encoders: each takes room in every entry.
-const maxEncoders = 2
+// maxEncoders bounds Options.Encoders: each takes room in every entry. A sidecar has three
+// forms: HTTP, the bridge and our own service.
+const maxEncoders = 3
 
 // entry is one variable, or the knowledge that there is none, in the process tier. It is
 // immutable. What Hit reads comes first, so that it lies on as few cache lines as can be.
