@@ -47,6 +47,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/proxy/http2"
 	"github.com/outrigger-mesh/outrigger/proxy/inference"
 	"github.com/outrigger-mesh/outrigger/proxy/intercept"
+	"github.com/outrigger-mesh/outrigger/proxy/intercept/redirect"
 	"github.com/outrigger-mesh/outrigger/proxy/loop"
 	"github.com/outrigger-mesh/outrigger/proxy/upstream"
 	"github.com/outrigger-mesh/outrigger/proxy/variable"
@@ -80,6 +81,8 @@ type Options struct {
 	UpstreamTCP string
 	// Own are the sidecar's own listeners, which are never dialled.
 	Own []netip.AddrPort
+	// Intercept takes the connections that `outrigger init` redirects; nil = none.
+	Intercept *Interception
 	// Dial replaces the network, for tests; nil = TCP.
 	Dial upstream.DialFunc
 
@@ -99,7 +102,9 @@ type Sidecar struct {
 	grpc      *grpc.Server // a handler below http2
 	http2     *http2.Server
 	door      *intercept.Door
-	loop      *loop.Server // of listeners that have descriptors; the door serves the others
+	redirect  *redirect.Server // nil without Intercept
+	routed    *http.Server     // of HTTP/1 at intercepted destinations
+	loop      *loop.Server     // of listeners that have descriptors; the door serves the others
 	counters  *variable.Counters
 	touches   *touches
 	reported  hits             // what earlier deltas said; owned by collect
@@ -134,8 +139,9 @@ func New(o Options) (*Sidecar, error) {
 		others = upstream.NewForwarder(upstream.ForwarderOptions{Transport: s.transport, Base: o.UpstreamHTTP, Logger: o.Logger})
 	}
 	var err error
+	pass, passes := s.passthrough(others)
 	if s.inference, err = inference.New(inference.Options{Policy: o.Policy, Region: o.Node.Region, Order: orderByRegion,
-		Transport: s.transport, Passthrough: others, Logger: o.Logger, Meter: o.Meter}); err != nil {
+		Transport: s.transport, Passthrough: pass, Passes: passes, Logger: o.Logger, Meter: o.Meter}); err != nil {
 		return nil, err
 	}
 	vo := variable.Options{Reader: o.Reader, Authority: o.Authority, AutoCreateSessions: o.AutoCreateSessions,
@@ -144,12 +150,15 @@ func New(o Options) (*Sidecar, error) {
 		vo.Tokens = variable.NewTokens(variable.TokenOptions{Logger: o.Logger})
 	}
 	s.wireGRPC(vo)
-	s.wireHTTP(vo, others)
+	s.wireHTTP(vo, pass)
 	if s.http2, err = s.newHTTP2(); err != nil {
 		return nil, err
 	}
 	s.door = intercept.New(intercept.Options{Logger: o.Logger, Refused: s.passTCP})
 	if s.loop, err = s.newLoop(); err != nil {
+		return nil, err
+	}
+	if err := s.wireIntercept(); err != nil {
 		return nil, err
 	}
 	if o.Reports != nil {
@@ -164,8 +173,12 @@ func New(o Options) (*Sidecar, error) {
 // addresses, so there is nothing to guard.
 func (s *Sidecar) wireUpstream() {
 	if s.opts.Dial == nil {
-		s.guard = upstream.NewGuard(upstream.GuardOptions{Own: s.opts.Own, Allow: []upstream.Rule{
-			{Prefix: netip.MustParsePrefix("127.0.0.0/8")}, {Prefix: netip.MustParsePrefix("::1/128")}}})
+		o := upstream.GuardOptions{Own: s.opts.Own, Allow: []upstream.Rule{
+			{Prefix: netip.MustParsePrefix("127.0.0.0/8")}, {Prefix: netip.MustParsePrefix("::1/128")}}}
+		if i := s.opts.Intercept; i != nil {
+			o.Sockets, o.Mark = i.Sockets, i.Mark
+		}
+		s.guard = upstream.NewGuard(o)
 	}
 	s.transport = upstream.NewTransport(upstream.TransportOptions{Dial: s.opts.Dial, Guard: s.guard})
 }
@@ -266,6 +279,9 @@ func (s *Sidecar) Handler() http.Handler {
 			"inference": s.inference.LocalStats(),
 			"variables": map[string]uint64{"process": s.counters.Process.Load(), "node": s.counters.Node.Load(),
 				"origin": s.counters.Origin.Load(), "stale": s.counters.Stale.Load(), "errors": s.counters.Errors.Load()},
+		}
+		if s.redirect != nil {
+			body["intercept"] = s.redirect.Counts()
 		}
 		if err := json.NewEncoder(w).Encode(body); err != nil {
 			s.opts.Logger.Debug("stats answer", "error", err)

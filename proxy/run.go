@@ -32,6 +32,7 @@ func (s *Sidecar) Run(ctx context.Context, l net.Listener) error {
 		g.Go(func() error { return ended(gctx, s.http.Serve(s.door.HTTP1())) })
 	}
 	g.Go(func() error { return ended(gctx, s.http2.Run(gctx, s.door.HTTP2())) })
+	s.runIntercept(gctx, g)
 	g.Go(func() error {
 		<-gctx.Done()
 		s.drain()
@@ -76,12 +77,18 @@ func (s *Sidecar) drain() {
 		s.http1.wait()
 	})
 	all.Go(s.tunnels.wait)
+	if s.routed != nil {
+		all.Go(func() { _ = s.routed.Shutdown(grace) }) // as above
+	}
 	over := context.AfterFunc(grace, func() {
 		s.opts.Logger.Warn("calls in flight are cut at the end of the grace", "grace", s.opts.Grace,
 			"http", s.http1.count(), "tunnels", s.tunnels.count())
 		s.cut()
 		// It fails only where a connection is broken already.
 		_ = s.http.Close()
+		if s.routed != nil {
+			_ = s.routed.Close()
+		}
 	})
 	all.Wait()
 	over()

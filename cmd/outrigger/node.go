@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -90,10 +91,14 @@ func (n *nodeFlags) validate() error {
 
 // dialMesh opens a connection to another part of the mesh; it connects when used.
 func (p *process) dialMesh(target string) (*grpc.ClientConn, error) {
-	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()), p.tel.GRPCClient(),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)),
+	o := []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials()), p.tel.GRPCClient(),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64 << 20)),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: quickBackoff, MinConnectTimeout: 2 * time.Second}),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}))
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true})}
+	if p.dialTCP != nil && !strings.HasPrefix(target, "unix:") {
+		o = append(o, grpc.WithContextDialer(p.dialTCP))
+	}
+	conn, err := grpc.NewClient(target, o...)
 	if err != nil {
 		return nil, configError{fmt.Errorf("%s: %w", target, err)}
 	}

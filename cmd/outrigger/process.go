@@ -44,6 +44,9 @@ type process struct {
 	ctx   context.Context // ends when the process must stop
 	ready atomic.Bool
 	bound map[string]string // listener name → address
+
+	// dialTCP opens connections to the mesh; nil = grpc's own way.
+	dialTCP func(ctx context.Context, address string) (net.Conn, error)
 }
 
 func (g *globals) start(cmd *cobra.Command, name, node, region string) (*process, error) {

@@ -45,14 +45,17 @@ type sidecarFlags struct {
 	grace                                                 time.Duration
 	tokenKeyFile                                          string
 	labels                                                map[string]string
+
+	intercept interceptFlags
 }
 
 func sidecarCommand(g *globals) *cobra.Command {
 	s := &sidecarFlags{}
 	cmd := &cobra.Command{Use: "sidecar", Short: "Run a pod's sidecar", Args: exactArgs(),
 		Long: `Sidecar serves one pod's variable and model calls. Point the application at it with
-OPENAI_BASE_URL=http://<listen>/v1 and its variable server address, or let it listen on
-the port the application dials anyway.`}
+OPENAI_BASE_URL=http://<listen>/v1 and its variable server address, let it listen on
+the port the application dials anyway, or have "outrigger init" redirect the pod's
+connections to --intercept-outbound.`}
 	f := cmd.Flags()
 	f.StringVar(&s.listen, "listen", "127.0.0.1:50051", "where the application connects: HTTP/1 and gRPC on one port")
 	f.StringVar(&s.http, "http", "127.0.0.1:0", "/metrics, /healthz, /readyz, /stats")
@@ -71,6 +74,7 @@ the port the application dials anyway.`}
 	f.Int64Var(&s.processBytes, "process-bytes", 32<<20, "size of the process tier")
 	f.StringVar(&s.tokenKeyFile, "token-key-file", "", tokenKeyUsage)
 	f.DurationVar(&s.grace, "grace", 10*time.Second, "limit for requests in flight at the end")
+	s.intercept.flags(f)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := g.configure(cmd, "sidecar"); err != nil {
 			return err
@@ -104,7 +108,7 @@ func (s *sidecarFlags) validate() error {
 	if s.processBytes < 1<<20 {
 		return fmt.Errorf("--process-bytes is %d; give at least 1 MiB", s.processBytes)
 	}
-	return nil
+	return s.intercept.validate()
 }
 
 func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
@@ -127,6 +131,11 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 	if err != nil {
 		return err
 	}
+	taken, own, err := s.intercept.listen(p)
+	if err != nil {
+		return err
+	}
+	own = append(own, ownListeners(al, hl)...)
 	control, err := p.dialMesh(s.control)
 	if err != nil {
 		return err
@@ -154,7 +163,7 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 		return err
 	}
 	o := proxy.Options{Node: self, Reader: store, Hits: store, Authority: store.Variables(), Policy: policySource(ads), Reports: control, Tokens: tokens,
-		AutoCreateSessions: s.autoSessions, UpstreamTCP: s.upstreamTCP, Own: ownListeners(al, hl),
+		AutoCreateSessions: s.autoSessions, UpstreamTCP: s.upstreamTCP, Own: own, Intercept: taken,
 		Grace: s.grace, Start: start, Logger: p.log, Meter: p.tel.Meter("proxy")}
 	if p.tel.Tracing() {
 		o.Tracing = &proxy.Tracing{Tracer: p.tel.Tracer.Tracer("proxy"), Propagator: p.tel.Propagator}

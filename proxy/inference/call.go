@@ -80,7 +80,7 @@ func (c *call) serveInference() {
 			message: "the request passed " + strconv.Itoa(upstream.MaxHops) + " sidecars; an endpoint of the policy leads back here"})
 		return
 	}
-	if c.h.o.Policy == nil && c.h.o.Passthrough != nil {
+	if c.h.o.Policy == nil && c.passes() {
 		c.passThrough(nil)
 		return
 	}
@@ -205,7 +205,7 @@ func (c *call) route() bool {
 	}
 	name, ok := c.modelName()
 	if !ok {
-		if c.h.o.Passthrough != nil {
+		if c.passes() {
 			c.passThrough(c.body)
 			return false
 		}
@@ -215,7 +215,7 @@ func (c *call) route() bool {
 	}
 	m := c.policy.Model(name)
 	if m == nil {
-		if c.h.o.Passthrough != nil {
+		if c.passes() {
 			c.passThrough(c.body)
 			return false
 		}
@@ -239,6 +239,11 @@ func modelNotFound(name string) apiError {
 	}
 	return apiError{status: http.StatusNotFound, kind: invalidRequest, code: "model_not_found", param: "model", retry: retryNo,
 		message: "the model `" + name + "` does not exist in the routing policy"}
+}
+
+// passes reports whether the request may be handed on.
+func (c *call) passes() bool {
+	return c.h.o.Passthrough != nil && (c.h.o.Passes == nil || c.h.o.Passes(c.r))
 }
 
 // passThrough hands the request on as it came; body is what was read of it, nil if

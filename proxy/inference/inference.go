@@ -103,6 +103,8 @@ type Options struct {
 	// DefaultModel is the model of requests that name none; "" = such requests go to
 	// Passthrough or are refused.
 	DefaultModel string
+	// Passes reports whether Passthrough takes a request; nil = every one.
+	Passes func(*http.Request) bool
 	// Now is the clock; nil = time.Now.
 	Now func() time.Time
 	// Logger gets breaker transitions and refused stream events; nil discards.
@@ -211,7 +213,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		c.serveServer()
 		return
 	}
-	if h.o.Passthrough != nil {
+	if c.passes() {
 		c.passThrough(nil)
 		return
 	}

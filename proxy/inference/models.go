@@ -25,7 +25,7 @@ func (c *call) serveModels() {
 		c.refuse(apiError{status: http.StatusMethodNotAllowed, kind: invalidRequest, code: "method_not_allowed", message: c.r.URL.Path + " takes GET"})
 		return
 	}
-	if c.h.o.Policy == nil && c.h.o.Passthrough != nil {
+	if c.h.o.Policy == nil && c.passes() {
 		c.passThrough(nil)
 		return
 	}
@@ -49,7 +49,7 @@ func (c *call) serveModels() {
 		c.writeJSON(newModelObject(m.Name))
 		return
 	}
-	if c.h.o.Passthrough != nil {
+	if c.passes() {
 		c.passThrough(nil)
 		return
 	}

@@ -25,7 +25,7 @@ func (c *call) serveServer() {
 		c.refuse(apiError{status: http.StatusMethodNotAllowed, code: "method_not_allowed", message: c.r.URL.Path + " takes GET"})
 		return
 	}
-	if c.h.o.Policy == nil && c.h.o.Passthrough != nil {
+	if c.h.o.Policy == nil && c.passes() {
 		c.passThrough(nil)
 		return
 	}

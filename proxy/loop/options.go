@@ -65,6 +65,19 @@ type Server struct {
 	identity *http.Server
 
 	draining atomic.Bool
+	adopter  atomic.Pointer[func(*net.TCPConn) error] // while Run runs
+}
+
+// Adopt serves a connection that somebody else has accepted, and nothing has read from,
+// as one of Run's own: by the loops, counted against MaxConns. c is taken over whatever
+// the result. Errors: Unavailable outside Run and where there are no loops, Exhausted at
+// a limit.
+func (s *Server) Adopt(c *net.TCPConn) error {
+	if adopt := s.adopter.Load(); adopt != nil {
+		return (*adopt)(c)
+	}
+	c.Close()
+	return outrigger.Errorf(outrigger.Unavailable, "loop: no event loop is running")
 }
 
 // stats are written by one goroutine each, except slow, and read by the meter; the

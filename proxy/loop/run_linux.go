@@ -47,6 +47,9 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 	for _, lp := range g.loops {
 		wg.Go(lp.run)
 	}
+	adopt := g.adopt
+	s.adopter.Store(&adopt)
+	defer s.adopter.Store(nil)
 	ended := make(chan struct{})
 	go func() { wg.Wait(); close(ended) }()
 	<-ctx.Done()
@@ -81,6 +84,8 @@ type group struct {
 
 	away   sync.Map // *conn → net.Conn: detached, their handler still running
 	killed atomic.Bool
+
+	adopted atomic.Uint32 // for turns
 
 	mu   sync.Mutex
 	open int // connections, accepted and not closed
@@ -120,6 +125,28 @@ func (g *group) take() bool {
 	return true
 }
 
+// adopt is Server.Adopt: the descriptor moves from the runtime's poller to a loop.
+func (g *group) adopt(c *net.TCPConn) error {
+	defer c.Close()
+	if !g.take() {
+		return outrigger.Errorf(outrigger.Exhausted, "loop: %d connections are open, the limit", g.s.o.MaxConns)
+	}
+	fd, err := listenerFD(c)
+	if err != nil {
+		g.give()
+		return err
+	}
+	lp := g.loops[g.adopted.Add(1)%uint32(len(g.loops))]
+	lp.st.accepted.Add(1)
+	if !lp.post(message{command: commandAdopt, conn: &conn{fd: fd, remote: c.RemoteAddr()}}) {
+		unix.Close(fd)
+		lp.st.closed.Add(1)
+		g.give()
+		return outrigger.Errorf(outrigger.Unavailable, "loop: the server is shutting down")
+	}
+	return nil
+}
+
 // give counts one less, and tells the acceptor if it was waiting for that.
 func (g *group) give() {
 	g.mu.Lock()
@@ -131,17 +158,17 @@ func (g *group) give() {
 	}
 }
 
-// listenerFD duplicates the listener's descriptor, so that it can be in our epoll set; the
-// original stays in the runtime's poller, unused.
+// listenerFD duplicates the descriptor of a listener or connection, so that it can be in
+// our epoll set; the original stays in the runtime's poller, unused.
 func listenerFD(l syscall.Conn) (int, error) {
 	rc, err := l.SyscallConn()
 	if err != nil {
-		return -1, outrigger.Wrap(outrigger.Internal, err, "loop: listener")
+		return -1, outrigger.Wrap(outrigger.Internal, err, "loop: descriptor")
 	}
 	fd := -1
 	cerr := rc.Control(func(p uintptr) { fd, err = unix.FcntlInt(p, unix.F_DUPFD_CLOEXEC, 0) })
 	if cerr != nil {
 		err = cerr
 	}
-	return fd, outrigger.Wrap(outrigger.Unavailable, err, "loop: duplicate the listener's descriptor")
+	return fd, outrigger.Wrap(outrigger.Unavailable, err, "loop: duplicate a descriptor")
 }

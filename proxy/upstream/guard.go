@@ -56,7 +56,8 @@ func ParseRule(s string) (Rule, error) {
 	return r, nil
 }
 
-func (r Rule) matches(d netip.AddrPort) bool {
+// Matches reports whether r names d, which must be without ::ffff: mapping.
+func (r Rule) Matches(d netip.AddrPort) bool {
 	return (r.Port == 0 || r.Port == d.Port()) && r.Prefix.Contains(d.Addr())
 }
 
@@ -75,6 +76,11 @@ type GuardOptions struct {
 	Deny []Rule
 	// AllowListed refuses everything that Allow does not name (explicit-proxy mode).
 	AllowListed bool
+	// Sockets is told of every connection GuardedDial opens; nil = nobody is.
+	Sockets *Sockets
+	// Mark is put on every socket GuardedDial opens (SO_MARK, which takes CAP_NET_ADMIN;
+	// without it dials fail); 0 = none.
+	Mark uint32
 }
 
 // Guard decides which destinations may be dialled. A nil Guard allows everything. It
@@ -162,7 +168,7 @@ func (g *Guard) Check(d netip.AddrPort) error {
 		}
 	}
 	for _, r := range g.o.Allow {
-		if r.matches(d) {
+		if r.Matches(d) {
 			return nil
 		}
 	}
@@ -170,7 +176,7 @@ func (g *Guard) Check(d netip.AddrPort) error {
 		return outrigger.Errorf(outrigger.Denied, "destination %s is not on the allow list", d)
 	}
 	for _, r := range g.o.Deny {
-		if r.matches(d) {
+		if r.Matches(d) {
 			return outrigger.Errorf(outrigger.Denied, "destination %s is denied by rule %s port %d", d, r.Prefix, r.Port)
 		}
 	}

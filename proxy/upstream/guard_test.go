@@ -115,7 +115,7 @@ func FuzzParseRule(f *testing.F) {
 	f.Add("[fd00::/8]:1")
 	f.Fuzz(func(t *testing.T, s string) {
 		r, err := ParseRule(s)
-		if err == nil && (!r.Prefix.IsValid() || !r.matches(netip.AddrPortFrom(r.Prefix.Addr(), max(r.Port, 1)))) {
+		if err == nil && (!r.Prefix.IsValid() || !r.Matches(netip.AddrPortFrom(r.Prefix.Addr(), max(r.Port, 1)))) {
 			t.Fatalf("%q gives %+v, which does not match its own address", s, r)
 		}
 	})

@@ -4,8 +4,6 @@ import (
 	"context"
 	"net"
 	"net/http"
-	"net/netip"
-	"syscall"
 	"time"
 )
 
@@ -66,15 +64,7 @@ func NewTransport(o TransportOptions) *http.Transport {
 // the call (literal addresses) and after it (the peer it reached).
 func GuardedDial(dial DialFunc, guard *Guard, timeout time.Duration) DialFunc {
 	if dial == nil {
-		d := &net.Dialer{Timeout: timeout, KeepAlive: 15 * time.Second}
-		d.ControlContext = func(_ context.Context, _, address string, _ syscall.RawConn) error {
-			to, err := netip.ParseAddrPort(address)
-			if err != nil {
-				return err
-			}
-			return guard.Check(to)
-		}
-		return d.DialContext
+		return guard.dial(timeout)
 	}
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		if err := guard.checkText(address); err != nil {
