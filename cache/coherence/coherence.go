@@ -52,6 +52,15 @@
 // may be a late answer of an older log and is asked for again; a write so acknowledged
 // cannot be asked again, so then nothing is trusted until something newer tells.
 //
+// The feed is divided by session into Shards. A node selects the shards of the sessions
+// it uses, with Subscribe and later with Select, and the origin answers from which
+// position on their changes are in the stream. Of a shard that is not selected nothing
+// is held, and of one that is only what was current at that position or later: an
+// answer that comes before is given to its readers and waits to be stored. Every frame
+// covers its whole range of positions for the selected shards, so gaps and leases are
+// what they are without shards. A stream that does not say that it is selective carries
+// everything, and what is wanted of it counts as selected where it began.
+//
 // Refill leases are the memcached leases of Nishtala et al., "Scaling Memcache at
 // Facebook" (NSDI 2013): one fetch per key, its readers wait for it. Floors replace
 // their tokens, since a position says more than "something was deleted".
@@ -98,13 +107,14 @@ type Options struct {
 	TTL         int64 // last resort: forget what was stored longer ago; 60 s, at most 24 days
 	NegativeTTL int64 // the same for "no such session", whose creation need not be a change; 1 s
 	RepairEvery int64 // one sampled comparison with the origin per this time; 0 = none
+	ShardIdle   int64 // a shard nobody asked for this long is dropped from the feed, with what is held of it; 600 s
 }
 
 const (
 	maxPending = 16   // acknowledgements that wait for the applied position
 	maxSpans   = 64   // applied spans above a gap
 	maxForeign = 8192 // keys with an acknowledged write in another region that the feed has not shown yet
-	buckets    = 4096 // shared floors, for keys and for sessions each
+	buckets    = 4096 // shared floors, for keys and for sessions (by shard) each
 	maxEvicted = 16   // keys forgotten for room for one
 	maxExpired = 8192 // keys forgotten by age in one Tick, of each kind
 )
@@ -124,6 +134,7 @@ func (o Options) withDefaults() Options {
 	def(&o.Patience, 50*ms)
 	def(&o.TTL, 60_000*ms)
 	def(&o.NegativeTTL, 1000*ms)
+	def(&o.ShardIdle, 600_000*ms)
 	defInt(&o.MaxKeys, 65536)
 	defInt(&o.MaxFlights, 1024)
 	defInt(&o.MaxWaiters, 16384)
@@ -253,6 +264,9 @@ type (
 		Stream      uint64
 		Incarnation uint64
 		From        uint64
+		// Number and Shards are the select that goes with it.
+		Number uint64
+		Shards []uint32
 	}
 	// Resubscribe: give the stream up, it shows a log that was left; connect again.
 	Resubscribe struct{ Stream uint64 }
@@ -350,4 +364,5 @@ type Stats struct {
 	Keys        int    // keys with an exact floor now
 	Flights     int    // fetches in flight now
 	Waiting     int    // readers waiting now
+	Shards      int    // shards of the feed that are selected now
 }

@@ -8,9 +8,10 @@ import (
 	"github.com/outrigger-mesh/outrigger/cache/version"
 )
 
-func (s *State) connected(in Connected) {
+func (s *State) connected(in Connected, now int64) {
 	s.stream, s.streamOf, s.streamOld, s.pending = in.Stream, 0, false, nil
-	s.emit(Subscribe{Stream: in.Stream, Incarnation: s.incarnation, From: s.applied})
+	number, shards := s.subscription(now)
+	s.emit(Subscribe{Stream: in.Stream, Incarnation: s.incarnation, From: s.applied, Number: number, Shards: shards})
 }
 
 func (s *State) frame(in Frame, now int64) {
@@ -29,6 +30,7 @@ func (s *State) frame(in Frame, now int64) {
 		return
 	}
 	s.streamOld = false
+	s.heard(f, now)
 	switch k := f.GetKind().(type) {
 	case *pb.FeedFrame_Changes:
 		s.changes(k.Changes, now)
@@ -38,6 +40,8 @@ func (s *State) frame(in Frame, now int64) {
 		// A lower position than the one applied comes from a follower that is behind:
 		// floors of this log stay where they are.
 		s.flush(k.Reset_.GetFrom())
+	case *pb.FeedFrame_Selected:
+		s.selected(k.Selected, now)
 	}
 }
 
@@ -50,6 +54,8 @@ func startOf(f *pb.FeedFrame) uint64 {
 		return k.Ack.GetHead()
 	case *pb.FeedFrame_Reset_:
 		return k.Reset_.GetFrom()
+	case *pb.FeedFrame_Selected:
+		return k.Selected.GetPosition()
 	}
 	return 0
 }

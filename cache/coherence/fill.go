@@ -9,6 +9,7 @@ import (
 const retryStep = 5_000_000
 
 func (s *State) read(in Read, now int64) {
+	s.want(in.Key, now)
 	e := s.find(in.Key)
 	if e != nil && s.current(e, now) {
 		if asOf := max(e.at, s.applied); asOf >= in.Min {
@@ -16,6 +17,9 @@ func (s *State) read(in Read, now int64) {
 			s.emit(Hit{Key: in.Key, Waiters: []Waiter{in.Waiter}, AsOf: asOf, Issued: s.provedBy(e, now)})
 			return
 		}
+	}
+	if e != nil && s.answerEarly(e, in, now) {
+		return
 	}
 	if s.wait >= s.opt.MaxWaiters {
 		s.refuse(in, "%d reads wait for the origin already, the limit is MaxWaiters; retry later", s.wait)
@@ -111,6 +115,9 @@ func (s *State) filled(in Filled, now int64) {
 	}
 	kept := s.keep(e, in.Result, in.AsOf, now)
 	s.asked.put(e, f.issued, now, s.opt.Lease)
+	if e.held() == nothing {
+		s.putAside(e, in, f.issued)
+	}
 	served, demanding := split(f.waiters, max(in.AsOf, e.at))
 	switch {
 	case len(served) == 0:
@@ -223,6 +230,7 @@ func (s *State) evicted(key outrigger.Key) {
 func (s *State) tick(now int64) {
 	s.renew(now)
 	s.closeGap(now)
+	s.tickShards(now)
 	s.expire(&s.order, s.opt.TTL, now)
 	s.expire(&s.brief, s.opt.NegativeTTL, now)
 	s.asked.expire(now, s.opt.Lease)

@@ -83,6 +83,7 @@ func (s *State) Known(key outrigger.Key) Known {
 // Step does, and how many entries were held.
 func (s *State) Drop(tenant, session string, now int64) (out []Output, dropped int) {
 	s.out = s.out[:0]
+	s.selection.early = nil
 	switch {
 	case tenant == "" && session == "":
 		s.global = max(s.global, s.seen)

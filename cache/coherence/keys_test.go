@@ -141,6 +141,8 @@ func heap() uint64 {
 // fill stores n keys by reads and the answers to them.
 func fill(t testing.TB, s *State, n int, key func(i int) outrigger.Key) {
 	v := &pb.Variable{Version: &pb.Version{Dot: &pb.Dot{Region: "eu", Incarnation: inc, Position: 1}}}
+	s.Step(Connected{Stream: 1}, 1)
+	s.Step(Frame{Stream: 1, Frame: &pb.FeedFrame{Incarnation: inc, Region: "eu", Kind: &pb.FeedFrame_Changes{Changes: &pb.Changes{Previous: 1, Through: 1}}}}, 1)
 	for i := range n {
 		k := key(i)
 		out := s.Step(Read{Key: k, Waiter: 1}, 1)
@@ -185,12 +187,12 @@ func TestBytesPerKey(t *testing.T) {
 			t.Errorf("%s: %d bytes a key, the bound is %d", c.what, per, c.bound)
 		}
 		s.Step(SessionChanged{Tenant: "default", Session: "session-00001"}, 2)
-		for _, o := range s.Step(Connected{Stream: 1}, 2) {
-			if o != (Subscribe{Stream: 1, Incarnation: inc, From: 1}) {
+		for _, o := range s.Step(Connected{Stream: 2}, 2) {
+			if sub, ok := o.(Subscribe); !ok || sub.Incarnation != inc || sub.From != 1 {
 				t.Errorf("connecting caused %s", showOne(o))
 			}
 		}
-		s.Step(Frame{Stream: 1, Frame: &pb.FeedFrame{Incarnation: inc, Region: "eu", Kind: &pb.FeedFrame_Reset_{Reset_: &pb.Reset{From: 9}}}}, 2)
+		s.Step(Frame{Stream: 2, Frame: &pb.FeedFrame{Incarnation: inc, Region: "eu", Kind: &pb.FeedFrame_Reset_{Reset_: &pb.Reset{From: 9}}}}, 2)
 		if left := heap() - before; left > fixed-before+64<<10 {
 			t.Errorf("%s: %d KiB are kept after a flush", c.what, left>>10)
 		}
@@ -256,7 +258,7 @@ func BenchmarkChange(b *testing.B) {
 		changes[i] = &pb.Change{Key: k, Variable: &pb.Variable{Key: k, Version: versionIn("eu", inc, 2)}, Version: versionIn("eu", inc, 2)}
 	}
 	fill(b, s, n, func(i int) outrigger.Key { return keyOf(changes[i].Key) })
-	s.Step(Connected{Stream: 1}, 2)
+	s.Step(Connected{Stream: 2}, 2)
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
 		c := changes[i*7919%n]

@@ -123,6 +123,8 @@ func (t *simTally) add(o *simTally) {
 	add(&t.unknown, o.unknown)
 	add(&t.repeated, o.repeated)
 	add(&t.sessions, o.sessions)
+	add(&t.selects, o.selects)
+	add(&t.unselected, o.unselected)
 	add(&t.restores, o.restores)
 	add(&t.restarts, o.restarts)
 	add(&t.agentCrashes, o.agentCrashes)
@@ -142,6 +144,7 @@ func (t *simTally) busy(test *testing.T) {
 		"process hits": t.processHits, "table hits": t.tableHits, "hits without a lease": t.unleased, "fetched answers": t.fetched, "strong reads": t.strong,
 		"bounded reads": t.bounded, "marked answers": t.stale, "failed reads": t.failed, "roaming reads": t.roamed,
 		"acknowledged writes": t.acked, "unknown outcomes": t.unknown, "repeated writes": t.repeated, "session changes": t.sessions,
+		"shards selected": t.selects, "shards given up": t.unselected,
 		"restores": t.restores, "restarts": t.restarts, "agent crashes": t.agentCrashes, "process crashes": t.processCrashes,
 		"pauses": t.pauses, "clock jumps": t.jumps, "cuts": t.cuts,
 		"joined readers": int(p.Joined), "refused fills": int(p.Refused), "gaps": int(p.Gaps), "flushes": int(p.Flushes),

@@ -6,6 +6,9 @@ func newRoamer(w *simWorld, number int) {
 	scope := &simScope{}
 	var era, position uint64
 	learn := func(e, at uint64) {
+		if at == 0 {
+			return // a write that changed nothing is at no position
+		}
 		if e > era {
 			era, position = e, 0
 		}

@@ -224,6 +224,10 @@ func (n *simNode) carry(in Input, o Output) {
 	switch o := o.(type) {
 	case Subscribe:
 		n.w.origin.serve(&n.link, func() { n.w.origin.subscribe(n, o) })
+	case Select:
+		n.w.tally.selects += len(o.Add)
+		n.w.tally.unselected += len(o.Remove)
+		n.w.origin.serve(&n.link, func() { n.w.origin.choose(n, o) })
 	case Resubscribe:
 		n.connect()
 	case Install:

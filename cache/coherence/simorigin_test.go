@@ -175,7 +175,17 @@ func (e *simEra) add(r simRecord) {
 }
 
 // simSub is the origin's end of one feed stream.
-type simSub struct{ stream, sent uint64 }
+type simSub struct {
+	stream, sent uint64
+	selective    bool
+	number       uint64 // of the last select taken
+	shards       map[uint32]bool
+}
+
+// concerns reports whether a change goes into the stream.
+func (s *simSub) concerns(c *pb.Change) bool {
+	return !s.selective || s.shards[uint32(ShardOf(c.GetKey().GetTenant(), c.GetKey().GetSession()))]
+}
 
 // simOrigin is the authority and its replicas.
 type simOrigin struct {
@@ -185,10 +195,12 @@ type simOrigin struct {
 	down int64
 	kept uint64 // changes above it are kept for the feed
 	subs []simSub
+	// opened are the streams that were ever opened: one that broke does not come back.
+	opened []uint64
 }
 
 func newOrigin(w *simWorld) *simOrigin {
-	o := &simOrigin{w: w, subs: make([]simSub, w.simSetup.nodes)}
+	o := &simOrigin{w: w, subs: make([]simSub, w.simSetup.nodes), opened: make([]uint64, w.simSetup.nodes)}
 	first := o.open(nil)
 	for k := range simKeys {
 		if k%simPerSession == 0 {
@@ -323,7 +335,12 @@ func (o *simOrigin) feed(n *simNode) {
 	}
 	c := &pb.Changes{Previous: sub.sent, Through: e.head()}
 	for p := sub.sent + 1; p <= e.head(); p++ {
-		c.Changes = append(c.Changes, e.change(p))
+		if x := e.change(p); sub.concerns(x) {
+			c.Changes = append(c.Changes, x)
+		}
+	}
+	if len(c.Changes) == 0 && o.w.r.IntN(2) == 0 {
+		return // nothing for this node: it hears of it before a heartbeat's answer
 	}
 	sub.sent = e.head()
 	o.push(n, sub.stream, &pb.FeedFrame{Kind: &pb.FeedFrame_Changes{Changes: c}})
@@ -335,23 +352,51 @@ func (o *simOrigin) reset(n *simNode, sub *simSub) {
 }
 
 func (o *simOrigin) push(n *simNode, stream uint64, f *pb.FeedFrame) {
-	f.Incarnation, f.Region = o.now.incarnation(), "eu"
+	f.Incarnation, f.Region, f.Selective = o.now.incarnation(), "eu", o.subs[n.number].selective
 	n.receive(func() { n.frame(stream, f) })
 }
 
 // subscribe is the origin's side of a new stream.
 func (o *simOrigin) subscribe(n *simNode, s Subscribe) {
 	sub := &o.subs[n.number]
-	if sub.stream >= s.Stream {
+	if o.opened[n.number] >= s.Stream {
 		return // a copy, or late
 	}
-	*sub = simSub{stream: s.Stream, sent: s.From}
+	o.opened[n.number] = s.Stream
+	*sub = simSub{stream: s.Stream, sent: s.From, selective: !o.w.whole, number: s.Number, shards: map[uint32]bool{}}
+	for _, x := range s.Shards {
+		sub.shards[x] = true
+	}
 	if s.Incarnation != o.now.incarnation() || s.From > o.now.head() || s.From < o.kept {
 		o.reset(n, sub)
+		o.selected(n, sub)
 		return
 	}
+	o.selected(n, sub)
 	o.push(n, s.Stream, &pb.FeedFrame{Kind: &pb.FeedFrame_Changes{Changes: &pb.Changes{Previous: s.From, Through: s.From}}})
 	o.feed(n)
+}
+
+// choose takes a select, and ignores those that are overtaken.
+func (o *simOrigin) choose(n *simNode, s Select) {
+	sub := &o.subs[n.number]
+	if sub.stream != s.Stream || s.Number <= sub.number {
+		return
+	}
+	sub.number = s.Number
+	for _, x := range s.Remove {
+		delete(sub.shards, x)
+	}
+	for _, x := range s.Add {
+		sub.shards[x] = true
+	}
+	o.selected(n, sub)
+}
+
+func (o *simOrigin) selected(n *simNode, sub *simSub) {
+	if sub.selective {
+		o.push(n, sub.stream, &pb.FeedFrame{Kind: &pb.FeedFrame_Selected{Selected: &pb.Selected{Number: sub.number, Position: sub.sent}}})
+	}
 }
 
 func (o *simOrigin) heartbeat(n *simNode, stream uint64, sent uint64) {

@@ -134,6 +134,30 @@ var simRules = []simRule{
 		}
 		return step(in, now)
 	}},
+	{name: "hold only what is selected", step: func(s *State, in Input, now int64, step stepper) []Output {
+		for x := range s.selection.state {
+			if s.selection.state[x] == pending {
+				s.selection.state[x] = active
+			}
+		}
+		return step(in, now)
+	}},
+	{name: "hold only from the position selected", step: func(s *State, in Input, now int64, step stepper) []Output {
+		clear(s.selection.floor[:])
+		return step(in, now)
+	}},
+	{name: "what leaves the selection leaves the table", step: func(s *State, in Input, now int64, step stepper) []Output {
+		if _, ok := in.(Tick); ok {
+			idle := s.opt.ShardIdle
+			for x, st := range s.selection.state {
+				if st == active && now-s.selection.used[x] >= idle {
+					s.selection.state[x] = inactive
+					s.selection.unwanted = append(s.selection.unwanted, uint32(x))
+				}
+			}
+		}
+		return step(in, now)
+	}, focus: func(s *simSetup) { s.options.ShardIdle, s.whole = 100*simMs, false }},
 	{name: "strong reads are answered by the authority"},
 	{name: "idempotency keys"},
 	{name: "stamps of process copies"},

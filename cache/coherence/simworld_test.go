@@ -63,6 +63,7 @@ type simSetup struct {
 	options                   Options
 	ring                      uint64 // changes the authority keeps for the feed
 	ride                      int    // per cent of the changes that carry their value
+	whole                     bool   // the authority does not know shards
 }
 
 func setup(r *rand.Rand) simSetup {
@@ -89,6 +90,10 @@ func setup(r *rand.Rand) simSetup {
 	}
 	if r.IntN(2) == 0 {
 		s.options.RepairEvery = 70 * simMs
+	}
+	s.whole = r.IntN(6) == 0
+	if r.IntN(2) == 0 {
+		s.options.ShardIdle = (60 + r.Int64N(200)) * simMs
 	}
 	return s
 }
@@ -157,6 +162,7 @@ type simWorld struct {
 type simTally struct {
 	reads, processHits, tableHits, unleased, fetched, strong, bounded, stale, failed, roamed int
 	writes, acked, unknown, repeated, sessions                                               int
+	selects, unselected                                                                      int
 	restores, restarts, agentCrashes, processCrashes, pauses, jumps, cuts                    int
 	protocol                                                                                 Stats
 	checked, events                                                                          int

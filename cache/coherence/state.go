@@ -13,6 +13,7 @@ type State struct {
 	region      string
 	incarnation uint64
 	adopted     uint64 // ordinal when incarnation was adopted; later evidence is newer
+	doubtful    Head   // evidence of a log that could not be placed when it came
 	former      Head   // the log followed before, and the highest position heard of in it
 	applied     uint64 // every change up to here was applied, or nothing it concerns is held
 	seen        uint64 // highest position heard of in any way
@@ -44,6 +45,8 @@ type State struct {
 	voidedAt int64
 
 	stored bool // something was installed since the last flush
+
+	selection selection // of the feed's shards
 
 	out   []Output
 	stats Stats
@@ -104,7 +107,7 @@ func (s *State) Step(in Input, now int64) []Output {
 	s.out = s.out[:0]
 	switch in := in.(type) {
 	case Connected:
-		s.connected(in)
+		s.connected(in, now)
 	case Lost:
 		if in.Stream == s.stream {
 			s.stream, s.pending = 0, nil
@@ -139,6 +142,7 @@ func (s *State) Step(in Input, now int64) []Output {
 	if len(s.parked) > 0 {
 		s.unpark(now)
 	}
+	s.selectMore(now)
 	s.report()
 	return s.out
 }
@@ -158,7 +162,7 @@ func (s *State) Position() (region string, incarnation, applied uint64) {
 // Stats returns the counters.
 func (s *State) Stats() Stats {
 	st := s.stats
-	st.Keys, st.Flights, st.Waiting = s.count, len(s.flights), s.wait
+	st.Keys, st.Flights, st.Waiting, st.Shards = s.count, len(s.flights), s.wait, s.selection.active
 	return st
 }
 
@@ -197,8 +201,13 @@ func (s *State) adopt(region string, incarnation, position uint64, later bool) (
 
 // distrust gives up what is known of the log because evidence came up that it was
 // replaced, or replaced another; evidence too old to tell which. Whatever is asked from
-// now on will tell.
-func (s *State) distrust() {
+// now on will tell. The evidence was shown to somebody: if its log proves to be the one,
+// nothing older may follow.
+func (s *State) distrust(dot outrigger.Dot) {
+	if s.doubtful.Incarnation != dot.Incarnation {
+		s.doubtful = Head{Incarnation: dot.Incarnation}
+	}
+	s.doubtful.Position = max(s.doubtful.Position, dot.Position)
 	s.follow(0, 0)
 	if s.stream != 0 {
 		s.emit(Resubscribe{Stream: s.stream})
@@ -223,6 +232,9 @@ func (s *State) follow(incarnation, position uint64) {
 	s.global, s.seen, s.applied = 0, 0, 0
 	if incarnation == s.former.Incarnation {
 		s.seen = s.former.Position // it was doubted and proved right: nothing older than was shown
+	}
+	if incarnation != 0 && incarnation == s.doubtful.Incarnation {
+		s.seen = max(s.seen, s.doubtful.Position)
 	}
 	for _, f := range s.flights {
 		f.clearMinimums() // they were positions of the other log
@@ -250,6 +262,7 @@ func (s *State) flush(position uint64) {
 	s.global = max(s.global, s.seen)
 	s.spans, s.pending, s.gap = nil, nil, rangeFetch{}
 	s.asked = answers{}
+	s.flushShards()
 	if len(s.flights) == 0 {
 		s.clear()
 		return
@@ -292,6 +305,7 @@ func hash(h uint64, part string) uint64 {
 
 // track returns the key's entry, making room for it if it is new.
 func (s *State) track(key outrigger.Key, now int64) *entry {
+	s.want(key, now)
 	if e := s.find(key); e != nil {
 		return e
 	}
@@ -356,6 +370,10 @@ func (s *State) forget(e *entry) {
 
 // install stores a value (or, with v nil, a negative entry) that was current as of at.
 func (s *State) install(e *entry, v *pb.Variable, sessionExists bool, at uint64, now int64) {
+	if !s.mayHold(e, at) {
+		e.floor = max(e.floor, at) // it was shown
+		return
+	}
 	e.at, e.since = at, stamp(now)
 	e.setUnasked(false)
 	e.hold(negative)

@@ -268,17 +268,18 @@ func TestGapNoLongerKept(t *testing.T) {
 }
 
 func TestAgentRestart(t *testing.T) {
-	// A new agent knows nothing. A read before the feed answers, and is kept, because the
-	// answer names its log and position; without a feed it is served for a lease's length.
+	// A new agent knows nothing. The answer to a read before the feed is kept for the next
+	// readers for a lease's length, and waits to be stored until the feed says from where
+	// on it carries the key's changes.
 	s := New(Options{})
 	play(t, s, []step{
 		{1, get("x", 1), "fetch x #1 ≥0"},
-		{2, filled("x", 1, "5", 40, 100), "install x 5; answer x 5@100 →[1]; head a:100"},
-		{3, get("x", 2), "hit x →[2]"}, // asked for 2 ms ago
+		{2, filled("x", 1, "5", 40, 100), "answer x 5@100 →[1]; head a:100"},
+		{3, get("x", 2), "answer x 5@100 →[2]"}, // asked for 2 ms ago
 		{301, get("x", 3), "fetch x #2 ≥100"},
 		// The feed continues right after what was read.
 		{304, Connected{1}, "subscribe a:100"},
-		{305, frame(100, 101, change("x", "6", 101)), "install x 6; head a:101"},
+		{305, frame(100, 101, change("x", "6", 101)), "install x 5; install x 6; head a:101"},
 		{306, acked(304, 101), "lease 604ms"},
 		{307, filled("x", 2, "5", 40, 100), "fetch x #3 ≥101 after 312ms"},
 		{308, get("x", 4), "hit x →[4]"},
@@ -324,16 +325,16 @@ func TestLateAnswerFromALogNeverSeen(t *testing.T) {
 		{2, get("y", 2), "fetch y #2 ≥0"},
 		{3, Connected{1}, "subscribe 0:0"},
 		{4, Filled{Key: key("y"), Flight: 2, Result: &pb.ReadResult{}, AsOf: 60, Incarnation: 0xb, Region: "eu"},
-			"install y none(session false); answer y none@60 →[2]; head b:60"},
+			"answer y none@60 →[2]; head b:60"},
 		{5, filled("x", 1, "5", 40, 100), "fetch x #3 ≥60 after 10ms"}, // log a, asked before b was known
 		{7, frame(100, 101), "resubscribe"},
 		{8, Connected{1}, "subscribe b:60"},
 		// A write sent before b was known is acknowledged by a. Which of the two is newer?
 		// Only what is asked from now on can tell.
-		{9, Wrote{key("x"), 2, variable("x", "6", 101), versionIn("eu", inc, 101)}, "flush; resubscribe; fetch x #5 ≥0"},
+		{9, Wrote{key("x"), 2, variable("x", "6", 101), versionIn("eu", inc, 101)}, "resubscribe; fetch x #5 ≥0"},
 		{10, Filled{Key: key("x"), Flight: 3, Result: &pb.ReadResult{}, AsOf: 60, Incarnation: 0xb, Region: "eu"}, ""},
 		{11, Connected{1}, "subscribe 0:0"},
-		{12, filled("x", 5, "6", 101, 101), "install x 6; answer x 6@101 →[1]; head a:101"},
+		{12, filled("x", 5, "6", 101, 101), "answer x 6@101 →[1]; head a:101"},
 	})
 }
 

@@ -18,7 +18,7 @@ func (s *State) wrote(in Wrote, now int64) {
 	case dot.Region != s.region:
 		s.wroteElsewhere(in, dot, now)
 	case !s.adopt(dot.Region, dot.Incarnation, dot.Position, in.Began > s.adopted):
-		s.distrust()
+		s.distrust(dot)
 		s.writeUnknown(in.Key, now)
 	default:
 		s.note(dot.Position)
@@ -143,7 +143,7 @@ func (s *State) observed(in Observed, now int64) {
 	}
 	if !s.adopt(dot.Region, dot.Incarnation, dot.Position, in.Began > s.adopted) {
 		// It was shown already, so it cannot be asked for again as a fetch is.
-		s.distrust()
+		s.distrust(dot)
 		return
 	}
 	s.note(dot.Position)

@@ -92,6 +92,8 @@ func (a *Agent) carry(o coherence.Output) {
 		a.batch.ranges = append(a.batch.ranges, o)
 	case coherence.Subscribe:
 		a.batch.subscribe = &o
+	case coherence.Select:
+		a.pick(o)
 	case coherence.Resubscribe:
 		if a.endStream != nil {
 			a.endStream()
@@ -130,6 +132,15 @@ func (a *Agent) install(w *shm.Writer, o coherence.Install) {
 	}
 	if cap(a.buf) > shm.MaxValueBytes {
 		a.buf = nil
+	}
+}
+
+// pick hands a select to the goroutine that sends. Only one is unanswered at a time, so it
+// has room; one that is left behind all the same is asked for again.
+func (a *Agent) pick(o coherence.Select) {
+	select {
+	case a.selects <- &pb.Select{Number: o.Number, Add: o.Add, Remove: o.Remove}:
+	default:
 	}
 }
 

@@ -61,11 +61,11 @@ func (a *Agent) followOnce(ctx context.Context) (frames int, err error) {
 		return 0, err
 	}
 	number := a.streams.Add(1)
-	subscribe := a.connect(number, cancel)
+	subscribe, selects := a.connect(number, cancel)
 	sender := make(chan struct{})
 	go func() {
 		defer close(sender)
-		a.beat(ctx, stream, subscribe)
+		a.beat(ctx, stream, subscribe, selects)
 	}()
 	defer func() {
 		cancel()
@@ -86,20 +86,22 @@ func (a *Agent) followOnce(ctx context.Context) (frames int, err error) {
 	}
 }
 
-func (a *Agent) connect(number uint64, cancel context.CancelFunc) *pb.Subscribe {
+// connect begins stream number: what to send first, and where selects for it come.
+func (a *Agent) connect(number uint64, cancel context.CancelFunc) (*pb.Subscribe, <-chan *pb.Select) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.endStream = cancel
+	a.endStream, a.selects = cancel, make(chan *pb.Select, 1)
 	a.run(coherence.Connected{Stream: number})
 	s := a.batch.subscribe
 	a.batch.subscribe = nil
-	return &pb.Subscribe{Node: wire.NodePB(a.o.Node), Incarnation: s.Incarnation, From: s.From}
+	return &pb.Subscribe{Node: wire.NodePB(a.o.Node), Incarnation: s.Incarnation, From: s.From,
+		Select: &pb.Select{Number: s.Number, Add: s.Shards}}, a.selects
 }
 
-// beat sends Subscribe and then a heartbeat per interval. Nothing else is ever sent on
-// the stream, so a heartbeat waits for nothing; a failed send ends the stream, which
-// Recv reports.
-func (a *Agent) beat(ctx context.Context, stream grpc.BidiStreamingClient[pb.FeedRequest, pb.FeedFrame], s *pb.Subscribe) {
+// beat sends Subscribe and then a heartbeat per interval, and selects as they come.
+// Nothing else is ever sent on the stream, so a heartbeat waits for nothing; a failed
+// send ends the stream, which Recv reports.
+func (a *Agent) beat(ctx context.Context, stream grpc.BidiStreamingClient[pb.FeedRequest, pb.FeedFrame], s *pb.Subscribe, selects <-chan *pb.Select) {
 	if stream.Send(&pb.FeedRequest{Kind: &pb.FeedRequest_Subscribe{Subscribe: s}}) != nil {
 		return
 	}
@@ -110,10 +112,17 @@ func (a *Agent) beat(ctx context.Context, stream grpc.BidiStreamingClient[pb.Fee
 		if stream.Send(&pb.FeedRequest{Kind: &pb.FeedRequest_Heartbeat{Heartbeat: hb}}) != nil {
 			return
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.C:
+		for waiting := true; waiting; {
+			select {
+			case <-ctx.Done():
+				return
+			case sel := <-selects:
+				if stream.Send(&pb.FeedRequest{Kind: &pb.FeedRequest_Select{Select: sel}}) != nil {
+					return
+				}
+			case <-t.C:
+				waiting = false
+			}
 		}
 	}
 }

@@ -142,6 +142,7 @@ type Agent struct {
 	lastWaiter coherence.Waiter
 	batch      effects            // of the step in progress
 	endStream  context.CancelFunc // of the present feed stream
+	selects    chan *pb.Select    // to be sent on it
 	runCtx     context.Context    // nil before Run and after it
 	work       sync.WaitGroup     // fetches; added to only while runCtx is set
 	buf, value []byte             // scratch: encoded variables, values read from the table

@@ -107,7 +107,7 @@ func TestCoalescingKeepsFloorsAndValues(t *testing.T) {
 		for got.applied < head {
 			f := r.latest(got.applied)
 			if f == nil {
-				frames, _, _, stale := r.after(got.applied, 1)
+				frames, _, stale := r.after(got.applied, 1)
 				if stale || len(frames) == 0 {
 					t.Fatalf("nothing after %d, head %d", got.applied, head)
 				}

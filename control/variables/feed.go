@@ -26,6 +26,9 @@ const (
 	// heartbeatQueue bounds the unanswered heartbeats of one stream; beyond it the
 	// oldest is dropped, because the newest answer is worth the longest lease.
 	heartbeatQueue = 16
+	// selectQueue bounds the selects of one stream that are not taken yet. A node sends
+	// the next one when the last is answered, so more are an error of its.
+	selectQueue = 16
 )
 
 // feeds lists the open feed streams.
@@ -74,6 +77,10 @@ type feed struct {
 	beats  chan *pb.Heartbeat
 	ended  chan error // one element: why receiving ended
 
+	wake    chan struct{}   // one element: there may be something to send
+	selects chan *pb.Select // of a selective stream
+	sel     *selection      // nil = every change
+
 	cursor uint64        // every change up to here was sent
 	sent   atomic.Uint64 // cursor, for Stats
 	resets atomic.Int64
@@ -103,7 +110,12 @@ func (s *Service) feed(stream grpc.BidiStreamingServer[pb.FeedRequest, pb.FeedFr
 	f := &feed{
 		s: s, ring: s.ring.Load(), stream: stream, node: wire.Node(sub.GetNode()), since: s.opt.Now(),
 		beats: make(chan *pb.Heartbeat, heartbeatQueue), ended: make(chan error, 1),
+		wake: make(chan struct{}, 1), selects: make(chan *pb.Select, selectQueue),
 	}
+	if err := f.listen(sub.GetSelect()); err != nil {
+		return err
+	}
+	defer f.unlisten()
 	s.feeds.add(f)
 	defer s.feeds.remove(f)
 	go f.receive() // ends with the stream's context, which ends when this handler returns
@@ -113,12 +125,17 @@ func (s *Service) feed(stream grpc.BidiStreamingServer[pb.FeedRequest, pb.FeedFr
 	return err
 }
 
-// receive takes heartbeats off the stream as they come.
+// receive takes heartbeats and selects off the stream as they come.
 func (f *feed) receive() {
 	for {
 		req, err := f.stream.Recv()
+		if err == nil && req.GetSelect() != nil && f.sel != nil {
+			if err = f.queue(req.GetSelect()); err == nil {
+				continue
+			}
+		}
 		if err == nil && req.GetHeartbeat() == nil {
-			err = outrigger.Errorf(outrigger.Invalid, "a feed takes one subscribe and then heartbeats only; open another stream")
+			err = outrigger.Errorf(outrigger.Invalid, "a feed takes one subscribe and then heartbeats only, and selects if the subscribe had one; open another stream")
 		}
 		if err != nil {
 			f.ended <- err
@@ -142,9 +159,25 @@ func (f *feed) run(sub *pb.Subscribe) error {
 	if err := f.begin(sub); err != nil {
 		return err
 	}
+	if f.sel != nil && f.resets.Load() > 0 {
+		// It had to hear of the log first.
+		if err := f.answerSelect(); err != nil {
+			return err
+		}
+	}
 	for {
 		if err := f.answer(); err != nil {
 			return err
+		}
+		if f.sel != nil {
+			more, err := f.advance(false)
+			if err == nil && !more {
+				err = f.idle()
+			}
+			if err != nil {
+				return err
+			}
+			continue
 		}
 		if merged := f.ring.latest(f.cursor); merged != nil {
 			if err := f.send([]*frame{merged}); err != nil {
@@ -152,7 +185,7 @@ func (f *feed) run(sub *pb.Subscribe) error {
 			}
 			continue
 		}
-		frames, grown, head, stale := f.ring.after(f.cursor, feedStep)
+		frames, head, stale := f.ring.after(f.cursor, feedStep)
 		if stale {
 			if err := f.reset(head, fmt.Sprintf("position %d is no longer kept", f.cursor)); err != nil {
 				return err
@@ -165,7 +198,7 @@ func (f *feed) run(sub *pb.Subscribe) error {
 		if len(frames) > 0 {
 			continue
 		}
-		if err := f.idle(grown); err != nil {
+		if err := f.idle(); err != nil {
 			return err
 		}
 	}
@@ -175,7 +208,7 @@ func (f *feed) run(sub *pb.Subscribe) error {
 func (f *feed) begin(sub *pb.Subscribe) error {
 	o := f.s.origin
 	f.moveTo(sub.GetFrom())
-	frames, _, head, stale := f.ring.after(sub.GetFrom(), 1)
+	frames, head, stale := f.ring.after(sub.GetFrom(), 1)
 	switch {
 	case sub.GetIncarnation() == 0:
 		return f.reset(head, "first subscription")
@@ -185,6 +218,8 @@ func (f *feed) begin(sub *pb.Subscribe) error {
 		return f.reset(head, fmt.Sprintf("position %d is no longer kept", sub.GetFrom()))
 	case sub.GetFrom() > f.s.log.Head():
 		return f.reset(head, fmt.Sprintf("position %d is beyond the log's end", sub.GetFrom()))
+	case f.sel != nil:
+		return f.answerSelect()
 	case len(frames) == 0: // nothing new, or this replica is behind the subscriber
 		nothing := &frame{previous: sub.GetFrom(), through: sub.GetFrom()}
 		return f.stream.Send(nothing.plain(o))
@@ -203,7 +238,8 @@ func (f *feed) reset(from uint64, reason string) error {
 	f.moveTo(from)
 	o := f.s.origin
 	return f.stream.Send(&pb.FeedFrame{
-		Incarnation: o.incarnation, Region: o.region, Kind: &pb.FeedFrame_Reset_{Reset_: &pb.Reset{From: from, Reason: reason}},
+		Incarnation: o.incarnation, Region: o.region, Selective: f.sel != nil,
+		Kind: &pb.FeedFrame_Reset_{Reset_: &pb.Reset{From: from, Reason: reason}},
 	})
 }
 
@@ -237,25 +273,38 @@ func (f *feed) answer() error {
 			if err := f.ack(hb); err != nil {
 				return err
 			}
+		case sel := <-f.selects:
+			if err := f.choose(sel); err != nil {
+				return err
+			}
 		default:
 			return nil
 		}
 	}
 }
 
+// ack answers a heartbeat. A selective stream is brought up to the head before, because
+// nothing else moves it while nothing concerns it; a stream that lags is not waited for.
 func (f *feed) ack(hb *pb.Heartbeat) error {
-	o := f.s.origin
+	o, head := f.s.origin, f.s.Applied()
+	if f.sel != nil {
+		if _, err := f.advance(true); err != nil {
+			return err
+		}
+	}
 	return f.stream.Send(&pb.FeedFrame{
-		Incarnation: o.incarnation, Region: o.region,
-		Kind: &pb.FeedFrame_Ack{Ack: &pb.HeartbeatAck{Sent: hb.GetSent(), Head: f.s.Applied()}},
+		Incarnation: o.incarnation, Region: o.region, Selective: f.sel != nil,
+		Kind: &pb.FeedFrame_Ack{Ack: &pb.HeartbeatAck{Sent: hb.GetSent(), Head: head}},
 	})
 }
 
 // idle waits for something to do.
-func (f *feed) idle(grown <-chan struct{}) error {
+func (f *feed) idle() error {
 	select {
-	case <-grown:
+	case <-f.wake:
 		return nil
+	case sel := <-f.selects:
+		return f.choose(sel)
 	case hb := <-f.beats:
 		return f.ack(hb)
 	case err := <-f.ended:

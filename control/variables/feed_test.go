@@ -80,6 +80,8 @@ func describe(f *pb.FeedFrame) string {
 		return fmt.Sprintf("reset to %d: %s", k.Reset_.GetFrom(), k.Reset_.GetReason())
 	case *pb.FeedFrame_Ack:
 		return fmt.Sprintf("ack %d head %d", k.Ack.GetSent(), k.Ack.GetHead())
+	case *pb.FeedFrame_Selected:
+		return fmt.Sprintf("selected %d at %d", k.Selected.GetNumber(), k.Selected.GetPosition())
 	case *pb.FeedFrame_Changes:
 		out := fmt.Sprintf("(%d,%d]", k.Changes.GetPrevious(), k.Changes.GetThrough())
 		for _, c := range k.Changes.GetChanges() {

@@ -1,6 +1,7 @@
 package variables
 
 import (
+	"slices"
 	"sort"
 	"sync"
 
@@ -14,39 +15,21 @@ import (
 // more than this on the wire and a frame always fits gRPC's default message limit.
 const maxFrameBytes = 256 << 10
 
-// frame is the changes of a run of positions. It is immutable but for the encoding,
-// which the first stream that sends it makes for all of them.
+// frame is the changes of a run of positions. It is immutable but for the encodings,
+// which the first stream that needs them makes for all.
 type frame struct {
 	previous, through uint64
 	changes           []*pb.Change
-	size              int // encoded bytes of the changes
+	shards            []uint16 // of the changes; nil = nobody selects from this frame
+	size              int      // encoded bytes of the changes
 
-	once    sync.Once
+	whole sync.Once // makes encoded
+	parts sync.Once // makes pieces
+
 	encoded *pb.FeedFrame
-	failed  error
-}
-
-// message returns the frame as a message that is already encoded: an empty FeedFrame
-// whose unknown fields are the bytes of the full one, which every codec copies out as
-// they are. A receiver decodes it like any other. It must only be sent, not read.
-func (f *frame) message(o origin) (*pb.FeedFrame, error) {
-	f.once.Do(func() {
-		raw, err := proto.Marshal(f.plain(o))
-		if err != nil {
-			f.failed = outrigger.Wrap(outrigger.Internal, err, "encode feed frame")
-			return
-		}
-		f.encoded = &pb.FeedFrame{}
-		f.encoded.ProtoReflect().SetUnknown(raw)
-	})
-	return f.encoded, f.failed
-}
-
-func (f *frame) plain(o origin) *pb.FeedFrame {
-	return &pb.FeedFrame{
-		Incarnation: o.incarnation, Region: o.region,
-		Kind: &pb.FeedFrame_Changes{Changes: &pb.Changes{Previous: f.previous, Through: f.through, Changes: f.changes}},
-	}
+	broken  error    // why there is no encoded
+	pieces  [][]byte // each change as a field of Changes
+	failed  error    // why there are no pieces
 }
 
 // from returns the part of f after cursor; f itself when that is all of it.
@@ -55,7 +38,11 @@ func (f *frame) from(cursor uint64) *frame {
 		return f
 	}
 	i := sort.Search(len(f.changes), func(i int) bool { return f.changes[i].GetPosition() > cursor })
-	return &frame{previous: cursor, through: f.through, changes: f.changes[i:]}
+	rest := &frame{previous: cursor, through: f.through, changes: f.changes[i:]}
+	if f.shards != nil {
+		rest.shards = f.shards[i:]
+	}
+	return rest
 }
 
 // ring keeps the youngest frames, back to back: each begins where the one before ended.
@@ -65,17 +52,17 @@ type ring struct {
 
 	mu      sync.RWMutex
 	frames  []*frame
-	changes int           // in frames; a frame without any counts as one
-	bytes   int           // of all changes in frames
-	floor   uint64        // changes at or below it are not kept
-	head    uint64        // end of the last frame
-	grown   chan struct{} // closed and replaced by publish
+	changes int    // in frames; a frame without any counts as one
+	bytes   int    // of all changes in frames
+	floor   uint64 // changes at or below it are not kept
+	head    uint64 // end of the last frame
 
-	merged merges
+	merged    merges
+	listeners listeners
 }
 
 func newRing(maxChanges, maxBytes int, start uint64) *ring {
-	return &ring{maxChanges: maxChanges, maxBytes: maxBytes, floor: start, head: start, grown: make(chan struct{})}
+	return &ring{maxChanges: maxChanges, maxBytes: maxBytes, floor: start, head: start}
 }
 
 // publish appends the changes of the positions after head up to through, which may be
@@ -83,7 +70,6 @@ func newRing(maxChanges, maxBytes int, start uint64) *ring {
 func (r *ring) publish(through uint64, changes []*pb.Change) {
 	fresh := split(r.head, through, changes) // only this goroutine changes head
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	for _, f := range fresh {
 		r.frames = append(r.frames, f)
 		r.changes += max(1, len(f.changes))
@@ -99,8 +85,22 @@ func (r *ring) publish(through uint64, changes []*pb.Change) {
 		r.frames[drop] = nil
 	}
 	r.frames = r.frames[drop:]
-	close(r.grown)
-	r.grown = make(chan struct{})
+	r.mu.Unlock()
+
+	woken := map[uint16]bool{everyShard: true}
+	r.listeners.wake(everyShard)
+	for _, f := range fresh {
+		for _, x := range f.shards {
+			if x == everyShard {
+				r.listeners.wakeAll()
+				return
+			}
+			if !woken[x] {
+				woken[x] = true
+				r.listeners.wake(x)
+			}
+		}
+	}
 }
 
 // split cuts changes into frames of at most maxFrameBytes.
@@ -108,35 +108,70 @@ func split(previous, through uint64, changes []*pb.Change) []*frame {
 	var out []*frame
 	f := &frame{previous: previous}
 	start := 0
+	shards := make([]uint16, len(changes))
 	for i, c := range changes {
+		shards[i] = shardOf(c)
 		n := proto.Size(c)
 		if f.size > 0 && f.size+n > maxFrameBytes {
-			f.changes, f.through = changes[start:i:i], changes[i-1].GetPosition()
+			f.changes, f.shards, f.through = changes[start:i:i], shards[start:i:i], changes[i-1].GetPosition()
 			out = append(out, f)
 			f, start = &frame{previous: f.through}, i
 		}
 		f.size += n
 	}
-	f.changes, f.through = changes[start:], through
+	f.changes, f.shards, f.through = changes[start:], shards[start:], through
 	return append(out, f)
 }
 
-// after returns up to limit frames that continue at cursor. When there are none, grown
-// is closed as soon as there may be more. stale says that the cursor has left the ring
-// and only a reset to head helps.
-func (r *ring) after(cursor uint64, limit int) (frames []*frame, grown <-chan struct{}, head uint64, stale bool) {
+// after returns up to limit frames that continue at cursor. stale says that the cursor
+// has left the ring and only a reset to head helps.
+func (r *ring) after(cursor uint64, limit int) (frames []*frame, head uint64, stale bool) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	if cursor < r.floor {
-		return nil, r.grown, r.head, true
+		return nil, r.head, true
 	}
 	i := sort.Search(len(r.frames), func(i int) bool { return r.frames[i].through > cursor })
 	if i == len(r.frames) {
-		return nil, r.grown, r.head, false
+		return nil, r.head, false
 	}
 	frames = append(frames, r.frames[i:min(i+limit, len(r.frames))]...)
 	frames[0] = frames[0].from(cursor)
-	return frames, r.grown, r.head, false
+	return frames, r.head, false
+}
+
+// since returns what a selective stream needs after cursor: up to limit changes that
+// concern it, and the position up to which that is all of them.
+func (r *ring) since(cursor uint64, sel *selection, limit int) (parts []part, through uint64, stale bool) {
+	r.mu.RLock()
+	if cursor < r.floor {
+		defer r.mu.RUnlock()
+		return nil, r.head, true
+	}
+	i := sort.Search(len(r.frames), func(i int) bool { return r.frames[i].through > cursor })
+	run := slices.Clone(r.frames[i:]) // publish clears what it drops
+	through = max(cursor, r.head)     // a subscriber may be ahead of a replica
+	r.mu.RUnlock()
+
+	// Frames are immutable, so looking through them needs no lock.
+	for _, f := range run {
+		for i, x := range f.shards {
+			switch p := f.changes[i].GetPosition(); {
+			case p <= cursor || !sel.concerns(x):
+			case len(parts) == limit:
+				return parts, p - 1, false
+			default:
+				parts = append(parts, part{f, i})
+			}
+		}
+	}
+	return parts, through, false
+}
+
+// part is one change of a frame.
+type part struct {
+	of *frame
+	i  int
 }
 
 // between returns the changes with from < position ≤ to, as many as fit maxBytes (at

@@ -59,7 +59,7 @@ func TestRingIsAChain(t *testing.T) {
 		cursor := rapid.Uint64Range(0, head).Draw(t, "cursor")
 		listed, complete, err := r.between(cursor, head, 1<<30)
 		if cursor < r.floor {
-			if _, _, _, stale := r.after(cursor, 1); !stale || !outrigger.IsKind(err, outrigger.Stale) {
+			if _, _, stale := r.after(cursor, 1); !stale || !outrigger.IsKind(err, outrigger.Stale) {
 				t.Fatalf("cursor %d is below the floor %d: stale %v, %v", cursor, r.floor, stale, err)
 			}
 			return
@@ -74,7 +74,7 @@ func TestRingIsAChain(t *testing.T) {
 			}
 		}
 		for cursor < head {
-			frames, _, _, stale := r.after(cursor, 3)
+			frames, _, stale := r.after(cursor, 3)
 			if stale || len(frames) == 0 {
 				t.Fatalf("nothing after %d, head %d", cursor, head)
 			}

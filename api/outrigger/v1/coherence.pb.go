@@ -545,6 +545,7 @@ type FeedRequest struct {
 	//
 	//	*FeedRequest_Subscribe
 	//	*FeedRequest_Heartbeat
+	//	*FeedRequest_Select
 	Kind          isFeedRequest_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -605,6 +606,15 @@ func (x *FeedRequest) GetHeartbeat() *Heartbeat {
 	return nil
 }
 
+func (x *FeedRequest) GetSelect() *Select {
+	if x != nil {
+		if x, ok := x.Kind.(*FeedRequest_Select); ok {
+			return x.Select
+		}
+	}
+	return nil
+}
+
 type isFeedRequest_Kind interface {
 	isFeedRequest_Kind()
 }
@@ -617,15 +627,25 @@ type FeedRequest_Heartbeat struct {
 	Heartbeat *Heartbeat `protobuf:"bytes,2,opt,name=heartbeat,proto3,oneof"`
 }
 
+type FeedRequest_Select struct {
+	Select *Select `protobuf:"bytes,3,opt,name=select,proto3,oneof"` // only on a stream whose frames are selective
+}
+
 func (*FeedRequest_Subscribe) isFeedRequest_Kind() {}
 
 func (*FeedRequest_Heartbeat) isFeedRequest_Kind() {}
 
+func (*FeedRequest_Select) isFeedRequest_Kind() {}
+
 type Subscribe struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	Incarnation   uint64                 `protobuf:"fixed64,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"` // 0 = none known
-	From          uint64                 `protobuf:"varint,3,opt,name=from,proto3" json:"from,omitempty"`                // last position applied; changes after it follow
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Node        *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Incarnation uint64                 `protobuf:"fixed64,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"` // 0 = none known
+	From        uint64                 `protobuf:"varint,3,opt,name=from,proto3" json:"from,omitempty"`                // last position applied; changes after it follow
+	// select makes the stream selective: it carries the changes of the shards added here
+	// and later only. Unset: every change. A server that does not know it sends every
+	// change, too, in frames that do not say selective.
+	Select        *Select `protobuf:"bytes,4,opt,name=select,proto3" json:"select,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -681,6 +701,76 @@ func (x *Subscribe) GetFrom() uint64 {
 	return 0
 }
 
+func (x *Subscribe) GetSelect() *Select {
+	if x != nil {
+		return x.Select
+	}
+	return nil
+}
+
+// Select adds shards to a selective stream and takes others out. Session s of tenant t
+// ("" = default) belongs to the shard FNV-1a-64(t + "/" + s) mod 4096, for good. Answered
+// with selected; INVALID_ARGUMENT for a shard above 4095.
+type Select struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"` // rises within a stream
+	Add           []uint32               `protobuf:"varint,2,rep,packed,name=add,proto3" json:"add,omitempty"`
+	Remove        []uint32               `protobuf:"varint,3,rep,packed,name=remove,proto3" json:"remove,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Select) Reset() {
+	*x = Select{}
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Select) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Select) ProtoMessage() {}
+
+func (x *Select) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Select.ProtoReflect.Descriptor instead.
+func (*Select) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Select) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Select) GetAdd() []uint32 {
+	if x != nil {
+		return x.Add
+	}
+	return nil
+}
+
+func (x *Select) GetRemove() []uint32 {
+	if x != nil {
+		return x.Remove
+	}
+	return nil
+}
+
 // Heartbeat asks the server to prove that it is alive and where its head is. sent is
 // the client's own monotonic clock in ns and comes back unchanged: the feed lease
 // counts from it.
@@ -693,7 +783,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[10]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -705,7 +795,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[10]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -718,7 +808,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{10}
+	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Heartbeat) GetSent() uint64 {
@@ -737,14 +827,17 @@ type FeedFrame struct {
 	//	*FeedFrame_Changes
 	//	*FeedFrame_Ack
 	//	*FeedFrame_Reset_
-	Kind          isFeedFrame_Kind `protobuf_oneof:"kind"`
+	//	*FeedFrame_Selected
+	Kind isFeedFrame_Kind `protobuf_oneof:"kind"`
+	// selective: the stream carries what was selected only.
+	Selective     bool `protobuf:"varint,7,opt,name=selective,proto3" json:"selective,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FeedFrame) Reset() {
 	*x = FeedFrame{}
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[11]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -756,7 +849,7 @@ func (x *FeedFrame) String() string {
 func (*FeedFrame) ProtoMessage() {}
 
 func (x *FeedFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[11]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -769,7 +862,7 @@ func (x *FeedFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedFrame.ProtoReflect.Descriptor instead.
 func (*FeedFrame) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{11}
+	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *FeedFrame) GetIncarnation() uint64 {
@@ -820,6 +913,22 @@ func (x *FeedFrame) GetReset_() *Reset {
 	return nil
 }
 
+func (x *FeedFrame) GetSelected() *Selected {
+	if x != nil {
+		if x, ok := x.Kind.(*FeedFrame_Selected); ok {
+			return x.Selected
+		}
+	}
+	return nil
+}
+
+func (x *FeedFrame) GetSelective() bool {
+	if x != nil {
+		return x.Selective
+	}
+	return false
+}
+
 type isFeedFrame_Kind interface {
 	isFeedFrame_Kind()
 }
@@ -836,14 +945,76 @@ type FeedFrame_Reset_ struct {
 	Reset_ *Reset `protobuf:"bytes,5,opt,name=reset,proto3,oneof"`
 }
 
+type FeedFrame_Selected struct {
+	Selected *Selected `protobuf:"bytes,6,opt,name=selected,proto3,oneof"`
+}
+
 func (*FeedFrame_Changes) isFeedFrame_Kind() {}
 
 func (*FeedFrame_Ack) isFeedFrame_Kind() {}
 
 func (*FeedFrame_Reset_) isFeedFrame_Kind() {}
 
-// Changes holds every change with previous < position ≤ through; a receiver whose
-// applied position is below previous has missed something.
+func (*FeedFrame_Selected) isFeedFrame_Kind() {}
+
+// Selected: of the shards added by the select with this number, every change after
+// position is in the stream.
+type Selected struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Position      uint64                 `protobuf:"varint,2,opt,name=position,proto3" json:"position,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Selected) Reset() {
+	*x = Selected{}
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Selected) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Selected) ProtoMessage() {}
+
+func (x *Selected) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Selected.ProtoReflect.Descriptor instead.
+func (*Selected) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Selected) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Selected) GetPosition() uint64 {
+	if x != nil {
+		return x.Position
+	}
+	return 0
+}
+
+// Changes holds every change with previous < position ≤ through, in a selective stream
+// of those that concern the selected shards or all sessions; a receiver whose applied
+// position is below previous has missed something. Before the answer to a heartbeat a
+// selective stream is brought up to the head, if need be by a frame without changes.
 type Changes struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Previous      uint64                 `protobuf:"varint,1,opt,name=previous,proto3" json:"previous,omitempty"`
@@ -855,7 +1026,7 @@ type Changes struct {
 
 func (x *Changes) Reset() {
 	*x = Changes{}
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[12]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -867,7 +1038,7 @@ func (x *Changes) String() string {
 func (*Changes) ProtoMessage() {}
 
 func (x *Changes) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[12]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -880,7 +1051,7 @@ func (x *Changes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changes.ProtoReflect.Descriptor instead.
 func (*Changes) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{12}
+	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Changes) GetPrevious() uint64 {
@@ -914,7 +1085,7 @@ type HeartbeatAck struct {
 
 func (x *HeartbeatAck) Reset() {
 	*x = HeartbeatAck{}
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[13]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -926,7 +1097,7 @@ func (x *HeartbeatAck) String() string {
 func (*HeartbeatAck) ProtoMessage() {}
 
 func (x *HeartbeatAck) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[13]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -939,7 +1110,7 @@ func (x *HeartbeatAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatAck.ProtoReflect.Descriptor instead.
 func (*HeartbeatAck) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{13}
+	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *HeartbeatAck) GetSent() uint64 {
@@ -968,7 +1139,7 @@ type Reset struct {
 
 func (x *Reset) Reset() {
 	*x = Reset{}
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[14]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -980,7 +1151,7 @@ func (x *Reset) String() string {
 func (*Reset) ProtoMessage() {}
 
 func (x *Reset) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_coherence_proto_msgTypes[14]
+	mi := &file_outrigger_v1_coherence_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -993,7 +1164,7 @@ func (x *Reset) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reset.ProtoReflect.Descriptor instead.
 func (*Reset) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{14}
+	return file_outrigger_v1_coherence_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Reset) GetFrom() uint64 {
@@ -1050,24 +1221,35 @@ const file_outrigger_v1_coherence_proto_rawDesc = "" +
 	"\x05Scope\x12\a\n" +
 	"\x03KEY\x10\x00\x12\v\n" +
 	"\aSESSION\x10\x01\x12\a\n" +
-	"\x03ALL\x10\x02\"\x87\x01\n" +
+	"\x03ALL\x10\x02\"\xb7\x01\n" +
 	"\vFeedRequest\x127\n" +
 	"\tsubscribe\x18\x01 \x01(\v2\x17.outrigger.v1.SubscribeH\x00R\tsubscribe\x127\n" +
-	"\theartbeat\x18\x02 \x01(\v2\x17.outrigger.v1.HeartbeatH\x00R\theartbeatB\x06\n" +
-	"\x04kind\"i\n" +
+	"\theartbeat\x18\x02 \x01(\v2\x17.outrigger.v1.HeartbeatH\x00R\theartbeat\x12.\n" +
+	"\x06select\x18\x03 \x01(\v2\x14.outrigger.v1.SelectH\x00R\x06selectB\x06\n" +
+	"\x04kind\"\x97\x01\n" +
 	"\tSubscribe\x12&\n" +
 	"\x04node\x18\x01 \x01(\v2\x12.outrigger.v1.NodeR\x04node\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x06R\vincarnation\x12\x12\n" +
-	"\x04from\x18\x03 \x01(\x04R\x04from\"\x1f\n" +
+	"\x04from\x18\x03 \x01(\x04R\x04from\x12,\n" +
+	"\x06select\x18\x04 \x01(\v2\x14.outrigger.v1.SelectR\x06select\"J\n" +
+	"\x06Select\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x10\n" +
+	"\x03add\x18\x02 \x03(\rR\x03add\x12\x16\n" +
+	"\x06remove\x18\x03 \x03(\rR\x06remove\"\x1f\n" +
 	"\tHeartbeat\x12\x12\n" +
-	"\x04sent\x18\x01 \x01(\x06R\x04sent\"\xdd\x01\n" +
+	"\x04sent\x18\x01 \x01(\x06R\x04sent\"\xb1\x02\n" +
 	"\tFeedFrame\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\x06R\vincarnation\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x121\n" +
 	"\achanges\x18\x03 \x01(\v2\x15.outrigger.v1.ChangesH\x00R\achanges\x12.\n" +
 	"\x03ack\x18\x04 \x01(\v2\x1a.outrigger.v1.HeartbeatAckH\x00R\x03ack\x12+\n" +
-	"\x05reset\x18\x05 \x01(\v2\x13.outrigger.v1.ResetH\x00R\x05resetB\x06\n" +
-	"\x04kind\"o\n" +
+	"\x05reset\x18\x05 \x01(\v2\x13.outrigger.v1.ResetH\x00R\x05reset\x124\n" +
+	"\bselected\x18\x06 \x01(\v2\x16.outrigger.v1.SelectedH\x00R\bselected\x12\x1c\n" +
+	"\tselective\x18\a \x01(\bR\tselectiveB\x06\n" +
+	"\x04kind\">\n" +
+	"\bSelected\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x1a\n" +
+	"\bposition\x18\x02 \x01(\x04R\bposition\"o\n" +
 	"\aChanges\x12\x1a\n" +
 	"\bprevious\x18\x01 \x01(\x04R\bprevious\x12\x18\n" +
 	"\athrough\x18\x02 \x01(\x04R\athrough\x12.\n" +
@@ -1097,7 +1279,7 @@ func file_outrigger_v1_coherence_proto_rawDescGZIP() []byte {
 }
 
 var file_outrigger_v1_coherence_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_outrigger_v1_coherence_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_outrigger_v1_coherence_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_outrigger_v1_coherence_proto_goTypes = []any{
 	(Change_Scope)(0),           // 0: outrigger.v1.Change.Scope
 	(*SessionKeysRequest)(nil),  // 1: outrigger.v1.SessionKeysRequest
@@ -1110,45 +1292,50 @@ var file_outrigger_v1_coherence_proto_goTypes = []any{
 	(*Change)(nil),              // 8: outrigger.v1.Change
 	(*FeedRequest)(nil),         // 9: outrigger.v1.FeedRequest
 	(*Subscribe)(nil),           // 10: outrigger.v1.Subscribe
-	(*Heartbeat)(nil),           // 11: outrigger.v1.Heartbeat
-	(*FeedFrame)(nil),           // 12: outrigger.v1.FeedFrame
-	(*Changes)(nil),             // 13: outrigger.v1.Changes
-	(*HeartbeatAck)(nil),        // 14: outrigger.v1.HeartbeatAck
-	(*Reset)(nil),               // 15: outrigger.v1.Reset
-	(*Key)(nil),                 // 16: outrigger.v1.Key
-	(*Variable)(nil),            // 17: outrigger.v1.Variable
-	(*Version)(nil),             // 18: outrigger.v1.Version
-	(*Node)(nil),                // 19: outrigger.v1.Node
+	(*Select)(nil),              // 11: outrigger.v1.Select
+	(*Heartbeat)(nil),           // 12: outrigger.v1.Heartbeat
+	(*FeedFrame)(nil),           // 13: outrigger.v1.FeedFrame
+	(*Selected)(nil),            // 14: outrigger.v1.Selected
+	(*Changes)(nil),             // 15: outrigger.v1.Changes
+	(*HeartbeatAck)(nil),        // 16: outrigger.v1.HeartbeatAck
+	(*Reset)(nil),               // 17: outrigger.v1.Reset
+	(*Key)(nil),                 // 18: outrigger.v1.Key
+	(*Variable)(nil),            // 19: outrigger.v1.Variable
+	(*Version)(nil),             // 20: outrigger.v1.Version
+	(*Node)(nil),                // 21: outrigger.v1.Node
 }
 var file_outrigger_v1_coherence_proto_depIdxs = []int32{
-	16, // 0: outrigger.v1.ReadRequest.keys:type_name -> outrigger.v1.Key
+	18, // 0: outrigger.v1.ReadRequest.keys:type_name -> outrigger.v1.Key
 	5,  // 1: outrigger.v1.ReadResponse.results:type_name -> outrigger.v1.ReadResult
-	17, // 2: outrigger.v1.ReadResult.variable:type_name -> outrigger.v1.Variable
+	19, // 2: outrigger.v1.ReadResult.variable:type_name -> outrigger.v1.Variable
 	8,  // 3: outrigger.v1.ChangesResponse.changes:type_name -> outrigger.v1.Change
 	0,  // 4: outrigger.v1.Change.scope:type_name -> outrigger.v1.Change.Scope
-	16, // 5: outrigger.v1.Change.key:type_name -> outrigger.v1.Key
-	17, // 6: outrigger.v1.Change.variable:type_name -> outrigger.v1.Variable
-	18, // 7: outrigger.v1.Change.version:type_name -> outrigger.v1.Version
+	18, // 5: outrigger.v1.Change.key:type_name -> outrigger.v1.Key
+	19, // 6: outrigger.v1.Change.variable:type_name -> outrigger.v1.Variable
+	20, // 7: outrigger.v1.Change.version:type_name -> outrigger.v1.Version
 	10, // 8: outrigger.v1.FeedRequest.subscribe:type_name -> outrigger.v1.Subscribe
-	11, // 9: outrigger.v1.FeedRequest.heartbeat:type_name -> outrigger.v1.Heartbeat
-	19, // 10: outrigger.v1.Subscribe.node:type_name -> outrigger.v1.Node
-	13, // 11: outrigger.v1.FeedFrame.changes:type_name -> outrigger.v1.Changes
-	14, // 12: outrigger.v1.FeedFrame.ack:type_name -> outrigger.v1.HeartbeatAck
-	15, // 13: outrigger.v1.FeedFrame.reset:type_name -> outrigger.v1.Reset
-	8,  // 14: outrigger.v1.Changes.changes:type_name -> outrigger.v1.Change
-	3,  // 15: outrigger.v1.Coherence.Read:input_type -> outrigger.v1.ReadRequest
-	6,  // 16: outrigger.v1.Coherence.Changes:input_type -> outrigger.v1.ChangesRequest
-	9,  // 17: outrigger.v1.Coherence.Feed:input_type -> outrigger.v1.FeedRequest
-	1,  // 18: outrigger.v1.Coherence.SessionKeys:input_type -> outrigger.v1.SessionKeysRequest
-	4,  // 19: outrigger.v1.Coherence.Read:output_type -> outrigger.v1.ReadResponse
-	7,  // 20: outrigger.v1.Coherence.Changes:output_type -> outrigger.v1.ChangesResponse
-	12, // 21: outrigger.v1.Coherence.Feed:output_type -> outrigger.v1.FeedFrame
-	2,  // 22: outrigger.v1.Coherence.SessionKeys:output_type -> outrigger.v1.SessionKeysResponse
-	19, // [19:23] is the sub-list for method output_type
-	15, // [15:19] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	12, // 9: outrigger.v1.FeedRequest.heartbeat:type_name -> outrigger.v1.Heartbeat
+	11, // 10: outrigger.v1.FeedRequest.select:type_name -> outrigger.v1.Select
+	21, // 11: outrigger.v1.Subscribe.node:type_name -> outrigger.v1.Node
+	11, // 12: outrigger.v1.Subscribe.select:type_name -> outrigger.v1.Select
+	15, // 13: outrigger.v1.FeedFrame.changes:type_name -> outrigger.v1.Changes
+	16, // 14: outrigger.v1.FeedFrame.ack:type_name -> outrigger.v1.HeartbeatAck
+	17, // 15: outrigger.v1.FeedFrame.reset:type_name -> outrigger.v1.Reset
+	14, // 16: outrigger.v1.FeedFrame.selected:type_name -> outrigger.v1.Selected
+	8,  // 17: outrigger.v1.Changes.changes:type_name -> outrigger.v1.Change
+	3,  // 18: outrigger.v1.Coherence.Read:input_type -> outrigger.v1.ReadRequest
+	6,  // 19: outrigger.v1.Coherence.Changes:input_type -> outrigger.v1.ChangesRequest
+	9,  // 20: outrigger.v1.Coherence.Feed:input_type -> outrigger.v1.FeedRequest
+	1,  // 21: outrigger.v1.Coherence.SessionKeys:input_type -> outrigger.v1.SessionKeysRequest
+	4,  // 22: outrigger.v1.Coherence.Read:output_type -> outrigger.v1.ReadResponse
+	7,  // 23: outrigger.v1.Coherence.Changes:output_type -> outrigger.v1.ChangesResponse
+	13, // 24: outrigger.v1.Coherence.Feed:output_type -> outrigger.v1.FeedFrame
+	2,  // 25: outrigger.v1.Coherence.SessionKeys:output_type -> outrigger.v1.SessionKeysResponse
+	22, // [22:26] is the sub-list for method output_type
+	18, // [18:22] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_coherence_proto_init() }
@@ -1160,11 +1347,13 @@ func file_outrigger_v1_coherence_proto_init() {
 	file_outrigger_v1_coherence_proto_msgTypes[8].OneofWrappers = []any{
 		(*FeedRequest_Subscribe)(nil),
 		(*FeedRequest_Heartbeat)(nil),
+		(*FeedRequest_Select)(nil),
 	}
-	file_outrigger_v1_coherence_proto_msgTypes[11].OneofWrappers = []any{
+	file_outrigger_v1_coherence_proto_msgTypes[12].OneofWrappers = []any{
 		(*FeedFrame_Changes)(nil),
 		(*FeedFrame_Ack)(nil),
 		(*FeedFrame_Reset_)(nil),
+		(*FeedFrame_Selected)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1172,7 +1361,7 @@ func file_outrigger_v1_coherence_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_coherence_proto_rawDesc), len(file_outrigger_v1_coherence_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   15,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,94 @@
+package variables
+
+import (
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/outrigger-mesh/outrigger"
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+)
+
+// message returns the frame for a stream of every change, as a message that is already
+// encoded: an empty FeedFrame whose unknown fields are the bytes of the full one, which
+// every codec copies out as they are. A receiver decodes it like any other. It must only
+// be sent, not read.
+func (f *frame) message(o origin) (*pb.FeedFrame, error) {
+	f.whole.Do(func() {
+		raw, err := proto.Marshal(f.plain(o))
+		if err != nil {
+			f.broken = outrigger.Wrap(outrigger.Internal, err, "encode feed frame")
+			return
+		}
+		f.encoded = preEncoded(raw)
+	})
+	return f.encoded, f.broken
+}
+
+func preEncoded(raw []byte) *pb.FeedFrame {
+	m := &pb.FeedFrame{}
+	m.ProtoReflect().SetUnknown(raw)
+	return m
+}
+
+func (f *frame) plain(o origin) *pb.FeedFrame {
+	return &pb.FeedFrame{
+		Incarnation: o.incarnation, Region: o.region,
+		Kind: &pb.FeedFrame_Changes{Changes: &pb.Changes{Previous: f.previous, Through: f.through, Changes: f.changes}},
+	}
+}
+
+// The fields of the messages that are put together by hand.
+const (
+	frameIncarnation, frameRegion, frameChanges, frameSelective = 1, 2, 3, 7
+	changesPrevious, changesThrough, changesChanges             = 1, 2, 3
+)
+
+// piece returns the i-th change, encoded as a field of Changes. Every change is encoded
+// at most once for all selective streams.
+func (f *frame) piece(i int) ([]byte, error) {
+	f.parts.Do(func() {
+		f.pieces = make([][]byte, len(f.changes))
+		buf := make([]byte, 0, f.size+8*len(f.changes))
+		for i, c := range f.changes {
+			start := len(buf)
+			buf = protowire.AppendTag(buf, changesChanges, protowire.BytesType)
+			buf = protowire.AppendVarint(buf, uint64(proto.Size(c)))
+			var err error
+			if buf, err = (proto.MarshalOptions{UseCachedSize: true}).MarshalAppend(buf, c); err != nil {
+				f.pieces, f.failed = nil, outrigger.Wrap(outrigger.Internal, err, "encode change")
+				return
+			}
+			f.pieces[i] = buf[start:len(buf):len(buf)]
+		}
+	})
+	if f.pieces == nil {
+		return nil, f.failed
+	}
+	return f.pieces[i], nil
+}
+
+// assemble makes a selective frame of encoded changes, as a message that is already
+// encoded. All it costs a stream is the copying of its own changes.
+func assemble(o origin, previous, through uint64, pieces [][]byte) *pb.FeedFrame {
+	inner := protowire.SizeTag(changesPrevious) + protowire.SizeVarint(previous) + protowire.SizeTag(changesThrough) + protowire.SizeVarint(through)
+	for _, p := range pieces {
+		inner += len(p)
+	}
+	raw := make([]byte, 0, inner+len(o.region)+32)
+	raw = protowire.AppendTag(raw, frameIncarnation, protowire.Fixed64Type)
+	raw = protowire.AppendFixed64(raw, o.incarnation)
+	raw = protowire.AppendTag(raw, frameRegion, protowire.BytesType)
+	raw = protowire.AppendString(raw, o.region)
+	raw = protowire.AppendTag(raw, frameChanges, protowire.BytesType)
+	raw = protowire.AppendVarint(raw, uint64(inner))
+	raw = protowire.AppendTag(raw, changesPrevious, protowire.VarintType)
+	raw = protowire.AppendVarint(raw, previous)
+	raw = protowire.AppendTag(raw, changesThrough, protowire.VarintType)
+	raw = protowire.AppendVarint(raw, through)
+	for _, p := range pieces {
+		raw = append(raw, p...)
+	}
+	raw = protowire.AppendTag(raw, frameSelective, protowire.VarintType)
+	raw = protowire.AppendVarint(raw, 1)
+	return preEncoded(raw)
+}

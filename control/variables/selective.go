@@ -1,0 +1,140 @@
+package variables
+
+import (
+	"fmt"
+
+	"github.com/outrigger-mesh/outrigger"
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+)
+
+// selectStep bounds the changes a selective stream takes from the ring at a time.
+const selectStep = 4096
+
+// listen makes the stream selective if its subscribe was, and has it woken for what
+// concerns it.
+func (f *feed) listen(first *pb.Select) error {
+	if first == nil {
+		f.ring.listeners.add(everyShard, f)
+		return nil
+	}
+	if err := checkSelect(first); err != nil {
+		return err
+	}
+	f.sel = &selection{}
+	f.take(first)
+	return nil
+}
+
+func (f *feed) unlisten() {
+	if f.sel == nil {
+		f.ring.listeners.remove(everyShard, f)
+		return
+	}
+	for shard := range uint16(everyShard) {
+		if f.sel.concerns(shard) {
+			f.ring.listeners.remove(shard, f)
+		}
+	}
+}
+
+// take changes the selection.
+func (f *feed) take(sel *pb.Select) {
+	f.sel.number = sel.GetNumber()
+	for _, x := range sel.GetRemove() {
+		if shard := uint16(x); f.sel.concerns(shard) {
+			f.sel.has[shard/64] &^= 1 << (shard % 64)
+			f.ring.listeners.remove(shard, f)
+		}
+	}
+	for _, x := range sel.GetAdd() {
+		if shard := uint16(x); !f.sel.concerns(shard) {
+			f.sel.has[shard/64] |= 1 << (shard % 64)
+			f.ring.listeners.add(shard, f)
+		}
+	}
+}
+
+// queue hands a select to the handler.
+func (f *feed) queue(sel *pb.Select) error {
+	if err := checkSelect(sel); err != nil {
+		return err
+	}
+	select {
+	case f.selects <- sel:
+		return nil
+	default:
+		return outrigger.Errorf(outrigger.Exhausted, "%d selects wait already; wait for the answer before sending the next", selectQueue)
+	}
+}
+
+// choose takes a select and answers it. Nothing after the cursor was sent yet, so what
+// follows is everything from there on.
+func (f *feed) choose(sel *pb.Select) error {
+	if sel.GetNumber() <= f.sel.number {
+		return outrigger.Errorf(outrigger.Invalid, "select.number is %d after %d; numbers rise within a stream", sel.GetNumber(), f.sel.number)
+	}
+	f.take(sel)
+	return f.answerSelect()
+}
+
+func (f *feed) answerSelect() error {
+	o := f.s.origin
+	return f.stream.Send(&pb.FeedFrame{
+		Incarnation: o.incarnation, Region: o.region, Selective: true,
+		Kind: &pb.FeedFrame_Selected{Selected: &pb.Selected{Number: f.sel.number, Position: f.cursor}},
+	})
+}
+
+// rouse has the handler look for something to send. It does not wait.
+func (f *feed) rouse() {
+	select {
+	case f.wake <- struct{}{}:
+	default: // it will look anyway
+	}
+}
+
+// advance sends a selective stream one frame of what concerns it, or, with cover, one that
+// says that there was nothing. more is false when it sent nothing.
+func (f *feed) advance(cover bool) (more bool, err error) {
+	parts, through, stale := f.ring.since(f.cursor, f.sel, selectStep)
+	switch {
+	case stale:
+		return true, f.reset(through, fmt.Sprintf("position %d is no longer kept", f.cursor))
+	case len(parts) == 0 && (!cover || through == f.cursor):
+		return false, nil
+	}
+	msg, through, err := f.selected(parts, through)
+	if err != nil {
+		return false, err
+	}
+	if err := f.stream.Send(msg); err != nil {
+		return false, err
+	}
+	f.s.metrics.frames.Add(f.stream.Context(), 1)
+	f.moveTo(through)
+	return true, nil
+}
+
+// selected makes the frame of parts, coalesced when there are many: then it may end
+// earlier.
+func (f *feed) selected(parts []part, through uint64) (*pb.FeedFrame, uint64, error) {
+	o := f.s.origin
+	if len(parts) > lagging {
+		changes := make([]*pb.Change, len(parts))
+		for i, p := range parts {
+			changes[i] = p.of.changes[p.i]
+		}
+		merged := coalesce(split(f.cursor, through, changes))
+		msg := merged.plain(o)
+		msg.Selective = true
+		return msg, merged.through, nil
+	}
+	pieces := make([][]byte, len(parts))
+	for i, p := range parts {
+		var err error
+		if pieces[i], err = p.of.piece(p.i); err != nil {
+			return nil, 0, err
+		}
+	}
+	return assemble(o, f.cursor, through, pieces), through, nil
+}
