@@ -102,8 +102,8 @@ func (f *fleet) serve(server *grpc.Server) error {
 	return err
 }
 
-func (f *fleet) dial(address string) (*grpc.ClientConn, error) {
-	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+func (f *fleet) dial(address string, o ...grpc.DialOption) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient(address, append(o, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
 	if err == nil {
 		f.ends = append(f.ends, conn.Close)
 	}
@@ -133,18 +133,26 @@ func (f *fleet) addNodes(ctx context.Context, n int) error {
 		f.run(ctx, a.Run)
 		f.nodes = append(f.nodes, a)
 	}
-	limit := time.NewTimer(30 * time.Second)
-	defer limit.Stop()
 	for _, a := range f.nodes {
-		select {
-		case <-a.Ready():
-		case <-limit.C:
-			return fmt.Errorf("a node's feed was not live within 30 s")
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := live(ctx, a); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// live waits for a node's feed.
+func live(ctx context.Context, a *node.Agent) error {
+	limit := time.NewTimer(30 * time.Second)
+	defer limit.Stop()
+	select {
+	case <-a.Ready():
+		return nil
+	case <-limit.C:
+		return fmt.Errorf("a node's feed was not live within 30 s")
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // session registers a variable "x" in a new session.

@@ -173,7 +173,7 @@ func (e *env) measure(ctx context.Context, rows []row, out string, stdout io.Wri
 func childMode(ctx context.Context, mode string, args []string, stdin io.Reader, stdout io.Writer) error {
 	modes := map[string]func(context.Context, []string, io.Reader) (any, error){
 		"load": childLoad, "cacheread": childCacheRead, "shmread": childShmRead, "udsread": childUDSRead,
-		"hitratio": childHitRatio, "invalidation": childInvalidation, "broadcast": childBroadcast,
+		"hitratio": childHitRatio, "invalidation": childInvalidation, "broadcast": childBroadcast, "feednodes": childFeedNodes,
 		"stampede": childStampede, "memory": childMemory, "memoryfill": childMemoryFill, "append": childAppend, "fill": childFill, "open": childOpen, "assign": childAssign,
 	}
 	f, ok := modes[mode]

@@ -4,22 +4,19 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
-	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
-	"github.com/outrigger-mesh/outrigger/cache/node"
-	"github.com/outrigger-mesh/outrigger/cache/shm"
 )
 
 const (
@@ -30,7 +27,7 @@ const (
 
 func feedRows() []row {
 	return []row{{id: "cache.invalidation_lag", unit: "ms p99", better: "lower", run: runInvalidationLag,
-		what: fmt.Sprintf("durable commit at the authority to the last stale read on any of the nodes that hold the variable; %d writes/s, %d nodes with a gRPC feed each over TCP loopback, authority (log on disk) and nodes in one process, not pinned, a tenth of the writes watched by polling the nodes' tables every 50 µs. The peer writes 300 bytes to a connection per holding node and gets 4 bytes back, without log, and is timed from its first write to its last read", lagRate, lagNodes)}}
+		what: fmt.Sprintf("durable commit at the authority to the last stale read any process could make on the nodes that hold the variable; %d writes/s, %d node agents with a gRPC feed each over TCP loopback, authority (log on disk) in one process and agents in another, not pinned, every write watched: a node is done with a frame when it takes the next one off its stream. The peer writes 300 bytes to a connection per holding node and gets 4 bytes back, without log, and is timed from its first write to its last read", lagRate, lagNodes)}}
 }
 
 func runInvalidationLag(ctx context.Context, e *env, r row) ([]result, error) {
@@ -59,8 +56,9 @@ func runInvalidationLag(ctx context.Context, e *env, r row) ([]result, error) {
 		kept[strconv.Itoa(holders)] = c
 		side := func(metric string) float64 { s, _ := summarise(c.Rounds, us, "", metric); return figures(s.Ours) }
 		rows, err := c.rows(r, "p99_ms", peerNames(cs), func(string) string {
-			return fmt.Sprintf("%s; each variable is held by %d of the nodes (every node is sent every change); our p50 is %v ms, %v writes/s were made, one core was busy %v %% with all of it, and %v %% with the idle fleet; of %v watched writes, nodes had %v times nothing to serve (no copy or no lease), which is not stale and has a process ask",
-				r.what, holders, side("p50_ms"), side("rate"), side("cpu_percent"), side("idle_cpu_percent"), side("watched"), side("nothing_to_serve"))
+			return fmt.Sprintf("%s; each variable is held by %d of the nodes; our p50 is %v ms, %v writes/s were made; of one core the authority took %v %% and the nodes %v %%, and idle %v and %v %%; durable to applied at the authority took %v ms (p50) and %v ms (p99); writes began %v ms late (p99); %v times a node without a lease showed a write",
+				r.what, holders, side("p50_ms"), side("rate"), side("authority_percent"), side("nodes_percent"), side("idle_authority_percent"), side("idle_nodes_percent"),
+				side("applied_p50_ms"), side("applied_p99_ms"), side("late_p99_ms"), side("shown_without_lease"))
 		})
 		if err != nil {
 			return nil, err
@@ -77,8 +75,7 @@ type lagFlags struct {
 	dir                  string
 }
 
-func parseLag(args []string) (l lagFlags, err error) {
-	f := flag.NewFlagSet("lag", flag.ContinueOnError)
+func parseLag(f *flag.FlagSet, args []string) (l lagFlags, err error) {
 	f.IntVar(&l.nodes, "nodes", lagNodes, "nodes")
 	f.IntVar(&l.holders, "holders", 10, "nodes that hold one variable")
 	f.IntVar(&l.rate, "rate", lagRate, "writes per second")
@@ -92,20 +89,18 @@ func parseLag(args []string) (l lagFlags, err error) {
 
 const lagSessions = 64 // each is written by one goroutine
 
-// lagRun is one run of ours.
+// lagRun is one run of ours, as the authority sees it.
 type lagRun struct {
 	lagFlags
-	fleet *fleet
-	mu    sync.Mutex
-	clock func() int64 // of leases
-	lags  histogram    // ns
-	made  int
-	// missed counts the watched nodes that had nothing to serve: no copy, or no lease.
-	missed int
+	fleet   *fleet
+	durable [][]int64 // by session and number: when the write was durable
+	mu      sync.Mutex
+	applied histogram // ns from durable to handed to the feeds and applied
+	late    histogram // ns a write began after its time
 }
 
 func childInvalidation(ctx context.Context, args []string, _ io.Reader) (any, error) {
-	l, err := parseLag(args)
+	l, err := parseLag(flag.NewFlagSet("lag", flag.ContinueOnError), args)
 	if err != nil {
 		return nil, err
 	}
@@ -114,48 +109,109 @@ func childInvalidation(ctx context.Context, args []string, _ io.Reader) (any, er
 		return nil, err
 	}
 	out, err := l.measure(ctx, f)
-	if end := f.close(); err == nil {
-		err = end
-	}
-	return out, err
+	return out, errors.Join(err, f.close())
 }
 
 func (l lagFlags) measure(ctx context.Context, f *fleet) (map[string]float64, error) {
-	if err := f.addNodes(ctx, l.nodes); err != nil {
-		return nil, err
-	}
 	for s := range lagSessions {
 		if err := f.session(ctx, lagSession(s), lagValue(0)); err != nil {
 			return nil, err
 		}
-		for _, n := range l.holdersOf(s) {
-			if _, err := f.nodes[n].Read(ctx, &pb.ReadRequest{Keys: []*pb.Key{{Session: lagSession(s), Name: "x"}}}); err != nil {
-				return nil, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	nodes, err := startFeedNodes(self, f.origin.Target(), l)
+	if err != nil {
+		return nil, err
+	}
+	out, err := l.load(ctx, f, nodes)
+	return out, errors.Join(err, nodes.close())
+}
+
+// load measures an idle second, then writes.
+func (l lagFlags) load(ctx context.Context, f *fleet, nodes *feedProcess) (map[string]float64, error) {
+	if _, err := nodes.next(); err != nil { // they hold their sessions
+		return nil, err
+	}
+	idle, idleNodes, err := l.cost(nodes, func() error { pause(ctx, time.Second); return ctx.Err() })
+	if err != nil {
+		return nil, err
+	}
+	r := &lagRun{lagFlags: l, fleet: f, durable: make([][]int64, lagSessions)}
+	var took time.Duration
+	loaded, loadedNodes, err := l.cost(nodes, func() error {
+		var writers sync.WaitGroup
+		errs := make([]error, lagSessions)
+		start := time.Now()
+		for s := range lagSessions {
+			writers.Go(func() { errs[s] = r.write(ctx, s, start) })
+		}
+		writers.Wait()
+		took = time.Since(start)
+		return errors.Join(errs...)
+	})
+	if err != nil {
+		return nil, err
+	}
+	lags, made, unfresh, err := r.collect(ctx, nodes)
+	if err != nil {
+		return nil, err
+	}
+	percent := func(d, of time.Duration) float64 { return 100 * float64(d) / float64(of) }
+	return map[string]float64{
+		"p50_ms": float64(lags.quantile(0.5)) / 1e6, "p99_ms": float64(lags.quantile(0.99)) / 1e6, "rate": float64(made) / took.Seconds(),
+		"authority_percent": percent(loaded, took), "nodes_percent": percent(loadedNodes, took),
+		"idle_authority_percent": percent(idle, time.Second), "idle_nodes_percent": percent(idleNodes, time.Second),
+		"applied_p50_ms": float64(r.applied.quantile(0.5)) / 1e6, "applied_p99_ms": float64(r.applied.quantile(0.99)) / 1e6,
+		"late_p99_ms": float64(r.late.quantile(0.99)) / 1e6, "shown_without_lease": float64(unfresh),
+	}, nil
+}
+
+// cost is the processor time of the authority and of the nodes during do.
+func (l lagFlags) cost(nodes *feedProcess, do func() error) (authority, agents time.Duration, err error) {
+	before, err := nodes.ask("busy")
+	if err != nil {
+		return 0, 0, err
+	}
+	mine := busy()
+	if err := do(); err != nil {
+		return 0, 0, err
+	}
+	mine = busy() - mine
+	after, err := nodes.ask("busy")
+	return mine, after.Busy - before.Busy, err
+}
+
+// collect waits until every write is shown by all of its nodes, and joins when with when it
+// was durable.
+func (r *lagRun) collect(ctx context.Context, nodes *feedProcess) (lags histogram, made, unfresh int, err error) {
+	for range 30 {
+		report, err := nodes.ask("shown")
+		if err != nil {
+			return lags, 0, 0, err
+		}
+		lags, made, missing := histogram{}, 0, 0
+		for s, durable := range r.durable {
+			for i, at := range durable {
+				n := i + 1
+				if n >= len(report.Shown[s]) || report.Shown[s][n] < r.holders {
+					missing++
+					continue
+				}
+				lags.record(max(0, report.Seen[s][n]-at))
+				made++
 			}
 		}
-	}
-	idle := busy()
-	pause(ctx, time.Second)
-	idle = busy() - idle
-	r := &lagRun{lagFlags: l, fleet: f, clock: node.Clock()}
-	var writers sync.WaitGroup
-	errs := make([]error, lagSessions)
-	before, start := busy(), time.Now()
-	for s := range lagSessions {
-		writers.Go(func() { errs[s] = r.write(ctx, s, start) })
-	}
-	writers.Wait()
-	took := time.Since(start)
-	for _, err := range errs {
-		if err != nil {
-			return nil, err
+		if missing == 0 {
+			return lags, made, report.Unfresh, nil
+		}
+		if !pause(ctx, time.Second) {
+			return lags, 0, 0, ctx.Err()
 		}
 	}
-	return map[string]float64{
-		"p50_ms": float64(r.lags.quantile(0.5)) / 1e6, "p99_ms": float64(r.lags.quantile(0.99)) / 1e6,
-		"rate": float64(r.made) / took.Seconds(), "cpu_percent": 100 * float64(busy()-before) / float64(took),
-		"idle_cpu_percent": 100 * idle.Seconds(), "watched": float64(r.lags.total), "nothing_to_serve": float64(r.missed),
-	}, nil
+	return lags, 0, 0, fmt.Errorf("not every write was shown by all of its nodes within 30 s")
 }
 
 func lagSession(s int) string { return fmt.Sprintf("session-%02d", s) }
@@ -175,86 +231,27 @@ func (l lagFlags) holdersOf(session int) []int {
 	return out
 }
 
-// write sets one session's variable at its share of the rate; every tenth write is watched.
+// write sets one session's variable at its share of the rate.
 func (r *lagRun) write(ctx context.Context, session int, start time.Time) error {
 	every := time.Duration(lagSessions) * time.Second / time.Duration(r.rate)
 	next := start.Add(every * time.Duration(session) / lagSessions)
-	for n := 1; time.Since(start) < r.slice; n++ {
+	for n := 1; next.Before(start.Add(r.slice)); n++ {
 		pause(ctx, time.Until(next))
+		late := time.Since(next)
 		next = next.Add(every)
 		var done committed
-		fresh := make(chan int64, 1)
-		watch := (n+session)%10 == 0
-		stop, end := context.WithCancel(ctx)
-		if watch {
-			go func() { fresh <- r.watch(stop, session, n) }()
-		}
 		_, err := r.fleet.svc.Set(context.WithValue(ctx, committedKey{}, &done), &pb.SetRequest{Session: lagSession(session), Identifier: "x", Value: &pb.Value{Json: []byte(lagValue(n))}})
-		if err == nil && watch {
-			t := time.AfterFunc(30*time.Second, end)
-			at := <-fresh
-			t.Stop()
-			if at == 0 {
-				err = fmt.Errorf("write %d of session %d was not seen on all its nodes within 30 s", n, session)
-			}
-			r.mu.Lock()
-			r.lags.record(at - done.at.Load())
-			r.mu.Unlock()
-		}
-		end()
 		if err != nil {
 			return err
 		}
+		at := done.at.Load()
 		r.mu.Lock()
-		r.made++
+		r.durable[session] = append(r.durable[session], at)
+		r.applied.record(max(0, time.Now().UnixNano()-at))
+		r.late.record(int64(max(0, late)))
 		r.mu.Unlock()
 	}
 	return nil
-}
-
-// watch reads the tables of the session's nodes until none would serve a value older than
-// write n, and returns when that was; 0 when stop ends before.
-func (r *lagRun) watch(stop context.Context, session, n int) int64 {
-	id := outrigger.Key{Tenant: outrigger.DefaultTenant, Session: lagSession(session), Name: "x"}.String()
-	waiting := r.holdersOf(session)
-	seen := make([]uint64, r.nodes) // stamps that were looked into
-	var again []int                 // nodes that had no copy to serve
-	var buf []byte
-	for len(waiting) > 0 {
-		left := waiting[:0]
-		for _, w := range waiting {
-			table := r.fleet.nodes[w].Table()
-			live := r.clock() < table.Lease()
-			e, b := table.Get(id, buf[:0])
-			buf = b
-			if !live || e.State != shm.Present {
-				// No process would be served this copy, it would ask the agent.
-				again = append(again, w)
-				continue
-			}
-			if e.Stamp == seen[w] {
-				left = append(left, w)
-				continue
-			}
-			seen[w] = e.Stamp
-			if v := (&pb.Variable{}); proto.Unmarshal(b, v) != nil || numberOf(v.GetValue().GetJson()) < n {
-				left = append(left, w)
-			}
-		}
-		if waiting = left; len(waiting) > 0 && !pause(stop, 50*time.Microsecond) {
-			return 0
-		}
-	}
-	at := time.Now().UnixNano()
-	for _, w := range again { // as a process would, so that the node holds the variable again
-		if _, err := r.fleet.nodes[w].Read(stop, &pb.ReadRequest{Keys: []*pb.Key{{Session: lagSession(session), Name: "x"}}}); err != nil {
-			return 0
-		}
-	}
-	r.mu.Lock()
-	r.missed += len(again)
-	r.mu.Unlock()
-	return at
 }
 
 // numberOf is the number a lagValue begins with, -1 for other bytes.
@@ -293,7 +290,7 @@ func busy() time.Duration {
 
 // childBroadcast is the floor: the same messages to as many nodes over bare TCP.
 func childBroadcast(ctx context.Context, args []string, _ io.Reader) (any, error) {
-	l, err := parseLag(args)
+	l, err := parseLag(flag.NewFlagSet("lag", flag.ContinueOnError), args)
 	if err != nil {
 		return nil, err
 	}
