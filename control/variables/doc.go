@@ -54,8 +54,17 @@
 // cost of the keys that changed, not of the changes. Where key_previous would
 // name a change that was left out, it names the last position that was not. Streams that lag alike share the result.
 //
-// The first frame after Subscribe answers it: a Reset, or
-// Changes (possibly none) that continue at Subscribe.from. A subscriber that knows no
+// A stream whose Subscribe has a select is selective: it carries the changes of the shards
+// selected only, is not woken for others, and is brought up to the head before each answer
+// to a heartbeat by a frame that may be empty (unless it lags). A change wakes the streams
+// of its shard; it is encoded at most once for all of them, and a stream's frame is put
+// together from the encoded changes it needs. What waits for a selective stream is sent in
+// one frame, of more than 16 changes the newest of each key as above. A select is answered
+// with the position from which on its shards are in the stream. One that names a shard
+// there is none of, or does not raise its number, ends the stream with kind Invalid.
+//
+// The first frame after Subscribe answers it: a Reset, the Selected of a selective stream
+// (after a Reset, too), or Changes (possibly none) that continue at Subscribe.from. A subscriber that knows no
 // incarnation (0) is always reset.
 //
 // A created session is a change of scope SESSION with deleted unset: it turns "no such
