@@ -43,7 +43,7 @@ func (s *State) read(in Read, now int64) {
 	s.stats.Joined++
 	s.wait++
 	f, r := s.flights[e], reader{in.Waiter, in.Min}
-	if f.until > 0 || now-f.issued > s.opt.Lease && !s.Fresh(now) {
+	if f.until > 0 || now-f.issued > s.opt.Lease && !(s.Fresh(now) && s.heardOf(e)) {
 		f.late = append(f.late, r)
 		return
 	}
@@ -108,6 +108,7 @@ func (s *State) filled(in Filled, now int64) {
 		return
 	}
 	s.note(in.AsOf)
+	s.raiseToShard(e)
 	if in.AsOf < e.floor || !s.coversForeign(in.Key, in.Result.GetVariable().GetVersion()) {
 		s.stats.Refused++
 		s.retry(e, now, tooOld(in, e.floor))

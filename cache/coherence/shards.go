@@ -121,6 +121,18 @@ func (s *State) mayHold(e *entry, at uint64) bool {
 	return true
 }
 
+// heardOf reports whether the stream carries the changes of e, so that a fetch that is
+// older than one of them is noticed.
+func (s *State) heardOf(e *entry) bool { return s.selection.state[s.shardOf(e)] == active }
+
+// raiseToShard raises e's floor to where its shard begins: what changed before was not
+// heard of, and readers may have joined a fetch since in the belief that it would be.
+func (s *State) raiseToShard(e *entry) {
+	if s.heardOf(e) {
+		e.floor = max(e.floor, s.selection.floor[s.shardOf(e)])
+	}
+}
+
 func (s *State) shardOf(e *entry) int {
 	of := s.sessions.at(e.session)
 	return ShardOf(of.tenant, of.id)
