@@ -174,6 +174,8 @@ func rank(e policy.Endpoint, l inference.Load) uint64 {
 // or everything would go there until its first answer.
 func better(a, b inference.Load) bool {
 	switch {
+	case a.Cost > 0 && b.Cost > 0:
+		return a.Cost < b.Cost
 	case a.Latency > 0 && b.Latency > 0:
 		return a.Latency*time.Duration(a.InFlight+1) < b.Latency*time.Duration(b.InFlight+1)
 	case a.Latency > 0 && b.InFlight == 0, b.Latency > 0 && a.InFlight == 0:

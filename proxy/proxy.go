@@ -86,6 +86,10 @@ type Options struct {
 	// Dial replaces the network, for tests; nil = TCP.
 	Dial upstream.DialFunc
 
+	// Models are further settings of model calls; what the sidecar itself provides (Policy,
+	// Region, Order, Transport, Passthrough, Logger, Meter) is filled in.
+	Models inference.Options
+
 	Tracing *Tracing // nil = no spans
 
 	Grace  time.Duration // default 10 s
@@ -140,8 +144,9 @@ func New(o Options) (*Sidecar, error) {
 	}
 	var err error
 	pass, passes := s.passthrough(others)
-	if s.inference, err = inference.New(inference.Options{Policy: o.Policy, Region: o.Node.Region, Order: orderByRegion,
-		Transport: s.transport, Passthrough: pass, Passes: passes, Logger: o.Logger, Meter: o.Meter}); err != nil {
+	mo := o.Models
+	mo.Policy, mo.Region, mo.Order, mo.Transport, mo.Passthrough, mo.Passes, mo.Logger, mo.Meter = o.Policy, o.Node.Region, orderByRegion, s.transport, pass, passes, o.Logger, o.Meter
+	if s.inference, err = inference.New(mo); err != nil {
 		return nil, err
 	}
 	vo := variable.Options{Reader: o.Reader, Authority: o.Authority, AutoCreateSessions: o.AutoCreateSessions,

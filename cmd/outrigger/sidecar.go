@@ -47,6 +47,7 @@ type sidecarFlags struct {
 	labels                                                map[string]string
 
 	intercept interceptFlags
+	models                                                modelFlags
 }
 
 func sidecarCommand(g *globals) *cobra.Command {
@@ -75,6 +76,7 @@ connections to --intercept-outbound.`}
 	f.StringVar(&s.tokenKeyFile, "token-key-file", "", tokenKeyUsage)
 	f.DurationVar(&s.grace, "grace", 10*time.Second, "limit for requests in flight at the end")
 	s.intercept.flags(f)
+	s.models.bind(f)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := g.configure(cmd, "sidecar"); err != nil {
 			return err
@@ -165,6 +167,9 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 	o := proxy.Options{Node: self, Reader: store, Hits: store, Authority: store.Variables(), Policy: policySource(ads), Reports: control, Tokens: tokens,
 		AutoCreateSessions: s.autoSessions, UpstreamTCP: s.upstreamTCP, Own: own, Intercept: taken,
 		Grace: s.grace, Start: start, Logger: p.log, Meter: p.tel.Meter("proxy")}
+	if o.Models, err = s.models.options(); err != nil {
+		return configError{err}
+	}
 	if p.tel.Tracing() {
 		o.Tracing = &proxy.Tracing{Tracer: p.tel.Tracer.Tracer("proxy"), Propagator: p.tel.Propagator}
 	}

@@ -19,6 +19,7 @@ import (
 var (
 	errExcluded = errors.New("outcome says nothing about the endpoint")
 	errEndpoint = errors.New("endpoint failed")
+	errTry      = errors.New("the attempt took longer than the limit of one attempt")
 )
 
 type verdict uint8
@@ -43,7 +44,7 @@ type ending struct {
 func (c *call) attemptAll(ctx context.Context, targets []*target, limit int) ending {
 	end := ending{verdict: tryNext, failed: true, tag: "no_endpoint"}
 	tried := false
-	for _, t := range targets {
+	for i, t := range targets {
 		if c.attempts >= limit || ctx.Err() != nil {
 			break
 		}
@@ -62,9 +63,7 @@ func (c *call) attemptAll(ctx context.Context, targets []*target, limit int) end
 		c.attempts++
 		tried = true
 		c.region = t.endpoint.Region
-		t.inflight.Add(1)
-		end = c.attempt(ctx, t, report)
-		t.inflight.Add(-1)
+		end = c.attempt(ctx, &try{c: c, t: t, report: report, spare: targets[i+1:], limit: limit})
 		if end.verdict != tryNext {
 			break
 		}
@@ -72,21 +71,28 @@ func (c *call) attemptAll(ctx context.Context, targets []*target, limit int) end
 	return end
 }
 
-// attempt makes one request to one endpoint and relays its answer if it is good. It
-// calls report exactly once.
-func (c *call) attempt(ctx context.Context, t *target, report func(error)) ending {
-	probe := t.breaker.State() == gobreaker.StateHalfOpen
+// attempt makes one request to one endpoint, or to a second one as well if the first is
+// slow and hedging is allowed, and relays its answer if it is good. It calls report
+// exactly once.
+func (c *call) attempt(ctx context.Context, y *try) ending {
+	probe := y.t.breaker.State() == gobreaker.StateHalfOpen
 	c.held = nil
-	began := c.h.now()
-	ctx, cancel := context.WithCancel(ctx) // leaving the attempt releases its connection
-	defer cancel()
-	resp, err := c.h.o.Transport.RoundTrip(c.outgoing(ctx, t))
+	ctx, cancel := context.WithCancelCause(ctx) // leaving the attempt releases its connections
+	defer func() { cancel(nil); y.leave() }()
+	if d := c.h.o.TryTimeout; d > 0 {
+		c.tryTimer = time.AfterFunc(d, func() { cancel(errTry) })
+		defer c.tryTimer.Stop()
+	}
+	resp, err := y.send(ctx)
+	t, report := y.t, y.report
 	if err != nil {
 		return c.lost(ctx, t, report, "transport")
 	}
 	defer resp.Body.Close()
 	c.reached = true
-	t.observe(c.h.now().Sub(began))
+	now := c.h.now()
+	t.observe(now.Sub(y.began), now)
+	t.judge(resp.StatusCode < 500)
 
 	if retryableStatus(resp.StatusCode) {
 		return c.hold(ctx, t, resp, report)
@@ -128,13 +134,14 @@ func mediaType(resp *http.Response) string {
 // lost ends an attempt whose connection failed before anything was passed on, telling
 // the endpoint's failure from the client's departure and from our own time limit.
 func (c *call) lost(ctx context.Context, t *target, report func(error), tag string) ending {
-	if c.r.Context().Err() != nil {
+	if c.gone() {
 		report(errExcluded)
 		return ending{verdict: relayed, cancelled: true, tag: "cancelled"}
 	}
-	t.observe(failurePenalty)
+	t.judge(false)
+	c.penalise(t)
 	report(errEndpoint)
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	if cause := context.Cause(ctx); errors.Is(cause, context.DeadlineExceeded) || errors.Is(cause, errTry) {
 		tag = "timeout"
 	}
 	return ending{verdict: tryNext, failed: true, tag: tag}
@@ -156,10 +163,12 @@ func (c *call) hold(ctx context.Context, t *target, resp *http.Response, report 
 		report(nil)
 		return ending{verdict: tryNext, tag: tag}
 	}
-	t.observe(failurePenalty)
+	c.penalise(t)
 	report(errEndpoint)
 	return ending{verdict: tryNext, failed: true, tag: tag}
 }
+
+func (c *call) penalise(t *target) { t.observe(failurePenalty, c.h.now()) }
 
 // outgoing builds the upstream request.
 func (c *call) outgoing(ctx context.Context, t *target) *http.Request {
@@ -180,6 +189,7 @@ func (c *call) outgoing(ctx context.Context, t *target) *http.Request {
 		// connection when a kept one turns out closed before any answer.
 		h[hdrIdempotency] = nil
 	}
+	c.setDeadline(ctx, h)
 	h[upstream.HeaderHops] = []string{strconv.Itoa(upstream.Hops(h) + 1)}
 	req := &http.Request{
 		Method: c.api.Method(), URL: c.target(t), Host: t.endpoint.Address, Header: h, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
@@ -208,6 +218,9 @@ func (c *call) target(t *target) *url.URL {
 func (c *call) relayHead(status int, header http.Header) {
 	upstream.StripHopByHop(header)
 	stripOurs(header)
+	if c.tryTimer != nil {
+		c.tryTimer.Stop() // it has begun to answer; how long that takes is not for the attempt's limit
+	}
 	h := c.w.Header()
 	for key, v := range header {
 		h[key] = v
@@ -218,7 +231,7 @@ func (c *call) relayHead(status int, header http.Header) {
 
 // giveUp answers when no endpoint did.
 func (c *call) giveUp(ctx context.Context, end ending) ending {
-	if c.r.Context().Err() != nil {
+	if c.gone() {
 		return ending{verdict: relayed, cancelled: true, tag: "cancelled"}
 	}
 	if c.held != nil {
@@ -235,7 +248,7 @@ func (c *call) giveUp(ctx context.Context, end ending) ending {
 	switch {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		e.status, e.code, e.retry = http.StatusGatewayTimeout, "timeout", retryNo
-		e.message = "the model did not answer within the policy's time limit"
+		e.message = "the model did not answer within the time limit of the request"
 		end.tag = "timeout"
 	case end.tag == "breaker_open":
 		e.code, e.retryAfter = "no_healthy_endpoint", c.untilHalfOpen()

@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
@@ -175,14 +176,14 @@ func TestPowerOfTwoChoices(t *testing.T) {
 	mk := func(lat float64, weight uint32) *target {
 		tg := &target{endpoint: policy.Endpoint{Region: "eu", Weight: weight}}
 		if lat > 0 {
-			tg.observe(secs(lat))
+			tg.observe(secs(lat), time.Unix(1, 0))
 		}
 		return tg
 	}
 	count := func(ts ...*target) (n []int) {
 		n = make([]int, len(ts))
 		for seed := range uint64(2000) {
-			got := defaultOrder(ts, "eu", nil, seed)
+			got := defaultOrder(ts, "eu", nil, seed, time.Unix(1, 0))
 			if len(got) != len(ts) {
 				t.Fatal("lost a target")
 			}

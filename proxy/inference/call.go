@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/proxy/inference/answers"
 	"github.com/outrigger-mesh/outrigger/proxy/inference/shape"
 	"github.com/outrigger-mesh/outrigger/proxy/upstream"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
@@ -32,7 +33,12 @@ type call struct {
 	body []byte
 	env  shape.Envelope
 
-	streams bool // the request asks for a stream
+	streams  bool            // the request asks for a stream
+	timeout  time.Duration   // the caller's own limit; 0 = none
+	tryTimer *time.Timer     // of the attempt running; nil = none
+	refusal  apiError        // why a version takes no more requests
+	flight   *answers.Flight // that this request leads; nil = none
+	complete bool            // the answer is out, and was whole
 
 	plan   *plan
 	model  *modelPlan
@@ -89,15 +95,20 @@ func (c *call) serveInference() {
 			message: "the request body is encoded (" + enc + "); the model cannot be read from it. Send it without Content-Encoding"})
 		return
 	}
+	var err error
+	if c.timeout, err = timeoutOf(c.r.Header); err != nil {
+		c.refuse(badRequest(err))
+		return
+	}
 	if !c.readBody() {
 		return
 	}
-	if err := c.scan(); err != nil {
+	if err = c.scan(); err != nil {
 		c.refuse(badRequest(err))
 		return
 	}
 	if c.route() {
-		c.forward()
+		c.serve()
 	}
 }
 
@@ -271,15 +282,25 @@ func stripOurs(h http.Header) {
 
 // forward runs the attempts and accounts for the logical request.
 func (c *call) forward() {
-	ctx, cancel := context.WithTimeout(c.r.Context(), orDefault(c.assign.Model.Timeout, DefaultTimeout))
+	timeout := orDefault(c.assign.Model.Timeout, DefaultTimeout)
+	if c.timeout > 0 {
+		timeout = min(timeout, c.timeout)
+	}
+	base, release := c.base()
+	defer release()
+	ctx, cancel := context.WithTimeout(base, timeout)
 	defer cancel()
+	if !c.model.inflight.enter(c.h.bulkhead(c.policy)) {
+		c.refuse(apiError{status: http.StatusServiceUnavailable, code: "overloaded", retryAfter: overloadDelay, retry: retryYes,
+			message: "model " + c.assign.Model.Name + " has reached its share of the sidecar's requests in flight; try again"})
+		return
+	}
+	defer c.model.inflight.leave()
 	c.region = c.h.o.Region
 	limit := max(c.assign.Model.MaxAttempts, 1)
 	end, entered := c.serveBy(ctx, limit)
 	if !entered {
-		v := c.assign.Version
-		c.refuse(apiError{status: http.StatusServiceUnavailable, code: "overloaded", retryAfter: overloadDelay, retry: retryYes,
-			message: "version " + v.Name + " has reached its limit of requests in flight; try again"})
+		c.refuse(c.refusal)
 		return
 	}
 	if end.verdict == tryNext {
@@ -302,14 +323,46 @@ func (c *call) forward() {
 // in flight.
 func (c *call) serveBy(ctx context.Context, limit uint32) (end ending, entered bool) {
 	vp := c.model.versions[c.assign.Version]
+	c.refusal = apiError{status: http.StatusServiceUnavailable, code: "overloaded", retryAfter: overloadDelay, retry: retryYes,
+		message: "version " + c.assign.Version.Name + " has reached its limit of requests in flight; try again"}
+	if c.h.o.Adaptive && vp.gate.full() {
+		c.refusal.status = http.StatusTooManyRequests
+		c.refusal.message = "version " + c.assign.Version.Name + " is given no more requests than it was seen to take; try again"
+		return ending{}, false
+	}
 	if !vp.gate.enter(orDefault(c.assign.Version.MaxRequests, policy.DefaultMaxRequests)) {
 		return ending{}, false
 	}
 	defer vp.gate.leave()
+	if c.h.o.Adaptive {
+		began := c.h.now()
+		defer func() { c.learn(vp.gate, began, end) }()
+	}
 	if !c.settled {
 		c.model.budget.deposit() // once per logical request
 	}
 	return c.attemptAll(ctx, c.h.order(c.policy, vp, c.env.Sequence), int(limit)), true
+}
+
+// learn adapts a version's limit to how long it took to begin its answer.
+func (c *call) learn(g *gate, began time.Time, end ending) {
+	dropped := end.tag == "429" || end.tag == "503" || end.tag == "timeout"
+	if end.cancelled || end.failed && !dropped {
+		return // says nothing about load
+	}
+	d := c.h.now().Sub(began)
+	if c.ttft > 0 {
+		d = c.start.Add(c.ttft).Sub(began)
+	}
+	g.learn(d, dropped)
+}
+
+// bulkhead is how many requests one model may have in flight.
+func (h *Handler) bulkhead(p *policy.Policy) uint32 {
+	if len(p.Models) < 2 {
+		return uint32(h.o.MaxInFlight)
+	}
+	return uint32(max(h.o.MaxInFlight*3/4, 1))
 }
 
 // fallBack serves by the last good version when no endpoint of the assigned one could be

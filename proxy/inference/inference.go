@@ -47,13 +47,25 @@
 // Our own errors have the form of the protocol spoken. Bad input is refused: 400 for JSON that is malformed, nested
 // deeper than 512, or ambiguous (a routing key twice); 413 over MaxBody; 415 for encoded
 // bodies. Unknown models are 404 model_not_found, or go to Passthrough if there is one.
-// Overload: more than MaxInFlight requests, or a version's MaxRequests, is 503. With
+// Overload: more than MaxInFlight requests, or a version's MaxRequests, is 503; one model
+// gets at most three quarters of MaxInFlight where there are several, so that a slow one
+// does not take the others down (bulkhead); beyond the adaptive limit it is 429. With
 // every endpoint's breaker open, the last good version's included, the answer is 503 with
 // retry-after-ms. Without any policy
 // it is 503; with the control plane gone the last policy keeps serving, and a model with
 // a candidate live returns to its last good version when the dead-man lease expires.
 //
-// The breaker is per version × region × endpoint; it counts transport errors, 5xx and
+// A caller's X-Request-Timeout (seconds, or 1500ms) or Grpc-Timeout bounds the request
+// and reaches the model with what is left of it.
+//
+// With Options.Answers, a question whose parameters make its answer the same every time,
+// or that opts in with x-outrigger-cache: on, is answered from memory if it was put to the
+// same version, in the same arm, by the same tenant, before; while it is being answered,
+// others read along. Cache-Control of requests and answers is obeyed. What comes from
+// memory says so in x-outrigger-cache and counts in no statistics of the version.
+//
+// An endpoint that fails clearly more often than its peers is ejected for a while: it is
+// tried last (balance.Outliers). The breaker is per version × region × endpoint; it counts transport errors, 5xx and
 // streams the model broke off, never the client's own mistakes or departures.
 //
 // New starts nothing; the handler runs on its callers' goroutines only and is safe for
@@ -72,6 +84,7 @@ import (
 	"go.opentelemetry.io/otel/metric"
 
 	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/proxy/inference/answers"
 	"github.com/outrigger-mesh/outrigger/proxy/inference/shape"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
@@ -113,10 +126,29 @@ type Options struct {
 	Meter metric.Meter
 	// Recorder collects outcomes; nil = a new one with default bounds.
 	Recorder *Recorder
+	// TryTimeout bounds one attempt up to the first content of its answer (a JSON answer:
+	// up to its end); another endpoint may be tried after it. 0 = the whole request's only.
+	TryTimeout time.Duration
+	// HedgeAfter, if above 0, asks a second endpoint when the first has not begun to answer
+	// for that long, within the limits of retries. Only APIs that change nothing are hedged
+	// (embeddings, scores, inference without a sequence), never generation.
+	HedgeAfter time.Duration
+	// Adaptive limits how many requests a version gets at once to what it was seen to take
+	// (balance.Limit); the rest are refused with 429 at once instead of queueing.
+	Adaptive bool
+	// Prices of LLM tokens by logical model, for the cost metric; models without one have none.
+	Prices map[string]Price
+	// Answers is the cache of answers, see package answers; nil = none. AnswerAll puts
+	// answers there that their protocol's parameters do not make deterministic.
+	Answers   *answers.Cache
+	AnswerAll bool
 	// MaxBody bounds a request body in bytes, MaxInFlight the requests at one time.
 	MaxBody     int64
 	MaxInFlight int
 }
+
+// Price is what a million LLM tokens cost, in whatever currency the operator thinks in.
+type Price struct{ In, Out float64 }
 
 // Handler is the http.Handler of this package.
 type Handler struct {
@@ -130,6 +162,8 @@ type Handler struct {
 	inflight atomic.Int64
 	plan     atomic.Pointer[plan]
 	compile  sync.Mutex // held while a new plan is made; never during I/O
+
+	generations uint64 // handed out to versions; guarded by compile
 }
 
 // New returns a Handler. It fails, with kind Invalid, without a Transport or with
@@ -237,12 +271,17 @@ type Stats struct {
 	Endpoints    []EndpointStats `json:"endpoints"`
 	InFlight     int64           `json:"in_flight"`
 	CellsDropped uint64          `json:"cells_dropped"`
+	Answers      *answers.Stats  `json:"answers,omitempty"` // nil without a cache
 }
 
 // LocalStats returns totals since start and the present state of endpoints, in policy
 // order.
 func (h *Handler) LocalStats() Stats {
 	s := Stats{Arms: h.recorder.Totals(), InFlight: h.inflight.Load(), CellsDropped: h.recorder.CellsDropped()}
+	if h.o.Answers != nil {
+		a := h.o.Answers.Stats()
+		s.Answers = &a
+	}
 	p := h.plan.Load()
 	if p == nil {
 		return s

@@ -20,6 +20,9 @@ type metrics struct {
 	ttft     metric.Float64Histogram // gen_ai.server.time_to_first_token, s
 	tokens   metric.Int64Histogram   // gen_ai.client.token.usage, {token}
 	refusals metric.Int64Counter     // outrigger.inference.refused, {request}
+	answers  metric.Int64Counter     // outrigger.inference.cache, {request}
+	perToken metric.Float64Histogram // gen_ai.server.time_per_output_token, s
+	cost     metric.Float64Counter   // outrigger.inference.cost, in the unit of Options.Prices
 }
 
 func newMetrics(m metric.Meter) (*metrics, error) {
@@ -49,7 +52,24 @@ func newMetrics(m metric.Meter) (*metrics, error) {
 	out.refusals, e = m.Int64Counter("outrigger.inference.refused", metric.WithUnit("{request}"),
 		metric.WithDescription("Requests answered by the sidecar before any version was tried, by error.type."))
 	keep(e)
+	out.answers, e = m.Int64Counter("outrigger.inference.cache", metric.WithUnit("{request}"),
+		metric.WithDescription("Requests the answer cache had a key for, by outrigger.cache: hit, joined, miss."))
+	keep(e)
+	out.perToken, e = m.Float64Histogram("gen_ai.server.time_per_output_token", metric.WithUnit("s"),
+		metric.WithDescription("Time per output token after the first, of streams; outrigger.token.estimated tells counts from estimates."),
+		metric.WithExplicitBucketBoundaries(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5))
+	keep(e)
+	out.cost, e = m.Float64Counter("outrigger.inference.cost", metric.WithUnit("{currency}"),
+		metric.WithDescription("What LLM tokens cost at the configured prices; estimated counts are priced like reported ones."))
+	keep(e)
 	return &out, err
+}
+
+// cached counts what came of a question that has a key.
+func (m *metrics) cached(c *call, how string) {
+	if m != nil {
+		m.answers.Add(context.WithoutCancel(c.r.Context()), 1, metric.WithAttributes(attribute.String("outrigger.cache", how)))
+	}
 }
 
 // labelKey holds what attribute sets vary by. All parts come from the policy or from a
@@ -104,6 +124,14 @@ func (m *metrics) finished(c *call, end ending, d time.Duration) {
 		return
 	}
 	k.estimated = !c.usage.Reported
+	if c.ttft > 0 && c.usage.Out > 1 {
+		k.tokenType = "output"
+		m.perToken.Record(ctx, (d-c.ttft).Seconds()/float64(c.usage.Out-1), c.labels(k))
+	}
+	if p, ok := c.h.o.Prices[k.model]; ok {
+		k.tokenType = ""
+		m.cost.Add(ctx, (p.In*float64(c.usage.In)+p.Out*float64(c.usage.Out))/1e6, c.labels(k))
+	}
 	for _, t := range [...]struct {
 		name string
 		n    uint64

@@ -9,6 +9,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 	"github.com/sony/gobreaker/v2"
 
+	"github.com/outrigger-mesh/outrigger/proxy/inference/balance"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
 
@@ -16,7 +17,10 @@ import (
 type Load struct {
 	Latency  time.Duration // moving average of the time to a response head; 0 = not measured
 	InFlight int
-	Open     bool // its breaker refuses requests now
+	Open     bool // its breaker refuses requests now, or it is ejected as an outlier
+	// Cost is the expected wait in seconds, by a peak-sensitive average of latency and what
+	// is in flight (package balance): comparable between endpoints, nothing more.
+	Cost float64
 }
 
 // OrderInfo is what an ordering may consider besides the endpoints.
@@ -41,13 +45,15 @@ func (h *Handler) order(p *policy.Policy, vp *versionPlan, sequence string) []*t
 	if sequence != "" {
 		return stickyOrder(vp.targets, h.o.Region, p.Regions, sequence)
 	}
+	now := h.now()
+	vp.eject(now, h.log)
 	seed := rand.Uint64()
 	if h.o.Order == nil {
-		return defaultOrder(vp.targets, h.o.Region, p.Regions, seed)
+		return defaultOrder(vp.targets, h.o.Region, p.Regions, seed, now)
 	}
 	got := h.o.Order(vp.endpoints, OrderInfo{Region: h.o.Region, Regions: p.Regions, Rand: seed, Load: func(i int) Load {
 		t := vp.targets[i]
-		return Load{Latency: time.Duration(t.latency() * float64(time.Second)), InFlight: int(t.inflight.Load()), Open: t.breaker.State() == gobreaker.StateOpen}
+		return Load{Latency: time.Duration(t.latency() * float64(time.Second)), InFlight: int(t.inflight.Load()), Open: t.breaker.State() == gobreaker.StateOpen || t.out(now.UnixNano()), Cost: t.cost(now)}
 	}})
 	out := make([]*target, 0, len(got))
 	for i := range got {
@@ -63,27 +69,33 @@ func (h *Handler) order(p *policy.Policy, vp *versionPlan, sequence string) []*t
 
 // defaultOrder puts the local region first, then healthy regions, then the others;
 // within them by priority; and within a priority by repeated weighted power of two
-// choices on latency × (requests in flight + 1). An endpoint that was never measured
-// counts as fastest, so it gets measured.
-func defaultOrder(targets []*target, local string, regions []policy.Region, seed uint64) []*target {
-	rnd := rand.New(rand.NewPCG(seed, 0x9e3779b97f4a7c15))
+// choices on balance.Cost. Ejected endpoints come last.
+func defaultOrder(targets []*target, local string, regions []policy.Region, seed uint64, now time.Time) []*target {
+	rnd, at := rand.New(rand.NewPCG(seed, 0x9e3779b97f4a7c15)), now.UnixNano()
+	rankOf := func(t *target) groupRank {
+		g := groupOf(t, local, regions)
+		if t.out(at) {
+			g.distance += 3 // tried when nothing else is left
+		}
+		return g
+	}
 	out := append(make([]*target, 0, len(targets)), targets...)
 	for done := 0; done < len(out); done++ {
 		// Gather the best remaining group at out[done:group].
-		best := groupOf(out[done], local, regions)
+		best := rankOf(out[done])
 		for _, t := range out[done+1:] {
-			if g := groupOf(t, local, regions); g.less(best) {
+			if g := rankOf(t); g.less(best) {
 				best = g
 			}
 		}
 		group := done
 		for i := done; i < len(out); i++ {
-			if groupOf(out[i], local, regions) == best {
+			if rankOf(out[i]) == best {
 				out[group], out[i] = out[i], out[group]
 				group++
 			}
 		}
-		pick := done + choose(out[done:group], rnd)
+		pick := done + choose(out[done:group], rnd, now)
 		out[done], out[pick] = out[pick], out[done]
 	}
 	return out
@@ -126,13 +138,13 @@ func groupOf(t *target, local string, regions []policy.Region) groupRank {
 }
 
 // choose draws two of ts by weight and returns the index of the less loaded.
-func choose(ts []*target, rnd *rand.Rand) int {
+func choose(ts []*target, rnd *rand.Rand, now time.Time) int {
 	if len(ts) == 1 {
 		return 0
 	}
 	i := weighted(ts, rnd, -1)
 	j := weighted(ts, rnd, i)
-	if cost(ts[j]) < cost(ts[i]) {
+	if ts[j].cost(now) < ts[i].cost(now) {
 		return j
 	}
 	return i
@@ -159,4 +171,6 @@ func weighted(ts []*target, rnd *rand.Rand, except int) int {
 	return 0
 }
 
-func cost(t *target) float64 { return t.latency() * float64(t.inflight.Load()+1) }
+func (t *target) cost(now time.Time) float64 {
+	return balance.Cost(balance.Peak(t.peak.Load()), t.inflight.Load(), now)
+}

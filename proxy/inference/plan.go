@@ -9,6 +9,7 @@ import (
 
 	"github.com/sony/gobreaker/v2"
 
+	"github.com/outrigger-mesh/outrigger/proxy/inference/balance"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
 
@@ -21,18 +22,23 @@ type plan struct {
 	targets map[targetKey]*target
 	gates   map[gateKey]*gate
 	budgets map[string]*budget
+	shares  map[string]*gate
 	labels  sync.Map // labelKey → metric attribute options; bounded by the policy
 }
 
 type modelPlan struct {
+	inflight *gate // of all its versions, see Handler.bulkhead
 	budget   *budget
 	versions map[*policy.Version]*versionPlan
 }
 
 type versionPlan struct {
-	gate      *gate
-	targets   []*target
-	endpoints []policy.Endpoint // the same, as the policy has them
+	gate *gate
+	// generation names one stretch of this version's life: what was cached in an earlier
+	// one, before a quarantine or under another upstream name, is not found again.
+	generation uint64
+	targets    []*target
+	endpoints  []policy.Endpoint // the same, as the policy has them
 }
 
 type gateKey struct{ model, version string }
@@ -45,8 +51,54 @@ type targetKey struct {
 	openFor         time.Duration
 }
 
-// gate bounds concurrent requests of one version (circuit_breakers.max_requests).
-type gate struct{ inflight atomic.Int64 }
+// gate bounds concurrent requests of one version: by circuit_breakers.max_requests, and by
+// what the version was seen to take if concurrency is adaptive. It also paces the look
+// for outliers among the version's endpoints.
+type gate struct {
+	inflight atomic.Int64
+	mu       sync.Mutex // of limit; held for arithmetic only
+	limit    balance.Limit
+	sweep    atomic.Int64 // Unix ns of the next look for outliers; 0 = none yet
+}
+
+// full reports whether the adaptive limit refuses another request.
+func (g *gate) full() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return !g.limit.Allows(g.inflight.Load())
+}
+
+// learn adapts the limit to a request that took d.
+func (g *gate) learn(d time.Duration, dropped bool) {
+	n := g.inflight.Load()
+	g.mu.Lock()
+	g.limit = g.limit.Observe(d, n, dropped)
+	g.mu.Unlock()
+}
+
+// eject looks for outliers among the endpoints of the version once per interval, on the
+// goroutine of whatever request comes by.
+func (v *versionPlan) eject(now time.Time, log *slog.Logger) {
+	at := now.UnixNano()
+	next := v.gate.sweep.Load()
+	if at < next || len(v.targets) < balance.OutlierHosts || !v.gate.sweep.CompareAndSwap(next, at+int64(balance.OutlierInterval)) || next == 0 {
+		return
+	}
+	ws := make([]balance.Window, len(v.targets))
+	for i, t := range v.targets {
+		ws[i] = balance.Window{OK: t.good.Swap(0), Failed: t.bad.Swap(0), Ejected: t.out(at)}
+		if !ws[i].Ejected && ws[i].OK >= balance.OutlierRequests && ws[i].Failed == 0 {
+			t.outRow.Store(0)
+		}
+	}
+	for _, i := range balance.Outliers(ws) {
+		t := v.targets[i]
+		row := min(t.outRow.Add(1), 10)
+		t.outTill.Store(at + row*int64(balance.OutlierEject))
+		log.Warn("endpoint ejected", "model", t.key.model, "version", t.key.version, "region", t.key.region, "endpoint", t.key.address,
+			"ok", ws[i].OK, "failed", ws[i].Failed, "for", time.Duration(row)*balance.OutlierEject)
+	}
+}
 
 func (g *gate) enter(limit uint32) bool {
 	if g.inflight.Add(1) > int64(limit) {
@@ -66,6 +118,23 @@ type target struct {
 	inflight atomic.Int64
 	openTill atomic.Int64  // Unix ns until which the breaker refuses; 0 = not open
 	ewma     atomic.Uint64 // float64 bits: seconds to the response head; 0 = not measured
+	peak     atomic.Uint64 // balance.Peak of the same
+
+	good, bad atomic.Uint64 // attempts of the present window of outlier detection
+	outTill   atomic.Int64  // Unix ns until which it is ejected as an outlier
+	outRow    atomic.Int64  // ejections in a row
+}
+
+// out reports whether the endpoint is ejected at now (Unix ns).
+func (t *target) out(now int64) bool { return t.outTill.Load() > now }
+
+// judge counts an attempt for outlier detection.
+func (t *target) judge(ok bool) {
+	if ok {
+		t.good.Add(1)
+	} else {
+		t.bad.Add(1)
+	}
 }
 
 // ewmaWeight of a new observation: about the last ten count.
@@ -75,7 +144,13 @@ const ewmaWeight = 0.2
 // endpoint that fails fast does not look attractive.
 const failurePenalty = time.Second
 
-func (t *target) observe(d time.Duration) {
+func (t *target) observe(d time.Duration, now time.Time) {
+	for {
+		old := t.peak.Load()
+		if t.peak.CompareAndSwap(old, uint64(balance.Peak(old).Observe(d, now))) {
+			break
+		}
+	}
 	for {
 		old := t.ewma.Load()
 		next := d.Seconds()
@@ -150,19 +225,20 @@ func (h *Handler) planFor(p *policy.Policy) *plan {
 func (h *Handler) compilePlan(p *policy.Policy, old *plan) *plan {
 	next := &plan{
 		policy: p, models: make(map[*policy.Model]*modelPlan, len(p.Models)),
-		targets: map[targetKey]*target{}, gates: map[gateKey]*gate{}, budgets: map[string]*budget{},
+		targets: map[targetKey]*target{}, gates: map[gateKey]*gate{}, budgets: map[string]*budget{}, shares: map[string]*gate{},
 	}
 	if old == nil {
 		old = &plan{}
 	}
 	for i := range p.Models {
 		m := &p.Models[i]
-		mp := &modelPlan{budget: carry(old.budgets, next.budgets, m.Name, newBudget), versions: map[*policy.Version]*versionPlan{}}
+		mp := &modelPlan{budget: carry(old.budgets, next.budgets, m.Name, newBudget), versions: map[*policy.Version]*versionPlan{},
+			inflight: carry(old.shares, next.shares, m.Name, func() *gate { return &gate{} })}
 		next.models[m] = mp
 		for j := range m.Versions {
 			v := &m.Versions[j]
 			gk := gateKey{m.Name, v.Name}
-			vp := &versionPlan{gate: carry(old.gates, next.gates, gk, func() *gate { return &gate{} }), endpoints: v.Endpoints}
+			vp := &versionPlan{gate: carry(old.gates, next.gates, gk, func() *gate { return &gate{} }), endpoints: v.Endpoints, generation: h.generationOf(old, m.Name, v)}
 			for _, e := range v.Endpoints {
 				k := targetKey{gk, e.Region, e.Address, orDefault(v.ConsecutiveFailures, policy.DefaultConsecutiveFailures), orDefault(v.OpenFor, policy.DefaultOpenFor)}
 				vp.targets = append(vp.targets, carry(old.targets, next.targets, k, func() *target { return newTarget(k, e, h.log) }))
@@ -171,6 +247,20 @@ func (h *Handler) compilePlan(p *policy.Policy, old *plan) *plan {
 		}
 	}
 	return next
+}
+
+// generationOf keeps a version's generation as long as it serves under the same name at
+// its servers, without interruption.
+func (h *Handler) generationOf(old *plan, model string, v *policy.Version) uint64 {
+	if !v.Quarantined && old.policy != nil {
+		if m := old.policy.Model(model); m != nil {
+			if was := m.Version(v.Name); was != nil && !was.Quarantined && was.Upstream == v.Upstream {
+				return old.models[m].versions[was].generation
+			}
+		}
+	}
+	h.generations++
+	return h.generations
 }
 
 // carry takes a piece of state from the old plan to the new, or makes it.

@@ -82,8 +82,8 @@ func (c *call) relayBody(ctx context.Context, t *target, resp *http.Response, re
 	c.sent += int64(n)
 	if !whole && werr == nil {
 		var rerr error
-		if rerr, werr = c.copyRest(resp.Body, buf[:cap(buf)]); rerr != nil && c.r.Context().Err() == nil {
-			t.observe(failurePenalty)
+		if rerr, werr = c.copyRest(resp.Body, buf[:cap(buf)]); rerr != nil && !c.gone() {
+			c.penalise(t)
 			report(errEndpoint)
 			return ending{verdict: brokenOff, failed: true, tag: "truncated"}
 		} else if rerr != nil {
@@ -98,6 +98,7 @@ func (c *call) relayBody(ctx context.Context, t *target, resp *http.Response, re
 		report(errEndpoint)
 	default:
 		report(nil)
+		c.complete = resp.StatusCode == http.StatusOK && (!whole || wholeJSON(resp, buf))
 	}
 	return end
 }
@@ -169,18 +170,24 @@ func (c *call) relayStream(ctx context.Context, t *target, resp *http.Response, 
 		kind := s.look(ev)
 		switch {
 		case s.open:
+			if kind >= shape.Failure {
+				c.failFlight()
+			}
 			err = s.send(ev.Raw)
 		case kind == shape.Failure:
 			// The whole answer as it would have been, should no endpoint do better.
 			body := append(s.held, ev.Raw...)
 			c.held = &heldAnswer{status: resp.StatusCode, header: resp.Header, body: body}
-			t.observe(failurePenalty)
+			c.penalise(t)
 			report(errEndpoint)
 			return ending{verdict: tryNext, failed: true, tag: "stream_error"}
 		case s.hold(kind, ev.Raw):
 			continue
 		default:
 			s.open = true
+			if kind >= shape.Failure {
+				c.failFlight()
+			}
 			c.relayHead(resp.StatusCode, resp.Header)
 			if err = s.send(s.held); err == nil {
 				err = s.send(ev.Raw)
@@ -283,12 +290,13 @@ func (s *stream) end(ctx context.Context, t *target, resp *http.Response, report
 			}
 		}
 		report(nil)
+		c.complete = s.finished || !c.api.HasEnd
 		return ending{}
 	}
-	if !s.open || c.r.Context().Err() != nil {
+	if !s.open || c.gone() {
 		return c.lost(ctx, t, report, "stream_lost")
 	}
-	t.observe(failurePenalty)
+	c.penalise(t)
 	report(errEndpoint)
 	e := apiError{code: "upstream_lost", message: "the connection to the model was lost in the middle of the answer"}
 	tag := "stream_lost"
@@ -299,6 +307,7 @@ func (s *stream) end(ctx context.Context, t *target, resp *http.Response, report
 		c.h.log.Warn("stream event refused", "endpoint", t.key.address, "error", err)
 		e.code, e.message = "event_too_large", err.Error()
 	}
+	c.failFlight()
 	if serr := s.send(c.api.Event(e.words())); serr == nil {
 		serr = s.flushNow()
 		if serr != nil {

@@ -1,0 +1,292 @@
+// Package answers is the cache of model answers in the process tier: what the same
+// question, put to the same version of a model, was answered before.
+//
+//	c, err := answers.New(answers.Options{Bytes: 64 << 20, TTL: time.Minute})
+//	key, ok := answers.Question(q)         // ok: may be answered from memory at all
+//	if a := c.Get(key, now); a != nil { … } // replay a.Header, a.Body
+//	f, leader := c.Join(key)                // one asks the model, the others read along, then Leave
+//
+// Promises.
+//
+//   - A key is a SHA-256 over the canonical request (JSON without insignificant space, keys
+//     sorted, numbers as written), API, upstream path, version and its generation, arm,
+//     tenant, and the versions of variables pinned by the caller. Two requests that differ
+//     in any of these never share an answer. Whether a stream is asked for is in the
+//     request, so a stream is answered with the stream that was recorded, event for event,
+//     and JSON with JSON.
+//   - Only what Question calls deterministic is cached, or what the caller or operator
+//     opted in for; see Deterministic for the rules of each protocol.
+//   - Only whole answers with status 200 are kept, for at most TTL, less if the answer's
+//     Cache-Control says so. Errors never are.
+//   - Memory is bounded by Options.Bytes for answers kept, and by MaxAnswer for each of
+//     the flights in progress. An answer that grows beyond MaxAnswer is not kept.
+//   - Readers of a flight get its bytes as they come. If it fails before its first byte
+//     they are told to ask for themselves; after it, they see it fail as the leader did.
+//
+// Entries of a version that was quarantined, or changed its upstream name, are not
+// reachable from that moment on, also when it comes back: its generation is another. They
+// leave memory by age.
+//
+// New starts nothing. All methods are safe for concurrent use.
+package answers
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/cache/tier"
+)
+
+// Defaults and limits.
+const (
+	DefaultTTL = 5 * time.Minute
+	MaxAnswer  = 1 << 20 // bytes of one answer
+	minBytes   = 1 << 20
+	maxFlights = 4096 // at one time; further questions are asked without company
+)
+
+// Options of a Cache.
+type Options struct {
+	// Bytes bounds what is kept, at least 1 MiB.
+	Bytes int64
+	// TTL bounds the age of an answer; 0 = DefaultTTL.
+	TTL time.Duration
+}
+
+// Answer is one whole answer; it must not be modified.
+type Answer struct {
+	Header http.Header // of the model server, without what belongs to one connection or request
+	Body   []byte
+	Stored time.Time
+	Expiry time.Time
+}
+
+// Key is what Question returns; opaque.
+type Key string
+
+// Cache holds answers and flights.
+type Cache struct {
+	ttl  time.Duration
+	kept *tier.Cache[Answer]
+
+	mu      sync.Mutex
+	flights map[Key]*Flight
+
+	hits, misses, joins atomic.Uint64
+}
+
+// New returns an empty cache. Errors have kind Invalid.
+func New(o Options) (*Cache, error) {
+	if o.Bytes < minBytes {
+		return nil, outrigger.Errorf(outrigger.Invalid, "answers: Bytes is %d; give at least %d", o.Bytes, minBytes)
+	}
+	if o.TTL < 0 {
+		return nil, outrigger.Errorf(outrigger.Invalid, "answers: TTL is %v; give a duration above 0, or 0 for %v", o.TTL, DefaultTTL)
+	}
+	if o.TTL == 0 {
+		o.TTL = DefaultTTL
+	}
+	shards := 1
+	for shards < 16 && o.Bytes/int64(2*shards) >= 4*MaxAnswer {
+		shards *= 2
+	}
+	kept, err := tier.New(tier.Options[Answer]{Bytes: o.Bytes, Shards: shards, Entries: max(int(o.Bytes/2048), shards), Size: (*Answer).size})
+	if err != nil {
+		return nil, err
+	}
+	return &Cache{ttl: o.TTL, kept: kept, flights: map[Key]*Flight{}}, nil
+}
+
+// entryBytes is what an Answer and its header map are charged besides their text.
+const entryBytes = 512
+
+func (a *Answer) size() int {
+	n := entryBytes + cap(a.Body)
+	for k, vs := range a.Header {
+		n += len(k)
+		for _, v := range vs {
+			n += len(v) + 16
+		}
+	}
+	return n
+}
+
+// Get returns the answer kept under key, nil if there is none that is younger than its
+// expiry and than maxAge; maxAge < 0 = no such limit.
+func (c *Cache) Get(key Key, now time.Time, maxAge time.Duration) *Answer {
+	a := c.kept.Get(string(key))
+	if a == nil || !now.Before(a.Expiry) || maxAge >= 0 && now.Sub(a.Stored) > maxAge {
+		c.misses.Add(1)
+		return nil
+	}
+	c.hits.Add(1)
+	return a
+}
+
+// Stats are counts since New, and what is kept now.
+type Stats struct {
+	Hits    uint64 `json:"hits"`
+	Misses  uint64 `json:"misses"`
+	Joined  uint64 `json:"joined"` // of the misses: read along with a flight
+	Entries int    `json:"entries"`
+	Bytes   int64  `json:"bytes"`
+}
+
+// Stats returns the present counts.
+func (c *Cache) Stats() Stats {
+	return Stats{Hits: c.hits.Load(), Misses: c.misses.Load(), Joined: c.joins.Load(), Entries: c.kept.Len(), Bytes: c.kept.Bytes()}
+}
+
+// Join returns the flight that is asking the question, or makes the caller the leader of
+// a new one. A leader must end its flight, with Finish or Fail. The flight is nil, and
+// the caller on its own, when there are too many.
+func (c *Cache) Join(key Key) (f *Flight, leader bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if f = c.flights[key]; f != nil {
+		c.joins.Add(1)
+		f.readers.Add(1)
+		return f, false
+	}
+	if len(c.flights) >= maxFlights {
+		return nil, true
+	}
+	f = &Flight{c: c, key: key, grew: make(chan struct{})}
+	c.flights[key] = f
+	return f, true
+}
+
+// Flight is one question on its way, with everybody who asked it. Begin, Write, Finish
+// and Fail are the leader's, one at a time; Read is everybody else's.
+type Flight struct {
+	c   *Cache
+	key Key
+
+	readers atomic.Int64
+	idle    atomic.Pointer[func()] // called when the last reader leaves
+
+	mu     sync.Mutex
+	header http.Header // nil until Begin
+	body   []byte
+	state  state
+	grew   chan struct{} // closed and replaced at every change
+}
+
+type state uint8
+
+const (
+	running state = iota
+	whole
+	failed
+)
+
+// change wakes the readers; f.mu is held.
+func (f *Flight) change() {
+	close(f.grew)
+	f.grew = make(chan struct{})
+}
+
+// Begin says that an answer with status 200 begins. header must not change afterwards.
+func (f *Flight) Begin(header http.Header) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.state == running && f.header == nil {
+		f.header = header
+		f.change()
+	}
+}
+
+// Write adds to the answer. Beyond MaxAnswer the flight fails.
+func (f *Flight) Write(b []byte) {
+	f.mu.Lock()
+	tooLong := f.state == running && len(f.body)+len(b) > MaxAnswer
+	if f.state == running && !tooLong {
+		// Readers hold slices of the old bytes; append never touches what is below its length.
+		f.body = append(f.body, b...)
+		f.change()
+	}
+	f.mu.Unlock()
+	if tooLong {
+		f.Fail()
+	}
+}
+
+// Fail ends the flight without an answer. After Finish or Fail it does nothing.
+func (f *Flight) Fail() { f.end(failed) }
+
+// Finish ends the flight with a whole answer, which is kept if keep is above 0, for at
+// most so long and for at most the cache's TTL.
+func (f *Flight) Finish(now time.Time, keep time.Duration) {
+	f.mu.Lock()
+	ok := f.state == running && f.header != nil
+	a := &Answer{Header: f.header, Body: f.body[:len(f.body):len(f.body)], Stored: now, Expiry: now.Add(min(keep, f.c.ttl))}
+	f.mu.Unlock()
+	if !ok {
+		f.Fail()
+		return
+	}
+	if keep > 0 {
+		f.c.kept.Put(string(f.key), a) // before the flight ends, so that nobody falls between
+	}
+	f.end(whole)
+}
+
+func (f *Flight) end(s state) {
+	f.mu.Lock()
+	if f.state == running {
+		f.state = s
+		f.change()
+	}
+	f.mu.Unlock()
+	f.c.mu.Lock()
+	if f.c.flights[f.key] == f {
+		delete(f.c.flights, f.key)
+	}
+	f.c.mu.Unlock()
+}
+
+// Followed reports whether anybody besides the leader waits for the answer.
+func (f *Flight) Followed() bool { return f.readers.Load() > 0 }
+
+// Leave says that a reader reads no more.
+func (f *Flight) Leave() {
+	if f.readers.Add(-1) == 0 {
+		if idle := f.idle.Load(); idle != nil {
+			(*idle)()
+		}
+	}
+}
+
+// OnIdle has fn called whenever the last reader leaves; the leader uses it to give up an
+// answer nobody waits for any more. fn must not block.
+func (f *Flight) OnIdle(fn func()) { f.idle.Store(&fn) }
+
+// Progress is what a reader sees of a flight.
+type Progress struct {
+	Header        http.Header // nil until the answer begins; must not be modified
+	New           []byte      // bytes after those seen; must not be modified
+	Whole, Failed bool
+}
+
+// Read waits until the flight has more than the reader has seen, seen bytes and with
+// begun its header, or has ended. The error is the context's.
+func (f *Flight) Read(ctx context.Context, begun bool, seen int) (Progress, error) {
+	for {
+		f.mu.Lock()
+		p := Progress{Header: f.header, New: f.body[seen:], Whole: f.state == whole, Failed: f.state == failed}
+		grew := f.grew
+		f.mu.Unlock()
+		if p.Whole || p.Failed || len(p.New) > 0 || !begun && p.Header != nil {
+			return p, nil
+		}
+		select {
+		case <-grew:
+		case <-ctx.Done():
+			return p, ctx.Err()
+		}
+	}
+}

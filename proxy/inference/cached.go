@@ -1,0 +1,268 @@
+package inference
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"math"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/outrigger-mesh/outrigger/proxy/inference/answers"
+)
+
+const (
+	// hdrCache asks for an answer from memory where the protocol's rules alone would not
+	// allow one ("on"), and says in the answer where it came from: hit, joined (read along
+	// with the same question of somebody else) or miss. Absent: the question has no place
+	// in the cache.
+	hdrCache = "X-Outrigger-Cache"
+	// hdrPins are versions of variables the request was made with, opaque here: answers
+	// are shared only between requests with the same pins.
+	hdrPins = "X-Outrigger-Pins"
+)
+
+// keyHeaders are request fields an answer may depend on: who asks, and how.
+var keyHeaders = [...]string{"Authorization", "Cookie", "Api-Key", "X-Api-Key", "X-Goog-Api-Key", "X-Outrigger-Tenant", "X-Tenant-Id",
+	"Openai-Organization", "Openai-Project", "Openai-Beta", "Anthropic-Version", "Anthropic-Beta", "Accept", "Accept-Language"}
+
+// serve answers a routed request, from memory if it may.
+func (c *call) serve() {
+	key, control, ok := c.question()
+	if !ok {
+		c.forward()
+		return
+	}
+	cache, now := c.h.o.Answers, c.h.now()
+	if a := cache.Get(key, now, control.MaxAge); a != nil {
+		c.replay(a, now)
+		return
+	}
+	if control.OnlyCached {
+		c.refuse(apiError{status: http.StatusGatewayTimeout, code: "not_cached", retry: retryNo, message: "the answer is not in memory, and the request wants no other (only-if-cached)"})
+		return
+	}
+	f, leader := cache.Join(key)
+	switch {
+	case f == nil:
+		c.forward()
+	case leader:
+		c.lead(f)
+	case !c.follow(f):
+		c.forward()
+	}
+}
+
+// question returns the cache's key for the request; ok is false if it has none.
+func (c *call) question() (key answers.Key, control answers.Control, ok bool) {
+	if c.h.o.Answers == nil || c.api.Meta {
+		return "", control, false
+	}
+	if control = answers.ReadControl(c.r.Header); control.NoStore || control.NoCache {
+		return "", control, false
+	}
+	var tenant strings.Builder
+	for _, name := range keyHeaders {
+		for _, v := range c.r.Header[name] {
+			tenant.WriteString(strconv.Quote(v))
+		}
+		tenant.WriteByte('\n')
+	}
+	a := &c.assign
+	key, deterministic, ok := answers.Question(answers.Asked{API: c.api, Path: c.r.URL.EscapedPath() + "?" + c.r.URL.RawQuery, Body: c.body,
+		Model: a.Model.Name, Version: a.Version.Name, Generation: c.model.versions[a.Version].generation, Arm: a.Arm,
+		Tenant: tenant.String(), Pins: first(c.r.Header, hdrPins)})
+	return key, control, ok && (deterministic || c.h.o.AnswerAll || strings.EqualFold(first(c.r.Header, hdrCache), "on"))
+}
+
+// begin writes the head of an answer that came from elsewhere than an attempt of ours.
+func (c *call) begin(header http.Header, how string) {
+	h := c.w.Header()
+	for k, v := range header {
+		h[k] = v
+	}
+	c.region = c.h.o.Region
+	c.setHeaders()
+	h[hdrCache] = []string{how}
+	c.h.metrics.cached(c, how)
+}
+
+// replay sends an answer from memory. It is no evidence about the version and counts in
+// none of its statistics.
+func (c *call) replay(a *answers.Answer, now time.Time) {
+	c.begin(a.Header, "hit")
+	h := c.w.Header()
+	h["Age"] = []string{strconv.FormatInt(int64(now.Sub(a.Stored)/time.Second), 10)}
+	h["Content-Length"] = []string{strconv.Itoa(len(a.Body))}
+	c.w.WriteHeader(http.StatusOK)
+	_, _ = c.w.Write(a.Body) // the status is out; a client that is gone needs no answer
+}
+
+// lead asks the model and lets others read along.
+func (c *call) lead(f *answers.Flight) {
+	t := &tee{ResponseWriter: c.w, f: f, c: c, version: c.assign.Version.Name, arm: c.assign.Arm}
+	c.w, c.flight = t, f
+	c.w.Header()[hdrCache] = []string{"miss"}
+	c.h.metrics.cached(c, "miss")
+	defer f.Fail() // unless it has ended well; forward may panic
+	c.forward()
+	if t.open && c.complete {
+		f.Finish(c.h.now(), answers.Keep(t.header, math.MaxInt64))
+	}
+}
+
+// tee writes to the client and to the readers of a flight. When the client leaves, the
+// readers still get their answer.
+type tee struct {
+	http.ResponseWriter
+	f            *answers.Flight
+	c            *call
+	version, arm string // that the question was put to
+	header       http.Header
+	open         bool // the flight has begun
+	gone         bool // the client takes no more
+}
+
+// perRequest are fields of an answer that are about one exchange only.
+var perRequest = [...]string{"Date", "X-Request-Id", "Request-Id", "Openai-Processing-Ms", "Server-Timing", "Content-Length", "Retry-After", "Retry-After-Ms"}
+
+// WriteHeader implements http.ResponseWriter. Only the answer of the version and arm that
+// was asked is the others' too: not an error, nor what the last good version said instead.
+func (t *tee) WriteHeader(status int) {
+	if status == http.StatusOK && t.c.assign.Version.Name == t.version && t.c.assign.Arm == t.arm {
+		t.header = t.Header().Clone()
+		for k := range t.header {
+			if strings.HasPrefix(k, hdrOurs) || strings.HasPrefix(k, "X-Ratelimit-") {
+				delete(t.header, k)
+			}
+		}
+		for _, k := range perRequest {
+			delete(t.header, k)
+		}
+		t.open = true
+		t.f.Begin(t.header)
+	} else {
+		t.f.Fail()
+	}
+	t.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements io.Writer.
+func (t *tee) Write(b []byte) (int, error) {
+	if t.open {
+		t.f.Write(b)
+	}
+	if t.gone {
+		return len(b), nil
+	}
+	n, err := t.ResponseWriter.Write(b)
+	if err != nil && t.open && t.f.Followed() {
+		t.gone = true
+		return len(b), nil
+	}
+	return n, err
+}
+
+// FlushError is what http.ResponseController looks for.
+func (t *tee) FlushError() error {
+	if t.gone {
+		return nil
+	}
+	err := http.NewResponseController(t.ResponseWriter).Flush()
+	if err != nil && !errors.Is(err, http.ErrNotSupported) && t.open && t.f.Followed() {
+		t.gone = true
+		return nil
+	}
+	return err
+}
+
+// base is the context attempts descend from: the client's, unless others wait for the
+// same answer, who must not lose it with the client.
+func (c *call) base() (context.Context, context.CancelFunc) {
+	f := c.flight
+	if f == nil {
+		return context.WithCancel(c.r.Context())
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(c.r.Context()))
+	look := func() {
+		if c.gone() {
+			cancel()
+		}
+	}
+	f.OnIdle(look)
+	stop := context.AfterFunc(c.r.Context(), look)
+	return ctx, func() { stop(); cancel() }
+}
+
+// gone: nobody waits for the answer any more.
+func (c *call) gone() bool {
+	return c.r.Context().Err() != nil && (c.flight == nil || !c.flight.Followed())
+}
+
+// failFlight tells readers that the answer is lost, before the client is told in-band.
+func (c *call) failFlight() {
+	if c.flight != nil {
+		c.flight.Fail()
+	}
+}
+
+// follow reads along with a flight. It returns false, and nothing was sent, if the flight
+// failed before its answer began.
+func (c *call) follow(f *answers.Flight) bool {
+	defer f.Leave()
+	timeout := orDefault(c.assign.Model.Timeout, DefaultTimeout)
+	if c.timeout > 0 {
+		timeout = min(timeout, c.timeout)
+	}
+	ctx, cancel := context.WithTimeout(c.r.Context(), timeout)
+	defer cancel()
+	flush := http.NewResponseController(c.w)
+	begun, seen := false, 0
+	for {
+		p, err := f.Read(ctx, begun, seen)
+		switch {
+		case err != nil && c.r.Context().Err() != nil:
+			return true // the client has left
+		case !begun && p.Failed:
+			return false
+		case !begun && err != nil:
+			c.refuse(apiError{status: http.StatusGatewayTimeout, code: "timeout", retry: retryNo, message: "the model did not answer within the time limit of the request"})
+			return true
+		case !begun:
+			begun = true
+			c.begin(p.Header, "joined")
+			c.w.WriteHeader(http.StatusOK)
+		}
+		if seen += len(p.New); len(p.New) > 0 {
+			if _, werr := c.w.Write(p.New); werr != nil {
+				return true
+			}
+		}
+		if p.Whole {
+			return true
+		}
+		if p.Failed || err != nil {
+			c.cutShort()
+			return true
+		}
+		if ferr := flush.Flush(); ferr != nil && !errors.Is(ferr, http.ErrNotSupported) {
+			return true
+		}
+	}
+}
+
+// cutShort ends an answer that was read along and is lost, as its leader's ends.
+func (c *call) cutShort() {
+	if !c.streams {
+		panic(http.ErrAbortHandler) // part of a JSON answer is out
+	}
+	e := apiError{code: "upstream_lost", message: "the connection to the model was lost in the middle of the answer"}
+	_, _ = c.w.Write(c.api.Event(e.words()))
+}
+
+// wholeJSON: an answer read until its connection closed may have been cut.
+func wholeJSON(resp *http.Response, body []byte) bool {
+	return !isJSON(resp) || json.Valid(body)
+}
