@@ -114,10 +114,11 @@ type Sidecar struct {
 	reported  hits             // what earlier deltas said; owned by collect
 	reporter  *report.Reporter // nil without Reports
 
-	transport *http.Transport // to models and to UpstreamHTTP
-	guard     *upstream.Guard // of everything dialled; nil with an injected network
-	draining  chan struct{}   // closed when no more is taken
-	life      context.Context // ends when what is left at the end of Grace is cut
+	transport *http.Transport    // to models and to UpstreamHTTP
+	models    *upstream.GRPCPool // to models that speak gRPC
+	guard     *upstream.Guard    // of everything dialled; nil with an injected network
+	draining  chan struct{}      // closed when no more is taken
+	life      context.Context    // ends when what is left at the end of Grace is cut
 	cut       context.CancelFunc
 	http1     *inflight // requests being handled
 	tunnels   *inflight
@@ -186,6 +187,7 @@ func (s *Sidecar) wireUpstream() {
 		s.guard = upstream.NewGuard(o)
 	}
 	s.transport = upstream.NewTransport(upstream.TransportOptions{Dial: s.opts.Dial, Guard: s.guard})
+	s.models = upstream.NewGRPCPool(upstream.GRPCPoolOptions{Dial: s.opts.Dial, Guard: s.guard, MaxMessage: variable.MaxMessage})
 }
 
 // maxStreams bounds the streams of one HTTP/2 connection: each watch and each tool call
@@ -193,7 +195,7 @@ func (s *Sidecar) wireUpstream() {
 const maxStreams = 4096
 
 func (s *Sidecar) wireGRPC(vo variable.Options) {
-	s.grpc = grpc.NewServer(grpc.ForceServerCodecV2(variable.Codec()), grpc.UnknownServiceHandler(variable.Forward(s.opts.UpstreamGRPC)),
+	s.grpc = grpc.NewServer(grpc.ForceServerCodecV2(variable.Codec()), grpc.UnknownServiceHandler(s.inference.GRPC(s.models, variable.Forward(s.opts.UpstreamGRPC))),
 		grpc.MaxRecvMsgSize(variable.MaxMessage))
 	snakepit.RegisterBridgeServiceServer(s.grpc, variable.NewBridge(s.rendering(vo, variable.EncodingBridge)))
 	pb.RegisterVariablesServer(s.grpc, variable.NewNative(s.rendering(vo, variable.EncodingNative)))

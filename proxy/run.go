@@ -93,6 +93,7 @@ func (s *Sidecar) drain() {
 	all.Wait()
 	over()
 	s.transport.CloseIdleConnections()
+	s.models.Close()
 }
 
 // Limits of passed-through connections.

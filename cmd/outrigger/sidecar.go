@@ -47,7 +47,7 @@ type sidecarFlags struct {
 	labels                                                map[string]string
 
 	intercept interceptFlags
-	models                                                modelFlags
+	models    modelFlags
 }
 
 func sidecarCommand(g *globals) *cobra.Command {

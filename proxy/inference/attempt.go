@@ -194,12 +194,23 @@ func (c *call) outgoing(ctx context.Context, t *target) *http.Request {
 	req := &http.Request{
 		Method: c.api.Method(), URL: c.target(t), Host: t.endpoint.Address, Header: h, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}
-	if !c.api.Get {
+	if c.rpc != nil {
+		parts := c.rpc.names.Rewrite(c.assign.Version.Upstream)
+		req.URL.Path, req.Body, req.ContentLength = c.rpc.method, openParts(parts), parts.Size()
+	} else if !c.api.Get {
 		parts := c.path.RewriteBody(c.body, &c.env, c.assign.Version.Upstream)
 		req.Body, req.ContentLength = openParts(parts), parts.Size()
 		req.GetBody = func() (io.ReadCloser, error) { return openParts(parts), nil }
 	}
 	return req.WithContext(ctx)
+}
+
+// transport sends the call's attempts.
+func (c *call) transport() http.RoundTripper {
+	if c.rpc != nil {
+		return c.rpc
+	}
+	return c.h.o.Transport
 }
 
 // target is the URL of the request at an endpoint: its path with the model's name there

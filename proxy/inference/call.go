@@ -25,6 +25,7 @@ type call struct {
 	r     *http.Request
 	api   *shape.API // nil for paths that are no API
 	path  shape.Route
+	rpc   *rpc // nil over HTTP
 	start time.Time
 
 	policy *policy.Policy
@@ -254,7 +255,7 @@ func modelNotFound(name string) apiError {
 
 // passes reports whether the request may be handed on.
 func (c *call) passes() bool {
-	return c.h.o.Passthrough != nil && (c.h.o.Passes == nil || c.h.o.Passes(c.r))
+	return c.rpc == nil && c.h.o.Passthrough != nil && (c.h.o.Passes == nil || c.h.o.Passes(c.r))
 }
 
 // passThrough hands the request on as it came; body is what was read of it, nil if
@@ -395,7 +396,7 @@ func (c *call) account(end ending) {
 		return // asking about a model is no evidence of how well it serves
 	}
 	now := c.h.now()
-	if !c.usage.Reported && !end.failed && !end.cancelled {
+	if !c.usage.Reported && !end.failed && !end.cancelled && !c.api.Tensors {
 		c.usage.In = uint64(len(c.body)) / shape.BytesPerToken
 		c.usage.Out = c.deltas
 		if c.deltas == 0 && !c.api.Idempotent {

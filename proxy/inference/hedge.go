@@ -48,7 +48,7 @@ func (y *try) send(ctx context.Context) (*http.Response, error) {
 	y.t.inflight.Add(1)
 	y.began = c.h.now()
 	if !c.hedgeable() || len(y.spare) == 0 {
-		return c.h.o.Transport.RoundTrip(c.outgoing(ctx, y.t))
+		return c.transport().RoundTrip(c.outgoing(ctx, y.t))
 	}
 	y.pending = make(chan arrival, 2)
 	y.launch(ctx, side{y.t, y.report, y.began})
@@ -75,7 +75,7 @@ func (y *try) launch(ctx context.Context, s side) {
 	y.lost++
 	req := y.c.outgoing(ctx, s.t)
 	go func() {
-		resp, err := y.c.h.o.Transport.RoundTrip(req)
+		resp, err := y.c.transport().RoundTrip(req)
 		y.pending <- arrival{s, resp, err}
 	}()
 }

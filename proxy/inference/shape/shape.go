@@ -72,6 +72,8 @@ type API struct {
 	Named bool
 	// Get: the request has no body and its method is GET.
 	Get bool
+	// Tensors: what goes in and out is not text, so its size says nothing about LLM tokens.
+	Tensors bool
 	// Meta: the request asks about a model, not for inference; it is routed but not counted.
 	Meta bool
 }
@@ -109,7 +111,7 @@ var (
 	azureCompletion = API{Family: Azure, Operation: "text_completion", Streaming: ByBody, HasEnd: true}
 	azureEmbeddings = API{Family: Azure, Operation: "embeddings", Idempotent: true}
 
-	oipInfer    = API{Family: OIP, Operation: "infer", Idempotent: true}
+	oipInfer    = API{Family: OIP, Operation: "infer", Idempotent: true, Tensors: true}
 	oipGenerate = API{Family: OIP, Operation: "generate"}
 	oipStream   = API{Family: OIP, Operation: "generate", Streaming: Always}
 	oipMeta     = API{Family: OIP, Operation: "metadata", Idempotent: true, Get: true, Meta: true}
