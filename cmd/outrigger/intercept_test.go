@@ -32,13 +32,13 @@ const ownUID = 1337
 
 // pod is a network namespace with a sidecar in it, and a server beside it.
 type pod struct {
-	t           *testing.T
-	ns, server  *netnstest.NS
-	dir         string
-	program     string
-	stats, http string // of the sidecar
-	pid         int
-	log         *syncBuffer
+	t          *testing.T
+	ns, server *netnstest.NS
+	dir        string
+	program    string
+	http       string // of the sidecar
+	pid        int
+	log        *syncBuffer
 }
 
 // syncBuffer is what a process wrote.

@@ -4,7 +4,8 @@
 //
 // Applications reach the door without a change to their code in one of these ways: an
 // environment variable (OPENAI_BASE_URL, a worker's server address) or the same port
-// bound in the pod. All use this one listener.
+// bound in the pod, all on this one listener. The packages below bring them here without
+// either: rules and netfilter have the kernel redirect connections, redirect takes them.
 //
 // Promises: the accept loop never ends because of a failing accept (descriptor
 // exhaustion backs off and goes on); a connection that sends nothing recognisable

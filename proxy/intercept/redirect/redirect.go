@@ -109,7 +109,9 @@ type Server struct {
 	dial  upstream.DialFunc
 	slots chan struct{}
 	http  *queue
-	loud  atomic.Int64 // unix second of the last warning about a loop
+	loud  atomic.Int64 // unix second of the last warning
+
+	original func(*net.TCPConn) (netip.AddrPort, error)
 
 	accepted, served, looked, passed, refused, shed, failed, open atomic.Int64
 }
@@ -148,6 +150,10 @@ func New(o Options) (*Server, error) {
 	s.o.Names = slices.SortedStableFunc(slices.Values(o.Names), func(a, b Name) int {
 		return cmp.Compare(strings.Count(a.Pattern, "*"), strings.Count(b.Pattern, "*"))
 	})
+	s.original = originalDestination
+	if o.Transparent {
+		s.original = func(c *net.TCPConn) (netip.AddrPort, error) { return address(c.LocalAddr()), nil }
+	}
 	s.dial = upstream.GuardedDial(nil, o.Guard, o.DialTimeout)
 	return s, nil
 }
@@ -229,13 +235,6 @@ func (s *Server) handle(c *net.TCPConn, d Direction) {
 		s.passed.Add(1)
 		x.pass(nil)
 	}
-}
-
-func (s *Server) original(c *net.TCPConn) (netip.AddrPort, error) {
-	if s.o.Transparent {
-		return address(c.LocalAddr()), nil
-	}
-	return originalDestination(c)
 }
 
 func (s *Server) mine(from, to netip.AddrPort) bool { return s.o.Sockets.Has(from, to) }
