@@ -30,9 +30,9 @@ type rig struct {
 	t       *testing.T
 	s       *Server
 	address string
-	dialled chan string     // destinations, in order
-	there   chan net.Conn   // the far ends of what was dialled
-	dead    atomic.Bool // nothing can be dialled
+	dialled chan string   // destinations, in order
+	there   chan net.Conn // the far ends of what was dialled
+	dead    atomic.Bool   // nothing can be dialled
 }
 
 func newRig(t *testing.T, d Direction, to string, o Options) *rig {
