@@ -27,11 +27,11 @@ func (e *env) startMesh(ctx context.Context, cpus string, fill func(context.Cont
 		return nil, err
 	}
 	run = &running{}
-	defer func() {
-		if err != nil {
-			run.stop()
+	defer func(started *running) {
+		if err != nil { // run is nil by then
+			started.stop()
 		}
-	}()
+	}(run)
 	launch := func(name string, args ...string) (*server, error) {
 		s, err := e.start(ctx, us+"-"+name, cpus, true, append([]string{bin, name, "--log-level", "warn"}, args...)...)
 		if err == nil {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -72,13 +73,14 @@ type state struct {
 	peerFrame  int
 	shrunk     bool // the peer shrank the HPACK table, which the next block must acknowledge
 
-	out     []byte
-	spare   []byte
-	answer  Answer // scratch
-	writing bool
-	blocked map[*stream]struct{} // waiting for window or room
-	room    chan struct{}        // the reader waits for room
-	waiting bool
+	out       []byte
+	spare     []byte
+	answer    Answer // scratch
+	writing   bool
+	scheduled bool                 // somebody will write
+	blocked   map[*stream]struct{} // waiting for window or room
+	room      chan struct{}        // the reader waits for room
+	waiting   bool
 
 	going   bool          // GOAWAY was sent and counts: higher streams than maxID are not taken
 	closing bool          // nothing is handled any more; once out is sent the connection ends
@@ -347,6 +349,22 @@ func (c *conn) flush() {
 	c.writing = false
 }
 
+// kick has what is in out sent soon: after the goroutines that are ready to run have had
+// their turn, whose output then leaves in the same write. The lock is held.
+func (c *conn) kick() {
+	if c.writing || c.scheduled || len(c.out) == 0 || c.err != nil {
+		return
+	}
+	c.scheduled = true
+	c.r.wg.Go(func() {
+		runtime.Gosched()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.scheduled = false
+		c.flush()
+	})
+}
+
 func (c *conn) write(b []byte) error {
 	for len(b) > 0 {
 		n := min(len(b), writeChunk)
@@ -365,6 +383,7 @@ func (c *conn) write(b []byte) error {
 // bytes unread would reset the connection.
 func (c *conn) linger() {
 	c.mu.Lock()
+	c.flush()
 	for c.writing && c.err == nil {
 		c.waiting = true
 		c.mu.Unlock()

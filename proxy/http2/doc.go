@@ -15,8 +15,8 @@
 // one that does, so that a client's usual call is recognised by a comparison. What is sent
 // never uses the dynamic table, which is why an answer can be rendered once for everybody.
 // Streams that Inline does not take are given to Handler with what has arrived of their
-// body; handlers write into the connection's buffer, and whoever finds nobody writing
-// writes for all.
+// body; handlers write into the connection's buffer, which is sent once the goroutines that
+// are ready have had their turn, one write for all of them.
 //
 // Promises. Handler sees what net/http would give it for HTTP/2: trailers in both
 // directions, Flush, full duplex, deadlines by http.ResponseController, a context that

@@ -224,6 +224,7 @@ type nowhere struct {
 }
 
 func (w *nowhere) Write(p []byte) (int, error)    { w.n += len(p); return len(p), nil }
+func (*nowhere) Close() error                     { return nil }
 func (*nowhere) SetWriteDeadline(time.Time) error { return nil }
 func (*nowhere) SetReadDeadline(time.Time) error  { return nil }
 func (*nowhere) LocalAddr() net.Addr              { return &net.TCPAddr{} }

@@ -225,7 +225,7 @@ func (st *stream) end(complete bool) {
 	} else if c.going {
 		c.endIfIdle()
 	}
-	c.flush()
+	c.kick()
 }
 
 var errFinished = errors.New("http2: the request was finished when its handler returned")
@@ -286,7 +286,7 @@ func (st *stream) read(p []byte, b *body) (int, error) {
 				}
 			}
 			c.consumed(st, n)
-			c.flush()
+			c.kick()
 			return n, nil
 		case st.remoteClosed:
 			b.trailers()
@@ -309,7 +309,7 @@ func (st *stream) send(block, p, trailer []byte, end bool) error {
 	c := st.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	defer c.flush()
+	defer c.kick()
 	if st.err != nil {
 		return st.err
 	}
