@@ -44,9 +44,15 @@
 // with Stale. Writes fail with kind Unavailable when certainly nothing was changed, and
 // Unknown otherwise; a write is sent to a second place only in the first case.
 //
+// # The start
+//
+// A new process takes over what others on the node use: Run fills its process tier from
+// the node's table, once, in the background, within the bounds of Options.WarmUp and only
+// while there is room. Each entry is read and proved as a read would; nothing waits for it.
+//
 // # Bounds and concurrency
 //
-// The process tier is bounded by ProcessBytes; Run owns at most four goroutines besides
+// The process tier is bounded by ProcessBytes; Run owns at most five goroutines besides
 // those of the private agent. Direct reads of one key are made once at a time. All
 // methods may be called concurrently; messages and byte slices in answers are shared
 // and must not be modified.
@@ -97,6 +103,7 @@ type Options struct {
 	Timeout      time.Duration // for one attempt to read elsewhere [1 s]
 	ProcessBytes int64         // bound of the process tier [64 MiB]
 	PrivateBytes int64         // arena of the private agent's table [16 MiB]
+	WarmUp       WarmUp        // filling of the process tier at the start
 	Encoders     []Encoder     // at most two
 
 	Clock func() int64 // the clock leases are set by [node.Clock()]
@@ -179,7 +186,7 @@ type Store struct {
 
 	changed changedSessions
 
-	nodeHits, originReads, stale, failures atomic.Uint64
+	nodeHits, originReads, stale, failures, warmed atomic.Uint64
 }
 
 // view is one table and how long its leases are. Views are compared by pointer.
@@ -224,6 +231,8 @@ func (o *Options) complete() error {
 		return outrigger.Errorf(outrigger.Invalid, "Options.Table and Options.TablePath %q are both given; give one", o.TablePath)
 	case o.Lease < 0 || o.Timeout < 0 || o.ProcessBytes < 0 || o.PrivateBytes < 0:
 		return outrigger.Errorf(outrigger.Invalid, "a duration or size in Options is negative")
+	case o.WarmUp.Bytes < 0 || o.WarmUp.Entries < 0 || o.WarmUp.Time < 0:
+		return outrigger.Errorf(outrigger.Invalid, "a bound in Options.WarmUp is negative: %+v; use Off to have none", o.WarmUp)
 	case len(o.Encoders) > maxEncoders:
 		return outrigger.Errorf(outrigger.Invalid, "Options.Encoders has %d, the limit is %d", len(o.Encoders), maxEncoders)
 	}
@@ -236,6 +245,7 @@ func (o *Options) complete() error {
 	if o.PrivateBytes == 0 {
 		o.PrivateBytes = 16 << 20
 	}
+	o.WarmUp.complete(o.ProcessBytes)
 	if o.Node.ID == "" {
 		o.Node.ID = "sidecar"
 	}
@@ -275,6 +285,7 @@ type Stats struct {
 	Origin      uint64     // answered by the origin, through the agent or directly
 	Stale       uint64     // served beyond the asked guarantee
 	Failed      uint64     // not answered
+	Warmed      uint64     // entries brought by the warm-up
 	ProcessSize int64      // bytes charged to the process tier
 	Attached    bool       // a table is in use and kept current
 	Private     bool       // by an agent of this process's own
@@ -283,7 +294,7 @@ type Stats struct {
 // Stats returns a snapshot.
 func (s *Store) Stats() Stats {
 	st := Stats{Process: s.tier.Stats(), Node: s.nodeHits.Load(), Origin: s.originReads.Load(), Stale: s.stale.Load(),
-		Failed: s.failures.Load(), ProcessSize: s.tier.Bytes(), Private: s.private.Load() != nil}
+		Failed: s.failures.Load(), Warmed: s.warmed.Load(), ProcessSize: s.tier.Bytes(), Private: s.private.Load() != nil}
 	_, st.Attached = s.live(s.current(), s.clock())
 	return st
 }

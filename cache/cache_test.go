@@ -118,7 +118,8 @@ func (w *world) store(o cache.Options) *cache.Store {
 // pod is a Store with everything: table, agent, origin.
 func (w *world) pod() *cache.Store {
 	return w.store(cache.Options{Table: func() *shm.Reader { return w.agent.Load().Table() }, Agent: w.dial("pod", "agent:1"),
-		Origin: w.dial("pod", "origin:1"), Encoders: []cache.Encoder{encode}})
+		Origin: w.dial("pod", "origin:1"), Encoders: []cache.Encoder{encode},
+		WarmUp: cache.WarmUp{Off: true}})
 }
 
 func encode(v *pb.Variable) []byte { return append([]byte("="), v.GetValue().GetJson()...) }

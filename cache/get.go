@@ -57,7 +57,7 @@ func (s *Store) get(ctx context.Context, r Request) (Answer, error) {
 	id, asked := r.Key.String(), r.Consistency
 	var by declaration
 	if r.Declared {
-		if e := s.tier.Get(id); e != nil {
+		if e := s.tier.Peek(id); e != nil {
 			by = e.declares
 		}
 		r.Consistency = by.or(asked)
@@ -368,7 +368,7 @@ func (s *Store) lastKnown(id string, level outrigger.Level) (e *entry, from outr
 
 // bothKnown returns what the process tier and the table in use hold of a key.
 func (s *Store) bothKnown(id string) (mine, table *entry, state shm.State, base int64) {
-	mine = s.tier.Get(id)
+	mine = s.tier.Peek(id)
 	if v := s.view.Load(); v != nil {
 		base = v.base() // the table says nothing about later
 		table, state = s.fromTable(id, v, base, headOf(v))

@@ -136,7 +136,7 @@ func (s *Store) update(id string, next func(present *entry) *entry) {
 	mu := &s.stripes[maphash.String(s.seed, id)%uint64(len(s.stripes))]
 	mu.Lock()
 	defer mu.Unlock()
-	present := s.tier.Get(id)
+	present := s.tier.Peek(id)
 	if e := next(present); e != nil {
 		s.tier.Put(id, e)
 	}

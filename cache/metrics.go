@@ -20,13 +20,19 @@ func (s *Store) register(m metric.Meter) error {
 	if err != nil {
 		return err
 	}
+	warmed, err := m.Int64ObservableCounter("outrigger.cache.process.warmed", metric.WithUnit("{entry}"),
+		metric.WithDescription("Entries the process tier was given from the node's table at the start."))
+	if err != nil {
+		return err
+	}
 	_, err = m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
 		st := s.Stats()
 		for answered, n := range map[string]uint64{"process": st.Process.Hits, "node": st.Node, "origin": st.Origin, "stale": st.Stale, "failed": st.Failed} {
 			o.ObserveInt64(reads, int64(n), metric.WithAttributes(attribute.String("answered", answered)))
 		}
 		o.ObserveInt64(size, st.ProcessSize)
+		o.ObserveInt64(warmed, int64(st.Warmed))
 		return nil
-	}, reads, size)
+	}, reads, size, warmed)
 	return err
 }

@@ -20,8 +20,8 @@ const (
 	superviseGap = 100 * time.Millisecond
 )
 
-// Run attaches to the agent's table, runs the private agent when one is needed and tells
-// the node's agent what was read, until ctx ends; it returns nil when everything it
+// Run attaches to the agent's table, warms the process tier up from it, runs the private
+// agent when one is needed and tells the node's agent what was read, until ctx ends; it returns nil when everything it
 // started has ended.
 func (s *Store) Run(ctx context.Context) error {
 	var loops sync.WaitGroup
@@ -33,6 +33,9 @@ func (s *Store) Run(ctx context.Context) error {
 	}
 	if s.agent != nil {
 		loops.Go(func() { s.reportReads(ctx) })
+	}
+	if !s.o.WarmUp.Off && (s.o.TablePath != "" || s.o.Table != nil) {
+		loops.Go(func() { s.warmUp(ctx) })
 	}
 	<-ctx.Done()
 	loops.Wait()

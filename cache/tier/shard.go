@@ -85,13 +85,29 @@ func (s *shard[V]) put(h uint64, key string, v *V, charge int64) bool {
 	return true
 }
 
+func (s *shard[V]) offer(h uint64, key string, v *V, charge int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.bytes.Load()+charge > s.maxBytes || int(s.count.Load()) >= s.maxEntries {
+		return false
+	}
+	if old, _ := s.index.Load().find(h, key); old != nil {
+		return false
+	}
+	n := &node[V]{key: key, hash: h, charge: charge}
+	n.value.Store(v)
+	s.link(n)
+	return true
+}
+
+// replace is no use: what is asked for is counted when it is got, and one look-up may be
+// followed by several replacements, of which the reader knows nothing.
 func (s *shard[V]) replace(n *node[V], v *V, charge int64) {
 	s.bytes.Add(charge - n.charge)
 	if !n.frequent {
 		s.recentBytes += charge - n.charge
 	}
 	n.charge = charge
-	n.used()
 	n.value.Store(v)
 }
 

@@ -126,6 +126,14 @@ func (c *Cache[V]) Get(key string) *V {
 	return p
 }
 
+// Peek returns what Get does, and counts nothing: it is for looking before an entry is
+// replaced, which says nothing about how much the key is asked for.
+func (c *Cache[V]) Peek(key string) *V {
+	h := c.hasher.hash(key)
+	_, p := c.shards[h>>c.shift].index.Load().find(h, key)
+	return p
+}
+
 // used counts a hit. Hits at the same moment may count as one, and a store only when
 // needed keeps hot entries in all cores' caches.
 func (n *node[V]) used() {
@@ -140,6 +148,13 @@ func (n *node[V]) used() {
 func (c *Cache[V]) Put(key string, v *V) bool {
 	h := c.hasher.hash(key)
 	return c.shard(h).put(h, key, v, c.charge(key, v))
+}
+
+// Offer stores v under key as Put does, but only if key is not stored and there is room
+// without evicting anything. It reports whether it did.
+func (c *Cache[V]) Offer(key string, v *V) bool {
+	h := c.hasher.hash(key)
+	return c.shard(h).offer(h, key, v, c.charge(key, v))
 }
 
 // charge is what an entry counts towards Options.Bytes.
