@@ -151,7 +151,8 @@ func runMemory(ctx context.Context, e *env, r row) ([]result, error) {
 	return c.rows(r, "mib", peerNames(cs), func(string) string {
 		t, _ := summarise(c.Rounds, us, "", "table_mib")
 		h, _ := summarise(c.Rounds, us, "", "heap_mib")
-		return fmt.Sprintf("%s; the table has %v MiB of it, the rest is the agent's heap (%v MiB)", r.what, figures(t.Ours), figures(h.Ours))
+		p, _ := summarise(c.Rounds, us, "", "program_mib")
+		return fmt.Sprintf("%s; the table has %v MiB of it, the rest is the agent's heap (%v MiB); not in it are pages of the program's file (%v MiB)", r.what, figures(t.Ours), figures(h.Ours), figures(p.Ours))
 	})
 }
 
@@ -223,7 +224,9 @@ func childMemory(ctx context.Context, _ []string, _ io.Reader) (out any, err err
 	return residentOf(os.Getpid())
 }
 
-// residentOf reads a process's memory: all of it, shared mappings, and the rest.
+// residentOf reads a process's memory: shared mappings, private pages, and both together.
+// Pages of the program's file are left out: the kernel drops them when it needs room, and
+// all processes of one program share them.
 func residentOf(pid int) (map[string]float64, error) {
 	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/status")
 	if err != nil {
@@ -233,7 +236,7 @@ func residentOf(pid int) (map[string]float64, error) {
 	out := map[string]float64{}
 	for lines := bufio.NewScanner(f); lines.Scan(); {
 		name, rest, _ := strings.Cut(lines.Text(), ":")
-		to := map[string]string{"VmRSS": "mib", "RssShmem": "table_mib", "RssAnon": "heap_mib"}[name]
+		to := map[string]string{"RssFile": "program_mib", "RssShmem": "table_mib", "RssAnon": "heap_mib"}[name]
 		if to == "" {
 			continue
 		}
@@ -246,6 +249,7 @@ func residentOf(pid int) (map[string]float64, error) {
 	if len(out) != 3 {
 		return nil, fmt.Errorf("/proc/%d/status lacks memory figures: %v", pid, out)
 	}
+	out["mib"] = out["table_mib"] + out["heap_mib"]
 	return out, nil
 }
 

@@ -41,7 +41,7 @@ func (w *Writer) slack() uint64 { return w.geo.arenaWords / 16 }
 // records for every one put.
 func (w *Writer) highWater() uint64 { return w.geo.arenaWords / 8 * 7 }
 
-func (w *Writer) maxLive() uint64 { return w.geo.slots / 4 * 3 }
+func (w *Writer) maxLive() uint64 { return w.geo.slots / 5 * 4 }
 
 // makeRoom frees space for a record of n words and a slot for its key.
 func (w *Writer) makeRoom(n uint64) {

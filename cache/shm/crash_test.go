@@ -11,7 +11,7 @@ import (
 // relocations, skipped ends and index pressure all occur) and reads every key: each must
 // be as before the operation, as after it, or unknown. Nothing else, ever.
 func TestEveryStoreIsASafePlaceToCrash(t *testing.T) {
-	w, err := Create(Options{Bytes: 4096, Slots: 128, Heap: true})
+	w, err := Create(Options{Bytes: 4096, Slots: 256, Heap: true})
 	if err != nil {
 		t.Fatal(err)
 	}

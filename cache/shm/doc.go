@@ -31,7 +31,7 @@
 //   - "Absent" is always a safe answer: the table may forget any key at any time (arena
 //     pressure, index pressure). Eviction is first-in first-out with second chances: keys
 //     reported by Writer.Touch survive up to three laps of the arena per report run.
-//   - A Get is bounded: at most 64 slots of 32 bytes are probed, and a slot that keeps
+//   - A Get is bounded: at most 128 slots of 24 bytes are probed, and a slot that keeps
 //     changing is retried 64 times before the read gives up, is counted and says Absent.
 //   - A Put is bounded: it moves at most 16 times its own size of older records, which for
 //     the largest value is 16 MiB of memory traffic.
@@ -41,16 +41,17 @@
 // table held for that key is removed, so that a too large new value can never leave an
 // older one in place.
 //
-// # Layout (version 1)
+// # Layout (version 2)
 //
 // Little-endian 64-bit words: a header page, the index, the arena. Nothing in it is a pointer.
 //
 //	header   line 0  magic, layout version, total bytes, slots, arena bytes, checksum of these
 //	         line 1  generation, feed lease, closed, head count, head[2]{position, incarnation}
 //	         line 2  intent
-//	slot     stamp<<2|state, hash, location, reserved                             (32 bytes)
+//	slot     stamp<<2|state, hash, location        (24 bytes; the index ends on a page)
 //	record   slot<<32|klen<<20|vlen, stamp<<2|state, checksum, key words, value words
 //
+// The search for a key begins at the slot (hash·slots)>>64 and goes on from slot to slot.
 // Locations and intent are logical word offsets that only grow; the physical place is the
 // offset modulo the arena. A record never wraps: the rest of the arena is skipped instead.
 //

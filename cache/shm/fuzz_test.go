@@ -15,7 +15,7 @@ func FuzzOperations(f *testing.F) {
 	f.Add([]byte("\x01\xff\x02\xff\x03\xff\x04\xff\x05\xff\x31\xff\x22\xff"))
 	f.Fuzz(func(t *testing.T, script []byte) {
 		const keys = 16
-		o := newOracle(t, Options{Heap: true, Bytes: 4096, Slots: 128})
+		o := newOracle(t, Options{Heap: true, Bytes: 4096, Slots: 256})
 		for len(script) >= 2 {
 			op, arg := script[0], script[1]
 			script = script[2:]
@@ -43,7 +43,7 @@ func FuzzOperations(f *testing.F) {
 func FuzzForeignTable(f *testing.F) {
 	f.Add([]byte{}, uint64(1))
 	f.Add([]byte("\x05\x00\x00\x00\x00\x00\x00\x00"), uint64(1<<63))
-	w, err := create(Options{Heap: true, Bytes: 4096, Slots: 128}, 1)
+	w, err := create(Options{Heap: true, Bytes: 4096, Slots: 256}, 1)
 	if err != nil {
 		f.Fatal(err)
 	}

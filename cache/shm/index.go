@@ -9,7 +9,7 @@ import "sync/atomic"
 // find returns the slot that holds key. The writer reads its own memory: a live record
 // is always intact for it.
 func (w *Writer) find(key string, hash uint64) (uint64, bool) {
-	i := hash & (w.geo.slots - 1)
+	i := w.geo.home(hash)
 	for range window {
 		switch h := atomic.LoadUint64(w.word(i, slotHash)); {
 		case h == 0:
@@ -17,7 +17,7 @@ func (w *Writer) find(key string, hash uint64) (uint64, bool) {
 		case h == hash && w.meta[i]&metaLive != 0 && w.holds(i, key):
 			return i, true
 		}
-		i = (i + 1) & (w.geo.slots - 1)
+		i = w.geo.after(i)
 	}
 	return 0, false
 }
@@ -31,7 +31,7 @@ func (w *Writer) holds(slot uint64, key string) bool {
 // free returns the slot a new key with this hash goes to, evicting the oldest key of the
 // window when all of it is taken.
 func (w *Writer) free(hash uint64) uint64 {
-	i := hash & (w.geo.slots - 1)
+	i := w.geo.home(hash)
 	victim, oldest := i, ^uint64(0)
 	for range window {
 		if w.meta[i]&metaLive == 0 {
@@ -44,7 +44,7 @@ func (w *Writer) free(hash uint64) uint64 {
 		if age < oldest {
 			victim, oldest = i, age
 		}
-		i = (i + 1) & (w.geo.slots - 1)
+		i = w.geo.after(i)
 	}
 	w.evictions++
 	w.forget(victim)
@@ -93,22 +93,21 @@ func (w *Writer) forget(slot uint64) {
 // from its home to itself which no later key of the run has to be probed across.
 func (w *Writer) drop(slot uint64) {
 	w.forget(slot)
-	mask := w.geo.slots - 1
-	home := atomic.LoadUint64(w.word(slot, slotHash)) & mask
+	home := w.geo.home(atomic.LoadUint64(w.word(slot, slotHash)))
 	end := uint64(1) // first offset from slot that no chain through slot can reach
-	for end < window && w.meta[(slot+end)&mask] != 0 {
+	for end < window && w.meta[w.geo.plus(slot, end)] != 0 {
 		end++
 	}
 	// Walk back over slots numbered by their distance above home; reach is the lowest
 	// home, on that scale, of the keys seen so far.
-	up := (slot - home) & mask
+	up := w.geo.above(slot, home)
 	reach := int64(1) << 40
 	for d := int64(up+end) - 1; d >= 0; d-- {
-		i := (home + uint64(d)) & mask
+		i := w.geo.plus(home, uint64(d))
 		switch m := w.meta[i]; {
 		case m&metaLive != 0:
-			h := atomic.LoadUint64(w.word(i, slotHash)) & mask
-			reach = min(reach, d-int64((i-h)&mask))
+			h := w.geo.home(atomic.LoadUint64(w.word(i, slotHash)))
+			reach = min(reach, d-int64(w.geo.above(i, h)))
 		case m == metaTomb && d <= int64(up) && reach > d:
 			w.store(w.word(i, slotHash), 0)
 			w.meta[i] = 0

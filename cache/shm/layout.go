@@ -35,7 +35,7 @@ func (s State) String() string {
 
 const (
 	magic         = 0x314d485352545550 // "PUTRSHM1" in memory order
-	layoutVersion = 1
+	layoutVersion = 2
 
 	pageBytes   = 4096
 	headerWords = pageBytes / 8
@@ -53,7 +53,7 @@ const (
 	hdrHead       = 12 // two pairs {position, incarnation}
 	hdrIntent     = 16 // on its own cache line: it changes with every Put
 
-	slotWords    = 4
+	slotWords    = 3
 	slotStamp    = 0
 	slotHash     = 1
 	slotLocation = 2
@@ -71,16 +71,16 @@ const (
 	keyMask    = 1<<12 - 1
 	padSlot    = 1<<32 - 1 // marks the skipped rest of the arena
 
-	window   = 64 // slots a key may lie from its home
+	window   = 128 // slots a key may lie from its home
 	maxTries = 64
 
-	minSlots   = 128 // one page of index
+	minSlots   = 2 * window // the writer looks one window to either side of a slot
 	maxSlots   = 1 << 31
 	minArena   = pageBytes
 	maxArena   = 1 << 40
 	defArena   = 64 << 20
 	maxName    = 249 // what memfd_create takes
-	meanRecord = 256 // bytes assumed when slots are derived from the arena size
+	meanRecord = 288 // bytes assumed when slots are derived from the arena size: a value of about 200
 )
 
 // geometry is the part of the header that never changes. Readers take it once, after
@@ -90,7 +90,43 @@ type geometry struct {
 	arenaWords uint64
 }
 
-func (g geometry) indexWords() uint64 { return g.slots * slotWords }
+// indexWords is rounded up to pages.
+func (g geometry) indexWords() uint64 {
+	return (g.slots*slotWords + pageBytes/8 - 1) / (pageBytes / 8) * (pageBytes / 8)
+}
+
+// home is the slot a search for a hash begins at: the hash as a fraction of the index, so
+// that there may be any number of slots (Lemire, "Fast random integer generation in an
+// interval", ACM TOMACS 2019).
+func (g geometry) home(hash uint64) uint64 {
+	i, _ := bits.Mul64(hash, g.slots)
+	return i
+}
+
+// after is the slot that follows, around the end.
+func (g geometry) after(i uint64) uint64 {
+	if i++; i == g.slots {
+		return 0
+	}
+	return i
+}
+
+// plus is i moved on by d, at most one round.
+func (g geometry) plus(i, d uint64) uint64 {
+	if i += d; i >= g.slots {
+		i -= g.slots
+	}
+	return i
+}
+
+// above is how far i lies beyond the slot from.
+func (g geometry) above(i, from uint64) uint64 {
+	if i < from {
+		i += g.slots
+	}
+	return i - from
+}
+
 func (g geometry) totalWords() uint64 { return headerWords + g.indexWords() + g.arenaWords }
 
 // maxRecordWords keeps any one record to a quarter of the arena, so that room for it can
@@ -111,10 +147,10 @@ func plan(o Options) (geometry, error) {
 	arena := (uint64(o.Bytes) + pageBytes - 1) / pageBytes * pageBytes
 	slots := uint64(o.Slots)
 	if o.Slots == 0 {
-		slots = max(minSlots, uint64(1)<<bits.Len64(arena/meanRecord*4/3-1))
+		slots = max(minSlots, arena/meanRecord*5/4)
 	}
-	if o.Slots < 0 || slots < minSlots || slots > maxSlots || slots&(slots-1) != 0 {
-		return geometry{}, outrigger.Errorf(outrigger.Invalid, "Options.Slots is %d; give a power of two from %d to %d, or 0 to derive it", o.Slots, minSlots, maxSlots)
+	if o.Slots < 0 || slots < minSlots || slots > maxSlots {
+		return geometry{}, outrigger.Errorf(outrigger.Invalid, "Options.Slots is %d; give %d to %d, or 0 to derive it", o.Slots, minSlots, maxSlots)
 	}
 	return geometry{slots: slots, arenaWords: arena / 8}, nil
 }
@@ -160,7 +196,7 @@ func readIdentity(words []uint64) (geometry, error) {
 	}
 	g := geometry{slots: line[hdrSlots], arenaWords: line[hdrArena] / 8}
 	switch {
-	case g.slots < minSlots || g.slots > maxSlots || g.slots&(g.slots-1) != 0,
+	case g.slots < minSlots || g.slots > maxSlots,
 		line[hdrArena] < minArena || line[hdrArena] > maxArena || line[hdrArena]%pageBytes != 0:
 		return geometry{}, outrigger.Errorf(outrigger.Invalid, "shared table header is damaged: %d slots, %d arena bytes", line[hdrSlots], line[hdrArena])
 	case line[hdrTotal] != g.totalWords()*8, g.totalWords() != uint64(len(words)):

@@ -122,7 +122,6 @@ func (o *oracle) checkAll(keys int) {
 func checkInvariants(t *testing.T, w *Writer) {
 	t.Helper()
 	var live, liveWords uint64
-	mask := w.geo.slots - 1
 	for i := range w.geo.slots {
 		h, stamp := w.index[i*slotWords+slotHash], w.index[i*slotWords+slotStamp]
 		isLive := w.meta[i]&metaLive != 0
@@ -135,11 +134,11 @@ func checkInvariants(t *testing.T, w *Writer) {
 		// Every used slot is there for a live key: its own, or one probed across it.
 		needed := isLive
 		for d := uint64(1); d < window && !needed; d++ {
-			j := (i + d) & mask
+			j := w.geo.plus(i, d)
 			if w.meta[j] == 0 {
 				break
 			}
-			needed = w.meta[j]&metaLive != 0 && (j-w.index[j*slotWords+slotHash])&mask >= d
+			needed = w.meta[j]&metaLive != 0 && w.geo.above(j, w.geo.home(w.index[j*slotWords+slotHash])) >= d
 		}
 		if !needed {
 			t.Fatalf("slot %d is a tombstone no chain crosses", i)
@@ -153,9 +152,9 @@ func checkInvariants(t *testing.T, w *Writer) {
 			t.Fatalf("slot %d points to %d, outside [%d, %d)", i, loc, w.tail, w.next)
 		}
 		liveWords += w.wordsAt(loc)
-		for j := h & mask; j != i; j = (j + 1) & mask {
+		for j := w.geo.home(h); j != i; j = w.geo.after(j) {
 			if w.meta[j] == 0 {
-				t.Fatalf("slot %d: its chain from %d is broken at %d", i, h&mask, j)
+				t.Fatalf("slot %d: its chain from %d is broken at %d", i, w.geo.home(h), j)
 			}
 		}
 	}
@@ -176,9 +175,9 @@ func TestAgainstModel(t *testing.T) {
 	}{
 		{"roomy", Options{Bytes: 1 << 20, Slots: 4096, Heap: true}, 500, 300},
 		{"arena pressure", Options{Bytes: 16 << 10, Slots: 1024, Heap: true}, 300, 200},
-		{"index pressure", Options{Bytes: 1 << 20, Slots: 128, Heap: true}, 400, 40},
-		{"large values", Options{Bytes: 1 << 20, Slots: 128, Heap: true}, 60, 64 << 10},
-		{"largest values", Options{Bytes: 8 << 20, Slots: 128, Heap: true}, 12, MaxValueBytes},
+		{"index pressure", Options{Bytes: 1 << 20, Slots: 259, Heap: true}, 400, 40},
+		{"large values", Options{Bytes: 1 << 20, Slots: 256, Heap: true}, 60, 64 << 10},
+		{"largest values", Options{Bytes: 8 << 20, Slots: 256, Heap: true}, 12, MaxValueBytes},
 		{"mapped", Options{Bytes: 64 << 10, Slots: 256}, 300, 300},
 	}
 	for _, c := range sizes {

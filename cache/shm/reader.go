@@ -21,7 +21,6 @@ type Entry struct {
 type Reader struct {
 	mem   *memory
 	geo   geometry
-	mask  uint64
 	hdr   []uint64
 	index []uint64
 	arena []uint64
@@ -46,7 +45,7 @@ func newReader(mem *memory) (*Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Reader{mem: mem, geo: g, mask: g.slots - 1}
+	r := &Reader{mem: mem, geo: g}
 	r.hdr, r.index, r.arena = split(mem.words, g)
 	return r, nil
 }
@@ -60,7 +59,7 @@ func split(w []uint64, g geometry) (hdr, index, arena []uint64) {
 // When nothing is found it returns dst unchanged.
 func (r *Reader) Get(key string, dst []byte) (Entry, []byte) {
 	h := Hash(key)
-	i := h & r.mask
+	i := r.geo.home(h)
 	for range window {
 		switch atomic.LoadUint64(&r.index[i*slotWords+slotHash]) {
 		case h:
@@ -73,7 +72,7 @@ func (r *Reader) Get(key string, dst []byte) (Entry, []byte) {
 			runtime.KeepAlive(r)
 			return Entry{}, dst
 		}
-		i = (i + 1) & r.mask
+		i = r.geo.after(i)
 	}
 	runtime.KeepAlive(r)
 	return Entry{}, dst

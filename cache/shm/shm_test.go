@@ -157,7 +157,7 @@ func TestLimits(t *testing.T) {
 // A record whose place the writer has laid claim to is not read, however whole it looks:
 // the next word of it may be written at any moment.
 func TestClaimedPlaceIsNotRead(t *testing.T) {
-	w := mustCreate(t, Options{Heap: true, Bytes: 4096, Slots: 128})
+	w := mustCreate(t, Options{Heap: true, Bytes: 4096, Slots: 256})
 	r := w.Reader()
 	slot, _ := mustPut(t, w, "key", Present, "value")
 	loc, arena := w.index[slot*slotWords+slotLocation], w.geo.arenaWords
@@ -179,7 +179,7 @@ func TestClaimedPlaceIsNotRead(t *testing.T) {
 // them survive, and inserts alone never push out what is touched.
 func TestTouchedKeysSurvive(t *testing.T) {
 	run := func(touch bool) (ratio float64) {
-		w := mustCreate(t, Options{Heap: true, Bytes: 64 << 10})
+		w := mustCreate(t, Options{Heap: true, Bytes: 64 << 10, Slots: 512})
 		r := w.Reader()
 		rnd := rand.New(rand.NewPCG(9, 9))
 		hits, value := 0, make([]byte, 200)
@@ -249,7 +249,7 @@ func TestMillionEntriesMemory(t *testing.T) {
 		t.Skip("half a second and 340 MiB")
 	}
 	const n = 1_000_000
-	w := mustCreate(t, Options{Bytes: 280 << 20})
+	w := mustCreate(t, Options{Bytes: 280 << 20, Slots: n * 3 / 2})
 	value, key := make([]byte, 200), []byte("default/session/v-0000000")
 	for i := range n {
 		if _, _, err := w.Put(string(fmt.Appendf(key[:18], "%07d", i)), Present, value); err != nil {

@@ -32,7 +32,7 @@ func whole(b []byte, key int) (version uint64, ok bool) {
 // others run half-way through the copy, as a busy machine would.
 func (r *Reader) uncheckedGet(key string, dst []byte) []byte {
 	h := Hash(key)
-	for i, n := h&r.mask, 0; n < window; i, n = (i+1)&r.mask, n+1 {
+	for i, n := r.geo.home(h), 0; n < window; i, n = r.geo.after(i), n+1 {
 		if atomic.LoadUint64(&r.index[i*slotWords+slotHash]) != h {
 			continue
 		}
@@ -51,7 +51,7 @@ func (r *Reader) uncheckedGet(key string, dst []byte) []byte {
 // lapped while they copy. On the heap, because the race detector ignores mapped memory.
 func TestNoTornReads(t *testing.T) {
 	const keys, valueBytes, readers = 4, 400, 2
-	w, err := Create(Options{Bytes: 4096, Slots: 128, Heap: true})
+	w, err := Create(Options{Bytes: 4096, Slots: 256, Heap: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,7 @@ import (
 // Options configure a table.
 type Options struct {
 	Bytes      int64  // arena bytes, 4 KiB to 1 TiB, rounded up to pages; 0 means 64 MiB
-	Slots      int    // index slots, a power of two from 128; 0 derives it from Bytes
+	Slots      int    // index slots, from 256; 0 derives it from Bytes
 	Name       string // shown in /proc/<pid>/maps; 0 to 249 bytes
 	Heap       bool   // private heap memory instead of a shared file: same code, no Descriptor
 	Generation uint64 // first generation reported to readers; 0 takes the wall clock in nanoseconds
@@ -100,7 +100,7 @@ func (w *Writer) Descriptor() (*os.File, error) {
 
 // Reader returns a reader of the same memory within this process.
 func (w *Writer) Reader() *Reader {
-	r := &Reader{mem: w.mem, geo: w.geo, mask: w.geo.slots - 1}
+	r := &Reader{mem: w.mem, geo: w.geo}
 	r.hdr, r.index, r.arena = split(w.mem.words, w.geo)
 	return r
 }
@@ -183,7 +183,7 @@ func (w *Writer) Flush() {
 func (w *Writer) Touch(hash uint64) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	i := hash & (w.geo.slots - 1)
+	i := w.geo.home(hash)
 	for range window {
 		switch h := atomic.LoadUint64(w.word(i, slotHash)); {
 		case h == 0:
@@ -194,7 +194,7 @@ func (w *Writer) Touch(hash uint64) bool {
 			}
 			return true
 		}
-		i = (i + 1) & (w.geo.slots - 1)
+		i = w.geo.after(i)
 	}
 	return false
 }
