@@ -115,7 +115,7 @@ type faultRun struct {
 	// stricter than what is promised.
 	forget bool
 	lease  time.Duration
-	value atomic.Uint64 // every write has its own
+	value  atomic.Uint64 // every write has its own
 
 	mu  sync.Mutex
 	ops []*op
