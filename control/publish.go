@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -58,6 +59,8 @@ type publisher struct {
 	tried   uint64 // the last position that was tried
 	any     bool   // a position was tried
 	failing bool
+	// What the last policy asks of connected clients that they do not fully do.
+	problems []string
 }
 
 // run publishes until ctx ends.
@@ -137,16 +140,50 @@ func (p *publisher) push(f *facts.Facts, position uint64) error {
 	if err != nil {
 		return err
 	}
-	res, err := translate.Encode(pol, translate.Options{ChangedAt: p.changedAt(f, pol)})
-	if err != nil {
-		return err
-	}
+	publish := p.out.Publish
 	if len(pol.Models) == 0 && len(f.Models()) > 0 {
 		// The ADS server refuses to remove every model, because that is what a bug looks
 		// like. Here each one's reason to be out is an event somebody decided.
-		return p.out.PublishForced(adsserver.DefaultGroup, res, position)
+		publish = p.out.PublishForced
 	}
-	return p.out.Publish(adsserver.DefaultGroup, res, position)
+	opt := translate.Options{ChangedAt: p.changedAt(f, pol)}
+	for _, kind := range translate.Kinds() { // sidecars first: what they refuse nobody gets
+		res, err := translate.EncodeFor(kind, pol, opt)
+		if err != nil {
+			return err
+		}
+		if err := publish(adsserver.KindGroup(kind), res, position); err != nil {
+			return err
+		}
+	}
+	p.lint(pol)
+	return nil
+}
+
+// lint names, in the log and once per change, what connected clients do not fully obey.
+func (p *publisher) lint(pol *policy.Policy) {
+	connected := make(map[translate.Kind]bool)
+	for _, n := range p.out.Ledger() {
+		if n.Connected {
+			connected[translate.Kind(n.Node.Kind)] = true
+		}
+	}
+	var problems []string
+	for _, kind := range translate.Kinds() {
+		if !connected[kind] {
+			continue
+		}
+		for _, problem := range translate.Lint(pol, kind) {
+			problems = append(problems, problem.String())
+		}
+	}
+	if slices.Equal(problems, p.problems) {
+		return
+	}
+	p.problems = problems
+	for _, text := range problems {
+		p.logger.Warn("policy not fully obeyed", "problem", text)
+	}
 }
 
 // changedAt labels each model with the position of the event that last changed it: the

@@ -14,6 +14,17 @@
 //	ModelPolicy            <model>                  salt, unit, epoch, last good, lease
 //	MeshPolicy             mesh                     log position, regions
 //
+// Sidecars follow all of these. Proxyless gRPC clients and Envoys are node groups of
+// their own, whose sets hold no ModelPolicy and, where a feature needs it, more:
+//
+//	Cluster                failover/<model>/<version>  aggregate: the version, then the last good
+//	Listener               envoy/egress, envoy/capture   where an Envoy takes requests
+//	ScopedRouteConfiguration  <model>                which model has which routes
+//	RouteConfiguration     envoy/passthrough         captured requests of no model
+//	Cluster                envoy/original-dst        where they wanted to go
+//	TypedExtensionConfig   outrigger/assign          the bucket rule, as a Lua filter
+//	Runtime                outrigger                 kill switches
+//
 // Model names may hold '/', version names may not, so the last '/' of a cluster name
 // ends the model. A proxyless gRPC client dials "xds:///model/<model>".
 //
@@ -55,13 +66,30 @@ const (
 	TypeMeshPolicy  = "type.googleapis.com/outrigger.v1.MeshPolicy"
 )
 
+// Type URLs only Envoys ask for.
+const (
+	TypeRuntime     = "type.googleapis.com/envoy.service.runtime.v3.Runtime"
+	TypeExtension   = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig"
+	TypeScopedRoute = "type.googleapis.com/envoy.config.route.v3.ScopedRouteConfiguration"
+)
+
 // MeshName is the name of the one MeshPolicy resource.
 const MeshName = "mesh"
 
 // Wildcard subscribes to every resource of a type.
 const Wildcard = "*"
 
-// Types lists the type URLs in push order.
+// RuntimeName is the name of the one Runtime resource, and of the layer of an Envoy's
+// runtime that it fills.
+const RuntimeName = "outrigger"
+
+// Pushed lists all type URLs in push order. Kill switches come first: they need nothing
+// else. Routes come after the clusters and listeners that they join.
+func Pushed() []string {
+	return []string{TypeRuntime, TypeCluster, TypeEndpoint, TypeExtension, TypeListener, TypeScopedRoute, TypeRoute, TypeModelPolicy, TypeMeshPolicy}
+}
+
+// Types lists the type URLs a sidecar follows, in push order.
 func Types() []string {
 	return []string{TypeCluster, TypeEndpoint, TypeListener, TypeRoute, TypeModelPolicy, TypeMeshPolicy}
 }

@@ -59,8 +59,17 @@ import (
 	"github.com/outrigger-mesh/outrigger/xds/translate"
 )
 
-// DefaultGroup is the group of nodes when Options.Group is nil.
+// DefaultGroup is the group of sidecars when Options.Group is nil.
 const DefaultGroup = "default"
+
+// KindGroup is the group of one kind of client when Options.Group is nil.
+func KindGroup(kind translate.Kind) string {
+	switch kind {
+	case translate.KindGRPC, translate.KindEnvoy:
+		return string(kind)
+	}
+	return DefaultGroup
+}
 
 // Options configure a Server. The zero value is usable.
 type Options struct {
@@ -70,8 +79,8 @@ type Options struct {
 	// configuration; its error ends the stream. nil admits everyone: wire it to the
 	// peer's identity in ctx, because a node's id is only a claim.
 	Authorise func(ctx context.Context, node *core.Node) error
-	// Group says which Publish group a node follows; nil = DefaultGroup. It must give
-	// the same answer for equal nodes.
+	// Group says which Publish group a node follows; nil = KindGroup of its kind, and
+	// DefaultGroup if that is not known. It must give the same answer for equal nodes.
 	Group func(outrigger.Node) string
 	// Isolation is how long a disconnected sidecar still counts in Acked; after that
 	// its own dead-man lease has returned it to stable. 0 = 15 s, one and a half times
@@ -108,7 +117,7 @@ func New(opt Options) *Server {
 		opt.Logger = slog.New(slog.DiscardHandler)
 	}
 	if opt.Group == nil {
-		opt.Group = func(outrigger.Node) string { return DefaultGroup }
+		opt.Group = func(n outrigger.Node) string { return KindGroup(translate.Kind(n.Kind)) }
 	}
 	if opt.Isolation == 0 {
 		opt.Isolation = DefaultIsolation

@@ -111,9 +111,7 @@ func TestRealGrpcClient(t *testing.T) {
 	v1, v2 := startBackend(t), startBackend(t)
 	publish := func(p *policy.Policy) {
 		t.Helper()
-		if err := srv.Publish(adsserver.DefaultGroup, resources(t, p), p.Position); err != nil {
-			t.Fatal(err)
-		}
+		publishAll(t, srv, p)
 	}
 	publish(twoVersions(1, 1000, v1, v2))
 	client := proxyless(t, srv)
@@ -186,7 +184,10 @@ func accepted(t *testing.T, srv *adsserver.Server, position uint64) {
 		select {
 		case <-changed:
 		case <-deadline.C:
-			t.Fatalf("%s has not accepted position %d: %+v", behind, position, srv.Ledger())
+			for _, n := range srv.Ledger() {
+				t.Logf("%+v rejected %+v", n, n.Nack)
+			}
+			t.Fatalf("%s has not accepted position %d", behind, position)
 		}
 	}
 }

@@ -182,7 +182,8 @@ func (s *session) advance() {
 		s.pushed = s.target != nil // not the first sync, whose delay says nothing
 		s.target = latest
 		s.recordSent()
-		for _, typeURL := range xds.Types() {
+		s.rewarm(latest)
+		for _, typeURL := range xds.Pushed() {
 			if t := s.types[typeURL]; t != nil && t.armed && s.lacks(t, latest) {
 				s.launch(t)
 			}
@@ -191,6 +192,25 @@ func (s *session) advance() {
 	}
 	if s.open == 0 {
 		s.settle()
+	}
+}
+
+// rewarm sends the load assignment of every cluster that changes along with it, changed
+// itself or not: an Envoy takes a changed cluster into use once it has got its load
+// assignment anew, and does not ask for it, so it would wait 15 s. Called with mu held.
+func (s *session) rewarm(next *generation) {
+	clusters, loads := s.types[xds.TypeCluster], s.types[xds.TypeEndpoint]
+	if !s.delta || s.node.Kind != string(translate.KindEnvoy) || clusters == nil || loads == nil {
+		return
+	}
+	after, present := next.types[xds.TypeCluster], next.types[xds.TypeEndpoint]
+	if clusters.base == after {
+		return
+	}
+	for name := range loads.names {
+		if was := clusters.held(name); was != "" && was != after.versionOf(name) && present.entries[name] != nil {
+			loads.demand(name)
+		}
 	}
 }
 
@@ -303,7 +323,7 @@ func (s *session) reject(t *typeSub, r response, message string) {
 // recordNack shows the first standing rejection in push order.
 func (s *session) recordNack() {
 	var standing *Nack
-	for _, typeURL := range xds.Types() {
+	for _, typeURL := range xds.Pushed() {
 		if t := s.types[typeURL]; t != nil && t.nack != nil {
 			standing = t.nack
 			break

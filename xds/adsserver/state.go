@@ -78,7 +78,7 @@ func hashVersion(parts ...[]byte) string {
 // newGeneration marshals and hashes res, reusing what prev (may be nil) already has.
 func newGeneration(ids *atomic.Uint64, prev *generation, res *translate.Resources, position uint64, at time.Time) (*generation, error) {
 	g := &generation{position: position, at: at, types: make(map[string]*typeState)}
-	for _, typeURL := range xds.Types() {
+	for _, typeURL := range xds.Pushed() {
 		var before *typeState
 		if prev != nil {
 			before = prev.types[typeURL]

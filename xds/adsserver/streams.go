@@ -23,9 +23,9 @@ type ads struct {
 }
 
 // namedOnly are the types an empty subscription does not mean "everything" for: the
-// legacy wildcard exists for LDS and CDS alone.
+// legacy wildcard exists for LDS, CDS and scoped routes alone.
 func namedOnly() []string {
-	return []string{xds.TypeEndpoint, xds.TypeRoute, xds.TypeModelPolicy, xds.TypeMeshPolicy}
+	return []string{xds.TypeEndpoint, xds.TypeRoute, xds.TypeModelPolicy, xds.TypeMeshPolicy, xds.TypeRuntime, xds.TypeExtension}
 }
 
 // DeltaAggregatedResources serves sidecars and Envoys.

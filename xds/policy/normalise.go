@@ -42,6 +42,16 @@ func (m *Model) Normalise() Model {
 		out.Arms[i].Ranges = mergeRanges(out.Arms[i].Ranges)
 	}
 	slices.SortStableFunc(out.Arms, func(a, b Arm) int { return cmp.Compare(a.Name, b.Name) })
+	out.Access = cloneOrNil(m.Access)
+	slices.SortFunc(out.Access, func(a, b Access) int {
+		return cmp.Or(cmp.Compare(a.Header, b.Header), cmp.Compare(a.Value, b.Value))
+	})
+	if out.Fault.AbortShare == 0 {
+		out.Fault.AbortStatus = 0
+	}
+	if out.Fault.DelayShare == 0 {
+		out.Fault.Delay = 0
+	}
 	out.Versions = cloneOrNil(m.Versions)
 	for i := range out.Versions {
 		out.Versions[i].normalise()

@@ -44,7 +44,25 @@ type Model struct {
 	// Timeout of a whole logical request, 0 = DefaultTimeout; MaxAttempts ≥ 1.
 	Timeout     time.Duration
 	MaxAttempts uint32
+	// Fault is injected into requests of the model on purpose; the zero value is none.
+	Fault Fault
+	// Access lists who may use the model: a request must carry one of the headers with
+	// its exact value. Empty = everyone. A header is only as trustworthy as what sets it.
+	Access []Access
 }
+
+// Fault is chaos for tests of an application: a share of the requests, chosen at random
+// and independently, is delayed and a share is answered with an error instead of being
+// sent. Shares are parts of experiments.Buckets.
+type Fault struct {
+	AbortShare  uint32
+	AbortStatus uint32 // HTTP, 200..599; needed with AbortShare
+	DelayShare  uint32
+	Delay       time.Duration // above 0 with DelayShare
+}
+
+// Access is one header value that opens a model.
+type Access struct{ Header, Value string }
 
 // Arms that sidecars report and no split may name. Requests under them were assigned by
 // nobody's choice of weights, so statistics that compare arms leave them out.
@@ -78,6 +96,9 @@ type Version struct {
 	MaxRequests         uint32
 	ConsecutiveFailures uint32
 	OpenFor             time.Duration
+	// Shed is the share of requests refused on purpose, in parts of experiments.Buckets:
+	// what an overloaded version is relieved by.
+	Shed uint32
 }
 
 // Endpoint is one address serving a version.

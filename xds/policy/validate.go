@@ -21,6 +21,8 @@ const (
 	MaxEndpoints = 4096      // per version
 	MaxWeight    = 1_000_000 // per endpoint
 	MaxAttempts  = 16
+	MaxAccess    = 256            // per model
+	MaxDelay     = time.Minute    // of Fault
 	MaxDuration  = 24 * time.Hour // of Timeout, DeadMan and OpenFor
 )
 
@@ -36,6 +38,8 @@ const (
 //     quarantined version receives buckets only while a LastGood takes them over, and
 //     DeadMan needs a LastGood;
 //   - addresses are host:port and unique within a version; weights are 1 to MaxWeight;
+//   - shares are parts of experiments.Buckets; a fault says what it does; headers of
+//     Access are lower-case names of at most 64 letters, digits and '-';
 //   - numbers stay within the limits of this package.
 //
 // Zero MaxRequests, ConsecutiveFailures, OpenFor and Timeout are valid and mean the
@@ -66,6 +70,8 @@ func (m *Model) Validate() error {
 		func() error { return duration("dead_man", m.DeadMan) },
 		m.validateVersions,
 		m.validateLastGood,
+		m.validateFault,
+		m.validateAccess,
 		m.ValidateSplit,
 	}
 	for _, check := range checks {
@@ -132,6 +138,9 @@ func (v *Version) validate() error {
 	if err := duration("open_for", v.OpenFor); err != nil {
 		return err
 	}
+	if err := share("shed", v.Shed); err != nil {
+		return err
+	}
 	if err := limit("endpoints", len(v.Endpoints), MaxEndpoints); err != nil {
 		return err
 	}
@@ -169,6 +178,51 @@ func (m *Model) validateLastGood() error {
 	}
 	if v.Quarantined {
 		return outrigger.Errorf(outrigger.Invalid, "last_good %q is quarantined; choose another version", m.LastGood)
+	}
+	return nil
+}
+
+func (m *Model) validateFault() error {
+	f := m.Fault
+	if err := share("fault abort_share", f.AbortShare); err != nil {
+		return err
+	}
+	if err := share("fault delay_share", f.DelayShare); err != nil {
+		return err
+	}
+	if f.AbortShare > 0 && (f.AbortStatus < 200 || f.AbortStatus > 599) {
+		return outrigger.Errorf(outrigger.Invalid, "fault abort_status %d is outside 200..599", f.AbortStatus)
+	}
+	if f.DelayShare > 0 && (f.Delay < time.Millisecond || f.Delay > MaxDelay) {
+		return outrigger.Errorf(outrigger.Invalid, "fault delay %v is outside 1ms..%v", f.Delay, MaxDelay)
+	}
+	return nil
+}
+
+func (m *Model) validateAccess() error {
+	if err := limit("access rules", len(m.Access), MaxAccess); err != nil {
+		return err
+	}
+	for i, a := range m.Access {
+		bad := func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' }
+		if a.Header == "" || len(a.Header) > 64 || strings.ContainsFunc(a.Header, bad) {
+			return outrigger.Errorf(outrigger.Invalid, "access header %q is not 1..64 of a-z, 0-9 and '-'", a.Header)
+		}
+		if err := checkText("access value", a.Value); err != nil {
+			return err
+		}
+		for _, b := range m.Access[:i] {
+			if a == b {
+				return outrigger.Errorf(outrigger.Invalid, "access %s %q appears twice; give each rule once", a.Header, a.Value)
+			}
+		}
+	}
+	return nil
+}
+
+func share(field string, n uint32) error {
+	if n > experiments.Buckets {
+		return outrigger.Errorf(outrigger.Invalid, "%s %d is outside 0..%d", field, n, experiments.Buckets)
 	}
 	return nil
 }

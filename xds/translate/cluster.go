@@ -1,23 +1,33 @@
 package translate
 
 import (
+	"time"
+
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	aggregate "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/aggregate/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
 
-// encodeCluster writes one EDS cluster per version, never subsets: load reports have
+// What gRPC clients eject by, because they do not count consecutive failures.
+const (
+	grpcFailurePercent = 50
+	ejectionInterval   = time.Second
+)
+
+// cluster writes one EDS cluster per version, never subsets: load reports have
 // cluster granularity, so this gives per-version counts for free.
-func encodeCluster(name string, v *policy.Version, opt Options) *cluster.Cluster {
-	return &cluster.Cluster{
+func (e *encoder) cluster(m *policy.Model, v *policy.Version) (*cluster.Cluster, error) {
+	name := ClusterName(m.Name, v.Name)
+	out := &cluster.Cluster{
 		Name:                 name,
 		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_EDS},
 		EdsClusterConfig:     &cluster.Cluster_EdsClusterConfig{EdsConfig: adsSource()},
-		ConnectTimeout:       durationpb.New(opt.ConnectTimeout),
+		ConnectTimeout:       durationpb.New(e.opt.ConnectTimeout),
 		LbPolicy:             cluster.Cluster_ROUND_ROBIN,
 		// Without this Envoy ignores the weights of localities.
 		CommonLbConfig: &cluster.Cluster_CommonLbConfig{
@@ -38,12 +48,56 @@ func encodeCluster(name string, v *policy.Version, opt Options) *cluster.Cluster
 			EnforcingSuccessRate: wrapperspb.UInt32(0), MaxEjectionPercent: wrapperspb.UInt32(100),
 		},
 	}
+	switch e.kind {
+	case KindGRPC:
+		ejectByShare(out.OutlierDetection, v)
+	case KindEnvoy:
+		return out, e.envoyCluster(out, m, v)
+	}
+	return out, nil
 }
+
+// ejectByShare says the same in the words gRPC knows. success_rate stays off.
+func ejectByShare(od *cluster.OutlierDetection, v *policy.Version) {
+	od.Interval = durationpb.New(ejectionInterval)
+	od.MaxEjectionTime = durationpb.New(max(v.OpenFor, policy.DefaultOpenFor))
+	od.FailurePercentageThreshold = wrapperspb.UInt32(grpcFailurePercent)
+	od.EnforcingFailurePercentage = wrapperspb.UInt32(100)
+	od.FailurePercentageMinimumHosts = wrapperspb.UInt32(1)
+	od.FailurePercentageRequestVolume = wrapperspb.UInt32(v.ConsecutiveFailures)
+}
+
+// aggregate leads to a version and, when that has no usable endpoint, to the last good
+// one: what a sidecar does by itself.
+func (e *encoder) aggregate(m *policy.Model, v *policy.Version) (*cluster.Cluster, error) {
+	cfg, err := pack(&aggregate.ClusterConfig{Clusters: []string{ClusterName(m.Name, v.Name), ClusterName(m.Name, m.LastGood)}})
+	if err != nil {
+		return nil, err
+	}
+	lb := cluster.Cluster_CLUSTER_PROVIDED
+	if e.kind == KindGRPC {
+		lb = cluster.Cluster_ROUND_ROBIN // gRPC refuses the other word and ignores this one
+	}
+	return &cluster.Cluster{
+		Name: FailoverName(m.Name, v.Name), ConnectTimeout: durationpb.New(e.opt.ConnectTimeout), LbPolicy: lb,
+		ClusterDiscoveryType: &cluster.Cluster_ClusterType{ClusterType: &cluster.Cluster_CustomClusterType{
+			Name: "envoy.clusters.aggregate", TypedConfig: cfg,
+		}},
+	}, nil
+}
+
+// shedCategory names what was refused on purpose in errors and load reports.
+const shedCategory = "outrigger-shed"
 
 // encodeEndpoints groups the normalised endpoints by priority and region; a locality
 // weighs as much as its endpoints together (at least 1, or gRPC drops it).
 func encodeEndpoints(name string, v *policy.Version) *endpoint.ClusterLoadAssignment {
 	out := &endpoint.ClusterLoadAssignment{ClusterName: name}
+	if v.Shed > 0 {
+		out.Policy = &endpoint.ClusterLoadAssignment_Policy{DropOverloads: []*endpoint.ClusterLoadAssignment_Policy_DropOverload{{
+			Category: shedCategory, DropPercentage: shareOf(v.Shed),
+		}}}
+	}
 	var group *endpoint.LocalityLbEndpoints
 	for i, e := range v.Endpoints {
 		if i == 0 || e.Priority != v.Endpoints[i-1].Priority || e.Region != v.Endpoints[i-1].Region {
@@ -59,13 +113,8 @@ func encodeEndpoints(name string, v *policy.Version) *endpoint.ClusterLoadAssign
 }
 
 func encodeEndpoint(e policy.Endpoint) *endpoint.LbEndpoint {
-	host, port, _ := policy.SplitAddress(e.Address) // Validate has accepted it
 	return &endpoint.LbEndpoint{
-		HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{
-			Address: &core.Address{Address: &core.Address_SocketAddress{SocketAddress: &core.SocketAddress{
-				Address: host, PortSpecifier: &core.SocketAddress_PortValue{PortValue: port},
-			}}},
-		}},
+		HostIdentifier:      &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: socket(e.Address)}},
 		LoadBalancingWeight: wrapperspb.UInt32(e.Weight),
 	}
 }

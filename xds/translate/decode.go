@@ -100,6 +100,11 @@ func decodeVersion(res *Resources, model string, vp *pb.VersionPolicy) (policy.V
 		return v, bad(xds.TypeEndpoint, name, "missing")
 	}
 	var err error
+	for _, d := range cla.GetPolicy().GetDropOverloads() {
+		if v.Shed, err = decodeShare(d.GetDropPercentage()); err != nil {
+			return v, bad(xds.TypeEndpoint, name, "%v", err)
+		}
+	}
 	v.Endpoints, err = decodeEndpoints(name, cla)
 	return v, err
 }
@@ -162,6 +167,9 @@ func readRoutes(rc *route.RouteConfiguration, m *policy.Model) error {
 		if err := readRange(r, m); err != nil {
 			return err
 		}
+	}
+	if err := decodeHost(vh, m); err != nil {
+		return err
 	}
 	m.Timeout = last.GetRoute().GetMaxStreamDuration().GetMaxStreamDuration().AsDuration()
 	if n := vh.GetRetryPolicy().GetNumRetries().GetValue(); n < policy.MaxAttempts {

@@ -16,6 +16,8 @@
 //	attempts               retry_policy.num_retries = attempts − 1
 //	breaker                circuit_breakers.max_requests, outlier_detection
 //	endpoints              one locality per (priority, region)
+//	shedding               drop_overloads of the load assignment
+//	faults, access rules   fault and RBAC configuration of the virtual host
 //	everything else        ModelPolicy, MeshPolicy
 //
 // Promises: for every valid policy Decode(Encode(p)) equals p (policy.Equal; the decoded
@@ -29,9 +31,11 @@
 package translate
 
 import (
+	"slices"
 	"strings"
 	"time"
 
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -41,13 +45,20 @@ import (
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
 
-const modelPrefix = "model/"
+const (
+	modelPrefix    = "model/"
+	failoverPrefix = "failover/"
+)
 
 // ListenerName is the resource name of a model's Listener and RouteConfiguration.
 func ListenerName(model string) string { return modelPrefix + model }
 
 // ClusterName is the resource name of a version's Cluster and ClusterLoadAssignment.
 func ClusterName(model, version string) string { return modelPrefix + model + "/" + version }
+
+// FailoverName is the name of the cluster that leads to a version and, when that has no
+// usable endpoint, to the last good one. Only sets for gRPC and Envoy have such clusters.
+func FailoverName(model, version string) string { return failoverPrefix + model + "/" + version }
 
 // Options tune Encode. The zero value is usable.
 type Options struct {
@@ -57,46 +68,108 @@ type Options struct {
 	ChangedAt map[string]uint64
 	// ConnectTimeout bounds one connection attempt of Envoy; 0 = 5 s.
 	ConnectTimeout time.Duration
+	// Envoy is where Envoys listen.
+	Envoy EnvoyOptions
 }
 
-// Encode validates p and returns its resources. p is not modified and not retained.
-// Errors have kind Invalid.
+// Encode is EncodeFor sidecars.
 func Encode(p *policy.Policy, opt Options) (*Resources, error) {
+	return EncodeFor(KindSidecar, p, opt)
+}
+
+// EncodeFor validates p and returns the resources a kind of client obeys it by; Lint
+// names what the kind cannot do. p is not modified and not retained. Errors have kind
+// Invalid.
+func EncodeFor(kind Kind, p *policy.Policy, opt Options) (*Resources, error) {
+	if !slices.Contains(Kinds(), kind) {
+		return nil, outrigger.Errorf(outrigger.Invalid, "client kind %q is not one of %v", string(kind), Kinds())
+	}
 	if err := p.Validate(); err != nil {
 		return nil, err
 	}
 	if opt.ConnectTimeout <= 0 {
-		opt.ConnectTimeout = 5 * time.Second
+		opt.ConnectTimeout = connectTimeout
 	}
 	n := p.Normalise()
-	res := &Resources{}
+	e := &encoder{kind: kind, opt: opt, res: &Resources{}}
 	for i := range n.Models {
-		if err := encodeModel(res, &n.Models[i], opt); err != nil {
+		if err := e.model(&n.Models[i]); err != nil {
 			return nil, err
 		}
 	}
-	res.Put(xds.TypeMeshPolicy, xds.MeshName, encodeMesh(n))
-	return res, res.ValidateAll()
+	if kind == KindEnvoy {
+		if err := e.envoy(n); err != nil {
+			return nil, err
+		}
+	}
+	e.res.Put(xds.TypeMeshPolicy, xds.MeshName, encodeMesh(n))
+	return e.res, e.res.ValidateAll()
 }
 
-func encodeModel(res *Resources, m *policy.Model, opt Options) error {
-	l, err := encodeListener(m)
+// encoder writes one set.
+type encoder struct {
+	kind Kind
+	opt  Options
+	res  *Resources
+}
+
+func (e *encoder) model(m *policy.Model) error {
+	if e.kind != KindEnvoy { // an Envoy has no use for listeners without an address
+		l, err := encodeListener(m)
+		if err != nil {
+			return err
+		}
+		e.res.Put(xds.TypeListener, l.GetName(), l)
+	}
+	rc, err := e.routes(m)
 	if err != nil {
 		return err
 	}
-	rc, err := encodeRoutes(m)
-	if err != nil {
-		return err
-	}
-	res.Put(xds.TypeListener, l.GetName(), l)
-	res.Put(xds.TypeRoute, rc.GetName(), rc)
+	e.res.Put(xds.TypeRoute, rc.GetName(), rc)
 	for i := range m.Versions {
-		name := ClusterName(m.Name, m.Versions[i].Name)
-		res.Put(xds.TypeCluster, name, encodeCluster(name, &m.Versions[i], opt))
-		res.Put(xds.TypeEndpoint, name, encodeEndpoints(name, &m.Versions[i]))
+		if err := e.version(m, &m.Versions[i]); err != nil {
+			return err
+		}
 	}
-	res.Put(xds.TypeModelPolicy, m.Name, encodeModelPolicy(m, opt.ChangedAt[m.Name]))
+	if e.kind == KindSidecar {
+		e.res.Put(xds.TypeModelPolicy, m.Name, encodeModelPolicy(m, e.opt.ChangedAt[m.Name]))
+	}
 	return nil
+}
+
+func (e *encoder) version(m *policy.Model, v *policy.Version) error {
+	name := ClusterName(m.Name, v.Name)
+	c, err := e.cluster(m, v)
+	if err != nil {
+		return errEncode(m.Name, err)
+	}
+	e.res.Put(xds.TypeCluster, name, c)
+	if c.GetType() == cluster.Cluster_EDS {
+		e.res.Put(xds.TypeEndpoint, name, encodeEndpoints(name, v))
+	}
+	if !e.failsOver(m, v) {
+		return nil
+	}
+	a, err := e.aggregate(m, v)
+	if err != nil {
+		return errEncode(m.Name, err)
+	}
+	e.res.Put(xds.TypeCluster, a.GetName(), a)
+	return nil
+}
+
+// failsOver: the last good version takes over when v has no usable endpoint. Sidecars do
+// so by the policy itself.
+func (e *encoder) failsOver(m *policy.Model, v *policy.Version) bool {
+	return e.kind != KindSidecar && m.LastGood != "" && m.LastGood != v.Name
+}
+
+// target is the cluster requests for a version go to.
+func (e *encoder) target(m *policy.Model, v *policy.Version) string {
+	if e.failsOver(m, v) {
+		return FailoverName(m.Name, v.Name)
+	}
+	return ClusterName(m.Name, v.Name)
 }
 
 func encodeModelPolicy(m *policy.Model, changedAt uint64) *pb.ModelPolicy {

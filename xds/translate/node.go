@@ -29,12 +29,16 @@ func Node(n outrigger.Node) *core.Node {
 	}
 }
 
-// NodeOf is the inverse of Node. Foreign clients (Envoy, gRPC) have an empty Kind.
+// NodeOf is the inverse of Node. Foreign clients have the Kind their user agent shows,
+// "envoy" or "grpc", and none if it is not known.
 func NodeOf(n *core.Node) outrigger.Node {
 	f := n.GetMetadata().GetFields()
 	out := outrigger.Node{
 		ID: n.GetId(), Kind: f[nodeKind].GetStringValue(),
 		Region: n.GetLocality().GetRegion(), Zone: n.GetLocality().GetZone(),
+	}
+	if out.Kind == "" {
+		out.Kind = string(kindOfAgent(n))
 	}
 	if labels := f[nodeLabels].GetStructValue().GetFields(); len(labels) > 0 {
 		out.Labels = make(map[string]string, len(labels))

@@ -7,6 +7,7 @@ import (
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	aggregate "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/aggregate/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"google.golang.org/protobuf/proto"
 
@@ -26,8 +27,8 @@ func (r Ref) String() string {
 }
 
 // Missing lists, sorted, the references that do not resolve within the set: listener
-// to routes, routes (single and weighted clusters) to clusters, clusters to load
-// assignments, ModelPolicy to its listener and clusters. An empty answer means a client
+// to routes, scoped routes to routes, routes (single and weighted clusters) to clusters,
+// aggregate clusters to clusters, clusters to load assignments, ModelPolicy to its listener and clusters. An empty answer means a client
 // holding exactly this set has nothing left to wait for. Unlike the stock consistency
 // check it follows api_listener and weighted clusters.
 func (r *Resources) Missing() []Ref {
@@ -57,7 +58,17 @@ func needs(m proto.Message) []Ref {
 		}
 	case *route.RouteConfiguration:
 		return clusterRefs(m)
+	case *route.ScopedRouteConfiguration:
+		return []Ref{{TypeURL: xds.TypeRoute, Name: m.GetRouteConfigurationName()}}
 	case *cluster.Cluster:
+		var agg aggregate.ClusterConfig
+		if m.GetClusterType().GetTypedConfig().UnmarshalTo(&agg) == nil {
+			var out []Ref
+			for _, name := range agg.GetClusters() {
+				out = append(out, Ref{TypeURL: xds.TypeCluster, Name: name})
+			}
+			return out
+		}
 		if m.GetType() == cluster.Cluster_EDS {
 			return []Ref{{TypeURL: xds.TypeEndpoint, Name: cmp.Or(m.GetEdsClusterConfig().GetServiceName(), m.GetName())}}
 		}

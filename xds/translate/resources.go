@@ -7,9 +7,11 @@ import (
 	"strings"
 
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	runtime "github.com/envoyproxy/go-control-plane/envoy/service/runtime/v3"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/outrigger-mesh/outrigger"
@@ -119,6 +121,12 @@ func newMessage(typeURL string) proto.Message {
 		return &listener.Listener{}
 	case xds.TypeRoute:
 		return &route.RouteConfiguration{}
+	case xds.TypeScopedRoute:
+		return &route.ScopedRouteConfiguration{}
+	case xds.TypeRuntime:
+		return &runtime.Runtime{}
+	case xds.TypeExtension:
+		return &core.TypedExtensionConfig{}
 	case xds.TypeModelPolicy:
 		return &pb.ModelPolicy{}
 	case xds.TypeMeshPolicy:
@@ -162,7 +170,7 @@ func ModelOf(typeURL, name string) (string, bool) {
 // ValidateAll runs the generated validation of every resource and returns the first
 // violation in (push order, name) order.
 func (r *Resources) ValidateAll() error {
-	for _, t := range xds.Types() {
+	for _, t := range xds.Pushed() {
 		for _, name := range r.Names(t) {
 			if err := validate(r.Get(t, name)); err != nil {
 				return bad(t, name, "%v", err)

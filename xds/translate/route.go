@@ -7,11 +7,10 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	fault "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
 	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	envoytype "github.com/envoyproxy/go-control-plane/envoy/type/v3"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -36,7 +35,15 @@ const (
 
 // encodeListener builds the api_listener gRPC clients dial and sidecars follow.
 func encodeListener(m *policy.Model) (*listener.Listener, error) {
-	filter, err := pack(&router.Router{})
+	var filters []*hcm.HttpFilter
+	if m.Fault != (policy.Fault{}) {
+		f, err := filter(faultFilter, &fault.HTTPFault{}) // the routes say how much
+		if err != nil {
+			return nil, errEncode(m.Name, err)
+		}
+		filters = append(filters, f)
+	}
+	last, err := filter(routerFilter, &router.Router{})
 	if err != nil {
 		return nil, errEncode(m.Name, err)
 	}
@@ -45,20 +52,12 @@ func encodeListener(m *policy.Model) (*listener.Listener, error) {
 		RouteSpecifier: &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{
 			RouteConfigName: ListenerName(m.Name), ConfigSource: adsSource(),
 		}},
-		HttpFilters: []*hcm.HttpFilter{{
-			Name: "envoy.filters.http.router", ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: filter},
-		}},
+		HttpFilters: append(filters, last),
 	})
 	if err != nil {
 		return nil, errEncode(m.Name, err)
 	}
 	return &listener.Listener{Name: ListenerName(m.Name), ApiListener: &listener.ApiListener{ApiListener: api}}, nil
-}
-
-// pack is anypb.New with deterministic bytes.
-func pack(m proto.Message) (*anypb.Any, error) {
-	out := new(anypb.Any)
-	return out, anypb.MarshalFrom(out, m, proto.MarshalOptions{Deterministic: true})
 }
 
 func adsSource() *core.ConfigSource {
@@ -74,8 +73,8 @@ type piece struct {
 	arm *policy.Arm
 }
 
-// encodeRoutes writes one route per range in bucket order, then the weighted split.
-func encodeRoutes(m *policy.Model) (*route.RouteConfiguration, error) {
+// routes writes one route per range in bucket order, then the weighted split.
+func (e *encoder) routes(m *policy.Model) (*route.RouteConfiguration, error) {
 	var pieces []piece
 	for i := range m.Arms {
 		for _, r := range m.Arms[i].Ranges {
@@ -84,14 +83,22 @@ func encodeRoutes(m *policy.Model) (*route.RouteConfiguration, error) {
 	}
 	slices.SortFunc(pieces, func(a, b piece) int { return cmp.Compare(a.Start, b.Start) })
 	vh := &route.VirtualHost{Name: ListenerName(m.Name), Domains: []string{"*"}, RetryPolicy: encodeRetry(m)}
+	var err error
+	if vh.TypedPerFilterConfig, err = e.hostFilters(m); err != nil {
+		return nil, errEncode(m.Name, err)
+	}
 	for _, p := range pieces {
-		r, err := rangeRoute(m, p)
+		rs, err := e.rangeRoutes(m, p)
 		if err != nil {
 			return nil, errEncode(m.Name, err)
 		}
-		vh.Routes = append(vh.Routes, r)
+		vh.Routes = append(vh.Routes, rs...)
 	}
-	last, err := weightedRoute(m)
+	if e.kind == KindEnvoy {
+		vh.RequestHeadersToRemove = []string{headerScope, headerCapture}
+		vh.Routes = append(vh.Routes, e.unassignedRoute(m))
+	}
+	last, err := e.weightedRoute(m)
 	if err != nil {
 		return nil, errEncode(m.Name, err)
 	}
@@ -108,16 +115,36 @@ func encodeRetry(m *policy.Model) *route.RetryPolicy {
 	}
 }
 
-func rangeRoute(m *policy.Model, p piece) (*route.Route, error) {
-	serving := m.Serving(p.arm).Name
+// rangeRoutes writes the route of one range. To clients without our own resources a
+// version other than the last good one comes with its kill switch, and behind it the
+// route of the same range to the last good version.
+func (e *encoder) rangeRoutes(m *policy.Model, p piece) ([]*route.Route, error) {
+	assigned, serving := m.Version(p.arm.Version), m.Serving(p.arm)
+	if e.kind == KindSidecar || m.LastGood == "" || m.LastGood == assigned.Name {
+		r, err := e.rangeRoute(m, p, p.arm.Name, serving)
+		return []*route.Route{r}, err
+	}
+	first, err := e.rangeRoute(m, p, p.arm.Name, assigned)
+	if err != nil {
+		return nil, err
+	}
+	first.Match.RuntimeFraction = &core.RuntimeFractionalPercent{
+		DefaultValue: &envoytype.FractionalPercent{Numerator: serves(assigned), Denominator: envoytype.FractionalPercent_HUNDRED},
+		RuntimeKey:   killKey(m.Name, assigned.Name),
+	}
+	second, err := e.rangeRoute(m, p, policy.ArmLastGood, m.Version(m.LastGood))
+	return []*route.Route{first, second}, err
+}
+
+func (e *encoder) rangeRoute(m *policy.Model, p piece, arm string, serving *policy.Version) (*route.Route, error) {
 	md, err := metadata(map[string]any{"arm": p.arm.Name})
 	if err != nil {
 		return nil, err
 	}
 	act := action(m)
-	act.ClusterSpecifier = &route.RouteAction_Cluster{Cluster: ClusterName(m.Name, serving)}
+	act.ClusterSpecifier = &route.RouteAction_Cluster{Cluster: e.target(m, serving)}
 	r := &route.Route{
-		Name: p.arm.Name,
+		Name: arm,
 		Match: &route.RouteMatch{
 			PathSpecifier: &route.RouteMatch_Prefix{Prefix: ""},
 			Headers: []*route.HeaderMatcher{{
@@ -129,13 +156,13 @@ func rangeRoute(m *policy.Model, p piece) (*route.Route, error) {
 		},
 		Action: &route.Route_Route{Route: act}, Metadata: md,
 	}
-	setArmHeaders(r, p.arm.Name, serving)
+	setArmHeaders(r, arm, serving.Name)
 	return r, nil
 }
 
 // weightedRoute splits what carries no bucket. Its metadata lists all arms with the
 // version each was given, also those without buckets or with a quarantined version.
-func weightedRoute(m *policy.Model) (*route.Route, error) {
+func (e *encoder) weightedRoute(m *policy.Model) (*route.Route, error) {
 	wc := &route.WeightedCluster{}
 	var arms []any
 	for i := range m.Arms {
@@ -144,9 +171,10 @@ func weightedRoute(m *policy.Model) (*route.Route, error) {
 		if a.Weight() == 0 {
 			continue
 		}
-		serving := m.Serving(a).Name
+		v := m.Serving(a)
+		serving := v.Name
 		wc.Clusters = append(wc.Clusters, &route.WeightedCluster_ClusterWeight{
-			Name: ClusterName(m.Name, serving), Weight: wrapperspb.UInt32(a.Weight()),
+			Name: e.target(m, v), Weight: wrapperspb.UInt32(a.Weight()),
 			RequestHeadersToAdd: headerOptions(a.Name, serving), ResponseHeadersToAdd: headerOptions(a.Name, serving),
 		})
 	}

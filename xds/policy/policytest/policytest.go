@@ -61,8 +61,27 @@ func Model(name string) *rapid.Generator[policy.Model] {
 			}
 		}
 		m.Arms = arms(t, m.Versions)
+		m.Fault, m.Access = fault(t), access(t)
 		return m
 	})
+}
+
+func fault(t *rapid.T) (f policy.Fault) {
+	if rapid.Bool().Draw(t, "aborts") {
+		f.AbortShare, f.AbortStatus = rapid.Uint32Range(0, experiments.Buckets).Draw(t, "abort_share"), rapid.Uint32Range(200, 599).Draw(t, "abort_status")
+	}
+	if rapid.Bool().Draw(t, "delays") {
+		f.DelayShare = rapid.Uint32Range(0, experiments.Buckets).Draw(t, "delay_share")
+		f.Delay = time.Duration(rapid.Int64Range(int64(time.Millisecond), int64(policy.MaxDelay)).Draw(t, "delay"))
+	}
+	return f
+}
+
+func access(t *rapid.T) (out []policy.Access) {
+	for _, value := range names(t, "access", 0, 2, true) {
+		out = append(out, policy.Access{Header: rapid.SampledFrom([]string{"x-team", "x-outrigger-tenant"}).Draw(t, "header"), Value: value})
+	}
+	return out
 }
 
 func version(t *rapid.T, name string) policy.Version {
@@ -70,7 +89,7 @@ func version(t *rapid.T, name string) policy.Version {
 		Name: name, Upstream: rapid.SampledFrom([]string{"", "org/model-7b", "m"}).Draw(t, "upstream"),
 		Quarantined: rapid.Bool().Draw(t, "quarantined"),
 		MaxRequests: rapid.Uint32().Draw(t, "max_requests"), ConsecutiveFailures: rapid.Uint32().Draw(t, "failures"),
-		OpenFor: durations(t, "open_for"),
+		OpenFor: durations(t, "open_for"), Shed: rapid.SampledFrom([]uint32{0, 1, experiments.Buckets}).Draw(t, "shed"),
 	}
 	for i := range rapid.IntRange(0, 5).Draw(t, "endpoints") {
 		host := rapid.SampledFrom([]string{"10.0.0.%d", "host-%d.example", "[2001:db8::%d]"}).Draw(t, "host")

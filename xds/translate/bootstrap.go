@@ -1,0 +1,159 @@
+package translate
+
+import (
+	"encoding/json"
+	"time"
+
+	bootstrap "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	upstreamhttp "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/xds"
+	"github.com/outrigger-mesh/outrigger/xds/policy"
+)
+
+// BootstrapOptions say who the client is and where the control plane is.
+type BootstrapOptions struct {
+	// Control is the control plane's gRPC address, host:port. Required.
+	Control string
+	// Node names the client; its Kind is not used. Its ID is required.
+	Node outrigger.Node
+	// Admin is where an Envoy's admin interface listens, host:port with an IP address;
+	// empty = it has none. Whoever reaches it controls the Envoy.
+	Admin string
+}
+
+const (
+	connectTimeout    = 5 * time.Second
+	keepaliveInterval = 10 * time.Second // the server refuses pings more often than every 5 s
+	keepaliveTimeout  = 5 * time.Second
+)
+
+// controlCluster is the one cluster an Envoy has before it has asked for any.
+const controlCluster = "outrigger-control"
+
+// Bootstrap returns the JSON a client of the given kind starts with: the file of envoy
+// --config-path, or of GRPC_XDS_BOOTSTRAP. Sidecars have flags instead. The same
+// options give the same bytes. Errors have kind Invalid.
+func Bootstrap(kind Kind, o BootstrapOptions) ([]byte, error) {
+	if o.Node.ID == "" {
+		return nil, outrigger.Errorf(outrigger.Invalid, "the node has no id; give one that is unique and stays the same over restarts")
+	}
+	if _, _, err := policy.SplitAddress(o.Control); err != nil {
+		return nil, outrigger.Wrap(outrigger.Invalid, err, "control plane")
+	}
+	switch kind {
+	case KindEnvoy:
+		return envoyBootstrap(o)
+	case KindGRPC:
+		return grpcBootstrap(o)
+	}
+	return nil, outrigger.Errorf(outrigger.Invalid, "client kind %q has no bootstrap; one of %s, %s", string(kind), KindEnvoy, KindGRPC)
+}
+
+// grpcBootstrap is the JSON of gRFC A27. A resource that vanishes from the control
+// plane is kept (A53), because the alternative is that every call fails.
+func grpcBootstrap(o BootstrapOptions) ([]byte, error) {
+	type object = map[string]any
+	return indented(object{
+		"xds_servers": []object{{
+			"server_uri": o.Control, "channel_creds": []object{{"type": "insecure"}},
+			"server_features": []string{"xds_v3", "ignore_resource_deletion"},
+		}},
+		"node": object{"id": o.Node.ID, "cluster": "outrigger", "locality": object{"region": o.Node.Region, "zone": o.Node.Zone}},
+	})
+}
+
+func envoyBootstrap(o BootstrapOptions) ([]byte, error) {
+	node := Node(o.Node)
+	node.UserAgentName, node.Cluster = "", "outrigger" // Envoy says itself what it is
+	delete(node.Metadata.Fields, nodeKind)
+	control, err := controlPlane(o.Control)
+	if err != nil {
+		return nil, err
+	}
+	b := &bootstrap.Bootstrap{
+		Node:            node,
+		StaticResources: &bootstrap.Bootstrap_StaticResources{Clusters: []*cluster.Cluster{control}},
+		DynamicResources: &bootstrap.Bootstrap_DynamicResources{
+			LdsConfig: adsSource(), CdsConfig: adsSource(),
+			AdsConfig: &core.ApiConfigSource{
+				ApiType: core.ApiConfigSource_DELTA_GRPC, TransportApiVersion: core.ApiVersion_V3, SetNodeOnFirstMessageOnly: true,
+				GrpcServices: []*core.GrpcService{{TargetSpecifier: &core.GrpcService_EnvoyGrpc_{
+					EnvoyGrpc: &core.GrpcService_EnvoyGrpc{ClusterName: controlCluster},
+				}}},
+			},
+		},
+		LayeredRuntime: &bootstrap.LayeredRuntime{Layers: []*bootstrap.RuntimeLayer{
+			{Name: xds.RuntimeName, LayerSpecifier: &bootstrap.RuntimeLayer_RtdsLayer_{
+				RtdsLayer: &bootstrap.RuntimeLayer_RtdsLayer{Name: xds.RuntimeName, RtdsConfig: adsSource()},
+			}},
+			// Last wins: what an operator sets at the admin interface.
+			{Name: "admin", LayerSpecifier: &bootstrap.RuntimeLayer_AdminLayer_{AdminLayer: &bootstrap.RuntimeLayer_AdminLayer{}}},
+		}},
+	}
+	if o.Admin != "" {
+		if !isIP(o.Admin) {
+			return nil, outrigger.Errorf(outrigger.Invalid, "admin address %q is not an IP address with a port", o.Admin)
+		}
+		b.Admin = &bootstrap.Admin{Address: socket(o.Admin)}
+	}
+	if err := b.ValidateAll(); err != nil {
+		return nil, outrigger.Wrap(outrigger.Invalid, err, "bootstrap")
+	}
+	raw, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(b)
+	if err != nil {
+		return nil, outrigger.Wrap(outrigger.Internal, err, "bootstrap")
+	}
+	var v any // protojson's spacing is random on purpose
+	if err := json.Unmarshal(raw, &v); err != nil {
+		return nil, outrigger.Wrap(outrigger.Internal, err, "bootstrap")
+	}
+	return indented(v)
+}
+
+func controlPlane(address string) (*cluster.Cluster, error) {
+	http2, err := pack(&upstreamhttp.HttpProtocolOptions{UpstreamProtocolOptions: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_{
+		ExplicitHttpConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig{
+			ProtocolConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
+				// A control plane that vanished without a word is noticed.
+				Http2ProtocolOptions: &core.Http2ProtocolOptions{ConnectionKeepalive: &core.KeepaliveSettings{
+					Interval: durationpb.New(keepaliveInterval), Timeout: durationpb.New(keepaliveTimeout),
+				}},
+			},
+		},
+	}})
+	if err != nil {
+		return nil, outrigger.Wrap(outrigger.Internal, err, "bootstrap")
+	}
+	return &cluster.Cluster{
+		Name: controlCluster, ConnectTimeout: durationpb.New(connectTimeout),
+		ClusterDiscoveryType:          &cluster.Cluster_Type{Type: cluster.Cluster_STRICT_DNS},
+		TypedExtensionProtocolOptions: map[string]*anypb.Any{protocolOptions: http2},
+		LoadAssignment: &endpoint.ClusterLoadAssignment{ClusterName: controlCluster, Endpoints: []*endpoint.LocalityLbEndpoints{{
+			LbEndpoints: []*endpoint.LbEndpoint{{HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: socket(address)}}}},
+		}}},
+	}, nil
+}
+
+// socket is the xDS form of an address SplitAddress accepts.
+func socket(address string) *core.Address {
+	host, port, _ := policy.SplitAddress(address) // the caller has checked it
+	return &core.Address{Address: &core.Address_SocketAddress{SocketAddress: &core.SocketAddress{
+		Address: host, PortSpecifier: &core.SocketAddress_PortValue{PortValue: port},
+	}}}
+}
+
+func indented(v any) ([]byte, error) {
+	raw, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return nil, outrigger.Wrap(outrigger.Internal, err, "bootstrap")
+	}
+	return append(raw, '\n'), nil
+}

@@ -1,0 +1,117 @@
+package translate_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"pgregory.net/rapid"
+
+	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/xds/policy/policytest"
+	"github.com/outrigger-mesh/outrigger/xds/translate"
+)
+
+// Every valid policy has a complete set for every kind of client.
+func TestEveryKindIsComplete(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		p := policytest.Policy().Draw(rt, "policy")
+		for _, kind := range translate.Kinds() {
+			res, err := translate.EncodeFor(kind, p, translate.Options{})
+			if err != nil {
+				rt.Fatalf("%s: %v", kind, err)
+			}
+			if missing := res.Missing(); len(missing) != 0 {
+				rt.Fatalf("%s: dangling references: %v", kind, missing)
+			}
+		}
+	})
+}
+
+// Every feature of the table says something about every kind of client, and a note says
+// how a client that does not fully obey differs.
+func TestCapabilityTableIsComplete(t *testing.T) {
+	for _, f := range translate.Features() {
+		for _, kind := range translate.Kinds() {
+			c, ok := f.By[kind]
+			if !ok || (c.Support == translate.Full) != (c.Note == "") {
+				t.Errorf("%s of %s clients: %+v", f.Name, kind, c)
+			}
+		}
+	}
+}
+
+func TestLint(t *testing.T) {
+	for _, c := range []struct {
+		file string
+		kind translate.Kind
+		want []string
+	}{
+		{"chaos.yaml", translate.KindSidecar, []string{"shedding", "fault injection", "access rules"}},
+		{"chaos.yaml", translate.KindEnvoy, []string{"assignment by unit"}},
+		{"chaos.yaml", translate.KindGRPC, []string{"assignment by unit", "ejection after consecutive failures", "retries", "access rules"}},
+		{"rollback.yaml", translate.KindEnvoy, []string{"assignment by unit", "upstream model name", "dead-man lease"}},
+		{"failover.yaml", translate.KindGRPC, []string{"upstream model name", "endpoint weights", "priorities"}},
+	} {
+		var got []string
+		for _, p := range translate.Lint(load(t, c.file), c.kind) {
+			got = append(got, p.Feature)
+			if len(p.Where) == 0 || !strings.Contains(p.String(), p.Where[0]) || !strings.Contains(p.String(), p.Note) {
+				t.Errorf("%q names neither where nor what", p)
+			}
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s for %s: %q, want %q", c.file, c.kind, got, c.want)
+		}
+	}
+}
+
+func TestBootstrap(t *testing.T) {
+	o := translate.BootstrapOptions{Control: "control.example:7400", Admin: "127.0.0.1:9901",
+		Node: outrigger.Node{ID: "node-a/pod-1", Region: "eu", Zone: "a", Labels: map[string]string{"team": "search"}}}
+	for _, kind := range []translate.Kind{translate.KindEnvoy, translate.KindGRPC} {
+		raw, err := translate.Bootstrap(kind, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		golden(t, "bootstrap/"+string(kind)+".json", raw)
+	}
+	for name, breakIt := range map[string]func(*translate.BootstrapOptions){
+		"no id":            func(o *translate.BootstrapOptions) { o.Node.ID = "" },
+		"no control plane": func(o *translate.BootstrapOptions) { o.Control = "" },
+		"named admin":      func(o *translate.BootstrapOptions) { o.Admin = "localhost:9901" },
+	} {
+		bad := o
+		breakIt(&bad)
+		if _, err := translate.Bootstrap(translate.KindEnvoy, bad); !outrigger.IsKind(err, outrigger.Invalid) {
+			t.Errorf("%s: %v, want Invalid", name, err)
+		}
+	}
+	if _, err := translate.Bootstrap(translate.KindSidecar, o); !outrigger.IsKind(err, outrigger.Invalid) {
+		t.Errorf("sidecar: %v, want Invalid", err)
+	}
+}
+
+func TestEncodeForRefuses(t *testing.T) {
+	p := load(t, "split.yaml")
+	if _, err := translate.EncodeFor("browser", p, translate.Options{}); !outrigger.IsKind(err, outrigger.Invalid) {
+		t.Errorf("unknown kind: %v", err)
+	}
+	if _, err := translate.EncodeFor(translate.KindEnvoy, p, translate.Options{Envoy: translate.EnvoyOptions{Egress: "here:1"}}); !outrigger.IsKind(err, outrigger.Invalid) {
+		t.Errorf("named listener: %v", err)
+	}
+}
+
+// What foreign clients call themselves.
+func TestNodeOfKnowsForeignClients(t *testing.T) {
+	for agent, want := range map[string]string{"envoy": "envoy", "gRPC Go": "grpc", "gRPC C-core linux 45.0.0": "grpc",
+		"gRPC Node Pure JS": "grpc", "grpc-java": "grpc", "other": "", "": ""} {
+		if got := translate.NodeOf(&core.Node{Id: "n", UserAgentName: agent}).Kind; got != want {
+			t.Errorf("%q is kind %q, want %q", agent, got, want)
+		}
+	}
+	if got := translate.NodeOf(translate.Node(outrigger.Node{ID: "n", Kind: "sidecar"})).Kind; got != "sidecar" {
+		t.Errorf("a sidecar is kind %q", got)
+	}
+}
