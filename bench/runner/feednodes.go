@@ -50,7 +50,7 @@ type feedReport struct {
 
 // childFeedNodes runs until its standard input ends. It prints a report when every node
 // holds its sessions, and one for each line it is sent; the line "shown" asks for what
-// was noted, too.
+// was noted, too, and the line "profile" starts the profiles if the flag asks for them.
 func childFeedNodes(ctx context.Context, args []string, in io.Reader) (any, error) {
 	f := flag.NewFlagSet("feednodes", flag.ContinueOnError)
 	address := f.String("address", "", "of the authority")
@@ -76,10 +76,16 @@ func childFeedNodes(ctx context.Context, args []string, in io.Reader) (any, erro
 		return err
 	}
 	err = say(false)
+	profiled := func() error { return nil }
 	for sc := bufio.NewScanner(in); err == nil && sc.Scan(); {
+		if sc.Text() == "profile" {
+			if profiled, err = l.startProfile("nodes"); err != nil {
+				break
+			}
+		}
 		err = say(sc.Text() == "shown")
 	}
-	return struct{}{}, err
+	return struct{}{}, errors.Join(err, profiled())
 }
 
 func (n *feedNodes) start(ctx context.Context, f *fleet, address string) error {
@@ -205,7 +211,7 @@ type feedProcess struct {
 }
 
 func startFeedNodes(self, address string, l lagFlags) (*feedProcess, error) {
-	p := &feedProcess{cmd: exec.Command(self, "-child", "feednodes", "-address", address, "-nodes", strconv.Itoa(l.nodes), "-holders", strconv.Itoa(l.holders))}
+	p := &feedProcess{cmd: exec.Command(self, "-child", "feednodes", "-address", address, "-nodes", strconv.Itoa(l.nodes), "-holders", strconv.Itoa(l.holders), "-profile", l.profile)}
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	var err error
 	if p.in, err = p.cmd.StdinPipe(); err != nil {

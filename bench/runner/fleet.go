@@ -74,7 +74,7 @@ func newFleet(ctx context.Context, dir string) (f *fleet, err error) {
 	case <-ctx.Done():
 		return f, ctx.Err()
 	}
-	server := grpc.NewServer(grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	server := grpc.NewServer(append(variables.TransportOptions(), grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 		if r, ok := req.(*pb.ReadRequest); ok {
 			for _, k := range r.GetKeys() {
 				if k.GetName() == "x" { // not what an agent compares with the authority by itself
@@ -83,7 +83,7 @@ func newFleet(ctx context.Context, dir string) (f *fleet, err error) {
 			}
 		}
 		return next(ctx, req)
-	}))
+	}))...)
 	pb.RegisterVariablesServer(server, f.svc)
 	pb.RegisterCoherenceServer(server, f.svc)
 	return f, f.serve(server)
@@ -103,7 +103,8 @@ func (f *fleet) serve(server *grpc.Server) error {
 }
 
 func (f *fleet) dial(address string, o ...grpc.DialOption) (*grpc.ClientConn, error) {
-	conn, err := grpc.NewClient(address, append(o, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	o = append(append(o, grpc.WithTransportCredentials(insecure.NewCredentials())), node.TransportOptions()...)
+	conn, err := grpc.NewClient(address, o...)
 	if err == nil {
 		f.ends = append(f.ends, conn.Close)
 	}

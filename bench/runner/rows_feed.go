@@ -73,6 +73,7 @@ type lagFlags struct {
 	nodes, holders, rate int
 	slice                time.Duration
 	dir                  string
+	profile              string // directory for CPU profiles and execution traces; "" = none
 }
 
 func parseLag(f *flag.FlagSet, args []string) (l lagFlags, err error) {
@@ -81,6 +82,7 @@ func parseLag(f *flag.FlagSet, args []string) (l lagFlags, err error) {
 	f.IntVar(&l.rate, "rate", lagRate, "writes per second")
 	f.DurationVar(&l.slice, "slice", 3*time.Second, "how long to measure")
 	f.StringVar(&l.dir, "dir", "", "directory of the log; none = in memory")
+	f.StringVar(&l.profile, "profile", "", "directory for CPU profiles and execution traces of both processes; costs time itself; none = do not")
 	if err = f.Parse(args); err == nil && (l.nodes < l.holders || l.holders < 1 || l.rate < 1) {
 		err = fmt.Errorf("%d holders of %d nodes, %d writes/s", l.holders, l.nodes, l.rate)
 	}
@@ -140,6 +142,13 @@ func (l lagFlags) load(ctx context.Context, f *fleet, nodes *feedProcess) (map[s
 		return nil, err
 	}
 	r := &lagRun{lagFlags: l, fleet: f, durable: make([][]int64, lagSessions)}
+	profiled, err := l.startProfile("authority")
+	if err != nil {
+		return nil, err
+	}
+	if _, err := nodes.ask("profile"); err != nil {
+		return nil, err
+	}
 	var took time.Duration
 	loaded, loadedNodes, err := l.cost(nodes, func() error {
 		var writers sync.WaitGroup
@@ -150,7 +159,7 @@ func (l lagFlags) load(ctx context.Context, f *fleet, nodes *feedProcess) (map[s
 		}
 		writers.Wait()
 		took = time.Since(start)
-		return errors.Join(errs...)
+		return errors.Join(append(errs, profiled())...)
 	})
 	if err != nil {
 		return nil, err

@@ -4,6 +4,7 @@
 //
 // # Use
 //
+//	conn, err := grpc.NewClient(target, append(node.TransportOptions(), credentials)...)
 //	agent, err := node.New(node.Options{Node: me, Origin: conn})
 //	pb.RegisterVariablesServer(server, agent)
 //	pb.RegisterCoherenceServer(server, agent)

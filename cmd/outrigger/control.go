@@ -184,10 +184,10 @@ func (c *controlFlags) sessionKeys() (*identity.Keys, error) {
 
 // grpcServer carries every service; keep-alives find peers that vanished.
 func (c *controlFlags) grpcServer(p *process, s *control.Server) *grpc.Server {
-	gs := grpc.NewServer(p.tel.GRPCServer(),
+	gs := grpc.NewServer(append(variables.TransportOptions(), p.tel.GRPCServer(),
 		grpc.MaxRecvMsgSize(16<<20), grpc.MaxConcurrentStreams(4096),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}))
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}))...)
 	s.RegisterGRPC(gs)
 	healthpb.RegisterHealthServer(gs, health.NewServer())
 	return gs

@@ -90,7 +90,7 @@ func (n *nodeFlags) validate() error {
 }
 
 // dialMesh opens a connection to another part of the mesh; it connects when used.
-func (p *process) dialMesh(target string) (*grpc.ClientConn, error) {
+func (p *process) dialMesh(target string, more ...grpc.DialOption) (*grpc.ClientConn, error) {
 	o := []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials()), p.tel.GRPCClient(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64 << 20)),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: quickBackoff, MinConnectTimeout: 2 * time.Second}),
@@ -98,7 +98,7 @@ func (p *process) dialMesh(target string) (*grpc.ClientConn, error) {
 	if p.dialTCP != nil && !strings.HasPrefix(target, "unix:") {
 		o = append(o, grpc.WithContextDialer(p.dialTCP))
 	}
-	conn, err := grpc.NewClient(target, o...)
+	conn, err := grpc.NewClient(target, append(o, more...)...)
 	if err != nil {
 		return nil, configError{fmt.Errorf("%s: %w", target, err)}
 	}
@@ -129,7 +129,7 @@ func (n *nodeFlags) run(cmd *cobra.Command, g *globals) error {
 	if err != nil {
 		return err
 	}
-	origin, err := p.dialMesh(n.control)
+	origin, err := p.dialMesh(n.control, node.TransportOptions()...)
 	if err != nil {
 		return err
 	}

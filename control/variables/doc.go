@@ -5,6 +5,7 @@
 // # Use
 //
 //	svc, err := variables.New(log, variables.Options{Region: "us"})
+//	server := grpc.NewServer(append(variables.TransportOptions(), others...)...)
 //	pb.RegisterVariablesServer(server, svc)
 //	pb.RegisterCoherenceServer(server, svc)
 //	go svc.Run(ctx) // owns every goroutine of the service
