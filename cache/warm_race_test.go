@@ -66,7 +66,7 @@ func (f *filled) store(t *testing.T, w WarmUp) *Store {
 // reads. None is ever answered with anything older than what was complete before the read.
 func TestWarmUpNeverServesStale(t *testing.T) {
 	const keys, starts = 16, 3000
-	f := fill(t, keys, shm.Options{Heap: true, Bytes: 4096, Slots: 128})
+	f := fill(t, keys, shm.Options{Heap: true, Bytes: 4096, Slots: 256})
 	stop := make(chan struct{})
 	var writer sync.WaitGroup
 	writer.Go(func() {

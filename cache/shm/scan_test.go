@@ -57,7 +57,7 @@ func TestScan(t *testing.T) {
 // While the writer laps the arena again and again, a scan finds only whole keys that were
 // put at some time, and gives nothing up that stays.
 func TestScanOfALappedArena(t *testing.T) {
-	w := mustCreate(t, Options{Heap: true, Bytes: 4096, Slots: 128})
+	w := mustCreate(t, Options{Heap: true, Bytes: 4096, Slots: 256})
 	name := func(i int) string { return fmt.Sprintf("%06d-%s-%06d", i, strings.Repeat("x", i%40), i) }
 	const puts = 20_000
 	var wg sync.WaitGroup
