@@ -10,6 +10,9 @@
 // planner (Goal, GateUnits) and the checks that come before any result can be believed
 // (CheckSampleRatio, Exposure).
 //
+// Lifecycle: a Lifecycle folds Transitions from draft to archived and refuses the others;
+// Step judges a running one and says what to record next. It concludes once, by rule.
+//
 // Promises: the unit of analysis is the unit of randomisation; strata are compared with
 // themselves, never pooled; a test may be looked at as often as one likes unless its
 // name or comment says fixed. Alpha, power and p-values are probabilities, not percent.

@@ -16,6 +16,7 @@ const (
 	OutcomeInconclusive     Outcome = "inconclusive"      // no evidence in the planned time: serve the control
 	OutcomeStoppedSRM       Outcome = "stopped_srm"       // units did not arrive as intended: believe nothing
 	OutcomeStoppedGuardrail Outcome = "stopped_guardrail" // a treatment does harm
+	OutcomeStoppedManual    Outcome = "stopped_manual"    // a person ended it; no evidence either way
 )
 
 // Decision is the verdict of the rule, with the numbers behind it in words.
