@@ -21,6 +21,7 @@ type env struct {
 	rounds    int
 	budget    time.Duration // for the measuring of one row
 	generator string        // own or wrk
+	traces    string        // directory of recorded traces; empty = none
 	ci        bool          // a missing peer is an error
 	progress  io.Writer
 

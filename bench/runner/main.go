@@ -71,6 +71,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	f.IntVar(&e.rounds, "rounds", 5, "rounds of each comparison")
 	f.DurationVar(&e.budget, "budget", 40*time.Second, "time for the measuring of one row; starting servers comes on top")
 	f.StringVar(&e.generator, "generator", "own", "HTTP load generator: own or wrk")
+	f.StringVar(&e.traces, "traces", "", "directory of recorded traces for cache.hit_ratio: numbers of keys, one a line; .gz too")
 	if err := f.Parse(args); err != nil {
 		return err
 	}

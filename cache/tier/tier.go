@@ -5,17 +5,20 @@
 //
 // # How it works
 //
-// Membership is 2Q's (Johnson and Shasha, "2Q: A Low Overhead High Performance Buffer
-// Management Replacement Algorithm", VLDB 1994), built per shard from three golang-lru
-// lists: recent (seen once), frequent, and ghosts (hashes of keys lately evicted from
-// recent). golang-lru's own 2Q takes its mutex for every hit and counts entries only; here
-// a hit merely counts up to three uses on the entry, which are honoured when the entry
-// comes up for eviction: a used recent entry is promoted, a used frequent one gets another
-// round for each use. The proportions are those of S3-FIFO (Yang et al., "FIFO Queues are
-// All You Need for Cache Eviction", SOSP 2023): a tenth for recent entries, so that what is
-// asked for once leaves soon. Popularity is forgotten after three rounds: when other keys
-// become the popular ones they take over at once. Like every policy of recency it holds
-// nothing of a loop over more keys than there is room for.
+// Each shard has two golang-lru lists, recent and frequent, and a sketch that estimates how
+// often keys were asked for lately (4-bit counters, halved from time to time). A new entry
+// is recent. Recent entries have a tenth of the room; the oldest beyond that becomes
+// frequent if it was used meanwhile, or if it was asked for more often than the oldest
+// frequent entry, which then leaves; else it leaves itself. A hit merely counts up to three
+// uses on the entry; they are honoured, and told the sketch, when the entry comes up for
+// eviction: a used frequent one gets another round for each use.
+//
+// The lists are those of S3-FIFO (Yang et al., "FIFO Queues are All You Need for Cache
+// Eviction", SOSP 2023), the admission is TinyLFU's (Einziger, Friedman and Manes, "TinyLFU:
+// A Highly Efficient Cache Admission Policy", ACM ToS 2017) without its adaptive window. So
+// a scan displaces nothing, and of a loop over more keys than there is room for a part
+// stays. When other keys become the popular ones, the counts of the old ones last until they
+// are halved: once there were 20 uses for each entry. There are no other parameters.
 //
 // Readers find entries through an index of atomic pointers and hash tags that only the
 // shard's mutex holder modifies.
@@ -45,11 +48,13 @@ const (
 	MaxShards    = 256
 
 	// Overhead is what every entry is charged besides its key, Size and the value's own
-	// width: index slot, list element and map cell in golang-lru, and half a ghost.
+	// width: index slot, list element and map cell in golang-lru, and its part of the sketch.
 	Overhead = 288
 
-	meanEntry  = 512     // bytes assumed when Entries is derived
-	shareBytes = 1 << 20 // a default shard is not made smaller than this
+	meanEntry = 512 // bytes assumed when Entries is derived
+	// A default shard is not made smaller than this: the policy compares within a shard.
+	shareBytes   = 1 << 20
+	shareEntries = 512
 )
 
 // Options configure a cache of V.
@@ -96,7 +101,7 @@ func (o *Options[V]) complete() error {
 		o.Entries = max(1, int(o.Bytes/meanEntry))
 	}
 	if o.Shards == 0 {
-		for o.Shards = 1; o.Shards < 16 && o.Bytes/int64(2*o.Shards) >= shareBytes && o.Entries/(2*o.Shards) >= 64; {
+		for o.Shards = 1; o.Shards < 16 && o.Bytes/int64(2*o.Shards) >= shareBytes && o.Entries/(2*o.Shards) >= shareEntries; {
 			o.Shards *= 2
 		}
 	}
