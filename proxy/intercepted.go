@@ -70,8 +70,9 @@ func (s *Sidecar) serveRedirected(c *net.TCPConn) {
 	}
 }
 
-// runIntercept starts what serves redirected connections.
-func (s *Sidecar) runIntercept(ctx context.Context, g *errgroup.Group) {
+// runIntercept starts what serves redirected connections; late is when none that was
+// accepted can still be on its way to a server.
+func (s *Sidecar) runIntercept(ctx, late context.Context, g *errgroup.Group) {
 	i := s.opts.Intercept
 	if i == nil {
 		return
@@ -89,7 +90,7 @@ func (s *Sidecar) runIntercept(ctx context.Context, g *errgroup.Group) {
 		}
 	}
 	g.Go(func() error { return ended(ctx, s.routed.Serve(s.redirect.HTTP())) })
-	context.AfterFunc(ctx, func() { _ = s.redirect.Close() }) // it cannot fail
+	context.AfterFunc(late, func() { _ = s.redirect.Close() }) // it cannot fail
 }
 
 // passthrough is the handler of what the sidecar does not serve, and whether it takes a

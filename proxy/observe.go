@@ -6,6 +6,7 @@ import (
 	"time"
 
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/proxy/inference"
 )
 
 // maxTouches bounds the sessions remembered between two reports. A session that does
@@ -69,3 +70,7 @@ func (s *Sidecar) collect(now time.Time, d *pb.Delta) bool {
 	}
 	return len(d.Outcomes) > 0 || d.Cache != nil
 }
+
+// Clusters is the state of every endpoint of the policy in force: its breaker, requests in
+// flight and latency.
+func (s *Sidecar) Clusters() []inference.EndpointStats { return s.inference.LocalStats().Endpoints }

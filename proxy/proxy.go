@@ -32,6 +32,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/metric"
@@ -122,6 +123,8 @@ type Sidecar struct {
 	cut       context.CancelFunc
 	http1     *inflight // requests being handled
 	tunnels   *inflight
+
+	handedOver atomic.Bool // see HandOver
 }
 
 // New wires a sidecar; it starts nothing. Errors have kind Invalid.

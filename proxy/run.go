@@ -24,18 +24,20 @@ func (s *Sidecar) Run(ctx context.Context, l net.Listener) error {
 	if s.reporter != nil {
 		g.Go(func() error { return s.reporter.Run(reporting) })
 	}
+	late := gctx
 	if hasDescriptor(l) {
+		late = s.afterLinger(gctx)
 		g.Go(func() error { return s.loop.Run(gctx, l) })
-		context.AfterFunc(gctx, s.door.Close)
+		context.AfterFunc(late, s.door.Close)
 	} else {
 		g.Go(func() error { return s.door.Run(gctx, l) })
 		g.Go(func() error { return ended(gctx, s.http.Serve(s.door.HTTP1())) })
 	}
-	g.Go(func() error { return ended(gctx, s.http2.Run(gctx, s.door.HTTP2())) })
-	s.runIntercept(gctx, g)
+	g.Go(func() error { return ended(late, s.http2.Run(late, s.door.HTTP2())) })
+	s.runIntercept(gctx, late, g)
 	g.Go(func() error {
 		<-gctx.Done()
-		s.drain()
+		s.drain(late)
 		stop()
 		return nil
 	})
@@ -45,6 +47,33 @@ func (s *Sidecar) Run(ctx context.Context, l net.Listener) error {
 	s.http1.wait()
 	s.tunnels.wait()
 	return err
+}
+
+// handOverLinger is how long connections between requests stay after a hand-over: a
+// client that is at work sends its next request sooner, and is told to connect anew.
+const handOverLinger = 2 * time.Second
+
+// HandOver says that another process serves the same listeners from now on. The end of
+// Run's context then leaves what has not been accepted to it, and closes no connection on
+// which a request may be on its way: such connections stay for up to 2 s or half of Grace,
+// and the next answer on each announces the close. Call it before that end, once.
+func (s *Sidecar) HandOver() {
+	s.handedOver.Store(true)
+	s.loop.HandOver(handOverLinger)
+}
+
+// afterLinger ends with ctx, or, after a hand-over, when connections that were accepted
+// just before have had the time to say what they speak.
+func (s *Sidecar) afterLinger(ctx context.Context) context.Context {
+	late, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	context.AfterFunc(ctx, func() {
+		if s.handedOver.Load() {
+			time.AfterFunc(min(handOverLinger, s.opts.Grace/2), cancel)
+			return
+		}
+		cancel()
+	})
+	return late
 }
 
 // hasDescriptor reports whether l is a socket of the kernel; in-memory ones, as tests
@@ -66,7 +95,7 @@ func ended(ctx context.Context, err error) error {
 }
 
 // drain lets what is in flight finish, cuts what is left, and waits for its end.
-func (s *Sidecar) drain() {
+func (s *Sidecar) drain(late context.Context) {
 	close(s.draining)
 	grace, cancel := context.WithTimeout(context.Background(), s.opts.Grace)
 	defer cancel()
@@ -78,7 +107,10 @@ func (s *Sidecar) drain() {
 	})
 	all.Go(s.tunnels.wait)
 	if s.routed != nil {
-		all.Go(func() { _ = s.routed.Shutdown(grace) }) // as above
+		all.Go(func() {
+			<-late.Done()
+			_ = s.routed.Shutdown(grace) // as above
+		})
 	}
 	over := context.AfterFunc(grace, func() {
 		s.opts.Logger.Warn("calls in flight are cut at the end of the grace", "grace", s.opts.Grace,

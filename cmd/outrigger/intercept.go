@@ -117,7 +117,10 @@ func (i *interceptFlags) listen(p *process) (taken *proxy.Interception, own []ne
 		if d.address == "" {
 			continue
 		}
-		l, err := lc.Listen(p.ctx, "tcp", d.address)
+		l, err := p.inherited.take(d.name, d.address)
+		if l == nil && err == nil {
+			l, err = lc.Listen(p.ctx, "tcp", d.address)
+		}
 		if err != nil {
 			return nil, nil, fmt.Errorf("sidecar: --%s: %w", d.name, err)
 		}

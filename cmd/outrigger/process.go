@@ -42,8 +42,12 @@ type process struct {
 
 	group *errgroup.Group
 	ctx   context.Context // ends when the process must stop
-	ready atomic.Bool
-	bound map[string]string // listener name → address
+	end   context.CancelFunc
+	// drainDelay is how long the process serves on, not ready, once it was asked to stop.
+	drainDelay time.Duration
+	inherited  *inherited // what the process before this one handed over; nil = nothing
+	ready      atomic.Bool
+	bound      map[string]string // listener name → address
 
 	// dialTCP opens connections to the mesh; nil = grpc's own way.
 	dialTCP func(ctx context.Context, address string) (net.Conn, error)
@@ -58,8 +62,33 @@ func (g *globals) start(cmd *cobra.Command, name, node, region string) (*process
 	if err != nil {
 		return nil, configError{err}
 	}
-	group, ctx := errgroup.WithContext(cmd.Context())
-	return &process{name: name, cmd: cmd, tel: tel, log: tel.Logger, group: group, ctx: ctx, bound: map[string]string{}}, nil
+	// A signal does not end the parts at once: stopping decides when.
+	base, end := context.WithCancel(context.WithoutCancel(cmd.Context()))
+	group, ctx := errgroup.WithContext(base)
+	return &process{name: name, cmd: cmd, tel: tel, log: tel.Logger, group: group, ctx: ctx, end: end, bound: map[string]string{}}, nil
+}
+
+// stopping turns a signal into the end: not ready, then drainDelay of ordinary service for
+// those who have not heard of it yet, then the drain.
+func (p *process) stopping() error {
+	defer p.end()
+	select {
+	case <-p.cmd.Context().Done():
+	case <-p.ctx.Done():
+		return nil
+	}
+	p.ready.Store(false)
+	if p.drainDelay <= 0 {
+		return nil
+	}
+	p.log.Info("stopping: not ready any more, serving on", "drain-delay", p.drainDelay)
+	t := time.NewTimer(p.drainDelay)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-p.ctx.Done():
+	}
+	return nil
 }
 
 func lookupEnv(environ []string, key string) string {
@@ -74,6 +103,12 @@ func lookupEnv(environ []string, key string) string {
 // listen binds "host:port" or "unix:path". A taken port is an error that says what to
 // change. A stale socket file of a dead process is replaced.
 func (p *process) listen(name, address string) (net.Listener, error) {
+	if l, err := p.inherited.take(name, address); l != nil || err != nil {
+		if l != nil {
+			p.bound[name] = shownAddress(l, address)
+		}
+		return l, err
+	}
 	network, addr := "tcp", address
 	if path, ok := strings.CutPrefix(address, "unix:"); ok {
 		network, addr = "unix", path
@@ -88,11 +123,16 @@ func (p *process) listen(name, address string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: listen on %s: %w", p.name, address, err)
 	}
-	p.bound[name] = l.Addr().String()
-	if network == "unix" {
-		p.bound[name] = address
-	}
+	p.bound[name] = shownAddress(l, address)
 	return l, nil
+}
+
+// shownAddress is where l listens, as people and --flags write it.
+func shownAddress(l net.Listener, asked string) string {
+	if l.Addr().Network() == "unix" {
+		return asked
+	}
+	return l.Addr().String()
 }
 
 func removeStaleSocket(path string) error {
@@ -161,13 +201,15 @@ func (p *process) serveGRPC(l net.Listener, s *grpc.Server, grace time.Duration)
 func (p *process) health(extra map[string]http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if !p.ready.Load() {
-			http.Error(w, "not ready", http.StatusServiceUnavailable)
-			return
-		}
-		fmt.Fprintln(w, "ready")
-	})
+	for _, path := range []string{"GET /ready", "GET /readyz"} {
+		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
+			if !p.ready.Load() {
+				http.Error(w, "not ready", http.StatusServiceUnavailable)
+				return
+			}
+			fmt.Fprintln(w, "ready")
+		})
+	}
 	mux.Handle("GET /metrics", p.tel.Handler())
 	for pattern, h := range extra {
 		mux.Handle(pattern, h)
@@ -180,6 +222,22 @@ func (p *process) run(name string, f func(context.Context) error) {
 	p.group.Go(func() error {
 		err := f(p.ctx)
 		if err != nil && p.ctx.Err() == nil {
+			return fmt.Errorf("%s: %s: %w", p.name, name, err)
+		}
+		return nil
+	})
+}
+
+// until is run for what others use while they drain: its context ends when the process
+// stops and last has closed too.
+func (p *process) until(last <-chan struct{}, name string, f func(context.Context) error) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(p.ctx))
+	context.AfterFunc(p.ctx, func() {
+		<-last
+		cancel()
+	})
+	p.group.Go(func() error {
+		if err := f(ctx); err != nil && ctx.Err() == nil {
 			return fmt.Errorf("%s: %s: %w", p.name, name, err)
 		}
 		return nil
@@ -201,6 +259,7 @@ func (p *process) becomeReady(ready <-chan struct{}) {
 
 // wait blocks until everything has ended.
 func (p *process) wait() error {
+	p.group.Go(p.stopping)
 	err := p.group.Wait()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.ctx), 5*time.Second)
 	defer cancel()

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -45,6 +46,9 @@ type sidecarFlags struct {
 	grace                                                 time.Duration
 	tokenKeyFile                                          string
 	labels                                                map[string]string
+	admin                                                 string
+	pprof                                                 bool
+	drainDelay, upgradeTimeout                            time.Duration
 
 	intercept interceptFlags
 	models    modelFlags
@@ -56,7 +60,15 @@ func sidecarCommand(g *globals) *cobra.Command {
 		Long: `Sidecar serves one pod's variable and model calls. Point the application at it with
 OPENAI_BASE_URL=http://<listen>/v1 and its variable server address, let it listen on
 the port the application dials anyway, or have "outrigger init" redirect the pod's
-connections to --intercept-outbound.`}
+connections to --intercept-outbound.
+
+At SIGTERM it is not ready any more, serves on for --drain-delay, then accepts nothing,
+closes what is idle and gives what is in flight --grace; what is left is cut and counted
+in the log. As a Kubernetes native sidecar (an init container with restartPolicy: Always,
+its readiness from /ready) it gets SIGTERM when the pod's other containers have ended, so
+--drain-delay may stay 0; keep --drain-delay plus --grace below the pod's
+terminationGracePeriodSeconds. SIGUSR2 or "sidecar upgrade" replaces the program without
+losing a connection.`}
 	f := cmd.Flags()
 	f.StringVar(&s.listen, "listen", "127.0.0.1:50051", "where the application connects: HTTP/1 and gRPC on one port")
 	f.StringVar(&s.http, "http", "127.0.0.1:0", "/metrics, /healthz, /readyz, /stats")
@@ -75,8 +87,13 @@ connections to --intercept-outbound.`}
 	f.Int64Var(&s.processBytes, "process-bytes", 32<<20, "size of the process tier")
 	f.StringVar(&s.tokenKeyFile, "token-key-file", "", tokenKeyUsage)
 	f.DurationVar(&s.grace, "grace", 10*time.Second, "limit for requests in flight at the end")
+	f.StringVar(&s.admin, "admin", "", "the admin page on a socket of this user's only, unix:path; "+adminPaths+"; empty = none")
+	f.BoolVar(&s.pprof, "pprof", false, "profiles under /debug/pprof/ of the admin socket")
+	f.DurationVar(&s.drainDelay, "drain-delay", 0, "how long to serve on, not ready, after SIGTERM, until those who send traffic have heard of it")
+	f.DurationVar(&s.upgradeTimeout, "upgrade-timeout", time.Minute, "limit for a new process to become ready in an upgrade")
 	s.intercept.flags(f)
 	s.models.bind(f)
+	cmd.AddCommand(upgradeCommand(g))
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := g.configure(cmd, "sidecar"); err != nil {
 			return err
@@ -110,6 +127,15 @@ func (s *sidecarFlags) validate() error {
 	if s.processBytes < 1<<20 {
 		return fmt.Errorf("--process-bytes is %d; give at least 1 MiB", s.processBytes)
 	}
+	if path, ok := strings.CutPrefix(s.admin, "unix:"); s.admin != "" && (!ok || path == "") {
+		return fmt.Errorf("--admin is %q; give unix:path", s.admin)
+	}
+	if s.pprof && s.admin == "" {
+		return errors.New("--pprof needs --admin: profiles are shown on that socket only")
+	}
+	if s.drainDelay < 0 || s.grace <= 0 || s.upgradeTimeout <= 0 {
+		return fmt.Errorf("--drain-delay is %v, --grace %v and --upgrade-timeout %v; give 0 or more, and for the last two more than 0", s.drainDelay, s.grace, s.upgradeTimeout)
+	}
 	return s.intercept.validate()
 }
 
@@ -125,6 +151,11 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 	if err != nil {
 		return err
 	}
+	p.drainDelay = s.drainDelay
+	if p.inherited, err = inherit(g.environ); err != nil {
+		return err
+	}
+	defer p.inherited.close()
 	al, err := p.listen("listen", s.listen)
 	if err != nil {
 		return err
@@ -134,6 +165,10 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 		return err
 	}
 	taken, own, err := s.intercept.listen(p)
+	if err != nil {
+		return err
+	}
+	dl, err := s.listenAdmin(p)
 	if err != nil {
 		return err
 	}
@@ -190,17 +225,45 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 	if err != nil {
 		return configError{err}
 	}
-	p.serveHTTP(hl, p.health(map[string]http.Handler{"GET /stats": sc.Handler()}), s.grace)
-	p.run("cache", store.Run)
+	ended := make(chan struct{}) // the proxy has, and needs nothing any more
+	p.until(ended, "cache", store.Run)
 	if keys == nil {
-		p.run("session keys", func(ctx context.Context) error { return tokens.Follow(ctx, keySources(agent, control)...) })
+		p.until(ended, "session keys", func(ctx context.Context) error { return tokens.Follow(ctx, keySources(agent, control)...) })
 	}
-	p.run("policy", ads.Run)
-	p.run("proxy", func(ctx context.Context) error { return sc.Run(ctx, al) })
+	p.until(ended, "policy", ads.Run)
 	p.becomeReady(ads.Ready())
-	if err := p.announce(); err != nil {
-		return err
+	up := s.upgrader(p, sc)
+	serve := func() error {
+		pages := map[string]http.Handler{"GET /stats": sc.Handler()}
+		p.serveHTTP(hl, p.health(pages), s.grace)
+		if dl != nil {
+			p.serveHTTP(dl, up.admin(sc, ads), s.grace)
+		}
+		p.group.Go(func() error {
+			defer close(ended)
+			err := sc.Run(p.ctx, al)
+			if err != nil && p.ctx.Err() == nil {
+				return fmt.Errorf("sidecar: proxy: %w", err)
+			}
+			return nil
+		})
+		up.listeners = handed(s, hl, al, dl, taken)
+		p.run("upgrades", up.run)
+		return p.announce()
 	}
+	if p.inherited == nil {
+		if err := serve(); err != nil {
+			return err
+		}
+		return p.wait()
+	}
+	p.group.Go(func() error {
+		err := p.inherited.takeOver(p.ctx, ads.Ready(), func() bool { return store.Stats().Attached }, serve)
+		if err != nil {
+			close(ended)
+		}
+		return err
+	})
 	return p.wait()
 }
 

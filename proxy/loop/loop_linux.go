@@ -38,6 +38,7 @@ const (
 	commandReturn command = iota // a connection comes back from a handler
 	commandAdopt                 // a connection accepted by another loop
 	commandAccept                // accept again
+	commandLinger                // the listener is another's now
 	commandDrain
 	commandKill
 )
@@ -74,6 +75,7 @@ type loop struct {
 	handed   bool // a goroutine was given work since the last yield
 	owed     int  // rounds since then
 	draining bool
+	patient  bool // while draining: connections between requests stay
 	killed   bool
 
 	listen    bool // is the acceptor
@@ -140,7 +142,7 @@ func (l *loop) run() {
 	for {
 		l.tick()
 		l.messages()
-		if l.draining && l.open == 0 {
+		if l.draining && !l.patient && l.open == 0 {
 			if l.quiet() {
 				return
 			}
@@ -283,6 +285,8 @@ func (l *loop) messages() {
 			l.adopt(m.conn)
 		case commandAccept:
 			l.acceptOn()
+		case commandLinger:
+			l.yield()
 		case commandDrain:
 			l.drain()
 		case commandKill:
@@ -432,18 +436,30 @@ func (l *loop) adopt(c *conn) {
 	}
 }
 
+// yield stops accepting, without what is queued, and nothing else: see HandOver. Answers
+// announce the close from now on, as the server is draining.
+func (l *loop) yield() {
+	l.draining, l.patient = true, true
+	l.forsake()
+}
+
+// forsake gives up the listener.
+func (l *loop) forsake() {
+	l.acceptOff()
+	l.retryAt = 0
+	if l.listen && l.g.listener >= 0 {
+		unix.Close(l.g.listener)
+		l.g.listener = -1
+	}
+}
+
 // drain stops accepting and closes what has nothing to do.
 func (l *loop) drain() {
 	if l.accepting {
 		l.accept() // who is connected already is not turned away with a reset
 	}
-	l.draining = true
-	l.acceptOff()
-	l.retryAt = 0
-	if l.listen {
-		unix.Close(l.g.listener)
-		l.g.listener = -1
-	}
+	l.draining, l.patient = true, false
+	l.forsake()
 	for _, c := range l.conns {
 		if c == nil || c.finishSoon() {
 			continue
@@ -455,7 +471,7 @@ func (l *loop) drain() {
 
 // dropIdle closes c if it is the loop's and between requests.
 func (l *loop) dropIdle(c *conn) {
-	if l.conns[c.fd] == c && c.state.Load() == inLoop && len(c.in) == 0 && len(c.out) == 0 && !c.lingering {
+	if !l.patient && l.conns[c.fd] == c && c.state.Load() == inLoop && len(c.in) == 0 && len(c.out) == 0 && !c.lingering {
 		l.drop(c)
 	}
 }

@@ -65,6 +65,7 @@ type Server struct {
 	identity *http.Server
 
 	draining atomic.Bool
+	linger   atomic.Int64                             // see HandOver
 	adopter  atomic.Pointer[func(*net.TCPConn) error] // while Run runs
 }
 
@@ -79,6 +80,12 @@ func (s *Server) Adopt(c *net.TCPConn) error {
 	c.Close()
 	return outrigger.Errorf(outrigger.Unavailable, "loop: no event loop is running")
 }
+
+// HandOver says that another process has the listening socket too. When Run's context then
+// ends, connections nobody has accepted yet are left to that process, and those between
+// requests, where a request may be on its way, get up to linger, at most half of Grace, to
+// carry one more, which is answered with Connection: close. Call it before that end.
+func (s *Server) HandOver(linger time.Duration) { s.linger.Store(int64(min(linger, s.o.Grace/2))) }
 
 // stats are written by one goroutine each, except slow, and read by the meter; the
 // padding keeps loops off each other's cache lines.

@@ -56,13 +56,22 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 	s.draining.Store(true)
 	defer s.draining.Store(false)
 	l.Close() // our duplicate keeps the socket open until the acceptor has drained
-	g.all(commandDrain)
 	grace := time.NewTimer(s.o.Grace)
 	defer grace.Stop()
+	if linger := s.linger.Load(); linger > 0 {
+		g.all(commandLinger)
+		over := time.NewTimer(time.Duration(linger))
+		select {
+		case <-over.C:
+		case <-ended: // the loops have failed
+		}
+		over.Stop()
+	}
+	g.all(commandDrain)
 	select {
 	case <-ended:
 	case <-grace.C:
-		s.o.Logger.Warn("requests were cut at the end of the grace", "grace", s.o.Grace)
+		s.o.Logger.Warn("requests were cut at the end of the grace", "grace", s.o.Grace, "connections", s.Counts().Open)
 		cancel()
 		g.kill()
 		<-ended
