@@ -11,9 +11,11 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/xds" // also registers the "xds" resolver
 
 	"github.com/outrigger-mesh/outrigger"
@@ -28,10 +30,26 @@ type backend struct {
 	grpc_health_v1.UnimplementedHealthServer
 	calls atomic.Int64
 	addr  string
+	fail  atomic.Bool
+	// block, if set, holds calls until it is closed; most is how many were there at once.
+	block     atomic.Pointer[chan struct{}]
+	now, most atomic.Int64
 }
 
 func (b *backend) Check(context.Context, *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error) {
 	b.calls.Add(1)
+	if hold := b.block.Load(); hold != nil {
+		for n := b.now.Add(1); ; {
+			if most := b.most.Load(); n <= most || b.most.CompareAndSwap(most, n) {
+				break
+			}
+		}
+		<-*hold
+		b.now.Add(-1)
+	}
+	if b.fail.Load() {
+		return nil, status.Error(codes.Unavailable, "told to fail")
+	}
 	return &grpc_health_v1.HealthCheckResponse{Status: grpc_health_v1.HealthCheckResponse_SERVING}, nil
 }
 

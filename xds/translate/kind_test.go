@@ -50,7 +50,7 @@ func TestLint(t *testing.T) {
 	}{
 		{"chaos.yaml", translate.KindSidecar, []string{"shedding", "fault injection", "access rules"}},
 		{"chaos.yaml", translate.KindEnvoy, []string{"assignment by unit"}},
-		{"chaos.yaml", translate.KindGRPC, []string{"assignment by unit", "ejection after consecutive failures", "retries", "access rules"}},
+		{"chaos.yaml", translate.KindGRPC, []string{"assignment by unit", "concurrent requests", "ejection after consecutive failures", "retries", "fault injection", "access rules"}},
 		{"rollback.yaml", translate.KindEnvoy, []string{"assignment by unit", "upstream model name", "dead-man lease"}},
 		{"failover.yaml", translate.KindGRPC, []string{"upstream model name", "endpoint weights", "priorities"}},
 	} {

@@ -7,7 +7,6 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	fault "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
 	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	envoytype "github.com/envoyproxy/go-control-plane/envoy/type/v3"
@@ -37,7 +36,8 @@ const (
 func encodeListener(m *policy.Model) (*listener.Listener, error) {
 	var filters []*hcm.HttpFilter
 	if m.Fault != (policy.Fault{}) {
-		f, err := filter(faultFilter, &fault.HTTPFault{}) // the routes say how much
+		// Here and in the virtual host: not every client looks at both.
+		f, err := filter(faultFilter, encodeFault(m.Fault))
 		if err != nil {
 			return nil, errEncode(m.Name, err)
 		}
