@@ -178,11 +178,12 @@ func (s *Service) deleteSession(ctx context.Context, req *pb.GetSessionRequest) 
 	}
 	defer leave()
 	out := &pb.DeleteSessionResponse{}
-	_, err = s.commit(ctx, "", func(floors) ([]eventlog.Write, error) {
+	app, err := s.commit(ctx, "", func(floors) ([]eventlog.Write, error) {
 		v, _, err := s.see(id)
 		if err != nil {
 			out.VariablesRemoved = 0
-			return nil, nil // nothing to delete is success
+			out.Gone = s.dotAt(s.Applied()) // at or after the instant see was about
+			return nil, nil                 // nothing to delete is success
 		}
 		out.VariablesRemoved = int32(v.live)
 		e := author{actor: "API", source: "API"}.event()
@@ -191,7 +192,18 @@ func (s *Service) deleteSession(ctx context.Context, req *pb.GetSessionRequest) 
 		w.Events = []*pb.Event{e}
 		return []eventlog.Write{w}, nil
 	})
+	if app.Last > 0 {
+		out.Gone = s.dotAt(app.Last)
+	}
 	return out, err
+}
+
+// dotAt is a position of this log; nil for none.
+func (s *Service) dotAt(position uint64) *pb.Dot {
+	if position == 0 {
+		return nil
+	}
+	return &pb.Dot{Region: s.origin.region, Incarnation: s.origin.incarnation, Position: position}
 }
 
 // ListSessions implements pb.VariablesServer: the first sessions of the tenant by id.

@@ -58,12 +58,23 @@ func TestSessions(t *testing.T) {
 	if !slices.Equal(unknown, []string{"x"}) {
 		t.Errorf("unknown sessions %q, want x", unknown)
 	}
-	if n := must(w, w.vars.DeleteSession, &pb.GetSessionRequest{Id: "s"}).GetVariablesRemoved(); n != 2 {
+	gone := must(w, w.vars.DeleteSession, &pb.GetSessionRequest{Id: "s"})
+	if n := gone.GetVariablesRemoved(); n != 2 {
 		t.Errorf("removed %d variables, want 2", n)
 	}
-	if n := must(w, w.vars.DeleteSession, &pb.GetSessionRequest{Id: "s"}).GetVariablesRemoved(); n != 0 {
+	if d := gone.GetGone(); d.GetPosition() != w.svc.Applied() || d.GetRegion() == "" || d.GetIncarnation() == 0 {
+		t.Errorf("gone at %v, the deletion is the last event, %d", d, w.svc.Applied())
+	}
+	w.session("later")
+	absent := must(w, w.vars.DeleteSession, &pb.GetSessionRequest{Id: "s"})
+	if n := absent.GetVariablesRemoved(); n != 0 {
 		t.Errorf("second delete removed %d", n)
 	}
+	// Somebody else's deletion counts as seen, too.
+	if p := absent.GetGone().GetPosition(); p < gone.GetGone().GetPosition() || p > w.svc.Applied() {
+		t.Errorf("absent at %d, want %d or later", p, gone.GetGone().GetPosition())
+	}
+	must(w, w.vars.DeleteSession, &pb.GetSessionRequest{Id: "later"})
 	refused(w, w.vars.Get, getReq("s", "a"), outrigger.NotFound, "Session not found: s")
 	if st := w.svc.Stats(); st.Sessions != 1 || st.Variables != 0 || !st.Ready || st.Applied != st.Head {
 		t.Errorf("stats %+v", st)

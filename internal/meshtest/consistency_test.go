@@ -7,7 +7,13 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	gstatus "google.golang.org/grpc/status"
+
 	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/api/snakepit"
 )
 
 func mustGetWith(t *testing.T, p *Pod, name string, kv ...string) Read {
@@ -86,6 +92,47 @@ func TestTokenReadsTheWriteOnAnotherNode(t *testing.T) {
 			t.Error("no read without a token was stale: the delay did not delay")
 		}
 		t.Logf("%d of 8 reads without a token were stale", stale)
+	})
+}
+
+// A session is deleted through one pod; another node's feed is 500 ms late. With the
+// token of the deletion, or of a second one that found nothing to delete, the other pod
+// does not show what is gone; without one it may, which shows that the test can tell.
+func TestTokenOfADeletedSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := New(t, Options{Nodes: 2, PodsPerNode: 1})
+		defer w.Stop()
+		writer, reader := w.Pods[0], w.Pods[1]
+		stale := 0
+		for round := range 4 {
+			if err := writer.Register(bg(t), "s", "x", "1"); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+			warm(t, reader, "x")
+			w.Net.SetDelay("control", reader.Host, 500*time.Millisecond)
+			var head metadata.MD
+			for range 1 + round%2 {
+				if _, err := writer.Bridge.CleanupSession(bg(t), &snakepit.CleanupSessionRequest{SessionId: "s"}, grpc.Header(&head)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			token := strings.Join(head.Get(outrigger.HeaderToken), "")
+			if token == "" {
+				t.Fatal("the deletion has no token")
+			}
+			if _, err := reader.Get(bg(t), "s", "x"); err == nil {
+				stale++
+			}
+			if r, err := reader.GetWith(bg(t), "s", "x", outrigger.HeaderToken, token); gstatus.Code(err) != codes.NotFound {
+				t.Errorf("round %d: with the token: %+v, %v; want not found", round, r, err)
+			}
+			w.Net.SetDelay("control", reader.Host, 500*time.Microsecond)
+			time.Sleep(time.Second)
+		}
+		if stale == 0 {
+			t.Error("no read without a token was stale: the delay did not delay")
+		}
 	})
 }
 

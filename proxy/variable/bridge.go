@@ -89,7 +89,7 @@ func (b *Bridge) CleanupSession(ctx context.Context, r *snakepit.CleanupSessionR
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
-	setHeader(ctx, authorityHeaders(nil))
+	setHeader(ctx, b.wrote(c, r.SessionId, out, nil))
 	return &snakepit.CleanupSessionResponse{Success: true, ResourcesCleaned: out.VariablesRemoved}, nil
 }
 

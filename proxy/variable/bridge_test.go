@@ -47,9 +47,12 @@ func TestSessions(t *testing.T) {
 		if h := ok(w, w.bridge.Heartbeat, &snakepit.HeartbeatRequest{SessionId: "none"}); h.SessionValid {
 			t.Errorf("heartbeat of nobody: %v", h)
 		}
-		if c := ok(w, w.bridge.CleanupSession, &snakepit.CleanupSessionRequest{SessionId: "s"}); !c.Success || c.ResourcesCleaned != 2 {
-			t.Errorf("cleanup: %v", c)
+		c := call(w, w.bridge.CleanupSession, &snakepit.CleanupSessionRequest{SessionId: "s"})
+		must(t, c.err)
+		if !c.value.Success || c.value.ResourcesCleaned != 2 {
+			t.Errorf("cleanup: %v", c.value)
 		}
+		has(t, c.head, outrigger.HeaderToken, "*")
 		if c := ok(w, w.bridge.CleanupSession, &snakepit.CleanupSessionRequest{SessionId: "s", Force: true}); !c.Success || c.ResourcesCleaned != 0 {
 			t.Errorf("second cleanup: %v", c)
 		}

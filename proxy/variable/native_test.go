@@ -87,8 +87,14 @@ func TestNative(t *testing.T) {
 		refused(w, w.native.Get, &pb.GetRequest{Session: "s", Identifier: "x"}, codes.NotFound, "Variable not found: x")
 		refused(w, w.native.Get, &pb.GetRequest{Session: "s", Identifier: "x"}, codes.InvalidArgument, "consistency", outrigger.HeaderConsistency, "x")
 		refused(w, w.native.BatchGet, &pb.BatchGetRequest{Session: "s", Identifiers: make([]string, 1001)}, codes.ResourceExhausted, "identifiers has 1001")
-		if r := ok(w, w.native.DeleteSession, &pb.GetSessionRequest{Id: "s"}); r.VariablesRemoved != 0 {
-			t.Errorf("delete session: %v", r)
+		last := call(w, w.native.DeleteSession, &pb.GetSessionRequest{Id: "s"})
+		must(t, last.err)
+		if last.value.VariablesRemoved != 0 || last.value.Gone.GetPosition() == 0 {
+			t.Errorf("delete session: %v", last.value)
+		}
+		has(t, last.head, outrigger.HeaderToken, "*")
+		if first(last.head, outrigger.HeaderToken) == first(d.head, outrigger.HeaderToken) {
+			t.Error("the token of the deletion says no more than the one before")
 		}
 	})
 }

@@ -261,7 +261,7 @@ func (c core) shown(md metadata.MD, who caller, session string, a cache.Answer, 
 // wrote is authorityHeaders with the token of having seen what the authority answered.
 func (c core) wrote(who caller, session string, answer any, version *pb.Version) metadata.MD {
 	md := authorityHeaders(version)
-	if dots := dotsOf(answer); session != "" && len(dots) > 0 {
+	if dots := wire.Seen(answer); session != "" && len(dots) > 0 {
 		if text := c.o.Tokens.saw(who, session, dots...); text != "" {
 			md.Set(outrigger.HeaderToken, text)
 		}
@@ -310,29 +310,11 @@ func milliseconds(d time.Duration) int64 {
 	return int64((d + time.Millisecond - 1) / time.Millisecond)
 }
 
-// dotsOf are the writes behind what an authority answered.
-func dotsOf(answer any) (out []outrigger.Dot) {
-	add := func(v *pb.Version) { out = append(out, wire.Dot(v.GetDot())) }
-	switch r := answer.(type) {
-	case *pb.Variable:
-		add(r.GetVersion())
-	case *pb.DeleteResponse:
-		add(r.GetVersion())
-	case *pb.BatchSetResponse:
-		for _, v := range r.GetVariables() {
-			add(v.GetVersion())
-		}
-	case *pb.ListResponse:
-		for _, v := range r.GetVariables() {
-			add(v.GetVersion())
-		}
-	}
-	return out
-}
-
 // sessionOf names the session of a request to the authority.
 func sessionOf(request any) (tenant, session string) {
 	switch r := request.(type) {
+	case *pb.GetSessionRequest:
+		return wire.Tenant(r.GetTenant()), r.GetId()
 	case *pb.RegisterRequest:
 		return wire.Tenant(r.GetKey().GetTenant()), r.GetKey().GetSession()
 	case interface{ GetSession() string }:

@@ -305,8 +305,12 @@ func (x *TouchSessionsResponse) GetUnknown() []string {
 type DeleteSessionResponse struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	VariablesRemoved int32                  `protobuf:"varint,1,opt,name=variables_removed,json=variablesRemoved,proto3" json:"variables_removed,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Where the session is gone: the deletion's position, or, of a session that was absent,
+	// one of the log at which it was. A read that has seen it does not show the session's
+	// variables of before.
+	Gone          *Dot `protobuf:"bytes,2,opt,name=gone,proto3" json:"gone,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteSessionResponse) Reset() {
@@ -344,6 +348,13 @@ func (x *DeleteSessionResponse) GetVariablesRemoved() int32 {
 		return x.VariablesRemoved
 	}
 	return 0
+}
+
+func (x *DeleteSessionResponse) GetGone() *Dot {
+	if x != nil {
+		return x.Gone
+	}
+	return nil
 }
 
 type ListSessionsRequest struct {
@@ -1692,9 +1703,10 @@ const file_outrigger_v1_variables_proto_rawDesc = "" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x10\n" +
 	"\x03ids\x18\x02 \x03(\tR\x03ids\"1\n" +
 	"\x15TouchSessionsResponse\x12\x18\n" +
-	"\aunknown\x18\x01 \x03(\tR\aunknown\"D\n" +
+	"\aunknown\x18\x01 \x03(\tR\aunknown\"k\n" +
 	"\x15DeleteSessionResponse\x12+\n" +
-	"\x11variables_removed\x18\x01 \x01(\x05R\x10variablesRemoved\"C\n" +
+	"\x11variables_removed\x18\x01 \x01(\x05R\x10variablesRemoved\x12%\n" +
+	"\x04gone\x18\x02 \x01(\v2\x11.outrigger.v1.DotR\x04gone\"C\n" +
 	"\x13ListSessionsRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\x05R\x05limit\"I\n" +
@@ -1899,81 +1911,83 @@ var file_outrigger_v1_variables_proto_goTypes = []any{
 	nil,                           // 33: outrigger.v1.BatchSetResponse.ErrorsEntry
 	nil,                           // 34: outrigger.v1.HistoryEntry.MetadataEntry
 	(*durationpb.Duration)(nil),   // 35: google.protobuf.Duration
-	(*Session)(nil),               // 36: outrigger.v1.Session
-	(*Key)(nil),                   // 37: outrigger.v1.Key
-	(*Value)(nil),                 // 38: outrigger.v1.Value
-	(*Variable)(nil),              // 39: outrigger.v1.Variable
-	(*Version)(nil),               // 40: outrigger.v1.Version
-	(*timestamppb.Timestamp)(nil), // 41: google.protobuf.Timestamp
+	(*Dot)(nil),                   // 36: outrigger.v1.Dot
+	(*Session)(nil),               // 37: outrigger.v1.Session
+	(*Key)(nil),                   // 38: outrigger.v1.Key
+	(*Value)(nil),                 // 39: outrigger.v1.Value
+	(*Variable)(nil),              // 40: outrigger.v1.Variable
+	(*Version)(nil),               // 41: outrigger.v1.Version
+	(*timestamppb.Timestamp)(nil), // 42: google.protobuf.Timestamp
 }
 var file_outrigger_v1_variables_proto_depIdxs = []int32{
 	35, // 0: outrigger.v1.CreateSessionRequest.ttl:type_name -> google.protobuf.Duration
 	27, // 1: outrigger.v1.CreateSessionRequest.metadata:type_name -> outrigger.v1.CreateSessionRequest.MetadataEntry
-	36, // 2: outrigger.v1.ListSessionsResponse.sessions:type_name -> outrigger.v1.Session
-	37, // 3: outrigger.v1.RegisterRequest.key:type_name -> outrigger.v1.Key
-	38, // 4: outrigger.v1.RegisterRequest.value:type_name -> outrigger.v1.Value
-	28, // 5: outrigger.v1.RegisterRequest.metadata:type_name -> outrigger.v1.RegisterRequest.MetadataEntry
-	8,  // 6: outrigger.v1.RegisterRequest.options:type_name -> outrigger.v1.WriteOptions
-	8,  // 7: outrigger.v1.GetRequest.options:type_name -> outrigger.v1.WriteOptions
-	29, // 8: outrigger.v1.BatchGetResponse.variables:type_name -> outrigger.v1.BatchGetResponse.VariablesEntry
-	38, // 9: outrigger.v1.SetRequest.value:type_name -> outrigger.v1.Value
-	30, // 10: outrigger.v1.SetRequest.metadata:type_name -> outrigger.v1.SetRequest.MetadataEntry
-	8,  // 11: outrigger.v1.SetRequest.options:type_name -> outrigger.v1.WriteOptions
-	15, // 12: outrigger.v1.BatchSetRequest.items:type_name -> outrigger.v1.SetItem
-	31, // 13: outrigger.v1.BatchSetRequest.metadata:type_name -> outrigger.v1.BatchSetRequest.MetadataEntry
-	8,  // 14: outrigger.v1.BatchSetRequest.options:type_name -> outrigger.v1.WriteOptions
-	38, // 15: outrigger.v1.SetItem.value:type_name -> outrigger.v1.Value
-	32, // 16: outrigger.v1.BatchSetResponse.variables:type_name -> outrigger.v1.BatchSetResponse.VariablesEntry
-	33, // 17: outrigger.v1.BatchSetResponse.errors:type_name -> outrigger.v1.BatchSetResponse.ErrorsEntry
-	39, // 18: outrigger.v1.ListResponse.variables:type_name -> outrigger.v1.Variable
-	40, // 19: outrigger.v1.DeleteResponse.version:type_name -> outrigger.v1.Version
-	23, // 20: outrigger.v1.HistoryResponse.entries:type_name -> outrigger.v1.HistoryEntry
-	40, // 21: outrigger.v1.HistoryEntry.version:type_name -> outrigger.v1.Version
-	38, // 22: outrigger.v1.HistoryEntry.value:type_name -> outrigger.v1.Value
-	41, // 23: outrigger.v1.HistoryEntry.at:type_name -> google.protobuf.Timestamp
-	34, // 24: outrigger.v1.HistoryEntry.metadata:type_name -> outrigger.v1.HistoryEntry.MetadataEntry
-	8,  // 25: outrigger.v1.RollbackRequest.options:type_name -> outrigger.v1.WriteOptions
-	0,  // 26: outrigger.v1.WatchEvent.type:type_name -> outrigger.v1.WatchEvent.Type
-	39, // 27: outrigger.v1.WatchEvent.variable:type_name -> outrigger.v1.Variable
-	41, // 28: outrigger.v1.WatchEvent.at:type_name -> google.protobuf.Timestamp
-	39, // 29: outrigger.v1.BatchGetResponse.VariablesEntry.value:type_name -> outrigger.v1.Variable
-	39, // 30: outrigger.v1.BatchSetResponse.VariablesEntry.value:type_name -> outrigger.v1.Variable
-	17, // 31: outrigger.v1.BatchSetResponse.ErrorsEntry.value:type_name -> outrigger.v1.ItemError
-	1,  // 32: outrigger.v1.Variables.CreateSession:input_type -> outrigger.v1.CreateSessionRequest
-	2,  // 33: outrigger.v1.Variables.GetSession:input_type -> outrigger.v1.GetSessionRequest
-	3,  // 34: outrigger.v1.Variables.TouchSessions:input_type -> outrigger.v1.TouchSessionsRequest
-	2,  // 35: outrigger.v1.Variables.DeleteSession:input_type -> outrigger.v1.GetSessionRequest
-	6,  // 36: outrigger.v1.Variables.ListSessions:input_type -> outrigger.v1.ListSessionsRequest
-	9,  // 37: outrigger.v1.Variables.Register:input_type -> outrigger.v1.RegisterRequest
-	10, // 38: outrigger.v1.Variables.Get:input_type -> outrigger.v1.GetRequest
-	11, // 39: outrigger.v1.Variables.BatchGet:input_type -> outrigger.v1.BatchGetRequest
-	13, // 40: outrigger.v1.Variables.Set:input_type -> outrigger.v1.SetRequest
-	14, // 41: outrigger.v1.Variables.BatchSet:input_type -> outrigger.v1.BatchSetRequest
-	18, // 42: outrigger.v1.Variables.List:input_type -> outrigger.v1.ListRequest
-	10, // 43: outrigger.v1.Variables.Delete:input_type -> outrigger.v1.GetRequest
-	21, // 44: outrigger.v1.Variables.History:input_type -> outrigger.v1.HistoryRequest
-	24, // 45: outrigger.v1.Variables.Rollback:input_type -> outrigger.v1.RollbackRequest
-	25, // 46: outrigger.v1.Variables.Watch:input_type -> outrigger.v1.WatchRequest
-	36, // 47: outrigger.v1.Variables.CreateSession:output_type -> outrigger.v1.Session
-	36, // 48: outrigger.v1.Variables.GetSession:output_type -> outrigger.v1.Session
-	4,  // 49: outrigger.v1.Variables.TouchSessions:output_type -> outrigger.v1.TouchSessionsResponse
-	5,  // 50: outrigger.v1.Variables.DeleteSession:output_type -> outrigger.v1.DeleteSessionResponse
-	7,  // 51: outrigger.v1.Variables.ListSessions:output_type -> outrigger.v1.ListSessionsResponse
-	39, // 52: outrigger.v1.Variables.Register:output_type -> outrigger.v1.Variable
-	39, // 53: outrigger.v1.Variables.Get:output_type -> outrigger.v1.Variable
-	12, // 54: outrigger.v1.Variables.BatchGet:output_type -> outrigger.v1.BatchGetResponse
-	39, // 55: outrigger.v1.Variables.Set:output_type -> outrigger.v1.Variable
-	16, // 56: outrigger.v1.Variables.BatchSet:output_type -> outrigger.v1.BatchSetResponse
-	19, // 57: outrigger.v1.Variables.List:output_type -> outrigger.v1.ListResponse
-	20, // 58: outrigger.v1.Variables.Delete:output_type -> outrigger.v1.DeleteResponse
-	22, // 59: outrigger.v1.Variables.History:output_type -> outrigger.v1.HistoryResponse
-	39, // 60: outrigger.v1.Variables.Rollback:output_type -> outrigger.v1.Variable
-	26, // 61: outrigger.v1.Variables.Watch:output_type -> outrigger.v1.WatchEvent
-	47, // [47:62] is the sub-list for method output_type
-	32, // [32:47] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	36, // 2: outrigger.v1.DeleteSessionResponse.gone:type_name -> outrigger.v1.Dot
+	37, // 3: outrigger.v1.ListSessionsResponse.sessions:type_name -> outrigger.v1.Session
+	38, // 4: outrigger.v1.RegisterRequest.key:type_name -> outrigger.v1.Key
+	39, // 5: outrigger.v1.RegisterRequest.value:type_name -> outrigger.v1.Value
+	28, // 6: outrigger.v1.RegisterRequest.metadata:type_name -> outrigger.v1.RegisterRequest.MetadataEntry
+	8,  // 7: outrigger.v1.RegisterRequest.options:type_name -> outrigger.v1.WriteOptions
+	8,  // 8: outrigger.v1.GetRequest.options:type_name -> outrigger.v1.WriteOptions
+	29, // 9: outrigger.v1.BatchGetResponse.variables:type_name -> outrigger.v1.BatchGetResponse.VariablesEntry
+	39, // 10: outrigger.v1.SetRequest.value:type_name -> outrigger.v1.Value
+	30, // 11: outrigger.v1.SetRequest.metadata:type_name -> outrigger.v1.SetRequest.MetadataEntry
+	8,  // 12: outrigger.v1.SetRequest.options:type_name -> outrigger.v1.WriteOptions
+	15, // 13: outrigger.v1.BatchSetRequest.items:type_name -> outrigger.v1.SetItem
+	31, // 14: outrigger.v1.BatchSetRequest.metadata:type_name -> outrigger.v1.BatchSetRequest.MetadataEntry
+	8,  // 15: outrigger.v1.BatchSetRequest.options:type_name -> outrigger.v1.WriteOptions
+	39, // 16: outrigger.v1.SetItem.value:type_name -> outrigger.v1.Value
+	32, // 17: outrigger.v1.BatchSetResponse.variables:type_name -> outrigger.v1.BatchSetResponse.VariablesEntry
+	33, // 18: outrigger.v1.BatchSetResponse.errors:type_name -> outrigger.v1.BatchSetResponse.ErrorsEntry
+	40, // 19: outrigger.v1.ListResponse.variables:type_name -> outrigger.v1.Variable
+	41, // 20: outrigger.v1.DeleteResponse.version:type_name -> outrigger.v1.Version
+	23, // 21: outrigger.v1.HistoryResponse.entries:type_name -> outrigger.v1.HistoryEntry
+	41, // 22: outrigger.v1.HistoryEntry.version:type_name -> outrigger.v1.Version
+	39, // 23: outrigger.v1.HistoryEntry.value:type_name -> outrigger.v1.Value
+	42, // 24: outrigger.v1.HistoryEntry.at:type_name -> google.protobuf.Timestamp
+	34, // 25: outrigger.v1.HistoryEntry.metadata:type_name -> outrigger.v1.HistoryEntry.MetadataEntry
+	8,  // 26: outrigger.v1.RollbackRequest.options:type_name -> outrigger.v1.WriteOptions
+	0,  // 27: outrigger.v1.WatchEvent.type:type_name -> outrigger.v1.WatchEvent.Type
+	40, // 28: outrigger.v1.WatchEvent.variable:type_name -> outrigger.v1.Variable
+	42, // 29: outrigger.v1.WatchEvent.at:type_name -> google.protobuf.Timestamp
+	40, // 30: outrigger.v1.BatchGetResponse.VariablesEntry.value:type_name -> outrigger.v1.Variable
+	40, // 31: outrigger.v1.BatchSetResponse.VariablesEntry.value:type_name -> outrigger.v1.Variable
+	17, // 32: outrigger.v1.BatchSetResponse.ErrorsEntry.value:type_name -> outrigger.v1.ItemError
+	1,  // 33: outrigger.v1.Variables.CreateSession:input_type -> outrigger.v1.CreateSessionRequest
+	2,  // 34: outrigger.v1.Variables.GetSession:input_type -> outrigger.v1.GetSessionRequest
+	3,  // 35: outrigger.v1.Variables.TouchSessions:input_type -> outrigger.v1.TouchSessionsRequest
+	2,  // 36: outrigger.v1.Variables.DeleteSession:input_type -> outrigger.v1.GetSessionRequest
+	6,  // 37: outrigger.v1.Variables.ListSessions:input_type -> outrigger.v1.ListSessionsRequest
+	9,  // 38: outrigger.v1.Variables.Register:input_type -> outrigger.v1.RegisterRequest
+	10, // 39: outrigger.v1.Variables.Get:input_type -> outrigger.v1.GetRequest
+	11, // 40: outrigger.v1.Variables.BatchGet:input_type -> outrigger.v1.BatchGetRequest
+	13, // 41: outrigger.v1.Variables.Set:input_type -> outrigger.v1.SetRequest
+	14, // 42: outrigger.v1.Variables.BatchSet:input_type -> outrigger.v1.BatchSetRequest
+	18, // 43: outrigger.v1.Variables.List:input_type -> outrigger.v1.ListRequest
+	10, // 44: outrigger.v1.Variables.Delete:input_type -> outrigger.v1.GetRequest
+	21, // 45: outrigger.v1.Variables.History:input_type -> outrigger.v1.HistoryRequest
+	24, // 46: outrigger.v1.Variables.Rollback:input_type -> outrigger.v1.RollbackRequest
+	25, // 47: outrigger.v1.Variables.Watch:input_type -> outrigger.v1.WatchRequest
+	37, // 48: outrigger.v1.Variables.CreateSession:output_type -> outrigger.v1.Session
+	37, // 49: outrigger.v1.Variables.GetSession:output_type -> outrigger.v1.Session
+	4,  // 50: outrigger.v1.Variables.TouchSessions:output_type -> outrigger.v1.TouchSessionsResponse
+	5,  // 51: outrigger.v1.Variables.DeleteSession:output_type -> outrigger.v1.DeleteSessionResponse
+	7,  // 52: outrigger.v1.Variables.ListSessions:output_type -> outrigger.v1.ListSessionsResponse
+	40, // 53: outrigger.v1.Variables.Register:output_type -> outrigger.v1.Variable
+	40, // 54: outrigger.v1.Variables.Get:output_type -> outrigger.v1.Variable
+	12, // 55: outrigger.v1.Variables.BatchGet:output_type -> outrigger.v1.BatchGetResponse
+	40, // 56: outrigger.v1.Variables.Set:output_type -> outrigger.v1.Variable
+	16, // 57: outrigger.v1.Variables.BatchSet:output_type -> outrigger.v1.BatchSetResponse
+	19, // 58: outrigger.v1.Variables.List:output_type -> outrigger.v1.ListResponse
+	20, // 59: outrigger.v1.Variables.Delete:output_type -> outrigger.v1.DeleteResponse
+	22, // 60: outrigger.v1.Variables.History:output_type -> outrigger.v1.HistoryResponse
+	40, // 61: outrigger.v1.Variables.Rollback:output_type -> outrigger.v1.Variable
+	26, // 62: outrigger.v1.Variables.Watch:output_type -> outrigger.v1.WatchEvent
+	48, // [48:63] is the sub-list for method output_type
+	33, // [33:48] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_variables_proto_init() }

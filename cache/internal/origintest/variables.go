@@ -60,10 +60,12 @@ func (o *Origin) DeleteSession(_ context.Context, r *pb.GetSessionRequest) (*pb.
 		}
 	}
 	delete(o.sessions, wire.Tenant(r.GetTenant())+"/"+r.GetId())
-	o.append(&pb.Change{Scope: pb.Change_SESSION, Deleted: true, Key: &pb.Key{Tenant: wire.Tenant(r.GetTenant()), Session: r.GetId()}})
+	change := &pb.Change{Scope: pb.Change_SESSION, Deleted: true, Key: &pb.Key{Tenant: wire.Tenant(r.GetTenant()), Session: r.GetId()}}
+	o.append(change)
+	gone := &pb.Dot{Region: Region, Incarnation: o.incarnation, Position: change.Position}
 	o.mu.Unlock()
 	o.answered()
-	return &pb.DeleteSessionResponse{VariablesRemoved: n}, nil
+	return &pb.DeleteSessionResponse{VariablesRemoved: n, Gone: gone}, nil
 }
 
 // TouchSessions implements pb.VariablesServer.
