@@ -67,14 +67,14 @@ func (f *filled) store(t *testing.T, w WarmUp) *Store {
 func TestWarmUpNeverServesStale(t *testing.T) {
 	const keys, starts = 16, 3000
 	f := fill(t, keys, shm.Options{Heap: true, Bytes: 4096, Slots: 256})
-	stop := make(chan struct{})
+	turn := make(chan struct{}, 1) // to write some more: with a writer that never rests, no copy lives to be read
 	var writer sync.WaitGroup
 	writer.Go(func() {
 		for n := int64(2); ; n++ {
-			select {
-			case <-stop:
-				return
-			default:
+			if n%256 == 0 {
+				if _, more := <-turn; !more {
+					return
+				}
 			}
 			i := int(n*7) % keys
 			if n%3 == 0 {
@@ -85,28 +85,36 @@ func TestWarmUpNeverServesStale(t *testing.T) {
 	})
 	warmed, hits := uint64(0), 0
 	for range starts {
+		select {
+		case turn <- struct{}{}:
+		default:
+		}
 		s := f.store(t, WarmUp{})
 		ctx, cancel := context.WithCancel(t.Context())
 		var running sync.WaitGroup
 		running.Go(func() { s.warmUp(ctx) })
-		for n := range 20 * keys {
-			i := n % keys
-			least := f.latest[i].Load()
-			h, ok := s.Hit(f.ids[i], -1)
-			if !ok {
-				continue
-			}
-			hits++
-			got, err := strconv.ParseInt(string(h.Variable.GetValue().GetJson()), 10, 64)
-			if name := strings.TrimPrefix(f.ids[i], "default/s/"); err != nil || got < least || h.Variable.GetKey().GetName() != name {
-				t.Fatalf("%s: version %d of %s (%v), while %d was complete", f.ids[i], got, h.Variable.GetKey().GetName(), err, least)
+		look := func() {
+			for n := range 20 * keys {
+				i := n % keys
+				least := f.latest[i].Load()
+				h, ok := s.Hit(f.ids[i], -1)
+				if !ok {
+					continue
+				}
+				hits++
+				got, err := strconv.ParseInt(string(h.Variable.GetValue().GetJson()), 10, 64)
+				if name := strings.TrimPrefix(f.ids[i], "default/s/"); err != nil || got < least || h.Variable.GetKey().GetName() != name {
+					t.Fatalf("%s: version %d of %s (%v), while %d was complete", f.ids[i], got, h.Variable.GetKey().GetName(), err, least)
+				}
 			}
 		}
+		look()
 		running.Wait()
+		look()
 		cancel()
 		warmed += s.Stats().Warmed
 	}
-	close(stop)
+	close(turn)
 	writer.Wait()
 	t.Logf("%d starts brought %d entries; %d hits", starts, warmed, hits)
 	if warmed == 0 || hits == 0 {

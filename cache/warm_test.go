@@ -29,7 +29,7 @@ func TestWarmUp(t *testing.T) {
 		}
 		reads(t, s, "absent", session, "none origin")
 
-		time.Sleep(time.Second) // the node has told the origin by now which sessions it follows
+		time.Sleep(300 * time.Millisecond) // the node has told the origin by now which sessions it follows, and no repair is due
 		second := w.starting(cache.WarmUp{})
 		off := w.starting(cache.WarmUp{Off: true})
 		few := w.starting(cache.WarmUp{Entries: 7})
