@@ -115,7 +115,8 @@ type Sidecar struct {
 	reported  hits             // what earlier deltas said; owned by collect
 	reporter  *report.Reporter // nil without Reports
 
-	transport *http.Transport    // to models and to UpstreamHTTP
+	transport *http.Transport    // to UpstreamHTTP, and to models what direct leaves
+	direct    *upstream.Direct   // to models
 	models    *upstream.GRPCPool // to models that speak gRPC
 	guard     *upstream.Guard    // of everything dialled; nil with an injected network
 	draining  chan struct{}      // closed when no more is taken
@@ -149,7 +150,7 @@ func New(o Options) (*Sidecar, error) {
 	var err error
 	pass, passes := s.passthrough(others)
 	mo := o.Models
-	mo.Policy, mo.Region, mo.Order, mo.Transport, mo.Passthrough, mo.Passes, mo.Logger, mo.Meter = o.Policy, o.Node.Region, orderByRegion, s.transport, pass, passes, o.Logger, o.Meter
+	mo.Policy, mo.Region, mo.Order, mo.Transport, mo.Passthrough, mo.Passes, mo.Logger, mo.Meter = o.Policy, o.Node.Region, orderByRegion, s.direct, pass, passes, o.Logger, o.Meter
 	if s.inference, err = inference.New(mo); err != nil {
 		return nil, err
 	}
@@ -189,7 +190,9 @@ func (s *Sidecar) wireUpstream() {
 		}
 		s.guard = upstream.NewGuard(o)
 	}
-	s.transport = upstream.NewTransport(upstream.TransportOptions{Dial: s.opts.Dial, Guard: s.guard})
+	to := upstream.TransportOptions{Dial: s.opts.Dial, Guard: s.guard}
+	s.transport = upstream.NewTransport(to)
+	s.direct = upstream.NewDirect(to, s.transport)
 	s.models = upstream.NewGRPCPool(upstream.GRPCPoolOptions{Dial: s.opts.Dial, Guard: s.guard, MaxMessage: variable.MaxMessage})
 }
 

@@ -124,7 +124,7 @@ func (s *Sidecar) drain(late context.Context) {
 	})
 	all.Wait()
 	over()
-	s.transport.CloseIdleConnections()
+	s.direct.CloseIdleConnections() // and s.transport's
 	s.models.Close()
 }
 

@@ -63,11 +63,14 @@ var (
 	ErrTrailerSize = bad("trailer_size", "trailer section exceeds 8 KiB or 32 fields")
 )
 
+// ErrStatusLine is wrong with answers only; nobody is answered with it.
+var ErrStatusLine = &Refusal{http.StatusBadGateway, "status_line", "status line is not HTTP/1.x SP three digits SP reason"}
+
 // Refusals lists every value, for exhaustive tables and metrics.
 func Refusals() []*Refusal {
 	return []*Refusal{ErrBareLF, ErrRequestLine, ErrTarget, ErrFold, ErrColonSpace, ErrFieldName, ErrFieldValue,
 		ErrHostMissing, ErrHostTwice, ErrHost, ErrHostMismatch, ErrLength, ErrLengthTwice, ErrLengthAndTE,
 		ErrTETwice, ErrTEOld, ErrConnectBody, ErrConnection, ErrAlias, ErrTrailerField, ErrTwice,
 		ErrTECoding, ErrExpect, ErrVersion, ErrHeadSize, ErrFieldNumber,
-		ErrChunkSize, ErrChunkLine, ErrChunkExt, ErrChunkEnd, ErrTrailerSize}
+		ErrChunkSize, ErrChunkLine, ErrChunkExt, ErrChunkEnd, ErrTrailerSize, ErrStatusLine}
 }

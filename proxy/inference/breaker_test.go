@@ -48,7 +48,8 @@ func TestBreaker(t *testing.T) {
 		backend("eu", &euBad, &euCalls)
 		backend("us", &usBad, &usCalls)
 		dial := network.Dialer("sidecar")
-		tr := upstream.NewTransport(upstream.TransportOptions{Dial: func(ctx context.Context, _, address string) (net.Conn, error) { return dial(ctx, address) }})
+		to := upstream.TransportOptions{Dial: func(ctx context.Context, _, address string) (net.Conn, error) { return dial(ctx, address) }}
+		tr := upstream.NewDirect(to, upstream.NewTransport(to))
 		t.Cleanup(tr.CloseIdleConnections)
 		p := newPolicy(0, []policy.Endpoint{at("us:80", "us"), at("eu:80", "eu")}, nil)
 		p.Models[0].Versions[0].ConsecutiveFailures = 3
@@ -118,7 +119,8 @@ func TestCutAndTimeout(t *testing.T) {
 			t.Cleanup(func() { srv.Close() })
 		}
 		dial := network.Dialer("sidecar")
-		tr := upstream.NewTransport(upstream.TransportOptions{Dial: func(ctx context.Context, _, address string) (net.Conn, error) { return dial(ctx, address) }})
+		to := upstream.TransportOptions{Dial: func(ctx context.Context, _, address string) (net.Conn, error) { return dial(ctx, address) }}
+		tr := upstream.NewDirect(to, upstream.NewTransport(to))
 		t.Cleanup(tr.CloseIdleConnections)
 		p := newPolicy(0, []policy.Endpoint{at("us:80", "us"), at("eu:80", "eu")}, nil)
 		p.Models[0].Timeout = 30 * time.Second

@@ -219,7 +219,7 @@ type mesh struct {
 
 func newMesh(tb testing.TB, p *policy.Policy, o Options) *mesh {
 	tb.Helper()
-	tr := upstream.NewTransport(upstream.TransportOptions{})
+	tr := upstream.NewDirect(upstream.TransportOptions{}, upstream.NewTransport(upstream.TransportOptions{}))
 	m := &mesh{source: newSource(p)}
 	if o.Transport == nil {
 		o.Transport = tr

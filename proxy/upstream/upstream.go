@@ -8,6 +8,7 @@
 //	rt := upstream.NewTransport(upstream.TransportOptions{Guard: guard})
 //	fwd := upstream.NewForwarder(upstream.ForwarderOptions{Transport: rt})
 //	fwd.ServeHTTP(w, r.WithContext(upstream.WithDestination(ctx, origDst)))
+//	models := upstream.NewDirect(upstream.TransportOptions{Guard: guard}, rt) // calls of models, at less cost
 //	stats, err := upstream.Tunnel(ctx, clientConn, serverConn, upstream.TunnelOptions{})
 //
 // Promises.
