@@ -106,7 +106,7 @@ file given by --config, then defaults; the first that has a value wins.`,
 		root.AddCommand(c)
 	}
 	for _, c := range []*cobra.Command{varCommand(g), sessionCommand(g), cacheCommand(g), modelCommand(g), experimentCommand(g), rolloutCommand(g),
-		regionCommand(g), auditCommand(g), statusCommand(g), versionCommand(g)} {
+		regionCommand(g), xdsCommand(), auditCommand(g), statusCommand(g), versionCommand(g)} {
 		c.GroupID = "ops"
 		root.AddCommand(c)
 	}
