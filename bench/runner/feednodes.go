@@ -54,6 +54,7 @@ type feedReport struct {
 func childFeedNodes(ctx context.Context, args []string, in io.Reader) (any, error) {
 	f := flag.NewFlagSet("feednodes", flag.ContinueOnError)
 	address := f.String("address", "", "of the authority")
+	plain := f.Bool("plain", false, "be the receivers of the floor")
 	l, err := parseLag(f, args)
 	if err != nil {
 		return nil, err
@@ -62,7 +63,12 @@ func childFeedNodes(ctx context.Context, args []string, in io.Reader) (any, erro
 		seen: make([][]int64, lagSessions), shown: make([][]int, lagSessions)}
 	fl := &fleet{}
 	defer fl.close()
-	if err := n.start(ctx, fl, *address); err != nil {
+	if *plain {
+		err = n.startPlain(fl, *address)
+	} else {
+		err = n.start(ctx, fl, *address)
+	}
+	if err != nil {
 		return nil, err
 	}
 	say := func(full bool) error {
@@ -146,6 +152,9 @@ func (n *feedNodes) report(full bool) (feedReport, error) {
 		return r, nil
 	}
 	for h, last := range n.last {
+		if len(n.agents) == 0 {
+			break // the floor has no tables
+		}
 		for s, number := range last {
 			if shows, ok := n.held(h, s); !ok || shows < number {
 				return r, fmt.Errorf("node %d was sent write %d of session %d and shows %d (%v)", h, number, s, shows, ok)
@@ -171,16 +180,21 @@ func (n *feedNodes) note(h int, f *pb.FeedFrame) {
 		if !fresh {
 			n.unfresh++
 		}
-		for len(n.seen[s]) <= number {
-			n.seen[s], n.shown[s] = append(n.seen[s], 0), append(n.shown[s], 0)
-		}
-		// A write that a later one stood for became invisible with it.
-		for i := n.last[h][s] + 1; i <= number; i++ {
-			n.seen[s][i] = max(n.seen[s][i], at)
-			n.shown[s][i]++
-		}
-		n.last[h][s] = max(n.last[h][s], number)
+		n.shows(h, s, number, at)
 	}
+}
+
+// shows notes a write for whoever holds the mutex.
+func (n *feedNodes) shows(h, s, number int, at int64) {
+	for len(n.seen[s]) <= number {
+		n.seen[s], n.shown[s] = append(n.seen[s], 0), append(n.shown[s], 0)
+	}
+	// A write that a later one stood for became invisible with it.
+	for i := n.last[h][s] + 1; i <= number; i++ {
+		n.seen[s][i] = max(n.seen[s][i], at)
+		n.shown[s][i]++
+	}
+	n.last[h][s] = max(n.last[h][s], number)
 }
 
 // watchedFeed notes when its agent is through with each frame.
@@ -210,8 +224,8 @@ type feedProcess struct {
 	out *bufio.Reader
 }
 
-func startFeedNodes(self, address string, l lagFlags) (*feedProcess, error) {
-	p := &feedProcess{cmd: exec.Command(self, "-child", "feednodes", "-address", address, "-nodes", strconv.Itoa(l.nodes), "-holders", strconv.Itoa(l.holders), "-profile", l.profile)}
+func startFeedNodes(self, address string, l lagFlags, plain bool) (*feedProcess, error) {
+	p := &feedProcess{cmd: exec.Command(self, "-child", "feednodes", "-address", address, "-nodes", strconv.Itoa(l.nodes), "-holders", strconv.Itoa(l.holders), "-profile", l.profile, "-plain="+strconv.FormatBool(plain))}
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	var err error
 	if p.in, err = p.cmd.StdinPipe(); err != nil {

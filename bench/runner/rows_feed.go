@@ -3,12 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -27,7 +25,7 @@ const (
 
 func feedRows() []row {
 	return []row{{id: "cache.invalidation_lag", unit: "ms p99", better: "lower", run: runInvalidationLag,
-		what: fmt.Sprintf("durable commit at the authority to the last stale read any process could make on the nodes that hold the variable; %d writes/s, %d node agents with a gRPC feed each over TCP loopback, authority (log on disk) in one process and agents in another, not pinned, every write watched: a node is done with a frame when it takes the next one off its stream. The peer writes 300 bytes to a connection per holding node and gets 4 bytes back, without log, and is timed from its first write to its last read", lagRate, lagNodes)}}
+		what: fmt.Sprintf("durable commit at the authority to the last stale read any process could make on the nodes that hold the variable; %d writes/s, %d node agents with a gRPC feed each over TCP loopback, authority (log on disk) in one process and agents in another, not pinned, every write watched: a node is done with a frame when it takes the next one off its stream. The peer has the same two processes, connections, schedule of writes and notes, and no log, lease or table: 300 bytes are written to each holding node's connection, and it is timed from before the first write to the last read", lagRate, lagNodes)}}
 }
 
 func runInvalidationLag(ctx context.Context, e *env, r row) ([]result, error) {
@@ -91,10 +89,12 @@ func parseLag(f *flag.FlagSet, args []string) (l lagFlags, err error) {
 
 const lagSessions = 64 // each is written by one goroutine
 
-// lagRun is one run of ours, as the authority sees it.
+// lagRun is one run of either side, as the writing process sees it.
 type lagRun struct {
 	lagFlags
-	fleet   *fleet
+	// set makes write n of a session; at is when it was durable, or began to be sent where
+	// there is no log.
+	set     func(ctx context.Context, session, n int) (at int64, err error)
 	durable [][]int64 // by session and number: when the write was durable
 	mu      sync.Mutex
 	applied histogram // ns from durable to handed to the feeds and applied
@@ -115,6 +115,11 @@ func childInvalidation(ctx context.Context, args []string, _ io.Reader) (any, er
 }
 
 func (l lagFlags) measure(ctx context.Context, f *fleet) (map[string]float64, error) {
+	set := func(ctx context.Context, session, n int) (int64, error) {
+		var done committed
+		_, err := f.svc.Set(context.WithValue(ctx, committedKey{}, &done), &pb.SetRequest{Session: lagSession(session), Identifier: "x", Value: &pb.Value{Json: []byte(lagValue(n))}})
+		return done.at.Load(), err
+	}
 	for s := range lagSessions {
 		if err := f.session(ctx, lagSession(s), lagValue(0)); err != nil {
 			return nil, err
@@ -124,16 +129,16 @@ func (l lagFlags) measure(ctx context.Context, f *fleet) (map[string]float64, er
 	if err != nil {
 		return nil, err
 	}
-	nodes, err := startFeedNodes(self, f.origin.Target(), l)
+	nodes, err := startFeedNodes(self, f.origin.Target(), l, false)
 	if err != nil {
 		return nil, err
 	}
-	out, err := l.load(ctx, f, nodes)
+	out, err := l.load(ctx, set, nodes)
 	return out, errors.Join(err, nodes.close())
 }
 
 // load measures an idle second, then writes.
-func (l lagFlags) load(ctx context.Context, f *fleet, nodes *feedProcess) (map[string]float64, error) {
+func (l lagFlags) load(ctx context.Context, set func(context.Context, int, int) (int64, error), nodes *feedProcess) (map[string]float64, error) {
 	if _, err := nodes.next(); err != nil { // they hold their sessions
 		return nil, err
 	}
@@ -141,7 +146,7 @@ func (l lagFlags) load(ctx context.Context, f *fleet, nodes *feedProcess) (map[s
 	if err != nil {
 		return nil, err
 	}
-	r := &lagRun{lagFlags: l, fleet: f, durable: make([][]int64, lagSessions)}
+	r := &lagRun{lagFlags: l, set: set, durable: make([][]int64, lagSessions)}
 	profiled, err := l.startProfile("authority")
 	if err != nil {
 		return nil, err
@@ -248,12 +253,10 @@ func (r *lagRun) write(ctx context.Context, session int, start time.Time) error 
 		pause(ctx, time.Until(next))
 		late := time.Since(next)
 		next = next.Add(every)
-		var done committed
-		_, err := r.fleet.svc.Set(context.WithValue(ctx, committedKey{}, &done), &pb.SetRequest{Session: lagSession(session), Identifier: "x", Value: &pb.Value{Json: []byte(lagValue(n))}})
+		at, err := r.set(ctx, session, n)
 		if err != nil {
 			return err
 		}
-		at := done.at.Load()
 		r.mu.Lock()
 		r.durable[session] = append(r.durable[session], at)
 		r.applied.record(max(0, time.Now().UnixNano()-at))
@@ -295,65 +298,4 @@ func busy() time.Duration {
 		return 0
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
-// childBroadcast is the floor: the same messages to as many nodes over bare TCP.
-func childBroadcast(ctx context.Context, args []string, _ io.Reader) (any, error) {
-	l, err := parseLag(flag.NewFlagSet("lag", flag.ContinueOnError), args)
-	if err != nil {
-		return nil, err
-	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
-	}
-	defer listener.Close()
-	acks := make(chan int64, 1<<16) // when a node had read a message
-	servers := make([]net.Conn, l.nodes)
-	for i := range servers {
-		client, err := net.Dial("tcp", listener.Addr().String())
-		if err != nil {
-			return nil, err
-		}
-		defer client.Close()
-		if servers[i], err = listener.Accept(); err != nil {
-			return nil, err
-		}
-		defer servers[i].Close()
-		go reader(client, acks)
-		go io.Copy(io.Discard, servers[i]) // the acknowledgements
-	}
-	var lags histogram
-	message, start := make([]byte, 300), time.Now()
-	for n := 0; time.Since(start) < l.slice; n++ {
-		if !pause(ctx, time.Until(start.Add(time.Duration(n)*time.Second/time.Duration(l.rate)))) {
-			return nil, ctx.Err()
-		}
-		before := time.Now().UnixNano()
-		for _, s := range l.holdersOf(n % lagSessions) {
-			if _, err := servers[s].Write(message); err != nil {
-				return nil, err
-			}
-		}
-		last := int64(0)
-		for range l.holders {
-			last = max(last, <-acks)
-		}
-		lags.record(last - before)
-	}
-	return map[string]float64{"p50_ms": float64(lags.quantile(0.5)) / 1e6, "p99_ms": float64(lags.quantile(0.99)) / 1e6, "rate": float64(lags.total) / l.slice.Seconds()}, nil
-}
-
-// reader is one node of the floor. It ends with its connection.
-func reader(c net.Conn, acks chan<- int64) {
-	buf := make([]byte, 300)
-	for n := uint32(1); ; n++ {
-		if _, err := io.ReadFull(c, buf); err != nil {
-			return
-		}
-		acks <- time.Now().UnixNano()
-		if _, err := c.Write(binary.LittleEndian.AppendUint32(nil, n)); err != nil {
-			return
-		}
-	}
 }

@@ -98,16 +98,18 @@ func (a *Agent) connect(number uint64, cancel context.CancelFunc) (*pb.Subscribe
 		Select: &pb.Select{Number: s.Number, Add: s.Shards}}, a.selects
 }
 
-// beat sends Subscribe and then a heartbeat per interval, and selects as they come.
+// beat sends Subscribe and then a heartbeat per interval, and selects as they come. The
+// second heartbeat comes anywhere within the first interval, so that nodes that connected
+// together do not keep beating together: changes would wait behind their answers.
 // Nothing else is ever sent on the stream, so a heartbeat waits for nothing; a failed
 // send ends the stream, which Recv reports.
 func (a *Agent) beat(ctx context.Context, stream grpc.BidiStreamingClient[pb.FeedRequest, pb.FeedFrame], s *pb.Subscribe, selects <-chan *pb.Select) {
 	if stream.Send(&pb.FeedRequest{Kind: &pb.FeedRequest_Subscribe{Subscribe: s}}) != nil {
 		return
 	}
-	t := time.NewTicker(a.o.Heartbeat)
+	t := time.NewTicker(1 + rand.N(a.o.Heartbeat))
 	defer t.Stop()
-	for {
+	for first := true; ; first = false {
 		hb := &pb.Heartbeat{Sent: uint64(a.o.Clock())}
 		if stream.Send(&pb.FeedRequest{Kind: &pb.FeedRequest_Heartbeat{Heartbeat: hb}}) != nil {
 			return
@@ -121,7 +123,9 @@ func (a *Agent) beat(ctx context.Context, stream grpc.BidiStreamingClient[pb.Fee
 					return
 				}
 			case <-t.C:
-				waiting = false
+				if waiting = false; first {
+					t.Reset(a.o.Heartbeat)
+				}
 			}
 		}
 	}
