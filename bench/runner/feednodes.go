@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -161,7 +162,9 @@ func (n *feedNodes) report(full bool) (feedReport, error) {
 			}
 		}
 	}
-	r.Seen, r.Shown = n.seen, n.shown
+	for s := range n.seen { // copies: writes may still be noted while they are printed
+		r.Seen, r.Shown = append(r.Seen, slices.Clone(n.seen[s])), append(r.Shown, slices.Clone(n.shown[s]))
+	}
 	return r, nil
 }
 
