@@ -18,7 +18,7 @@ import (
 )
 
 // pingCounter counts the HTTP/2 PING frames that are written to a connection (RFC 9113,
-// sections 3.4, 4.1 and 6.7), answers included.
+// sections 3.4, 4.1 and 6.7), but no answers to pings.
 type pingCounter struct {
 	net.Conn
 	pings *atomic.Int64
@@ -34,7 +34,7 @@ func (c *pingCounter) Write(b []byte) (int, error) {
 		if len(c.rest) < 9 {
 			break
 		}
-		if c.rest[3] == 6 {
+		if c.rest[3] == 6 && c.rest[4]&1 == 0 {
 			c.pings.Add(1)
 		}
 		c.skip = 9 + int(binary.BigEndian.Uint32(append([]byte{0}, c.rest[:3]...)))
