@@ -44,7 +44,7 @@ type row struct {
 
 // allRows lists every id in the order of the results file.
 func allRows() []row {
-	return slices.Concat(cacheRows(), feedRows(), nodeTierRows(), proxyRows(), grpcRows(), logRows(), experimentRows())
+	return slices.Concat(cacheRows(), feedRows(), nodeTierRows(), proxyRows(), idleRows(), grpcRows(), logRows(), experimentRows())
 }
 
 func main() {

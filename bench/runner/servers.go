@@ -114,7 +114,7 @@ func (e *env) nginx(ctx context.Context, cpus, upstream string) (*running, error
 worker_processes %d;
 pid %[3]s/nginx.pid;
 error_log %[3]s/error.log warn;
-events { worker_connections 4096; }
+events { worker_connections 16384; }
 http {
   access_log off;
   keepalive_requests 100000000;
@@ -138,7 +138,7 @@ func (e *env) haproxy(ctx context.Context, cpus, upstream string) (*running, err
 		}
 		return fmt.Sprintf(`global
   nbthread %d
-  maxconn 8192
+  maxconn 16384
 defaults
   mode http
   timeout connect 5s

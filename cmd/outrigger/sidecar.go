@@ -232,6 +232,7 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 	}
 	p.until(ended, "policy", ads.Run)
 	p.becomeReady(ads.Ready())
+	p.run("memory", func(ctx context.Context) error { return keepSmall(ctx, ads.Ready(), p.log) })
 	up := s.upgrader(p, sc)
 	serve := func() error {
 		pages := map[string]http.Handler{"GET /stats": sc.Handler()}
