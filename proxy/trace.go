@@ -34,6 +34,9 @@ func (t *Tracing) wrap(h http.Handler) http.Handler {
 		r = r.WithContext(ctx)
 		t.Propagator.Inject(ctx, carrier)
 		h.ServeHTTP(w, r)
+		if !span.IsRecording() {
+			return // not sampled: nobody reads what follows
+		}
 		for _, name := range []string{outrigger.HeaderTier, outrigger.HeaderModel, outrigger.HeaderVersion, outrigger.HeaderArm,
 			outrigger.HeaderRegion, outrigger.HeaderAttempts, outrigger.HeaderPolicy} {
 			if v := w.Header().Get(name); v != "" {

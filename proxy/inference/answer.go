@@ -74,9 +74,11 @@ const (
 // setHeaders writes what is known about the request into the answer's header.
 func (c *call) setHeaders() {
 	h := c.w.Header()
+	values := make([]string, 0, 7) // behind all of them: one allocation
 	set := func(key, value string) {
 		if value != "" {
-			h[key] = []string{value}
+			values = append(values, value)
+			h[key] = values[len(values)-1 : len(values) : len(values)]
 		}
 	}
 	switch {

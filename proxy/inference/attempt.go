@@ -77,11 +77,16 @@ func (c *call) attemptAll(ctx context.Context, targets []*target, limit int) end
 func (c *call) attempt(ctx context.Context, y *try) ending {
 	probe := y.t.breaker.State() == gobreaker.StateHalfOpen
 	c.held = nil
-	ctx, cancel := context.WithCancelCause(ctx) // leaving the attempt releases its connections
-	defer func() { cancel(nil); y.leave() }()
-	if d := c.h.o.TryTimeout; d > 0 {
-		c.tryTimer = time.AfterFunc(d, func() { cancel(errTry) })
-		defer c.tryTimer.Stop()
+	defer y.leave()
+	if d := c.h.o.TryTimeout; d > 0 || c.rpc != nil {
+		// Leaving the attempt releases its stream; over HTTP, closing the body does.
+		var cancel context.CancelCauseFunc
+		ctx, cancel = context.WithCancelCause(ctx)
+		defer cancel(nil)
+		if d > 0 {
+			c.tryTimer = time.AfterFunc(d, func() { cancel(errTry) })
+			defer c.tryTimer.Stop()
+		}
 	}
 	resp, err := y.send(ctx)
 	t, report := y.t, y.report

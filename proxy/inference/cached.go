@@ -183,7 +183,7 @@ func (t *tee) FlushError() error {
 func (c *call) base() (context.Context, context.CancelFunc) {
 	f := c.flight
 	if f == nil {
-		return context.WithCancel(c.r.Context())
+		return c.r.Context(), func() {}
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(c.r.Context()))
 	look := func() {

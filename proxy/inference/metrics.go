@@ -2,6 +2,7 @@ package inference
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -84,8 +85,8 @@ type labelKey struct {
 
 // labels returns the attribute set, built once per plan.
 func (c *call) labels(k labelKey) metric.MeasurementOption {
-	if v, ok := c.plan.labels.Load(k); ok {
-		return v.(metric.MeasurementOption)
+	if o := c.plan.labels.get(k); o != nil {
+		return o
 	}
 	kv := []attribute.KeyValue{
 		attribute.String("gen_ai.operation.name", k.op),
@@ -103,8 +104,30 @@ func (c *call) labels(k labelKey) metric.MeasurementOption {
 		kv = append(kv, attribute.String("gen_ai.token.type", k.tokenType), attribute.Bool("outrigger.token.estimated", k.estimated))
 	}
 	o := metric.WithAttributeSet(attribute.NewSet(kv...))
-	c.plan.labels.Store(k, o)
+	c.plan.labels.put(k, o)
 	return o
+}
+
+// labelSets are the attribute sets of one plan. A map of its own kind, because a sync.Map
+// would put every key it is asked for on the heap.
+type labelSets struct {
+	mu sync.RWMutex
+	m  map[labelKey]metric.MeasurementOption
+}
+
+func (l *labelSets) get(k labelKey) metric.MeasurementOption {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.m[k]
+}
+
+func (l *labelSets) put(k labelKey, o metric.MeasurementOption) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.m == nil {
+		l.m = map[labelKey]metric.MeasurementOption{}
+	}
+	l.m[k] = o
 }
 
 // finished records one logical request. Background: measurements must not be lost

@@ -23,7 +23,7 @@ type plan struct {
 	gates   map[gateKey]*gate
 	budgets map[string]*budget
 	shares  map[string]*gate
-	labels  sync.Map // labelKey → metric attribute options; bounded by the policy
+	labels  labelSets // bounded by the policy
 }
 
 type modelPlan struct {
