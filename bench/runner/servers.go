@@ -138,7 +138,7 @@ func (e *env) haproxy(ctx context.Context, cpus, upstream string) (*running, err
 		}
 		return fmt.Sprintf(`global
   nbthread %d
-  maxconn 16384
+  maxconn 8192
 defaults
   mode http
   timeout connect 5s
