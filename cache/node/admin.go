@@ -31,8 +31,8 @@ func (a *Agent) SessionKeys(ctx context.Context, r *pb.SessionKeysRequest) (*pb.
 	if p, ok := peer.FromContext(ctx); ok && !authz.LocalPeer(p.Addr) {
 		return nil, status.ToGRPC(outrigger.Errorf(outrigger.Denied, "session keys are handed out on this machine only"))
 	}
-	if k := a.o.SessionKeys; k != nil {
-		return &pb.SessionKeysResponse{Keys: k.Text()}, nil
+	if f := a.o.SessionKeys; f != nil {
+		return &pb.SessionKeysResponse{Keys: f().Text()}, nil
 	}
 	return a.coh.SessionKeys(ctx, r)
 }

@@ -189,7 +189,7 @@ func TestFreshnessMonitor(t *testing.T) {
 
 func TestSessionKeysOfAnAgent(t *testing.T) {
 	keys := identity.NewKeys()
-	bubble(t, node.Options{SessionKeys: keys}, func(t *testing.T, w *world) {
+	bubble(t, node.Options{SessionKeys: func() *identity.Keys { return keys }}, func(t *testing.T, w *world) {
 		r, err := w.coh.SessionKeys(t.Context(), &pb.SessionKeysRequest{})
 		if err != nil || r.Keys != keys.Text() {
 			t.Errorf("own keys: %v", err)

@@ -105,7 +105,9 @@ type Options struct {
 	MaxKeys      int           // keys the protocol keeps exact floors for [those the table has room for]
 	MaxSidecars  int           // processes attached to the table [1024]
 
-	SessionKeys *identity.Keys // handed to the node's processes [asked of the origin]
+	// SessionKeys returns what is handed to the node's processes, asked at every hand-out
+	// [those of the origin].
+	SessionKeys func() *identity.Keys
 
 	// Clock is the monotonic clock in ns that table readers compare leases with; it must
 	// stay above 0 [Clock()].

@@ -142,7 +142,7 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 	}
 	defer log.Close()
 	// After the log's lock is held: the data directory is this process's alone.
-	keys, err := c.sessionKeys()
+	keys, err := c.sessionKeys(p)
 	if err != nil {
 		return err
 	}
@@ -153,7 +153,7 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 	s, err := control.New(control.Options{
 		Log: log, AdminToken: token, Hosts: c.hosts, DeadMan: c.deadMan, Regions: topo.view, Metrics: p.tel.Handler(),
 		Region:    &pb.Region{Name: c.region, Gateway: c.gateway, Latitude: c.latitude, Longitude: c.longitude},
-		Variables: variables.Options{SessionKeys: keys},
+		Variables: variables.Options{SessionKeys: keys.Keys},
 		Monitor:   monitor.Options{Tick: c.tick}, Logger: p.log, Meter: p.tel.Meter("control")})
 	if err != nil {
 		return configError{err}
@@ -161,6 +161,7 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 	p.serveGRPC(gl, c.grpcServer(p, s), c.grace)
 	p.serveHTTP(hl, s.Handler(), c.grace)
 	p.run("control", s.Run)
+	p.run("session keys", keys.Run)
 	p.run("regions", topo.run)
 	p.becomeReady(s.Ready())
 	if err := p.announce(); err != nil {
@@ -171,15 +172,15 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 
 // sessionKeys are the keys of session tokens: those of the file named, else the data
 // directory's.
-func (c *controlFlags) sessionKeys() (*identity.Keys, error) {
+func (c *controlFlags) sessionKeys(p *process) (*identity.KeyFile, error) {
 	if c.tokenKeyFile != "" {
-		return readTokenKeys(c.tokenKeyFile)
+		return openTokenKeys(p, c.tokenKeyFile, nil)
 	}
-	keys, err := identity.LoadOrCreateKeys(filepath.Join(c.data, "token.key"))
-	if err != nil {
+	path := filepath.Join(c.data, "token.key")
+	if _, err := identity.LoadOrCreateKeys(path); err != nil {
 		return nil, configError{err}
 	}
-	return keys, nil
+	return openTokenKeys(p, path, nil)
 }
 
 // grpcServer carries every service; keep-alives find peers that vanished.

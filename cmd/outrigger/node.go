@@ -19,6 +19,7 @@ import (
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/cache/node"
 	"github.com/outrigger-mesh/outrigger/cache/shm"
+	"github.com/outrigger-mesh/outrigger/internal/identity"
 	"github.com/outrigger-mesh/outrigger/internal/report"
 	"github.com/outrigger-mesh/outrigger/internal/wire"
 )
@@ -110,7 +111,7 @@ func (n *nodeFlags) run(cmd *cobra.Command, g *globals) error {
 	if err != nil {
 		return err
 	}
-	keys, err := readTokenKeys(n.tokenKeyFile)
+	keys, err := openTokenKeys(p, n.tokenKeyFile, nil)
 	if err != nil {
 		return err
 	}
@@ -138,7 +139,12 @@ func (n *nodeFlags) run(cmd *cobra.Command, g *globals) error {
 	if n.checkEvery == 0 {
 		n.checkEvery = -1 // the agent's word for never
 	}
-	a, err := node.New(node.Options{Node: self, SessionKeys: keys, RepairEvery: n.checkEvery, Origin: origin, Table: shm.Options{Bytes: n.tableBytes, Name: "outrigger"},
+	var sessionKeys func() *identity.Keys
+	if keys != nil {
+		sessionKeys = keys.Keys
+		p.run("session keys", keys.Run)
+	}
+	a, err := node.New(node.Options{Node: self, SessionKeys: sessionKeys, RepairEvery: n.checkEvery, Origin: origin, Table: shm.Options{Bytes: n.tableBytes, Name: "outrigger"},
 		Lease: n.lease, Heartbeat: n.heartbeat, Logger: p.log, Meter: p.tel.Meter("cache/node")})
 	if err != nil {
 		return err

@@ -186,12 +186,15 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 		}
 		defer agent.Close()
 	}
-	keys, err := readTokenKeys(s.tokenKeyFile)
+	var store *cache.Store
+	tokens := variable.NewTokens(variable.TokenOptions{Logger: p.log, Era: func() uint64 { return store.Era() }})
+	keys, err := openTokenKeys(p, s.tokenKeyFile, tokens.Use)
 	if err != nil {
 		return err
 	}
-	var store *cache.Store
-	tokens := variable.NewTokens(variable.TokenOptions{Keys: keys, Logger: p.log, Era: func() uint64 { return store.Era() }})
+	if keys != nil {
+		tokens.Use(keys.Keys())
+	}
 	if store, err = s.cache(p, self, control, agent, tokens); err != nil {
 		return err
 	}
@@ -227,7 +230,9 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 	}
 	ended := make(chan struct{}) // the proxy has, and needs nothing any more
 	p.until(ended, "cache", store.Run)
-	if keys == nil {
+	if keys != nil {
+		p.until(ended, "session keys", keys.Run)
+	} else {
 		p.until(ended, "session keys", func(ctx context.Context) error { return tokens.Follow(ctx, keySources(agent, control)...) })
 	}
 	p.until(ended, "policy", ads.Run)
@@ -313,16 +318,17 @@ func ownListeners(ls ...net.Listener) []netip.AddrPort {
 
 const tokenKeyUsage = "file with the keys of session tokens, the same for every process of the mesh; empty = the control plane's, on one machine"
 
-// readTokenKeys reads a key file; nil for none.
-func readTokenKeys(path string) (*identity.Keys, error) {
+// openTokenKeys reads a key file, which is looked at again while its Run runs; nil for
+// none.
+func openTokenKeys(p *process, path string, changed func(*identity.Keys)) (*identity.KeyFile, error) {
 	if path == "" {
 		return nil, nil
 	}
-	keys, err := identity.LoadKeys(path)
+	f, err := identity.OpenKeyFile(path, identity.KeyFileOptions{Changed: changed, Logger: p.log, Meter: p.tel.Meter("identity")})
 	if err != nil {
 		return nil, configError{fmt.Errorf("--token-key-file: %w", err)}
 	}
-	return keys, nil
+	return f, nil
 }
 
 // keySources are who may know the mesh's session keys: the agent, which may have been

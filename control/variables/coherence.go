@@ -82,10 +82,12 @@ func (s *Service) SessionKeys(ctx context.Context, _ *pb.SessionKeysRequest) (*p
 	switch {
 	case !ok || !authz.LocalPeer(p.Addr):
 		return reply[pb.SessionKeysResponse](ctx, nil, outrigger.Errorf(outrigger.Denied, "session keys are handed out on this machine only; give every process of the mesh the same --token-key-file"))
-	case s.opt.SessionKeys == nil:
-		return reply[pb.SessionKeysResponse](ctx, nil, outrigger.Errorf(outrigger.Locked, "this control plane has no session keys to hand out"))
+	case s.opt.SessionKeys != nil:
+		if keys := s.opt.SessionKeys(); keys != nil {
+			return &pb.SessionKeysResponse{Keys: keys.Text()}, nil
+		}
 	}
-	return &pb.SessionKeysResponse{Keys: s.opt.SessionKeys.Text()}, nil
+	return reply[pb.SessionKeysResponse](ctx, nil, outrigger.Errorf(outrigger.Locked, "this control plane has no session keys to hand out"))
 }
 
 // Changes implements pb.CoherenceServer. An answer holds at most about 1 MiB; ask again

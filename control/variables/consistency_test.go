@@ -64,7 +64,7 @@ func TestSessionKeysStayOnTheMachine(t *testing.T) {
 		{"nobody knows who", keys, context.Background(), codes.PermissionDenied},
 		{"none to give", nil, from(local), codes.FailedPrecondition},
 	} {
-		s := &Service{opt: Options{SessionKeys: tt.keys}}
+		s := &Service{opt: Options{SessionKeys: func() *identity.Keys { return tt.keys }}}
 		got, err := s.SessionKeys(tt.ctx, nil)
 		if gstatus.Code(err) != tt.want || (err == nil) != (got.GetKeys() == keys.Text()) {
 			t.Errorf("%s: %v, want %v", tt.name, err, tt.want)

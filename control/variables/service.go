@@ -57,8 +57,9 @@ type Options struct {
 	FeedBytes int
 	// SnapshotEvery is the number of events between log snapshots; negative means never.
 	SnapshotEvery int
-	// SessionKeys are handed to processes of the mesh on this machine; nil = none to hand.
-	SessionKeys *identity.Keys
+	// SessionKeys returns what is handed to processes of the mesh on this machine, asked at
+	// every hand-out; nil, or a nil result = none to hand.
+	SessionKeys func() *identity.Keys
 }
 
 func (o Options) withDefaults() Options {

@@ -28,7 +28,9 @@
 //
 // A key file has one key per line, base64 of 32 to 64 random bytes; the first signs, both
 // verify. To rotate without refusing anything: add the new key as the second line
-// everywhere, then put it first, then remove the old one.
+// everywhere, then put it first, then remove the old one. A KeyFile follows the file while
+// the process runs, so no step needs a restart; leave a minute and a few seconds between
+// them, which is how long a change takes to reach the processes that ask others for keys.
 //
 // Everything is immutable once built and may be used concurrently.
 package identity

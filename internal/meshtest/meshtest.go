@@ -192,7 +192,7 @@ type Control struct {
 // started again.
 func (w *World) StartControl() {
 	w.t.Helper()
-	s, err := control.New(control.Options{Log: w.Log, Variables: variables.Options{SessionKeys: w.Keys}, Logger: w.o.Logger, Region: &pb.Region{Name: Region, Gateway: controlAddress}})
+	s, err := control.New(control.Options{Log: w.Log, Variables: variables.Options{SessionKeys: func() *identity.Keys { return w.Keys }}, Logger: w.o.Logger, Region: &pb.Region{Name: Region, Gateway: controlAddress}})
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -77,6 +77,9 @@ func NewTokens(o TokenOptions) *Tokens {
 	return t
 }
 
+// Use signs with these keys from now on, and verifies with no others.
+func (t *Tokens) Use(keys *identity.Keys) { t.keys.Store(keys) }
+
 const (
 	keysRetry   = time.Second // until there are keys
 	keysRefresh = time.Minute // afterwards: how long a rotation takes to arrive

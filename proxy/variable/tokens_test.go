@@ -77,7 +77,7 @@ func TestTokenOfAnAnswer(t *testing.T) {
 	}
 	who.token = ""
 	next := identity.NewKeys()
-	tokens.keys.Store(next)
+	tokens.Use(next)
 	if got, err := next.Verify(tokens.saw(who, "s")); err != nil || got[0] != at(8) {
 		t.Errorf("after new keys: %v, %v", got, err)
 	}
