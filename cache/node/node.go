@@ -43,6 +43,17 @@
 //
 // Admin is the service behind "outrigger cache": statistics, one entry, a dump, a flush.
 //
+// # Tenants
+//
+// An agent has one table. Whoever may connect to its table socket can read all of it, and
+// whoever may connect to its gRPC socket can ask for any tenant's keys; the permissions of
+// the sockets' directory decide who that is, and nothing else does. Tenants that must not
+// see each other get an agent each, with a directory each that only their pods' user may
+// enter, and a server bound to the tenant by BindTenant ("outrigger node --tenant"): it
+// refuses every other tenant's keys, so that none get into its table. The processes of one
+// agent are not told apart, and what the control plane lets them ask directly is its own
+// business.
+//
 // # Limits
 //
 // Variables above shm.MaxValueBytes (1 MiB with version and metadata) are not kept: every

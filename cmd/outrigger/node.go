@@ -36,6 +36,7 @@ type nodeFlags struct {
 	lease, heartbeat, grace            time.Duration
 	checkEvery                         time.Duration
 	tokenKeyFile                       string
+	tenant                             string
 }
 
 func nodeCommand(g *globals) *cobra.Command {
@@ -54,6 +55,7 @@ permissions (0700) say who may.`}
 	f.DurationVar(&n.lease, "feed-lease", 300*time.Millisecond, "how long readers trust the table after the last proof that the feed is live")
 	f.DurationVar(&n.heartbeat, "heartbeat", 100*time.Millisecond, "how often that proof is asked for")
 	f.DurationVar(&n.checkEvery, "check-every", time.Second, "how often the freshness monitor compares one entry with the origin; 0 = never")
+	f.StringVar(&n.tenant, "tenant", "", "serve this tenant only and deny the others; run one agent with a --dir of its own per tenant (default: every tenant, one table)")
 	f.StringVar(&n.tokenKeyFile, "token-key-file", "", tokenKeyUsage)
 	f.DurationVar(&n.grace, "grace", 5*time.Second, "limit for draining at the end")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -77,6 +79,11 @@ func hostname() string {
 }
 
 func (n *nodeFlags) validate() error {
+	if n.tenant != "" {
+		if err := outrigger.CheckName("--tenant", n.tenant); err != nil {
+			return err
+		}
+	}
 	switch {
 	case n.nodeID == "":
 		return errors.New("--node-id is empty")
@@ -149,7 +156,11 @@ func (n *nodeFlags) run(cmd *cobra.Command, g *globals) error {
 	if err != nil {
 		return err
 	}
-	gs := grpc.NewServer(grpc.MaxRecvMsgSize(16<<20), p.tel.GRPCServer())
+	so := []grpc.ServerOption{grpc.MaxRecvMsgSize(16 << 20), p.tel.GRPCServer()}
+	if n.tenant != "" {
+		so = append(so, node.BindTenant(n.tenant)...)
+	}
+	gs := grpc.NewServer(so...)
 	pb.RegisterVariablesServer(gs, a)
 	pb.RegisterCoherenceServer(gs, a)
 	pb.RegisterNodeAdminServer(gs, a.Admin())
