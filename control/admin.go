@@ -29,6 +29,7 @@ type admin struct {
 	// Live views, for answers only: nothing is decided on them.
 	regions  func() ([]*pb.Region, string) // nil = what the log says
 	monitor  monitorView
+	trials   trialsView
 	ledger   ledgerView
 	feeds    feedView
 	position func() uint64 // of the policy now published

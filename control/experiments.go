@@ -10,6 +10,8 @@ import (
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/control/eventlog"
 	"github.com/outrigger-mesh/outrigger/control/facts"
+	"github.com/outrigger-mesh/outrigger/experiments"
+	"github.com/outrigger-mesh/outrigger/internal/wire"
 )
 
 // experimentMoves lists where an experiment may go from each state. A stopped test does
@@ -17,7 +19,7 @@ import (
 // would carry the first one's effects into its numbers.
 func experimentMoves(from string) []string {
 	switch from {
-	case facts.Draft:
+	case facts.Draft, facts.Planned:
 		return []string{facts.Running, facts.Archived}
 	case facts.Running:
 		return []string{facts.Concluded, facts.Stopped}
@@ -50,10 +52,16 @@ func (a *admin) CreateExperiment(ctx context.Context, r *pb.CreateExperimentRequ
 		if err := checkArms(m, r.GetArms()); err != nil {
 			return nil, err
 		}
-		e := &pb.ExperimentChanged{State: facts.Draft, Model: m.Name, Arms: r.GetArms()}
+		if err := checkConfiguration(r.GetArms()); err != nil {
+			return nil, err
+		}
+		e := &pb.ExperimentChanged{State: facts.Draft, Model: m.Name, Arms: r.GetArms(), Plan: r.GetPlan()}
 		created := write(f, facts.ExperimentPrefix+r.GetName(), experimentChanged(e))
 		if !r.GetStart() {
 			return []eventlog.Write{created}, nil
+		}
+		if r.GetPlan() != nil {
+			return nil, invalid("start is true and a plan is given; it is frozen by PlanExperiment, and then the experiment is started")
 		}
 		e.State = facts.Running
 		claim, err := claimForExperiment(f, m, r.GetArms())
@@ -87,7 +95,7 @@ func (a *admin) SetExperimentState(ctx context.Context, r *pb.SetExperimentState
 	if err := checkReason(r.GetReason()); err != nil {
 		return nil, err
 	}
-	known := []string{facts.Draft, facts.Running, facts.Concluded, facts.Stopped, facts.Archived}
+	known := []string{facts.Draft, facts.Planned, facts.Running, facts.Concluded, facts.Stopped, facts.Archived}
 	if !slices.Contains(known, r.GetState()) {
 		return nil, invalid("state %q is not one of %v", r.GetState(), known[1:])
 	}
@@ -106,8 +114,14 @@ func (a *admin) SetExperimentState(ctx context.Context, r *pb.SetExperimentState
 		if err != nil {
 			return nil, err
 		}
-		writes := []eventlog.Write{write(f, facts.ExperimentPrefix+e.Name,
-			experimentChanged(&pb.ExperimentChanged{State: r.GetState(), Reason: r.GetReason()}))}
+		changed := &pb.ExperimentChanged{State: r.GetState(), Reason: r.GetReason()}
+		if r.GetState() == facts.Stopped {
+			changed.Cause = string(experiments.CauseManual)
+		}
+		if _, err := e.Life.Apply(experiments.Transition{To: experiments.State(r.GetState()), At: a.now(), Cause: experiments.Cause(changed.Cause)}); err != nil {
+			return nil, err
+		}
+		writes := []eventlog.Write{write(f, facts.ExperimentPrefix+e.Name, experimentChanged(changed))}
 		switch {
 		case r.GetState() == facts.Running:
 			if err := checkArms(m, armsPB(e)); err != nil {
@@ -159,13 +173,15 @@ func experimentChanged(e *pb.ExperimentChanged) *pb.Event {
 }
 
 func experimentPB(e *facts.Experiment) *pb.Experiment {
-	return &pb.Experiment{Name: e.Name, Model: e.Model, State: e.State, Arms: armsPB(e), Reason: e.Reason, ChangedAt: timestamppb.New(e.ChangedAt)}
+	return &pb.Experiment{Name: e.Name, Model: e.Model, State: e.State, Arms: armsPB(e), Reason: e.Reason, ChangedAt: timestamppb.New(e.ChangedAt),
+		Plan: e.Plan, StartedAt: wire.TimePB(e.Life.StartedAt), EndedAt: wire.TimePB(e.Life.EndedAt),
+		Outcome: string(e.Life.Outcome), Serve: e.Life.Serve, Cause: string(e.Life.Cause)}
 }
 
 func armsPB(e *facts.Experiment) []*pb.ExperimentArm {
 	out := make([]*pb.ExperimentArm, len(e.Arms))
 	for i, a := range e.Arms {
-		out[i] = &pb.ExperimentArm{Name: a.Name, Version: a.Version, Weight: a.Weight}
+		out[i] = &pb.ExperimentArm{Name: a.Name, Version: a.Version, Weight: a.Weight, Configuration: a.Configuration}
 	}
 	return out
 }

@@ -26,7 +26,7 @@ type guard struct {
 // mutating one needs.
 func readMethod(name string) bool {
 	switch name {
-	case "GetModel", "ListModels", "ListExperiments", "GetRollout", "ListRollouts",
+	case "GetModel", "ListModels", "ListExperiments", "ExperimentResults", "GetRollout", "ListRollouts",
 		"ListRegions", "ListAlerts", "Audit", "Status":
 		return true
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
@@ -272,7 +273,7 @@ func TestGRPCAccess(t *testing.T) {
 	}
 	reads := 0
 	for _, m := range services["outrigger.v1.Admin"].Methods {
-		read := strings.HasPrefix(m.MethodName, "Get") || strings.HasPrefix(m.MethodName, "List") || m.MethodName == "Audit" || m.MethodName == "Status"
+		read := strings.HasPrefix(m.MethodName, "Get") || strings.HasPrefix(m.MethodName, "List") || slices.Contains([]string{"Audit", "Status", "ExperimentResults"}, m.MethodName)
 		if read {
 			reads++
 		}
@@ -286,7 +287,7 @@ func TestGRPCAccess(t *testing.T) {
 			t.Errorf("%s with the token was refused", m.MethodName)
 		}
 	}
-	if reads != 9 || len(services["outrigger.v1.Admin"].Methods) != 18 {
+	if reads != 10 || len(services["outrigger.v1.Admin"].Methods) != 20 {
 		t.Fatalf("%d of %d methods read", reads, len(services["outrigger.v1.Admin"].Methods))
 	}
 }

@@ -62,6 +62,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/control/eventlog"
 	"github.com/outrigger-mesh/outrigger/control/facts"
 	"github.com/outrigger-mesh/outrigger/control/monitor"
+	"github.com/outrigger-mesh/outrigger/control/trials"
 	"github.com/outrigger-mesh/outrigger/control/variables"
 	"github.com/outrigger-mesh/outrigger/deploy"
 	"github.com/outrigger-mesh/outrigger/internal/authz"
@@ -116,6 +117,7 @@ type Server struct {
 	vars      *variables.Service
 	ads       *adsserver.Server
 	monitor   *monitor.Monitor
+	trials    *trials.Service
 	publisher *publisher
 	admin     *admin
 	guard     *guard
@@ -169,6 +171,10 @@ func (s *Server) wireParts() (err error) {
 	m := s.opts.Monitor
 	m.Log, m.Rollouts, m.Ledger, m.Touch = s.opts.Log, rolloutSource{s.facts}, s.ads, s.vars.Touch
 	m.Now, m.Logger, m.Meter = s.opts.Now, s.opts.Logger, s.opts.Meter
+	if s.trials, err = trials.New(trials.Options{Log: s.opts.Log, Facts: s.facts.Facts, Ready: s.facts.Ready(), Now: s.opts.Now, Logger: s.opts.Logger}); err != nil {
+		return err
+	}
+	m.Outcomes = s.trials.Ingest
 	s.monitor, err = monitor.New(m)
 	return err
 }
@@ -187,7 +193,7 @@ func (s *Server) wirePublisher() (err error) {
 
 func (s *Server) wireAdmin() (err error) {
 	s.admin = &admin{log: s.opts.Log, facts: s.facts, region: s.opts.Region, now: s.opts.Now, started: s.opts.Now(),
-		regions: s.opts.Regions, monitor: s.monitor, ledger: s.ads, feeds: s.vars, position: s.publisher.published.Load,
+		regions: s.opts.Regions, monitor: s.monitor, trials: s.trials, ledger: s.ads, feeds: s.vars, position: s.publisher.published.Load,
 		problems: func(f *facts.Facts) []problem { return problems(f, s.compileOptions()) }}
 	s.dashboard, err = dashboard.New(dashboard.Options{Region: s.opts.Region.GetName(), Logger: s.opts.Logger,
 		Status: func(ctx context.Context) (*pb.StatusResponse, error) { return s.admin.Status(ctx, nil) },
@@ -275,7 +281,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	tried := s.publisher.first
 	for _, part := range []func(context.Context) error{
-		s.facts.Run, s.vars.Run, s.monitor.Run, s.publisher.run, s.publisher.record, s.dashboard.Run,
+		s.facts.Run, s.vars.Run, s.monitor.Run, s.trials.Run, s.publisher.run, s.publisher.record, s.dashboard.Run,
 		func(ctx context.Context) error { return s.open(ctx, tried) },
 	} {
 		g.Go(func() error {

@@ -6,7 +6,7 @@ import (
 	"io"
 	"maps"
 	"slices"
-	"strconv"
+
 	"strings"
 	"time"
 
@@ -126,78 +126,6 @@ func modelState(c *clientFlags) *cobra.Command {
 		return cl.printModel(m)
 	})
 	return cmd
-}
-
-func experimentCommand(g *globals) *cobra.Command {
-	cmd := group("experiment", "Split a model's traffic between versions")
-	c := addClientFlags(cmd, g)
-	var arms []string
-	var start bool
-	create := &cobra.Command{Use: "create NAME MODEL", Short: "Create an experiment", Args: exactArgs("NAME", "MODEL")}
-	create.Flags().StringSliceVar(&arms, "arm", nil, "name=version:weight with weights in parts of 10000 that sum to 10000; repeatable")
-	create.Flags().BoolVar(&start, "start", false, "start it at once")
-	create.RunE = c.verb(false, func(ctx context.Context, cl *client, args []string) error {
-		req := &pb.CreateExperimentRequest{Name: args[0], Model: args[1], Actor: c.actor, Start: start}
-		for _, a := range arms {
-			arm, err := parseArm(a)
-			if err != nil {
-				return err
-			}
-			req.Arms = append(req.Arms, arm)
-		}
-		e, err := cl.admin.CreateExperiment(ctx, req)
-		if err != nil {
-			return err
-		}
-		return cl.printExperiments(&pb.ListExperimentsResponse{Experiments: []*pb.Experiment{e}})
-	})
-	cmd.AddCommand(create, experimentState(c, "start", "running"), experimentState(c, "stop", "stopped"),
-		&cobra.Command{Use: "list", Short: "List experiments", Args: exactArgs(),
-			RunE: c.verb(false, func(ctx context.Context, cl *client, _ []string) error {
-				r, err := cl.admin.ListExperiments(ctx, &pb.ListRequestAll{})
-				if err != nil {
-					return err
-				}
-				return cl.printExperiments(r)
-			})})
-	return cmd
-}
-
-func parseArm(s string) (*pb.ExperimentArm, error) {
-	name, rest, ok := strings.Cut(s, "=")
-	version, weight, ok2 := strings.Cut(rest, ":")
-	n, err := strconv.ParseUint(weight, 10, 32)
-	if !ok || !ok2 || err != nil {
-		return nil, usageError{fmt.Errorf("--arm %q is not name=version:weight", s)}
-	}
-	return &pb.ExperimentArm{Name: name, Version: version, Weight: uint32(n)}, nil
-}
-
-func experimentState(c *clientFlags, verb, state string) *cobra.Command {
-	var reason string
-	cmd := &cobra.Command{Use: verb + " NAME", Short: "Set the experiment " + state, Args: exactArgs("NAME")}
-	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit")
-	cmd.RunE = c.verb(false, func(ctx context.Context, cl *client, args []string) error {
-		e, err := cl.admin.SetExperimentState(ctx, &pb.SetExperimentStateRequest{Name: args[0], State: state, Reason: reason, Actor: c.actor})
-		if err != nil {
-			return err
-		}
-		return cl.printExperiments(&pb.ListExperimentsResponse{Experiments: []*pb.Experiment{e}})
-	})
-	return cmd
-}
-
-func (c *client) printExperiments(r *pb.ListExperimentsResponse) error {
-	return c.out.message(r, func(w io.Writer) {
-		fmt.Fprintln(w, "EXPERIMENT\tMODEL\tSTATE\tARMS\tREASON")
-		for _, e := range r.Experiments {
-			var arms []string
-			for _, a := range e.Arms {
-				arms = append(arms, fmt.Sprintf("%s=%s:%d", a.Name, a.Version, a.Weight))
-			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", e.Name, e.Model, e.State, strings.Join(arms, " "), e.Reason)
-		}
-	})
 }
 
 // timestamp converts; the zero time becomes unset.

@@ -37,6 +37,7 @@ import (
 const (
 	MaxAlerts        = 1000
 	MaxEndedRollouts = 200
+	MaxEpochs        = 200 // per experiment
 )
 
 // Aggregate prefixes; the name or id follows.
@@ -67,6 +68,7 @@ const (
 // States of an experiment.
 const (
 	Draft     = "draft"
+	Planned   = "planned"
 	Running   = "running"
 	Concluded = "concluded"
 	Stopped   = "stopped"
@@ -86,7 +88,8 @@ type Facts struct {
 	experiments    map[string]*Experiment
 	rollouts       map[string]*Rollout
 	regions        map[string]*pb.Region
-	alerts         []*Alert // in order of being raised
+	alerts         []*Alert          // in order of being raised
+	epochs         map[uint64]string // weight epochs in which an experiment's split was in force
 	sequences      map[string]uint64
 	pushed         uint64
 	skipped        Skipped
@@ -156,6 +159,16 @@ type Experiment struct {
 	Arms      []ExperimentArm
 	Reason    string
 	ChangedAt time.Time
+	// Life is the state with what led to it; its plan is frozen. Plan is the same as
+	// recorded, with a draft the wishes; nil if there is none.
+	Life experiments.Lifecycle
+	Plan *pb.ExperimentPlan
+	// Epochs are the weight epochs in which the model was split as the arms say, in
+	// order, the first MaxEpochs: in others (an arm's version was down) nothing can be
+	// compared.
+	Epochs []uint64
+	// Results are those of the moment of the decision, as JSON; nil if nothing decided.
+	Results []byte
 }
 
 // ExperimentArm is one variant; the weights of all arms sum to experiments.Buckets.
@@ -165,6 +178,8 @@ type ExperimentArm struct {
 	Version string
 	Weight  uint32
 	Ranges  []experiments.Range
+	// Configuration is what the arm's requests should find, values as JSON.
+	Configuration map[string]string
 }
 
 // Alert is one raised alert; ResolvedAt is zero while it stands.
@@ -366,8 +381,8 @@ func (d *draft) alertResolved() {
 }
 
 // with returns a copy of m with one entry set.
-func with[V any](m map[string]V, k string, v V) map[string]V {
-	out := make(map[string]V, len(m)+1)
+func with[K comparable, V any](m map[K]V, k K, v V) map[K]V {
+	out := make(map[K]V, len(m)+1)
 	maps.Copy(out, m)
 	out[k] = v
 	return out

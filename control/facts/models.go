@@ -134,6 +134,21 @@ func (d *draft) experimentChanged(p *pb.ExperimentChanged) string {
 		}
 		next.Arms = arms
 	}
+	if step, ok, err := transition(next, p, d.at()); err != nil {
+		return fmt.Sprintf("experiment %q: %v", name, err)
+	} else if ok {
+		life, err := next.Life.Apply(step)
+		if err != nil {
+			return fmt.Sprintf("experiment %q: %v", name, err)
+		}
+		next.Life = life
+	}
+	if p.GetPlan() != nil {
+		next.Plan = p.GetPlan()
+	}
+	if p.GetResults() != nil {
+		next.Results = p.GetResults()
+	}
 	next.State, next.Reason = p.GetState(), p.GetReason()
 	next.ChangedAt = d.at()
 	d.experiments = with(d.experiments, name, next)
@@ -164,7 +179,7 @@ func allocate(prev []ExperimentArm, arms []*pb.ExperimentArm) ([]ExperimentArm, 
 	}
 	out := make([]ExperimentArm, len(arms))
 	for i, a := range arms {
-		out[i] = ExperimentArm{Name: a.GetName(), Version: a.GetVersion(), Weight: a.GetWeight(), Ranges: got[i].Ranges}
+		out[i] = ExperimentArm{Name: a.GetName(), Version: a.GetVersion(), Weight: a.GetWeight(), Ranges: got[i].Ranges, Configuration: a.GetConfiguration()}
 	}
 	return out, nil
 }

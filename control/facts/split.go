@@ -46,6 +46,29 @@ func (d *draft) resplit(m *Model) {
 		m.WeightEpoch = d.event.GetPosition()
 	}
 	m.Split = next
+	d.rememberEpoch(m)
+}
+
+// rememberEpoch notes with a running experiment that the split in force is the one it
+// asked for, so that reports of this epoch may be compared.
+func (d *draft) rememberEpoch(m *Model) {
+	e := d.experiments[m.Experiment]
+	if e == nil || len(e.Epochs) >= MaxEpochs || slices.Contains(e.Epochs, m.WeightEpoch) || m.Split.Salt != saltExperiment+e.Name {
+		return
+	}
+	served := map[string]uint32{}
+	for i := range m.Split.Arms {
+		served[m.Split.Arms[i].Name] = m.Split.Arms[i].Weight()
+	}
+	for _, a := range e.Arms {
+		if served[a.Name] != a.Weight {
+			return
+		}
+	}
+	next := *e
+	next.Epochs = append(slices.Clone(e.Epochs), m.WeightEpoch)
+	d.experiments = with(d.experiments, e.Name, &next)
+	d.epochs = with(d.epochs, m.WeightEpoch, e.Name)
 }
 
 // sameTargets compares what each bucket gets. Names of arms do not matter: a rollout

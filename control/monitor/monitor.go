@@ -106,6 +106,9 @@ type Options struct {
 	// Touch is told which sessions were used; at is the end of the window they were used
 	// in. It is called without locks held and must not block. May be nil.
 	Touch func(tenant, session string, at time.Time)
+	// Outcomes is told every delta, once, after it was counted. It is called without locks
+	// held, must not block and not keep the delta. May be nil.
+	Outcomes func(*pb.Delta)
 	// MaxReporters bounds reporters and nodes each (default 10 000); one that has been
 	// silent for 15 minutes makes room. MaxCells bounds cells (default 2 048); one that
 	// has been silent for 10 minutes makes room. MaxUnits bounds the failed units

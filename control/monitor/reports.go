@@ -66,6 +66,9 @@ func (m *Monitor) Ingest(ctx context.Context, d *pb.Delta) error {
 		return nil
 	}
 	m.count(ctx, "counted")
+	if m.opts.Outcomes != nil {
+		m.opts.Outcomes(d)
+	}
 	m.drop(ctx, "cells_full", res.cellsFull)
 	m.drop(ctx, "units_full", res.unitsFull)
 	if res.cellsFull > 0 {

@@ -179,6 +179,12 @@ func (o *operator) CreateExperiment(ctx context.Context, r *pb.CreateExperimentR
 func (o *operator) SetExperimentState(ctx context.Context, r *pb.SetExperimentStateRequest) (*pb.Experiment, error) {
 	return saw(o, ctx, "SetExperimentState", r, &pb.Experiment{})
 }
+func (o *operator) PlanExperiment(ctx context.Context, r *pb.PlanExperimentRequest) (*pb.Experiment, error) {
+	return saw(o, ctx, "PlanExperiment", r, &pb.Experiment{})
+}
+func (o *operator) ExperimentResults(ctx context.Context, r *pb.NameRequest) (*pb.ExperimentResultsResponse, error) {
+	return saw(o, ctx, "ExperimentResults", r, &pb.ExperimentResultsResponse{})
+}
 func (o *operator) ListExperiments(ctx context.Context, r *pb.ListRequestAll) (*pb.ListExperimentsResponse, error) {
 	return saw(o, ctx, "ListExperiments", r, &pb.ListExperimentsResponse{})
 }

@@ -52,6 +52,8 @@ var messages = []struct {
 		&pb.MoveAliasRequest{Model: "m", Alias: "champion", To: "v", Expected: proto.String("")}},
 	{"GET", "/v1/experiments", "", nil, 200, "ListExperiments", &pb.ListRequestAll{}},
 	{"POST", "/v1/experiments", `{"name":"e","start":true}`, nil, 201, "CreateExperiment", &pb.CreateExperimentRequest{Name: "e", Start: true}},
+	{"POST", "/v1/experiments/e/plan", `{"plan":{"mde":0.5}}`, nil, 200, "PlanExperiment", &pb.PlanExperimentRequest{Name: "e", Plan: &pb.ExperimentPlan{Mde: .5}}},
+	{"GET", "/v1/experiments/e/results", "", nil, 200, "ExperimentResults", &pb.NameRequest{Name: "e"}},
 	{"POST", "/v1/experiments/e", `{"state":"stopped"}`, nil, 200, "SetExperimentState", &pb.SetExperimentStateRequest{Name: "e", State: "stopped"}},
 	{"GET", "/v1/rollouts", "", nil, 200, "ListRollouts", &pb.ListRequestAll{}},
 	{"POST", "/v1/rollouts", `{"model":"m","alpha":0.05,"phases":[{"weight":100,"min_requests":"9"}]}`, nil, 201, "StartRollout",

@@ -34,6 +34,9 @@ func AdminRoutes(admin pb.AdminServer) []Route {
 
 		{Pattern: "GET /v1/experiments", Handler: unary(admin.ListExperiments)},
 		{Pattern: "POST /v1/experiments", Handler: unary(admin.CreateExperiment), Created: true},
+		{Pattern: "POST /v1/experiments/{name}/plan", Handler: unary(admin.PlanExperiment,
+			path("name", "name", func(r *pb.PlanExperimentRequest) *string { return &r.Name }))},
+		{Pattern: "GET /v1/experiments/{name}/results", Handler: unary(admin.ExperimentResults, name)},
 		{Pattern: "POST /v1/experiments/{name}", Handler: unary(admin.SetExperimentState,
 			path("name", "name", func(r *pb.SetExperimentStateRequest) *string { return &r.Name }))},
 

@@ -9,6 +9,7 @@ package outriggerv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	structpb "google.golang.org/protobuf/types/known/structpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -750,6 +751,12 @@ type Experiment struct {
 	Arms          []*ExperimentArm       `protobuf:"bytes,4,rep,name=arms,proto3" json:"arms,omitempty"`
 	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
 	ChangedAt     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=changed_at,json=changedAt,proto3" json:"changed_at,omitempty"`
+	Plan          *ExperimentPlan        `protobuf:"bytes,7,opt,name=plan,proto3" json:"plan,omitempty"`
+	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	EndedAt       *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
+	Outcome       string                 `protobuf:"bytes,10,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	Serve         string                 `protobuf:"bytes,11,opt,name=serve,proto3" json:"serve,omitempty"` // arm
+	Cause         string                 `protobuf:"bytes,12,opt,name=cause,proto3" json:"cause,omitempty"` // of a stop
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -826,6 +833,48 @@ func (x *Experiment) GetChangedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Experiment) GetPlan() *ExperimentPlan {
+	if x != nil {
+		return x.Plan
+	}
+	return nil
+}
+
+func (x *Experiment) GetStartedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartedAt
+	}
+	return nil
+}
+
+func (x *Experiment) GetEndedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndedAt
+	}
+	return nil
+}
+
+func (x *Experiment) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *Experiment) GetServe() string {
+	if x != nil {
+		return x.Serve
+	}
+	return ""
+}
+
+func (x *Experiment) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
 type CreateExperimentRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -833,6 +882,7 @@ type CreateExperimentRequest struct {
 	Arms          []*ExperimentArm       `protobuf:"bytes,3,rep,name=arms,proto3" json:"arms,omitempty"`
 	Actor         string                 `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
 	Start         bool                   `protobuf:"varint,5,opt,name=start,proto3" json:"start,omitempty"`
+	Plan          *ExperimentPlan        `protobuf:"bytes,6,opt,name=plan,proto3" json:"plan,omitempty"` // wishes, completed by PlanExperiment
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -902,6 +952,143 @@ func (x *CreateExperimentRequest) GetStart() bool {
 	return false
 }
 
+func (x *CreateExperimentRequest) GetPlan() *ExperimentPlan {
+	if x != nil {
+		return x.Plan
+	}
+	return nil
+}
+
+// PlanExperimentRequest freezes the rule. What is zero here is taken from the draft.
+type PlanExperimentRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Plan          *ExperimentPlan        `protobuf:"bytes,2,opt,name=plan,proto3" json:"plan,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Actor         string                 `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanExperimentRequest) Reset() {
+	*x = PlanExperimentRequest{}
+	mi := &file_outrigger_v1_admin_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanExperimentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanExperimentRequest) ProtoMessage() {}
+
+func (x *PlanExperimentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_admin_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanExperimentRequest.ProtoReflect.Descriptor instead.
+func (*PlanExperimentRequest) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *PlanExperimentRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PlanExperimentRequest) GetPlan() *ExperimentPlan {
+	if x != nil {
+		return x.Plan
+	}
+	return nil
+}
+
+func (x *PlanExperimentRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *PlanExperimentRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+// ExperimentResultsResponse holds every number the decision follows from.
+type ExperimentResultsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Experiment    *Experiment            `protobuf:"bytes,1,opt,name=experiment,proto3" json:"experiment,omitempty"`
+	Results       *structpb.Struct       `protobuf:"bytes,2,opt,name=results,proto3" json:"results,omitempty"` // experiments.Result; infinite bounds are null
+	Ledger        *structpb.Struct       `protobuf:"bytes,3,opt,name=ledger,proto3" json:"ledger,omitempty"`   // what was counted, what was left out and why
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExperimentResultsResponse) Reset() {
+	*x = ExperimentResultsResponse{}
+	mi := &file_outrigger_v1_admin_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExperimentResultsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExperimentResultsResponse) ProtoMessage() {}
+
+func (x *ExperimentResultsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_admin_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExperimentResultsResponse.ProtoReflect.Descriptor instead.
+func (*ExperimentResultsResponse) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ExperimentResultsResponse) GetExperiment() *Experiment {
+	if x != nil {
+		return x.Experiment
+	}
+	return nil
+}
+
+func (x *ExperimentResultsResponse) GetResults() *structpb.Struct {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+func (x *ExperimentResultsResponse) GetLedger() *structpb.Struct {
+	if x != nil {
+		return x.Ledger
+	}
+	return nil
+}
+
 type SetExperimentStateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -914,7 +1101,7 @@ type SetExperimentStateRequest struct {
 
 func (x *SetExperimentStateRequest) Reset() {
 	*x = SetExperimentStateRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[12]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -926,7 +1113,7 @@ func (x *SetExperimentStateRequest) String() string {
 func (*SetExperimentStateRequest) ProtoMessage() {}
 
 func (x *SetExperimentStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[12]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -939,7 +1126,7 @@ func (x *SetExperimentStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetExperimentStateRequest.ProtoReflect.Descriptor instead.
 func (*SetExperimentStateRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SetExperimentStateRequest) GetName() string {
@@ -979,7 +1166,7 @@ type ListExperimentsResponse struct {
 
 func (x *ListExperimentsResponse) Reset() {
 	*x = ListExperimentsResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[13]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -991,7 +1178,7 @@ func (x *ListExperimentsResponse) String() string {
 func (*ListExperimentsResponse) ProtoMessage() {}
 
 func (x *ListExperimentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[13]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1004,7 +1191,7 @@ func (x *ListExperimentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExperimentsResponse.ProtoReflect.Descriptor instead.
 func (*ListExperimentsResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListExperimentsResponse) GetExperiments() []*Experiment {
@@ -1036,7 +1223,7 @@ type Rollout struct {
 
 func (x *Rollout) Reset() {
 	*x = Rollout{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[14]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1048,7 +1235,7 @@ func (x *Rollout) String() string {
 func (*Rollout) ProtoMessage() {}
 
 func (x *Rollout) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[14]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1061,7 +1248,7 @@ func (x *Rollout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rollout.ProtoReflect.Descriptor instead.
 func (*Rollout) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Rollout) GetId() string {
@@ -1177,7 +1364,7 @@ type StartRolloutRequest struct {
 
 func (x *StartRolloutRequest) Reset() {
 	*x = StartRolloutRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[15]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1189,7 +1376,7 @@ func (x *StartRolloutRequest) String() string {
 func (*StartRolloutRequest) ProtoMessage() {}
 
 func (x *StartRolloutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[15]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1202,7 +1389,7 @@ func (x *StartRolloutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRolloutRequest.ProtoReflect.Descriptor instead.
 func (*StartRolloutRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StartRolloutRequest) GetId() string {
@@ -1265,7 +1452,7 @@ type RolloutActionRequest struct {
 
 func (x *RolloutActionRequest) Reset() {
 	*x = RolloutActionRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[16]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1277,7 +1464,7 @@ func (x *RolloutActionRequest) String() string {
 func (*RolloutActionRequest) ProtoMessage() {}
 
 func (x *RolloutActionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[16]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1290,7 +1477,7 @@ func (x *RolloutActionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutActionRequest.ProtoReflect.Descriptor instead.
 func (*RolloutActionRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RolloutActionRequest) GetId() string {
@@ -1323,7 +1510,7 @@ type ListRolloutsResponse struct {
 
 func (x *ListRolloutsResponse) Reset() {
 	*x = ListRolloutsResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[17]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1335,7 +1522,7 @@ func (x *ListRolloutsResponse) String() string {
 func (*ListRolloutsResponse) ProtoMessage() {}
 
 func (x *ListRolloutsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[17]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1348,7 +1535,7 @@ func (x *ListRolloutsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRolloutsResponse.ProtoReflect.Descriptor instead.
 func (*ListRolloutsResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListRolloutsResponse) GetRollouts() []*Rollout {
@@ -1368,7 +1555,7 @@ type ListRegionsResponse struct {
 
 func (x *ListRegionsResponse) Reset() {
 	*x = ListRegionsResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[18]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1380,7 +1567,7 @@ func (x *ListRegionsResponse) String() string {
 func (*ListRegionsResponse) ProtoMessage() {}
 
 func (x *ListRegionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[18]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1393,7 +1580,7 @@ func (x *ListRegionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRegionsResponse.ProtoReflect.Descriptor instead.
 func (*ListRegionsResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListRegionsResponse) GetRegions() []*Region {
@@ -1424,7 +1611,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[19]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1436,7 +1623,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[19]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1449,7 +1636,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Alert) GetId() string {
@@ -1503,7 +1690,7 @@ type ListAlertsResponse struct {
 
 func (x *ListAlertsResponse) Reset() {
 	*x = ListAlertsResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[20]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1515,7 +1702,7 @@ func (x *ListAlertsResponse) String() string {
 func (*ListAlertsResponse) ProtoMessage() {}
 
 func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[20]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1528,7 +1715,7 @@ func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAlertsResponse.ProtoReflect.Descriptor instead.
 func (*ListAlertsResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListAlertsResponse) GetAlerts() []*Alert {
@@ -1554,7 +1741,7 @@ type AuditRequest struct {
 
 func (x *AuditRequest) Reset() {
 	*x = AuditRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[21]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1566,7 +1753,7 @@ func (x *AuditRequest) String() string {
 func (*AuditRequest) ProtoMessage() {}
 
 func (x *AuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[21]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1579,7 +1766,7 @@ func (x *AuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRequest.ProtoReflect.Descriptor instead.
 func (*AuditRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AuditRequest) GetAggregatePrefix() string {
@@ -1648,7 +1835,7 @@ type AuditResponse struct {
 
 func (x *AuditResponse) Reset() {
 	*x = AuditResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[22]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1660,7 +1847,7 @@ func (x *AuditResponse) String() string {
 func (*AuditResponse) ProtoMessage() {}
 
 func (x *AuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[22]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1673,7 +1860,7 @@ func (x *AuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditResponse.ProtoReflect.Descriptor instead.
 func (*AuditResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AuditResponse) GetEvents() []*Event {
@@ -1710,7 +1897,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[23]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1722,7 +1909,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[23]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1735,7 +1922,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StatusResponse) GetRegion() string {
@@ -1837,7 +2024,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[24]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1849,7 +2036,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[24]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1862,7 +2049,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *NodeStatus) GetNode() *Node {
@@ -1921,7 +2108,7 @@ type CacheStatus struct {
 
 func (x *CacheStatus) Reset() {
 	*x = CacheStatus{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[25]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1933,7 +2120,7 @@ func (x *CacheStatus) String() string {
 func (*CacheStatus) ProtoMessage() {}
 
 func (x *CacheStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[25]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1946,7 +2133,7 @@ func (x *CacheStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheStatus.ProtoReflect.Descriptor instead.
 func (*CacheStatus) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CacheStatus) GetHitsProcess() uint64 {
@@ -1995,7 +2182,7 @@ var File_outrigger_v1_admin_proto protoreflect.FileDescriptor
 
 const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x18outrigger/v1/admin.proto\x12\foutrigger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19outrigger/v1/events.proto\x1a\x18outrigger/v1/types.proto\"!\n" +
+	"\x18outrigger/v1/admin.proto\x12\foutrigger.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19outrigger/v1/events.proto\x1a\x18outrigger/v1/types.proto\"!\n" +
 	"\vNameRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"&\n" +
 	"\x0eListRequestAll\x12\x14\n" +
@@ -2063,7 +2250,7 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\x05actor\x18\x05 \x01(\tR\x05actorB\v\n" +
 	"\t_expected\"A\n" +
 	"\x12ListModelsResponse\x12+\n" +
-	"\x06models\x18\x01 \x03(\v2\x13.outrigger.v1.ModelR\x06models\"\xd0\x01\n" +
+	"\x06models\x18\x01 \x03(\v2\x13.outrigger.v1.ModelR\x06models\"\xba\x03\n" +
 	"\n" +
 	"Experiment\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
@@ -2072,13 +2259,33 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\x04arms\x18\x04 \x03(\v2\x1b.outrigger.v1.ExperimentArmR\x04arms\x12\x16\n" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x129\n" +
 	"\n" +
-	"changed_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tchangedAt\"\xa0\x01\n" +
+	"changed_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tchangedAt\x120\n" +
+	"\x04plan\x18\a \x01(\v2\x1c.outrigger.v1.ExperimentPlanR\x04plan\x129\n" +
+	"\n" +
+	"started_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x125\n" +
+	"\bended_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12\x18\n" +
+	"\aoutcome\x18\n" +
+	" \x01(\tR\aoutcome\x12\x14\n" +
+	"\x05serve\x18\v \x01(\tR\x05serve\x12\x14\n" +
+	"\x05cause\x18\f \x01(\tR\x05cause\"\xd2\x01\n" +
 	"\x17CreateExperimentRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12/\n" +
 	"\x04arms\x18\x03 \x03(\v2\x1b.outrigger.v1.ExperimentArmR\x04arms\x12\x14\n" +
 	"\x05actor\x18\x04 \x01(\tR\x05actor\x12\x14\n" +
-	"\x05start\x18\x05 \x01(\bR\x05start\"s\n" +
+	"\x05start\x18\x05 \x01(\bR\x05start\x120\n" +
+	"\x04plan\x18\x06 \x01(\v2\x1c.outrigger.v1.ExperimentPlanR\x04plan\"\x8b\x01\n" +
+	"\x15PlanExperimentRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x120\n" +
+	"\x04plan\x18\x02 \x01(\v2\x1c.outrigger.v1.ExperimentPlanR\x04plan\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actor\"\xb9\x01\n" +
+	"\x19ExperimentResultsResponse\x128\n" +
+	"\n" +
+	"experiment\x18\x01 \x01(\v2\x18.outrigger.v1.ExperimentR\n" +
+	"experiment\x121\n" +
+	"\aresults\x18\x02 \x01(\v2\x17.google.protobuf.StructR\aresults\x12/\n" +
+	"\x06ledger\x18\x03 \x01(\v2\x17.google.protobuf.StructR\x06ledger\"s\n" +
 	"\x19SetExperimentStateRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
@@ -2176,8 +2383,7 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"hitsOrigin\x12!\n" +
 	"\fstale_served\x18\x04 \x01(\x04R\vstaleServed\x125\n" +
 	"\x17invalidation_lag_p50_ms\x18\x05 \x01(\x01R\x14invalidationLagP50Ms\x125\n" +
-	"\x17invalidation_lag_p99_ms\x18\x06 \x01(\x01R\x14invalidationLagP99Ms2\xef\n" +
-	"\n" +
+	"\x17invalidation_lag_p99_ms\x18\x06 \x01(\x01R\x14invalidationLagP99Ms2\x99\f\n" +
 	"\x05Admin\x12V\n" +
 	"\x14RegisterModelVersion\x12).outrigger.v1.RegisterModelVersionRequest\x1a\x13.outrigger.v1.Model\x12J\n" +
 	"\x0eConfigureModel\x12#.outrigger.v1.ConfigureModelRequest\x1a\x13.outrigger.v1.Model\x12V\n" +
@@ -2187,7 +2393,9 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"ListModels\x12\x1c.outrigger.v1.ListRequestAll\x1a .outrigger.v1.ListModelsResponse\x12S\n" +
 	"\x10CreateExperiment\x12%.outrigger.v1.CreateExperimentRequest\x1a\x18.outrigger.v1.Experiment\x12W\n" +
-	"\x12SetExperimentState\x12'.outrigger.v1.SetExperimentStateRequest\x1a\x18.outrigger.v1.Experiment\x12V\n" +
+	"\x12SetExperimentState\x12'.outrigger.v1.SetExperimentStateRequest\x1a\x18.outrigger.v1.Experiment\x12O\n" +
+	"\x0ePlanExperiment\x12#.outrigger.v1.PlanExperimentRequest\x1a\x18.outrigger.v1.Experiment\x12W\n" +
+	"\x11ExperimentResults\x12\x19.outrigger.v1.NameRequest\x1a'.outrigger.v1.ExperimentResultsResponse\x12V\n" +
 	"\x0fListExperiments\x12\x1c.outrigger.v1.ListRequestAll\x1a%.outrigger.v1.ListExperimentsResponse\x12H\n" +
 	"\fStartRollout\x12!.outrigger.v1.StartRolloutRequest\x1a\x15.outrigger.v1.Rollout\x12K\n" +
 	"\x0eAdvanceRollout\x12\".outrigger.v1.RolloutActionRequest\x1a\x15.outrigger.v1.Rollout\x12I\n" +
@@ -2213,7 +2421,7 @@ func file_outrigger_v1_admin_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_admin_proto_rawDescData
 }
 
-var file_outrigger_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_outrigger_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_outrigger_v1_admin_proto_goTypes = []any{
 	(*NameRequest)(nil),                 // 0: outrigger.v1.NameRequest
 	(*ListRequestAll)(nil),              // 1: outrigger.v1.ListRequestAll
@@ -2227,117 +2435,133 @@ var file_outrigger_v1_admin_proto_goTypes = []any{
 	(*ListModelsResponse)(nil),          // 9: outrigger.v1.ListModelsResponse
 	(*Experiment)(nil),                  // 10: outrigger.v1.Experiment
 	(*CreateExperimentRequest)(nil),     // 11: outrigger.v1.CreateExperimentRequest
-	(*SetExperimentStateRequest)(nil),   // 12: outrigger.v1.SetExperimentStateRequest
-	(*ListExperimentsResponse)(nil),     // 13: outrigger.v1.ListExperimentsResponse
-	(*Rollout)(nil),                     // 14: outrigger.v1.Rollout
-	(*StartRolloutRequest)(nil),         // 15: outrigger.v1.StartRolloutRequest
-	(*RolloutActionRequest)(nil),        // 16: outrigger.v1.RolloutActionRequest
-	(*ListRolloutsResponse)(nil),        // 17: outrigger.v1.ListRolloutsResponse
-	(*ListRegionsResponse)(nil),         // 18: outrigger.v1.ListRegionsResponse
-	(*Alert)(nil),                       // 19: outrigger.v1.Alert
-	(*ListAlertsResponse)(nil),          // 20: outrigger.v1.ListAlertsResponse
-	(*AuditRequest)(nil),                // 21: outrigger.v1.AuditRequest
-	(*AuditResponse)(nil),               // 22: outrigger.v1.AuditResponse
-	(*StatusResponse)(nil),              // 23: outrigger.v1.StatusResponse
-	(*NodeStatus)(nil),                  // 24: outrigger.v1.NodeStatus
-	(*CacheStatus)(nil),                 // 25: outrigger.v1.CacheStatus
-	nil,                                 // 26: outrigger.v1.ModelVersion.MetadataEntry
-	nil,                                 // 27: outrigger.v1.Model.AliasesEntry
-	nil,                                 // 28: outrigger.v1.RegisterModelVersionRequest.MetadataEntry
-	nil,                                 // 29: outrigger.v1.Alert.NumbersEntry
-	(*Endpoint)(nil),                    // 30: outrigger.v1.Endpoint
-	(*timestamppb.Timestamp)(nil),       // 31: google.protobuf.Timestamp
-	(*ExperimentArm)(nil),               // 32: outrigger.v1.ExperimentArm
-	(*RolloutPhase)(nil),                // 33: outrigger.v1.RolloutPhase
-	(*Evidence)(nil),                    // 34: outrigger.v1.Evidence
-	(*RollbackStarted)(nil),             // 35: outrigger.v1.RollbackStarted
-	(*RollbackCompleted)(nil),           // 36: outrigger.v1.RollbackCompleted
-	(*Region)(nil),                      // 37: outrigger.v1.Region
-	(*Event)(nil),                       // 38: outrigger.v1.Event
-	(*Node)(nil),                        // 39: outrigger.v1.Node
+	(*PlanExperimentRequest)(nil),       // 12: outrigger.v1.PlanExperimentRequest
+	(*ExperimentResultsResponse)(nil),   // 13: outrigger.v1.ExperimentResultsResponse
+	(*SetExperimentStateRequest)(nil),   // 14: outrigger.v1.SetExperimentStateRequest
+	(*ListExperimentsResponse)(nil),     // 15: outrigger.v1.ListExperimentsResponse
+	(*Rollout)(nil),                     // 16: outrigger.v1.Rollout
+	(*StartRolloutRequest)(nil),         // 17: outrigger.v1.StartRolloutRequest
+	(*RolloutActionRequest)(nil),        // 18: outrigger.v1.RolloutActionRequest
+	(*ListRolloutsResponse)(nil),        // 19: outrigger.v1.ListRolloutsResponse
+	(*ListRegionsResponse)(nil),         // 20: outrigger.v1.ListRegionsResponse
+	(*Alert)(nil),                       // 21: outrigger.v1.Alert
+	(*ListAlertsResponse)(nil),          // 22: outrigger.v1.ListAlertsResponse
+	(*AuditRequest)(nil),                // 23: outrigger.v1.AuditRequest
+	(*AuditResponse)(nil),               // 24: outrigger.v1.AuditResponse
+	(*StatusResponse)(nil),              // 25: outrigger.v1.StatusResponse
+	(*NodeStatus)(nil),                  // 26: outrigger.v1.NodeStatus
+	(*CacheStatus)(nil),                 // 27: outrigger.v1.CacheStatus
+	nil,                                 // 28: outrigger.v1.ModelVersion.MetadataEntry
+	nil,                                 // 29: outrigger.v1.Model.AliasesEntry
+	nil,                                 // 30: outrigger.v1.RegisterModelVersionRequest.MetadataEntry
+	nil,                                 // 31: outrigger.v1.Alert.NumbersEntry
+	(*Endpoint)(nil),                    // 32: outrigger.v1.Endpoint
+	(*timestamppb.Timestamp)(nil),       // 33: google.protobuf.Timestamp
+	(*ExperimentArm)(nil),               // 34: outrigger.v1.ExperimentArm
+	(*ExperimentPlan)(nil),              // 35: outrigger.v1.ExperimentPlan
+	(*structpb.Struct)(nil),             // 36: google.protobuf.Struct
+	(*RolloutPhase)(nil),                // 37: outrigger.v1.RolloutPhase
+	(*Evidence)(nil),                    // 38: outrigger.v1.Evidence
+	(*RollbackStarted)(nil),             // 39: outrigger.v1.RollbackStarted
+	(*RollbackCompleted)(nil),           // 40: outrigger.v1.RollbackCompleted
+	(*Region)(nil),                      // 41: outrigger.v1.Region
+	(*Event)(nil),                       // 42: outrigger.v1.Event
+	(*Node)(nil),                        // 43: outrigger.v1.Node
 }
 var file_outrigger_v1_admin_proto_depIdxs = []int32{
-	30, // 0: outrigger.v1.ModelVersion.endpoints:type_name -> outrigger.v1.Endpoint
-	26, // 1: outrigger.v1.ModelVersion.metadata:type_name -> outrigger.v1.ModelVersion.MetadataEntry
-	31, // 2: outrigger.v1.ModelVersion.registered_at:type_name -> google.protobuf.Timestamp
+	32, // 0: outrigger.v1.ModelVersion.endpoints:type_name -> outrigger.v1.Endpoint
+	28, // 1: outrigger.v1.ModelVersion.metadata:type_name -> outrigger.v1.ModelVersion.MetadataEntry
+	33, // 2: outrigger.v1.ModelVersion.registered_at:type_name -> google.protobuf.Timestamp
 	3,  // 3: outrigger.v1.ModelVersion.stats:type_name -> outrigger.v1.VersionStats
 	2,  // 4: outrigger.v1.Model.versions:type_name -> outrigger.v1.ModelVersion
-	27, // 5: outrigger.v1.Model.aliases:type_name -> outrigger.v1.Model.AliasesEntry
-	32, // 6: outrigger.v1.Model.arms:type_name -> outrigger.v1.ExperimentArm
-	30, // 7: outrigger.v1.RegisterModelVersionRequest.endpoints:type_name -> outrigger.v1.Endpoint
-	28, // 8: outrigger.v1.RegisterModelVersionRequest.metadata:type_name -> outrigger.v1.RegisterModelVersionRequest.MetadataEntry
+	29, // 5: outrigger.v1.Model.aliases:type_name -> outrigger.v1.Model.AliasesEntry
+	34, // 6: outrigger.v1.Model.arms:type_name -> outrigger.v1.ExperimentArm
+	32, // 7: outrigger.v1.RegisterModelVersionRequest.endpoints:type_name -> outrigger.v1.Endpoint
+	30, // 8: outrigger.v1.RegisterModelVersionRequest.metadata:type_name -> outrigger.v1.RegisterModelVersionRequest.MetadataEntry
 	4,  // 9: outrigger.v1.ListModelsResponse.models:type_name -> outrigger.v1.Model
-	32, // 10: outrigger.v1.Experiment.arms:type_name -> outrigger.v1.ExperimentArm
-	31, // 11: outrigger.v1.Experiment.changed_at:type_name -> google.protobuf.Timestamp
-	32, // 12: outrigger.v1.CreateExperimentRequest.arms:type_name -> outrigger.v1.ExperimentArm
-	10, // 13: outrigger.v1.ListExperimentsResponse.experiments:type_name -> outrigger.v1.Experiment
-	33, // 14: outrigger.v1.Rollout.phases:type_name -> outrigger.v1.RolloutPhase
-	34, // 15: outrigger.v1.Rollout.evidence:type_name -> outrigger.v1.Evidence
-	31, // 16: outrigger.v1.Rollout.started_at:type_name -> google.protobuf.Timestamp
-	31, // 17: outrigger.v1.Rollout.phase_since:type_name -> google.protobuf.Timestamp
-	35, // 18: outrigger.v1.Rollout.rollback:type_name -> outrigger.v1.RollbackStarted
-	36, // 19: outrigger.v1.Rollout.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
-	33, // 20: outrigger.v1.StartRolloutRequest.phases:type_name -> outrigger.v1.RolloutPhase
-	14, // 21: outrigger.v1.ListRolloutsResponse.rollouts:type_name -> outrigger.v1.Rollout
-	37, // 22: outrigger.v1.ListRegionsResponse.regions:type_name -> outrigger.v1.Region
-	29, // 23: outrigger.v1.Alert.numbers:type_name -> outrigger.v1.Alert.NumbersEntry
-	31, // 24: outrigger.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
-	31, // 25: outrigger.v1.Alert.resolved_at:type_name -> google.protobuf.Timestamp
-	19, // 26: outrigger.v1.ListAlertsResponse.alerts:type_name -> outrigger.v1.Alert
-	31, // 27: outrigger.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
-	31, // 28: outrigger.v1.AuditRequest.until:type_name -> google.protobuf.Timestamp
-	38, // 29: outrigger.v1.AuditResponse.events:type_name -> outrigger.v1.Event
-	24, // 30: outrigger.v1.StatusResponse.nodes:type_name -> outrigger.v1.NodeStatus
-	4,  // 31: outrigger.v1.StatusResponse.models:type_name -> outrigger.v1.Model
-	14, // 32: outrigger.v1.StatusResponse.rollouts:type_name -> outrigger.v1.Rollout
-	25, // 33: outrigger.v1.StatusResponse.cache:type_name -> outrigger.v1.CacheStatus
-	37, // 34: outrigger.v1.StatusResponse.regions:type_name -> outrigger.v1.Region
-	19, // 35: outrigger.v1.StatusResponse.alerts:type_name -> outrigger.v1.Alert
-	31, // 36: outrigger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	31, // 37: outrigger.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
-	39, // 38: outrigger.v1.NodeStatus.node:type_name -> outrigger.v1.Node
-	31, // 39: outrigger.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
-	5,  // 40: outrigger.v1.Admin.RegisterModelVersion:input_type -> outrigger.v1.RegisterModelVersionRequest
-	6,  // 41: outrigger.v1.Admin.ConfigureModel:input_type -> outrigger.v1.ConfigureModelRequest
-	7,  // 42: outrigger.v1.Admin.SetModelVersionState:input_type -> outrigger.v1.SetModelVersionStateRequest
-	8,  // 43: outrigger.v1.Admin.MoveAlias:input_type -> outrigger.v1.MoveAliasRequest
-	0,  // 44: outrigger.v1.Admin.GetModel:input_type -> outrigger.v1.NameRequest
-	1,  // 45: outrigger.v1.Admin.ListModels:input_type -> outrigger.v1.ListRequestAll
-	11, // 46: outrigger.v1.Admin.CreateExperiment:input_type -> outrigger.v1.CreateExperimentRequest
-	12, // 47: outrigger.v1.Admin.SetExperimentState:input_type -> outrigger.v1.SetExperimentStateRequest
-	1,  // 48: outrigger.v1.Admin.ListExperiments:input_type -> outrigger.v1.ListRequestAll
-	15, // 49: outrigger.v1.Admin.StartRollout:input_type -> outrigger.v1.StartRolloutRequest
-	16, // 50: outrigger.v1.Admin.AdvanceRollout:input_type -> outrigger.v1.RolloutActionRequest
-	16, // 51: outrigger.v1.Admin.AbortRollout:input_type -> outrigger.v1.RolloutActionRequest
-	0,  // 52: outrigger.v1.Admin.GetRollout:input_type -> outrigger.v1.NameRequest
-	1,  // 53: outrigger.v1.Admin.ListRollouts:input_type -> outrigger.v1.ListRequestAll
-	1,  // 54: outrigger.v1.Admin.ListRegions:input_type -> outrigger.v1.ListRequestAll
-	1,  // 55: outrigger.v1.Admin.ListAlerts:input_type -> outrigger.v1.ListRequestAll
-	21, // 56: outrigger.v1.Admin.Audit:input_type -> outrigger.v1.AuditRequest
-	1,  // 57: outrigger.v1.Admin.Status:input_type -> outrigger.v1.ListRequestAll
-	4,  // 58: outrigger.v1.Admin.RegisterModelVersion:output_type -> outrigger.v1.Model
-	4,  // 59: outrigger.v1.Admin.ConfigureModel:output_type -> outrigger.v1.Model
-	4,  // 60: outrigger.v1.Admin.SetModelVersionState:output_type -> outrigger.v1.Model
-	4,  // 61: outrigger.v1.Admin.MoveAlias:output_type -> outrigger.v1.Model
-	4,  // 62: outrigger.v1.Admin.GetModel:output_type -> outrigger.v1.Model
-	9,  // 63: outrigger.v1.Admin.ListModels:output_type -> outrigger.v1.ListModelsResponse
-	10, // 64: outrigger.v1.Admin.CreateExperiment:output_type -> outrigger.v1.Experiment
-	10, // 65: outrigger.v1.Admin.SetExperimentState:output_type -> outrigger.v1.Experiment
-	13, // 66: outrigger.v1.Admin.ListExperiments:output_type -> outrigger.v1.ListExperimentsResponse
-	14, // 67: outrigger.v1.Admin.StartRollout:output_type -> outrigger.v1.Rollout
-	14, // 68: outrigger.v1.Admin.AdvanceRollout:output_type -> outrigger.v1.Rollout
-	14, // 69: outrigger.v1.Admin.AbortRollout:output_type -> outrigger.v1.Rollout
-	14, // 70: outrigger.v1.Admin.GetRollout:output_type -> outrigger.v1.Rollout
-	17, // 71: outrigger.v1.Admin.ListRollouts:output_type -> outrigger.v1.ListRolloutsResponse
-	18, // 72: outrigger.v1.Admin.ListRegions:output_type -> outrigger.v1.ListRegionsResponse
-	20, // 73: outrigger.v1.Admin.ListAlerts:output_type -> outrigger.v1.ListAlertsResponse
-	22, // 74: outrigger.v1.Admin.Audit:output_type -> outrigger.v1.AuditResponse
-	23, // 75: outrigger.v1.Admin.Status:output_type -> outrigger.v1.StatusResponse
-	58, // [58:76] is the sub-list for method output_type
-	40, // [40:58] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	34, // 10: outrigger.v1.Experiment.arms:type_name -> outrigger.v1.ExperimentArm
+	33, // 11: outrigger.v1.Experiment.changed_at:type_name -> google.protobuf.Timestamp
+	35, // 12: outrigger.v1.Experiment.plan:type_name -> outrigger.v1.ExperimentPlan
+	33, // 13: outrigger.v1.Experiment.started_at:type_name -> google.protobuf.Timestamp
+	33, // 14: outrigger.v1.Experiment.ended_at:type_name -> google.protobuf.Timestamp
+	34, // 15: outrigger.v1.CreateExperimentRequest.arms:type_name -> outrigger.v1.ExperimentArm
+	35, // 16: outrigger.v1.CreateExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
+	35, // 17: outrigger.v1.PlanExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
+	10, // 18: outrigger.v1.ExperimentResultsResponse.experiment:type_name -> outrigger.v1.Experiment
+	36, // 19: outrigger.v1.ExperimentResultsResponse.results:type_name -> google.protobuf.Struct
+	36, // 20: outrigger.v1.ExperimentResultsResponse.ledger:type_name -> google.protobuf.Struct
+	10, // 21: outrigger.v1.ListExperimentsResponse.experiments:type_name -> outrigger.v1.Experiment
+	37, // 22: outrigger.v1.Rollout.phases:type_name -> outrigger.v1.RolloutPhase
+	38, // 23: outrigger.v1.Rollout.evidence:type_name -> outrigger.v1.Evidence
+	33, // 24: outrigger.v1.Rollout.started_at:type_name -> google.protobuf.Timestamp
+	33, // 25: outrigger.v1.Rollout.phase_since:type_name -> google.protobuf.Timestamp
+	39, // 26: outrigger.v1.Rollout.rollback:type_name -> outrigger.v1.RollbackStarted
+	40, // 27: outrigger.v1.Rollout.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
+	37, // 28: outrigger.v1.StartRolloutRequest.phases:type_name -> outrigger.v1.RolloutPhase
+	16, // 29: outrigger.v1.ListRolloutsResponse.rollouts:type_name -> outrigger.v1.Rollout
+	41, // 30: outrigger.v1.ListRegionsResponse.regions:type_name -> outrigger.v1.Region
+	31, // 31: outrigger.v1.Alert.numbers:type_name -> outrigger.v1.Alert.NumbersEntry
+	33, // 32: outrigger.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
+	33, // 33: outrigger.v1.Alert.resolved_at:type_name -> google.protobuf.Timestamp
+	21, // 34: outrigger.v1.ListAlertsResponse.alerts:type_name -> outrigger.v1.Alert
+	33, // 35: outrigger.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
+	33, // 36: outrigger.v1.AuditRequest.until:type_name -> google.protobuf.Timestamp
+	42, // 37: outrigger.v1.AuditResponse.events:type_name -> outrigger.v1.Event
+	26, // 38: outrigger.v1.StatusResponse.nodes:type_name -> outrigger.v1.NodeStatus
+	4,  // 39: outrigger.v1.StatusResponse.models:type_name -> outrigger.v1.Model
+	16, // 40: outrigger.v1.StatusResponse.rollouts:type_name -> outrigger.v1.Rollout
+	27, // 41: outrigger.v1.StatusResponse.cache:type_name -> outrigger.v1.CacheStatus
+	41, // 42: outrigger.v1.StatusResponse.regions:type_name -> outrigger.v1.Region
+	21, // 43: outrigger.v1.StatusResponse.alerts:type_name -> outrigger.v1.Alert
+	33, // 44: outrigger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	33, // 45: outrigger.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
+	43, // 46: outrigger.v1.NodeStatus.node:type_name -> outrigger.v1.Node
+	33, // 47: outrigger.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
+	5,  // 48: outrigger.v1.Admin.RegisterModelVersion:input_type -> outrigger.v1.RegisterModelVersionRequest
+	6,  // 49: outrigger.v1.Admin.ConfigureModel:input_type -> outrigger.v1.ConfigureModelRequest
+	7,  // 50: outrigger.v1.Admin.SetModelVersionState:input_type -> outrigger.v1.SetModelVersionStateRequest
+	8,  // 51: outrigger.v1.Admin.MoveAlias:input_type -> outrigger.v1.MoveAliasRequest
+	0,  // 52: outrigger.v1.Admin.GetModel:input_type -> outrigger.v1.NameRequest
+	1,  // 53: outrigger.v1.Admin.ListModels:input_type -> outrigger.v1.ListRequestAll
+	11, // 54: outrigger.v1.Admin.CreateExperiment:input_type -> outrigger.v1.CreateExperimentRequest
+	14, // 55: outrigger.v1.Admin.SetExperimentState:input_type -> outrigger.v1.SetExperimentStateRequest
+	12, // 56: outrigger.v1.Admin.PlanExperiment:input_type -> outrigger.v1.PlanExperimentRequest
+	0,  // 57: outrigger.v1.Admin.ExperimentResults:input_type -> outrigger.v1.NameRequest
+	1,  // 58: outrigger.v1.Admin.ListExperiments:input_type -> outrigger.v1.ListRequestAll
+	17, // 59: outrigger.v1.Admin.StartRollout:input_type -> outrigger.v1.StartRolloutRequest
+	18, // 60: outrigger.v1.Admin.AdvanceRollout:input_type -> outrigger.v1.RolloutActionRequest
+	18, // 61: outrigger.v1.Admin.AbortRollout:input_type -> outrigger.v1.RolloutActionRequest
+	0,  // 62: outrigger.v1.Admin.GetRollout:input_type -> outrigger.v1.NameRequest
+	1,  // 63: outrigger.v1.Admin.ListRollouts:input_type -> outrigger.v1.ListRequestAll
+	1,  // 64: outrigger.v1.Admin.ListRegions:input_type -> outrigger.v1.ListRequestAll
+	1,  // 65: outrigger.v1.Admin.ListAlerts:input_type -> outrigger.v1.ListRequestAll
+	23, // 66: outrigger.v1.Admin.Audit:input_type -> outrigger.v1.AuditRequest
+	1,  // 67: outrigger.v1.Admin.Status:input_type -> outrigger.v1.ListRequestAll
+	4,  // 68: outrigger.v1.Admin.RegisterModelVersion:output_type -> outrigger.v1.Model
+	4,  // 69: outrigger.v1.Admin.ConfigureModel:output_type -> outrigger.v1.Model
+	4,  // 70: outrigger.v1.Admin.SetModelVersionState:output_type -> outrigger.v1.Model
+	4,  // 71: outrigger.v1.Admin.MoveAlias:output_type -> outrigger.v1.Model
+	4,  // 72: outrigger.v1.Admin.GetModel:output_type -> outrigger.v1.Model
+	9,  // 73: outrigger.v1.Admin.ListModels:output_type -> outrigger.v1.ListModelsResponse
+	10, // 74: outrigger.v1.Admin.CreateExperiment:output_type -> outrigger.v1.Experiment
+	10, // 75: outrigger.v1.Admin.SetExperimentState:output_type -> outrigger.v1.Experiment
+	10, // 76: outrigger.v1.Admin.PlanExperiment:output_type -> outrigger.v1.Experiment
+	13, // 77: outrigger.v1.Admin.ExperimentResults:output_type -> outrigger.v1.ExperimentResultsResponse
+	15, // 78: outrigger.v1.Admin.ListExperiments:output_type -> outrigger.v1.ListExperimentsResponse
+	16, // 79: outrigger.v1.Admin.StartRollout:output_type -> outrigger.v1.Rollout
+	16, // 80: outrigger.v1.Admin.AdvanceRollout:output_type -> outrigger.v1.Rollout
+	16, // 81: outrigger.v1.Admin.AbortRollout:output_type -> outrigger.v1.Rollout
+	16, // 82: outrigger.v1.Admin.GetRollout:output_type -> outrigger.v1.Rollout
+	19, // 83: outrigger.v1.Admin.ListRollouts:output_type -> outrigger.v1.ListRolloutsResponse
+	20, // 84: outrigger.v1.Admin.ListRegions:output_type -> outrigger.v1.ListRegionsResponse
+	22, // 85: outrigger.v1.Admin.ListAlerts:output_type -> outrigger.v1.ListAlertsResponse
+	24, // 86: outrigger.v1.Admin.Audit:output_type -> outrigger.v1.AuditResponse
+	25, // 87: outrigger.v1.Admin.Status:output_type -> outrigger.v1.StatusResponse
+	68, // [68:88] is the sub-list for method output_type
+	48, // [48:68] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_admin_proto_init() }
@@ -2354,7 +2578,7 @@ func file_outrigger_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_admin_proto_rawDesc), len(file_outrigger_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   30,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

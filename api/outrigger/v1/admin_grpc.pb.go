@@ -27,6 +27,8 @@ const (
 	Admin_ListModels_FullMethodName           = "/outrigger.v1.Admin/ListModels"
 	Admin_CreateExperiment_FullMethodName     = "/outrigger.v1.Admin/CreateExperiment"
 	Admin_SetExperimentState_FullMethodName   = "/outrigger.v1.Admin/SetExperimentState"
+	Admin_PlanExperiment_FullMethodName       = "/outrigger.v1.Admin/PlanExperiment"
+	Admin_ExperimentResults_FullMethodName    = "/outrigger.v1.Admin/ExperimentResults"
 	Admin_ListExperiments_FullMethodName      = "/outrigger.v1.Admin/ListExperiments"
 	Admin_StartRollout_FullMethodName         = "/outrigger.v1.Admin/StartRollout"
 	Admin_AdvanceRollout_FullMethodName       = "/outrigger.v1.Admin/AdvanceRollout"
@@ -54,6 +56,8 @@ type AdminClient interface {
 	ListModels(ctx context.Context, in *ListRequestAll, opts ...grpc.CallOption) (*ListModelsResponse, error)
 	CreateExperiment(ctx context.Context, in *CreateExperimentRequest, opts ...grpc.CallOption) (*Experiment, error)
 	SetExperimentState(ctx context.Context, in *SetExperimentStateRequest, opts ...grpc.CallOption) (*Experiment, error)
+	PlanExperiment(ctx context.Context, in *PlanExperimentRequest, opts ...grpc.CallOption) (*Experiment, error)
+	ExperimentResults(ctx context.Context, in *NameRequest, opts ...grpc.CallOption) (*ExperimentResultsResponse, error)
 	ListExperiments(ctx context.Context, in *ListRequestAll, opts ...grpc.CallOption) (*ListExperimentsResponse, error)
 	StartRollout(ctx context.Context, in *StartRolloutRequest, opts ...grpc.CallOption) (*Rollout, error)
 	AdvanceRollout(ctx context.Context, in *RolloutActionRequest, opts ...grpc.CallOption) (*Rollout, error)
@@ -148,6 +152,26 @@ func (c *adminClient) SetExperimentState(ctx context.Context, in *SetExperimentS
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Experiment)
 	err := c.cc.Invoke(ctx, Admin_SetExperimentState_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) PlanExperiment(ctx context.Context, in *PlanExperimentRequest, opts ...grpc.CallOption) (*Experiment, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Experiment)
+	err := c.cc.Invoke(ctx, Admin_PlanExperiment_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) ExperimentResults(ctx context.Context, in *NameRequest, opts ...grpc.CallOption) (*ExperimentResultsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExperimentResultsResponse)
+	err := c.cc.Invoke(ctx, Admin_ExperimentResults_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -269,6 +293,8 @@ type AdminServer interface {
 	ListModels(context.Context, *ListRequestAll) (*ListModelsResponse, error)
 	CreateExperiment(context.Context, *CreateExperimentRequest) (*Experiment, error)
 	SetExperimentState(context.Context, *SetExperimentStateRequest) (*Experiment, error)
+	PlanExperiment(context.Context, *PlanExperimentRequest) (*Experiment, error)
+	ExperimentResults(context.Context, *NameRequest) (*ExperimentResultsResponse, error)
 	ListExperiments(context.Context, *ListRequestAll) (*ListExperimentsResponse, error)
 	StartRollout(context.Context, *StartRolloutRequest) (*Rollout, error)
 	AdvanceRollout(context.Context, *RolloutActionRequest) (*Rollout, error)
@@ -312,6 +338,12 @@ func (UnimplementedAdminServer) CreateExperiment(context.Context, *CreateExperim
 }
 func (UnimplementedAdminServer) SetExperimentState(context.Context, *SetExperimentStateRequest) (*Experiment, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetExperimentState not implemented")
+}
+func (UnimplementedAdminServer) PlanExperiment(context.Context, *PlanExperimentRequest) (*Experiment, error) {
+	return nil, status.Error(codes.Unimplemented, "method PlanExperiment not implemented")
+}
+func (UnimplementedAdminServer) ExperimentResults(context.Context, *NameRequest) (*ExperimentResultsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ExperimentResults not implemented")
 }
 func (UnimplementedAdminServer) ListExperiments(context.Context, *ListRequestAll) (*ListExperimentsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListExperiments not implemented")
@@ -504,6 +536,42 @@ func _Admin_SetExperimentState_Handler(srv interface{}, ctx context.Context, dec
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(AdminServer).SetExperimentState(ctx, req.(*SetExperimentStateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_PlanExperiment_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PlanExperimentRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).PlanExperiment(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_PlanExperiment_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).PlanExperiment(ctx, req.(*PlanExperimentRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_ExperimentResults_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(NameRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ExperimentResults(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ExperimentResults_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ExperimentResults(ctx, req.(*NameRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -726,6 +794,14 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SetExperimentState",
 			Handler:    _Admin_SetExperimentState_Handler,
+		},
+		{
+			MethodName: "PlanExperiment",
+			Handler:    _Admin_PlanExperiment_Handler,
+		},
+		{
+			MethodName: "ExperimentResults",
+			Handler:    _Admin_ExperimentResults_Handler,
 		},
 		{
 			MethodName: "ListExperiments",

@@ -1023,6 +1023,12 @@ type ExperimentChanged struct {
 	Model         string                 `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
 	Arms          []*ExperimentArm       `protobuf:"bytes,3,rep,name=arms,proto3" json:"arms,omitempty"`
 	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Plan          *ExperimentPlan        `protobuf:"bytes,5,opt,name=plan,proto3" json:"plan,omitempty"`        // with draft: wishes; with planned: frozen
+	Look          float64                `protobuf:"fixed64,6,opt,name=look,proto3" json:"look,omitempty"`      // with running: information fraction of a group sequential look
+	Outcome       string                 `protobuf:"bytes,7,opt,name=outcome,proto3" json:"outcome,omitempty"`  // with concluded: ship keep inconclusive
+	Serve         string                 `protobuf:"bytes,8,opt,name=serve,proto3" json:"serve,omitempty"`      // with concluded: the arm that gets the traffic
+	Cause         string                 `protobuf:"bytes,9,opt,name=cause,proto3" json:"cause,omitempty"`      // with stopped: guardrail srm manual
+	Results       []byte                 `protobuf:"bytes,10,opt,name=results,proto3" json:"results,omitempty"` // with concluded and stopped by rule: ExperimentResults as JSON, as of the decision
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1085,11 +1091,54 @@ func (x *ExperimentChanged) GetReason() string {
 	return ""
 }
 
+func (x *ExperimentChanged) GetPlan() *ExperimentPlan {
+	if x != nil {
+		return x.Plan
+	}
+	return nil
+}
+
+func (x *ExperimentChanged) GetLook() float64 {
+	if x != nil {
+		return x.Look
+	}
+	return 0
+}
+
+func (x *ExperimentChanged) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *ExperimentChanged) GetServe() string {
+	if x != nil {
+		return x.Serve
+	}
+	return ""
+}
+
+func (x *ExperimentChanged) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *ExperimentChanged) GetResults() []byte {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
 type ExperimentArm struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	Weight        uint32                 `protobuf:"varint,3,opt,name=weight,proto3" json:"weight,omitempty"` // parts of 10 000
+	Weight        uint32                 `protobuf:"varint,3,opt,name=weight,proto3" json:"weight,omitempty"`                                                                                        // parts of 10 000
+	Configuration map[string]string      `protobuf:"bytes,4,rep,name=configuration,proto3" json:"configuration,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // values are JSON
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1145,6 +1194,247 @@ func (x *ExperimentArm) GetWeight() uint32 {
 	return 0
 }
 
+func (x *ExperimentArm) GetConfiguration() map[string]string {
+	if x != nil {
+		return x.Configuration
+	}
+	return nil
+}
+
+// ExperimentPlan is the rule an experiment is judged by. Zero fields take the defaults
+// named; a frozen plan has none left.
+type ExperimentPlan struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Control       string                 `protobuf:"bytes,1,opt,name=control,proto3" json:"control,omitempty"`                                 // arm; empty = "control" if there is one, else the first
+	Metrics       []*ExperimentMetric    `protobuf:"bytes,2,rep,name=metrics,proto3" json:"metrics,omitempty"`                                 // the first decides, the others are described
+	Guardrails    []*ExperimentMetric    `protobuf:"bytes,3,rep,name=guardrails,proto3" json:"guardrails,omitempty"`                           // margin says how much worse is tolerated
+	Method        string                 `protobuf:"bytes,4,opt,name=method,proto3" json:"method,omitempty"`                                   // cs (default), obf, fixed
+	Baseline      float64                `protobuf:"fixed64,5,opt,name=baseline,proto3" json:"baseline,omitempty"`                             // proportion to start from; or else sd
+	Sd            float64                `protobuf:"fixed64,6,opt,name=sd,proto3" json:"sd,omitempty"`                                         // standard deviation of a unit's outcome
+	Mde           float64                `protobuf:"fixed64,7,opt,name=mde,proto3" json:"mde,omitempty"`                                       // least difference worth finding, treatment minus control
+	Alpha         float64                `protobuf:"fixed64,8,opt,name=alpha,proto3" json:"alpha,omitempty"`                                   // default 0.05
+	Power         float64                `protobuf:"fixed64,9,opt,name=power,proto3" json:"power,omitempty"`                                   // default 0.8
+	Looks         uint32                 `protobuf:"varint,10,opt,name=looks,proto3" json:"looks,omitempty"`                                   // of obf, default 5
+	MinDuration   *durationpb.Duration   `protobuf:"bytes,11,opt,name=min_duration,json=minDuration,proto3" json:"min_duration,omitempty"`     // default 24 h
+	MaxDuration   *durationpb.Duration   `protobuf:"bytes,12,opt,name=max_duration,json=maxDuration,proto3" json:"max_duration,omitempty"`     // default 28 days
+	MinUnits      uint64                 `protobuf:"varint,13,opt,name=min_units,json=minUnits,proto3" json:"min_units,omitempty"`             // per arm, default 150
+	UnitsPerArm   uint64                 `protobuf:"varint,14,opt,name=units_per_arm,json=unitsPerArm,proto3" json:"units_per_arm,omitempty"`  // the horizon; 0 = what mde, alpha and power need
+	Tuning        float64                `protobuf:"fixed64,15,opt,name=tuning,proto3" json:"tuning,omitempty"`                                // N* of cs
+	KeepChampion  bool                   `protobuf:"varint,16,opt,name=keep_champion,json=keepChampion,proto3" json:"keep_champion,omitempty"` // conclude without moving the champion
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExperimentPlan) Reset() {
+	*x = ExperimentPlan{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExperimentPlan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExperimentPlan) ProtoMessage() {}
+
+func (x *ExperimentPlan) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExperimentPlan.ProtoReflect.Descriptor instead.
+func (*ExperimentPlan) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ExperimentPlan) GetControl() string {
+	if x != nil {
+		return x.Control
+	}
+	return ""
+}
+
+func (x *ExperimentPlan) GetMetrics() []*ExperimentMetric {
+	if x != nil {
+		return x.Metrics
+	}
+	return nil
+}
+
+func (x *ExperimentPlan) GetGuardrails() []*ExperimentMetric {
+	if x != nil {
+		return x.Guardrails
+	}
+	return nil
+}
+
+func (x *ExperimentPlan) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *ExperimentPlan) GetBaseline() float64 {
+	if x != nil {
+		return x.Baseline
+	}
+	return 0
+}
+
+func (x *ExperimentPlan) GetSd() float64 {
+	if x != nil {
+		return x.Sd
+	}
+	return 0
+}
+
+func (x *ExperimentPlan) GetMde() float64 {
+	if x != nil {
+		return x.Mde
+	}
+	return 0
+}
+
+func (x *ExperimentPlan) GetAlpha() float64 {
+	if x != nil {
+		return x.Alpha
+	}
+	return 0
+}
+
+func (x *ExperimentPlan) GetPower() float64 {
+	if x != nil {
+		return x.Power
+	}
+	return 0
+}
+
+func (x *ExperimentPlan) GetLooks() uint32 {
+	if x != nil {
+		return x.Looks
+	}
+	return 0
+}
+
+func (x *ExperimentPlan) GetMinDuration() *durationpb.Duration {
+	if x != nil {
+		return x.MinDuration
+	}
+	return nil
+}
+
+func (x *ExperimentPlan) GetMaxDuration() *durationpb.Duration {
+	if x != nil {
+		return x.MaxDuration
+	}
+	return nil
+}
+
+func (x *ExperimentPlan) GetMinUnits() uint64 {
+	if x != nil {
+		return x.MinUnits
+	}
+	return 0
+}
+
+func (x *ExperimentPlan) GetUnitsPerArm() uint64 {
+	if x != nil {
+		return x.UnitsPerArm
+	}
+	return 0
+}
+
+func (x *ExperimentPlan) GetTuning() float64 {
+	if x != nil {
+		return x.Tuning
+	}
+	return 0
+}
+
+func (x *ExperimentPlan) GetKeepChampion() bool {
+	if x != nil {
+		return x.KeepChampion
+	}
+	return false
+}
+
+type ExperimentMetric struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"` // ratio, proportion, mean; empty = what the name implies
+	LowerIsBetter bool                   `protobuf:"varint,3,opt,name=lower_is_better,json=lowerIsBetter,proto3" json:"lower_is_better,omitempty"`
+	Margin        float64                `protobuf:"fixed64,4,opt,name=margin,proto3" json:"margin,omitempty"` // of a guardrail, relative: 0.02 is 2 %
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExperimentMetric) Reset() {
+	*x = ExperimentMetric{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExperimentMetric) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExperimentMetric) ProtoMessage() {}
+
+func (x *ExperimentMetric) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExperimentMetric.ProtoReflect.Descriptor instead.
+func (*ExperimentMetric) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ExperimentMetric) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ExperimentMetric) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *ExperimentMetric) GetLowerIsBetter() bool {
+	if x != nil {
+		return x.LowerIsBetter
+	}
+	return false
+}
+
+func (x *ExperimentMetric) GetMargin() float64 {
+	if x != nil {
+		return x.Margin
+	}
+	return 0
+}
+
 type RolloutStarted struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Model         string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
@@ -1158,7 +1448,7 @@ type RolloutStarted struct {
 
 func (x *RolloutStarted) Reset() {
 	*x = RolloutStarted{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[12]
+	mi := &file_outrigger_v1_events_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1170,7 +1460,7 @@ func (x *RolloutStarted) String() string {
 func (*RolloutStarted) ProtoMessage() {}
 
 func (x *RolloutStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[12]
+	mi := &file_outrigger_v1_events_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1183,7 +1473,7 @@ func (x *RolloutStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutStarted.ProtoReflect.Descriptor instead.
 func (*RolloutStarted) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{12}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RolloutStarted) GetModel() string {
@@ -1233,7 +1523,7 @@ type RolloutPhase struct {
 
 func (x *RolloutPhase) Reset() {
 	*x = RolloutPhase{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[13]
+	mi := &file_outrigger_v1_events_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1245,7 +1535,7 @@ func (x *RolloutPhase) String() string {
 func (*RolloutPhase) ProtoMessage() {}
 
 func (x *RolloutPhase) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[13]
+	mi := &file_outrigger_v1_events_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1258,7 +1548,7 @@ func (x *RolloutPhase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutPhase.ProtoReflect.Descriptor instead.
 func (*RolloutPhase) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{13}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RolloutPhase) GetName() string {
@@ -1300,7 +1590,7 @@ type RolloutAdvanced struct {
 
 func (x *RolloutAdvanced) Reset() {
 	*x = RolloutAdvanced{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[14]
+	mi := &file_outrigger_v1_events_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1312,7 +1602,7 @@ func (x *RolloutAdvanced) String() string {
 func (*RolloutAdvanced) ProtoMessage() {}
 
 func (x *RolloutAdvanced) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[14]
+	mi := &file_outrigger_v1_events_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1325,7 +1615,7 @@ func (x *RolloutAdvanced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutAdvanced.ProtoReflect.Descriptor instead.
 func (*RolloutAdvanced) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{14}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RolloutAdvanced) GetPhase() uint32 {
@@ -1363,7 +1653,7 @@ type RollbackStarted struct {
 
 func (x *RollbackStarted) Reset() {
 	*x = RollbackStarted{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[15]
+	mi := &file_outrigger_v1_events_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1375,7 +1665,7 @@ func (x *RollbackStarted) String() string {
 func (*RollbackStarted) ProtoMessage() {}
 
 func (x *RollbackStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[15]
+	mi := &file_outrigger_v1_events_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1388,7 +1678,7 @@ func (x *RollbackStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackStarted.ProtoReflect.Descriptor instead.
 func (*RollbackStarted) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{15}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RollbackStarted) GetReason() string {
@@ -1450,7 +1740,7 @@ type Evidence struct {
 
 func (x *Evidence) Reset() {
 	*x = Evidence{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[16]
+	mi := &file_outrigger_v1_events_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1462,7 +1752,7 @@ func (x *Evidence) String() string {
 func (*Evidence) ProtoMessage() {}
 
 func (x *Evidence) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[16]
+	mi := &file_outrigger_v1_events_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1475,7 +1765,7 @@ func (x *Evidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
 func (*Evidence) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{16}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Evidence) GetStratum() string {
@@ -1546,7 +1836,7 @@ type RollbackCompleted struct {
 
 func (x *RollbackCompleted) Reset() {
 	*x = RollbackCompleted{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[17]
+	mi := &file_outrigger_v1_events_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1558,7 +1848,7 @@ func (x *RollbackCompleted) String() string {
 func (*RollbackCompleted) ProtoMessage() {}
 
 func (x *RollbackCompleted) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[17]
+	mi := &file_outrigger_v1_events_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1571,7 +1861,7 @@ func (x *RollbackCompleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackCompleted.ProtoReflect.Descriptor instead.
 func (*RollbackCompleted) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{17}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RollbackCompleted) GetPush() uint64 {
@@ -1612,7 +1902,7 @@ type RolloutEnded struct {
 
 func (x *RolloutEnded) Reset() {
 	*x = RolloutEnded{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[18]
+	mi := &file_outrigger_v1_events_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1624,7 +1914,7 @@ func (x *RolloutEnded) String() string {
 func (*RolloutEnded) ProtoMessage() {}
 
 func (x *RolloutEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[18]
+	mi := &file_outrigger_v1_events_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1637,7 +1927,7 @@ func (x *RolloutEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutEnded.ProtoReflect.Descriptor instead.
 func (*RolloutEnded) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{18}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RolloutEnded) GetOutcome() string {
@@ -1663,7 +1953,7 @@ type RegionRegistered struct {
 
 func (x *RegionRegistered) Reset() {
 	*x = RegionRegistered{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[19]
+	mi := &file_outrigger_v1_events_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1675,7 +1965,7 @@ func (x *RegionRegistered) String() string {
 func (*RegionRegistered) ProtoMessage() {}
 
 func (x *RegionRegistered) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[19]
+	mi := &file_outrigger_v1_events_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1688,7 +1978,7 @@ func (x *RegionRegistered) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionRegistered.ProtoReflect.Descriptor instead.
 func (*RegionRegistered) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{19}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RegionRegistered) GetRegion() *Region {
@@ -1707,7 +1997,7 @@ type RegionRemoved struct {
 
 func (x *RegionRemoved) Reset() {
 	*x = RegionRemoved{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[20]
+	mi := &file_outrigger_v1_events_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1719,7 +2009,7 @@ func (x *RegionRemoved) String() string {
 func (*RegionRemoved) ProtoMessage() {}
 
 func (x *RegionRemoved) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[20]
+	mi := &file_outrigger_v1_events_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1732,7 +2022,7 @@ func (x *RegionRemoved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionRemoved.ProtoReflect.Descriptor instead.
 func (*RegionRemoved) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{20}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RegionRemoved) GetReason() string {
@@ -1753,7 +2043,7 @@ type AlertRaised struct {
 
 func (x *AlertRaised) Reset() {
 	*x = AlertRaised{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[21]
+	mi := &file_outrigger_v1_events_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1765,7 +2055,7 @@ func (x *AlertRaised) String() string {
 func (*AlertRaised) ProtoMessage() {}
 
 func (x *AlertRaised) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[21]
+	mi := &file_outrigger_v1_events_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1778,7 +2068,7 @@ func (x *AlertRaised) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlertRaised.ProtoReflect.Descriptor instead.
 func (*AlertRaised) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{21}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AlertRaised) GetSeverity() string {
@@ -1811,7 +2101,7 @@ type AlertResolved struct {
 
 func (x *AlertResolved) Reset() {
 	*x = AlertResolved{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[22]
+	mi := &file_outrigger_v1_events_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1823,7 +2113,7 @@ func (x *AlertResolved) String() string {
 func (*AlertResolved) ProtoMessage() {}
 
 func (x *AlertResolved) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[22]
+	mi := &file_outrigger_v1_events_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1836,7 +2126,7 @@ func (x *AlertResolved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlertResolved.ProtoReflect.Descriptor instead.
 func (*AlertResolved) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{22}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AlertResolved) GetReason() string {
@@ -1857,7 +2147,7 @@ type PushRecorded struct {
 
 func (x *PushRecorded) Reset() {
 	*x = PushRecorded{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[23]
+	mi := &file_outrigger_v1_events_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1869,7 +2159,7 @@ func (x *PushRecorded) String() string {
 func (*PushRecorded) ProtoMessage() {}
 
 func (x *PushRecorded) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[23]
+	mi := &file_outrigger_v1_events_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1882,7 +2172,7 @@ func (x *PushRecorded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushRecorded.ProtoReflect.Descriptor instead.
 func (*PushRecorded) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{23}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PushRecorded) GetPush() uint64 {
@@ -1998,16 +2288,52 @@ const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\x0fModelConfigured\x12\x12\n" +
 	"\x04unit\x18\x01 \x01(\tR\x04unit\x123\n" +
 	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12!\n" +
-	"\fmax_attempts\x18\x03 \x01(\rR\vmaxAttempts\"\x88\x01\n" +
+	"\fmax_attempts\x18\x03 \x01(\rR\vmaxAttempts\"\xae\x02\n" +
 	"\x11ExperimentChanged\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12/\n" +
 	"\x04arms\x18\x03 \x03(\v2\x1b.outrigger.v1.ExperimentArmR\x04arms\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"U\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x120\n" +
+	"\x04plan\x18\x05 \x01(\v2\x1c.outrigger.v1.ExperimentPlanR\x04plan\x12\x12\n" +
+	"\x04look\x18\x06 \x01(\x01R\x04look\x12\x18\n" +
+	"\aoutcome\x18\a \x01(\tR\aoutcome\x12\x14\n" +
+	"\x05serve\x18\b \x01(\tR\x05serve\x12\x14\n" +
+	"\x05cause\x18\t \x01(\tR\x05cause\x12\x18\n" +
+	"\aresults\x18\n" +
+	" \x01(\fR\aresults\"\xed\x01\n" +
 	"\rExperimentArm\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x16\n" +
-	"\x06weight\x18\x03 \x01(\rR\x06weight\"\xab\x01\n" +
+	"\x06weight\x18\x03 \x01(\rR\x06weight\x12T\n" +
+	"\rconfiguration\x18\x04 \x03(\v2..outrigger.v1.ExperimentArm.ConfigurationEntryR\rconfiguration\x1a@\n" +
+	"\x12ConfigurationEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb6\x04\n" +
+	"\x0eExperimentPlan\x12\x18\n" +
+	"\acontrol\x18\x01 \x01(\tR\acontrol\x128\n" +
+	"\ametrics\x18\x02 \x03(\v2\x1e.outrigger.v1.ExperimentMetricR\ametrics\x12>\n" +
+	"\n" +
+	"guardrails\x18\x03 \x03(\v2\x1e.outrigger.v1.ExperimentMetricR\n" +
+	"guardrails\x12\x16\n" +
+	"\x06method\x18\x04 \x01(\tR\x06method\x12\x1a\n" +
+	"\bbaseline\x18\x05 \x01(\x01R\bbaseline\x12\x0e\n" +
+	"\x02sd\x18\x06 \x01(\x01R\x02sd\x12\x10\n" +
+	"\x03mde\x18\a \x01(\x01R\x03mde\x12\x14\n" +
+	"\x05alpha\x18\b \x01(\x01R\x05alpha\x12\x14\n" +
+	"\x05power\x18\t \x01(\x01R\x05power\x12\x14\n" +
+	"\x05looks\x18\n" +
+	" \x01(\rR\x05looks\x12<\n" +
+	"\fmin_duration\x18\v \x01(\v2\x19.google.protobuf.DurationR\vminDuration\x12<\n" +
+	"\fmax_duration\x18\f \x01(\v2\x19.google.protobuf.DurationR\vmaxDuration\x12\x1b\n" +
+	"\tmin_units\x18\r \x01(\x04R\bminUnits\x12\"\n" +
+	"\runits_per_arm\x18\x0e \x01(\x04R\vunitsPerArm\x12\x16\n" +
+	"\x06tuning\x18\x0f \x01(\x01R\x06tuning\x12#\n" +
+	"\rkeep_champion\x18\x10 \x01(\bR\fkeepChampion\"z\n" +
+	"\x10ExperimentMetric\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12&\n" +
+	"\x0flower_is_better\x18\x03 \x01(\bR\rlowerIsBetter\x12\x16\n" +
+	"\x06margin\x18\x04 \x01(\x01R\x06margin\"\xab\x01\n" +
 	"\x0eRolloutStarted\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x1c\n" +
 	"\tcandidate\x18\x02 \x01(\tR\tcandidate\x12\x1b\n" +
@@ -2080,7 +2406,7 @@ func file_outrigger_v1_events_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_events_proto_rawDescData
 }
 
-var file_outrigger_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_outrigger_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_outrigger_v1_events_proto_goTypes = []any{
 	(*Event)(nil),                  // 0: outrigger.v1.Event
 	(*SessionCreated)(nil),         // 1: outrigger.v1.SessionCreated
@@ -2094,34 +2420,37 @@ var file_outrigger_v1_events_proto_goTypes = []any{
 	(*ModelConfigured)(nil),        // 9: outrigger.v1.ModelConfigured
 	(*ExperimentChanged)(nil),      // 10: outrigger.v1.ExperimentChanged
 	(*ExperimentArm)(nil),          // 11: outrigger.v1.ExperimentArm
-	(*RolloutStarted)(nil),         // 12: outrigger.v1.RolloutStarted
-	(*RolloutPhase)(nil),           // 13: outrigger.v1.RolloutPhase
-	(*RolloutAdvanced)(nil),        // 14: outrigger.v1.RolloutAdvanced
-	(*RollbackStarted)(nil),        // 15: outrigger.v1.RollbackStarted
-	(*Evidence)(nil),               // 16: outrigger.v1.Evidence
-	(*RollbackCompleted)(nil),      // 17: outrigger.v1.RollbackCompleted
-	(*RolloutEnded)(nil),           // 18: outrigger.v1.RolloutEnded
-	(*RegionRegistered)(nil),       // 19: outrigger.v1.RegionRegistered
-	(*RegionRemoved)(nil),          // 20: outrigger.v1.RegionRemoved
-	(*AlertRaised)(nil),            // 21: outrigger.v1.AlertRaised
-	(*AlertResolved)(nil),          // 22: outrigger.v1.AlertResolved
-	(*PushRecorded)(nil),           // 23: outrigger.v1.PushRecorded
-	nil,                            // 24: outrigger.v1.Event.MetadataEntry
-	nil,                            // 25: outrigger.v1.SessionCreated.MetadataEntry
-	nil,                            // 26: outrigger.v1.VariableRegistered.MetadataEntry
-	nil,                            // 27: outrigger.v1.VariableSet.MetadataEntry
-	nil,                            // 28: outrigger.v1.ModelVersionRegistered.MetadataEntry
-	nil,                            // 29: outrigger.v1.AlertRaised.NumbersEntry
-	(*timestamppb.Timestamp)(nil),  // 30: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 31: google.protobuf.Duration
-	(*Value)(nil),                  // 32: outrigger.v1.Value
-	(*Version)(nil),                // 33: outrigger.v1.Version
-	(*Endpoint)(nil),               // 34: outrigger.v1.Endpoint
-	(*Region)(nil),                 // 35: outrigger.v1.Region
+	(*ExperimentPlan)(nil),         // 12: outrigger.v1.ExperimentPlan
+	(*ExperimentMetric)(nil),       // 13: outrigger.v1.ExperimentMetric
+	(*RolloutStarted)(nil),         // 14: outrigger.v1.RolloutStarted
+	(*RolloutPhase)(nil),           // 15: outrigger.v1.RolloutPhase
+	(*RolloutAdvanced)(nil),        // 16: outrigger.v1.RolloutAdvanced
+	(*RollbackStarted)(nil),        // 17: outrigger.v1.RollbackStarted
+	(*Evidence)(nil),               // 18: outrigger.v1.Evidence
+	(*RollbackCompleted)(nil),      // 19: outrigger.v1.RollbackCompleted
+	(*RolloutEnded)(nil),           // 20: outrigger.v1.RolloutEnded
+	(*RegionRegistered)(nil),       // 21: outrigger.v1.RegionRegistered
+	(*RegionRemoved)(nil),          // 22: outrigger.v1.RegionRemoved
+	(*AlertRaised)(nil),            // 23: outrigger.v1.AlertRaised
+	(*AlertResolved)(nil),          // 24: outrigger.v1.AlertResolved
+	(*PushRecorded)(nil),           // 25: outrigger.v1.PushRecorded
+	nil,                            // 26: outrigger.v1.Event.MetadataEntry
+	nil,                            // 27: outrigger.v1.SessionCreated.MetadataEntry
+	nil,                            // 28: outrigger.v1.VariableRegistered.MetadataEntry
+	nil,                            // 29: outrigger.v1.VariableSet.MetadataEntry
+	nil,                            // 30: outrigger.v1.ModelVersionRegistered.MetadataEntry
+	nil,                            // 31: outrigger.v1.ExperimentArm.ConfigurationEntry
+	nil,                            // 32: outrigger.v1.AlertRaised.NumbersEntry
+	(*timestamppb.Timestamp)(nil),  // 33: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 34: google.protobuf.Duration
+	(*Value)(nil),                  // 35: outrigger.v1.Value
+	(*Version)(nil),                // 36: outrigger.v1.Version
+	(*Endpoint)(nil),               // 37: outrigger.v1.Endpoint
+	(*Region)(nil),                 // 38: outrigger.v1.Region
 }
 var file_outrigger_v1_events_proto_depIdxs = []int32{
-	30, // 0: outrigger.v1.Event.at:type_name -> google.protobuf.Timestamp
-	24, // 1: outrigger.v1.Event.metadata:type_name -> outrigger.v1.Event.MetadataEntry
+	33, // 0: outrigger.v1.Event.at:type_name -> google.protobuf.Timestamp
+	26, // 1: outrigger.v1.Event.metadata:type_name -> outrigger.v1.Event.MetadataEntry
 	1,  // 2: outrigger.v1.Event.session_created:type_name -> outrigger.v1.SessionCreated
 	2,  // 3: outrigger.v1.Event.session_deleted:type_name -> outrigger.v1.SessionDeleted
 	3,  // 4: outrigger.v1.Event.variable_registered:type_name -> outrigger.v1.VariableRegistered
@@ -2132,42 +2461,48 @@ var file_outrigger_v1_events_proto_depIdxs = []int32{
 	8,  // 9: outrigger.v1.Event.alias_moved:type_name -> outrigger.v1.AliasMoved
 	9,  // 10: outrigger.v1.Event.model_configured:type_name -> outrigger.v1.ModelConfigured
 	10, // 11: outrigger.v1.Event.experiment_changed:type_name -> outrigger.v1.ExperimentChanged
-	12, // 12: outrigger.v1.Event.rollout_started:type_name -> outrigger.v1.RolloutStarted
-	14, // 13: outrigger.v1.Event.rollout_advanced:type_name -> outrigger.v1.RolloutAdvanced
-	15, // 14: outrigger.v1.Event.rollback_started:type_name -> outrigger.v1.RollbackStarted
-	17, // 15: outrigger.v1.Event.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
-	18, // 16: outrigger.v1.Event.rollout_ended:type_name -> outrigger.v1.RolloutEnded
-	19, // 17: outrigger.v1.Event.region_registered:type_name -> outrigger.v1.RegionRegistered
-	20, // 18: outrigger.v1.Event.region_removed:type_name -> outrigger.v1.RegionRemoved
-	21, // 19: outrigger.v1.Event.alert_raised:type_name -> outrigger.v1.AlertRaised
-	22, // 20: outrigger.v1.Event.alert_resolved:type_name -> outrigger.v1.AlertResolved
-	23, // 21: outrigger.v1.Event.push_recorded:type_name -> outrigger.v1.PushRecorded
-	31, // 22: outrigger.v1.SessionCreated.ttl:type_name -> google.protobuf.Duration
-	25, // 23: outrigger.v1.SessionCreated.metadata:type_name -> outrigger.v1.SessionCreated.MetadataEntry
-	32, // 24: outrigger.v1.VariableRegistered.value:type_name -> outrigger.v1.Value
-	26, // 25: outrigger.v1.VariableRegistered.metadata:type_name -> outrigger.v1.VariableRegistered.MetadataEntry
-	33, // 26: outrigger.v1.VariableRegistered.version:type_name -> outrigger.v1.Version
-	32, // 27: outrigger.v1.VariableSet.value:type_name -> outrigger.v1.Value
-	27, // 28: outrigger.v1.VariableSet.metadata:type_name -> outrigger.v1.VariableSet.MetadataEntry
-	33, // 29: outrigger.v1.VariableSet.version:type_name -> outrigger.v1.Version
-	33, // 30: outrigger.v1.VariableDeleted.version:type_name -> outrigger.v1.Version
-	34, // 31: outrigger.v1.ModelVersionRegistered.endpoints:type_name -> outrigger.v1.Endpoint
-	28, // 32: outrigger.v1.ModelVersionRegistered.metadata:type_name -> outrigger.v1.ModelVersionRegistered.MetadataEntry
-	31, // 33: outrigger.v1.ModelConfigured.timeout:type_name -> google.protobuf.Duration
+	14, // 12: outrigger.v1.Event.rollout_started:type_name -> outrigger.v1.RolloutStarted
+	16, // 13: outrigger.v1.Event.rollout_advanced:type_name -> outrigger.v1.RolloutAdvanced
+	17, // 14: outrigger.v1.Event.rollback_started:type_name -> outrigger.v1.RollbackStarted
+	19, // 15: outrigger.v1.Event.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
+	20, // 16: outrigger.v1.Event.rollout_ended:type_name -> outrigger.v1.RolloutEnded
+	21, // 17: outrigger.v1.Event.region_registered:type_name -> outrigger.v1.RegionRegistered
+	22, // 18: outrigger.v1.Event.region_removed:type_name -> outrigger.v1.RegionRemoved
+	23, // 19: outrigger.v1.Event.alert_raised:type_name -> outrigger.v1.AlertRaised
+	24, // 20: outrigger.v1.Event.alert_resolved:type_name -> outrigger.v1.AlertResolved
+	25, // 21: outrigger.v1.Event.push_recorded:type_name -> outrigger.v1.PushRecorded
+	34, // 22: outrigger.v1.SessionCreated.ttl:type_name -> google.protobuf.Duration
+	27, // 23: outrigger.v1.SessionCreated.metadata:type_name -> outrigger.v1.SessionCreated.MetadataEntry
+	35, // 24: outrigger.v1.VariableRegistered.value:type_name -> outrigger.v1.Value
+	28, // 25: outrigger.v1.VariableRegistered.metadata:type_name -> outrigger.v1.VariableRegistered.MetadataEntry
+	36, // 26: outrigger.v1.VariableRegistered.version:type_name -> outrigger.v1.Version
+	35, // 27: outrigger.v1.VariableSet.value:type_name -> outrigger.v1.Value
+	29, // 28: outrigger.v1.VariableSet.metadata:type_name -> outrigger.v1.VariableSet.MetadataEntry
+	36, // 29: outrigger.v1.VariableSet.version:type_name -> outrigger.v1.Version
+	36, // 30: outrigger.v1.VariableDeleted.version:type_name -> outrigger.v1.Version
+	37, // 31: outrigger.v1.ModelVersionRegistered.endpoints:type_name -> outrigger.v1.Endpoint
+	30, // 32: outrigger.v1.ModelVersionRegistered.metadata:type_name -> outrigger.v1.ModelVersionRegistered.MetadataEntry
+	34, // 33: outrigger.v1.ModelConfigured.timeout:type_name -> google.protobuf.Duration
 	11, // 34: outrigger.v1.ExperimentChanged.arms:type_name -> outrigger.v1.ExperimentArm
-	13, // 35: outrigger.v1.RolloutStarted.phases:type_name -> outrigger.v1.RolloutPhase
-	31, // 36: outrigger.v1.RolloutPhase.min_duration:type_name -> google.protobuf.Duration
-	16, // 37: outrigger.v1.RollbackStarted.evidence:type_name -> outrigger.v1.Evidence
-	30, // 38: outrigger.v1.RollbackStarted.first_bad_at:type_name -> google.protobuf.Timestamp
-	30, // 39: outrigger.v1.RollbackStarted.decided_at:type_name -> google.protobuf.Timestamp
-	30, // 40: outrigger.v1.RollbackCompleted.acked_at:type_name -> google.protobuf.Timestamp
-	35, // 41: outrigger.v1.RegionRegistered.region:type_name -> outrigger.v1.Region
-	29, // 42: outrigger.v1.AlertRaised.numbers:type_name -> outrigger.v1.AlertRaised.NumbersEntry
-	43, // [43:43] is the sub-list for method output_type
-	43, // [43:43] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	12, // 35: outrigger.v1.ExperimentChanged.plan:type_name -> outrigger.v1.ExperimentPlan
+	31, // 36: outrigger.v1.ExperimentArm.configuration:type_name -> outrigger.v1.ExperimentArm.ConfigurationEntry
+	13, // 37: outrigger.v1.ExperimentPlan.metrics:type_name -> outrigger.v1.ExperimentMetric
+	13, // 38: outrigger.v1.ExperimentPlan.guardrails:type_name -> outrigger.v1.ExperimentMetric
+	34, // 39: outrigger.v1.ExperimentPlan.min_duration:type_name -> google.protobuf.Duration
+	34, // 40: outrigger.v1.ExperimentPlan.max_duration:type_name -> google.protobuf.Duration
+	15, // 41: outrigger.v1.RolloutStarted.phases:type_name -> outrigger.v1.RolloutPhase
+	34, // 42: outrigger.v1.RolloutPhase.min_duration:type_name -> google.protobuf.Duration
+	18, // 43: outrigger.v1.RollbackStarted.evidence:type_name -> outrigger.v1.Evidence
+	33, // 44: outrigger.v1.RollbackStarted.first_bad_at:type_name -> google.protobuf.Timestamp
+	33, // 45: outrigger.v1.RollbackStarted.decided_at:type_name -> google.protobuf.Timestamp
+	33, // 46: outrigger.v1.RollbackCompleted.acked_at:type_name -> google.protobuf.Timestamp
+	38, // 47: outrigger.v1.RegionRegistered.region:type_name -> outrigger.v1.Region
+	32, // 48: outrigger.v1.AlertRaised.numbers:type_name -> outrigger.v1.AlertRaised.NumbersEntry
+	49, // [49:49] is the sub-list for method output_type
+	49, // [49:49] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_events_proto_init() }
@@ -2205,7 +2540,7 @@ func file_outrigger_v1_events_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_events_proto_rawDesc), len(file_outrigger_v1_events_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   30,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,196 @@
+package trials
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/experiments"
+)
+
+// shards divide a ledger, so that reports of many sidecars go on beside one another.
+const shards = 16
+
+// maxStrata bounds regions × epochs of one experiment.
+const maxStrata = 1024
+
+// maxTotal bounds a unit's sums; beyond it a row is not believed.
+const maxTotal = 1e15
+
+// unit is what is known of one unit of randomisation.
+type unit struct {
+	arm      uint16
+	multiple bool
+	stratum  uint32
+	n        uint64  // requests
+	failures float64 // of them
+	ms       float64 // their time
+}
+
+type shard struct {
+	mu    sync.Mutex
+	units map[uint32]*unit
+}
+
+// ledger puts the rows of all sidecars together per unit, for one experiment. Safe for
+// concurrent use.
+type ledger struct {
+	budget *atomic.Int64 // units that may still be added, over all ledgers
+	shards [shards]shard
+
+	mu     sync.RWMutex
+	index  map[experiments.Stratum]uint32
+	strata []experiments.Stratum // in order of appearance, which must not change
+
+	rows, full, bad, late atomic.Uint64 // rows counted and left out
+	dropped               atomic.Uint64 // rows sidecars could not keep
+	changed               atomic.Bool
+}
+
+func newLedger(budget *atomic.Int64) *ledger {
+	l := &ledger{budget: budget, index: map[experiments.Stratum]uint32{}}
+	for i := range l.shards {
+		l.shards[i].units = map[uint32]*unit{}
+	}
+	return l
+}
+
+// stratum finds or makes a stratum's number; ok is false if there is no room.
+func (l *ledger) stratum(s experiments.Stratum) (n uint32, all []experiments.Stratum, ok bool) {
+	l.mu.RLock()
+	n, ok = l.index[s]
+	all = l.strata
+	l.mu.RUnlock()
+	if ok {
+		return n, all, true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if n, ok = l.index[s]; ok {
+		return n, l.strata, true
+	}
+	if len(l.strata) >= maxStrata {
+		return 0, nil, false
+	}
+	n = uint32(len(l.strata))
+	l.index[s] = n
+	l.strata = append(slices.Clip(l.strata), s) // never written to what a reader holds
+	return n, l.strata, true
+}
+
+// add counts the rows of one cell of a report.
+func (l *ledger) add(arm uint16, s experiments.Stratum, o *pb.OutcomeDelta) {
+	l.dropped.Add(o.GetUnitsDropped())
+	n, all, ok := l.stratum(s)
+	if !ok {
+		l.full.Add(uint64(len(o.GetUnits())))
+		return
+	}
+	l.changed.Store(true)
+	for _, r := range o.GetUnits() {
+		l.row(arm, n, all, r)
+	}
+}
+
+func (l *ledger) row(arm uint16, stratum uint32, all []experiments.Stratum, r *pb.UnitRow) {
+	if !(r.GetSumX() >= 0 && r.GetSumX() <= float64(r.GetN()) && r.GetSumY() >= 0 && r.GetSumY() <= maxTotal) || r.GetN() == 0 {
+		l.bad.Add(1)
+		return
+	}
+	sh := &l.shards[r.GetUnit()%shards]
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	u := sh.units[r.GetUnit()]
+	switch {
+	case u == nil:
+		if l.budget.Add(-1) < 0 {
+			l.budget.Add(1)
+			l.full.Add(1)
+			return
+		}
+		u = &unit{arm: arm, stratum: stratum}
+		sh.units[r.GetUnit()] = u
+	case u.ms+r.GetSumY() > maxTotal:
+		l.bad.Add(1)
+		return
+	}
+	u.multiple = u.multiple || u.arm != arm
+	if int(u.stratum) < len(all) && all[stratum].Compare(all[u.stratum]) < 0 {
+		u.stratum = stratum // it was assigned there first; the report only came later
+	}
+	u.n += uint64(r.GetN())
+	u.failures += r.GetSumX()
+	u.ms += r.GetSumY()
+	l.rows.Add(1)
+}
+
+// release gives the units back to the budget; the ledger must not be used afterwards.
+func (l *ledger) release() {
+	for i := range l.shards {
+		sh := &l.shards[i]
+		sh.mu.Lock()
+		l.budget.Add(int64(len(sh.units)))
+		sh.units = map[uint32]*unit{}
+		sh.mu.Unlock()
+	}
+}
+
+// evidence sums the units up: arms[i] is the arm of number i, metrics are those wanted.
+// It visits every unit and holds one shard at a time.
+func (l *ledger) evidence(arms []experiments.Weighted, metrics []string) (experiments.Data, error) {
+	l.mu.RLock()
+	strata := l.strata
+	l.mu.RUnlock()
+	var out experiments.Data
+	sums := make([][][]experiments.Sums, len(strata)) // by stratum, arm, metric
+	for i, s := range strata {
+		sums[i] = make([][]experiments.Sums, len(arms))
+		d := experiments.StratumData{Stratum: s, Arms: make([]experiments.ArmData, len(arms))}
+		for a := range arms {
+			sums[i][a] = make([]experiments.Sums, len(metrics))
+			d.Arms[a] = experiments.ArmData{Name: arms[a].Name, Weight: arms[a].Weight}
+		}
+		out.Strata = append(out.Strata, d)
+	}
+	for i := range l.shards {
+		if err := l.shards[i].sum(&out, sums, metrics); err != nil {
+			return out, err
+		}
+	}
+	for i := range out.Strata {
+		for a := range arms {
+			cells := map[string]experiments.Cell{}
+			for m, name := range metrics {
+				cells[name] = experiments.Cell{Sums: sums[i][a][m]}
+			}
+			out.Strata[i].Arms[a].Cells = cells
+		}
+	}
+	return out, nil
+}
+
+func (sh *shard) sum(out *experiments.Data, sums [][][]experiments.Sums, metrics []string) error {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	for _, key := range sortedKeys(sh.units) { // the same units give the same sums, to the last bit
+		u := sh.units[key]
+		if int(u.stratum) >= len(sums) {
+			continue // a stratum that came while we were looking
+		}
+		out.Exposure.Units++
+		if u.multiple {
+			out.Exposure.Multiple++
+			continue
+		}
+		out.Strata[u.stratum].Arms[u.arm].Units++
+		for m, name := range metrics {
+			if x, y, ok := u.metric(name); ok {
+				if err := sums[u.stratum][u.arm][m].Add(x, y); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
