@@ -79,6 +79,7 @@ func (a *Agent) ServeTable(ctx context.Context, l net.Listener) error {
 	var conns sync.WaitGroup
 	defer conns.Wait()
 	defer cancel()
+	defer l.Close() // also when ctx ended just as Accept returned: whoever is told of the end may listen anew
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
 	for {

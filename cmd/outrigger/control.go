@@ -22,6 +22,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/control/eventlog/pebble"
 	"github.com/outrigger-mesh/outrigger/control/monitor"
 	"github.com/outrigger-mesh/outrigger/control/variables"
+	"github.com/outrigger-mesh/outrigger/internal/heap"
 	"github.com/outrigger-mesh/outrigger/internal/identity"
 	"github.com/outrigger-mesh/outrigger/region"
 	"github.com/outrigger-mesh/outrigger/region/consul"
@@ -161,6 +162,7 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 	p.serveGRPC(gl, c.grpcServer(p, s), c.grace)
 	p.serveHTTP(hl, s.Handler(), c.grace)
 	p.run("control", s.Run)
+	p.run("heap", func(ctx context.Context) error { heap.Keep(ctx, 64<<20); return nil })
 	p.run("session keys", keys.Run)
 	p.run("regions", topo.run)
 	p.becomeReady(s.Ready())

@@ -19,6 +19,7 @@ import (
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/cache/node"
 	"github.com/outrigger-mesh/outrigger/cache/shm"
+	"github.com/outrigger-mesh/outrigger/internal/heap"
 	"github.com/outrigger-mesh/outrigger/internal/identity"
 	"github.com/outrigger-mesh/outrigger/internal/report"
 	"github.com/outrigger-mesh/outrigger/internal/wire"
@@ -167,6 +168,7 @@ func (n *nodeFlags) run(cmd *cobra.Command, g *globals) error {
 	p.serveGRPC(gl, gs, n.grace)
 	p.serveHTTP(hl, p.health(map[string]http.Handler{}), n.grace)
 	p.run("agent", a.Run)
+	p.run("heap", func(ctx context.Context) error { heap.Keep(ctx, 32<<20); return nil })
 	p.run("table", func(ctx context.Context) error { return a.ServeTable(ctx, tl) })
 	p.run("reports", report.New(report.Options{Conn: origin, Node: wire.NodePB(self), Start: time.Now(), Logger: p.log,
 		Collect: func(_ time.Time, d *pb.Delta) bool { d.Cache = a.CacheDelta(); return d.Cache != nil }}).Run)
