@@ -23,6 +23,7 @@ import (
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/cache/node"
 	"github.com/outrigger-mesh/outrigger/cache/shm"
+	"github.com/outrigger-mesh/outrigger/internal/heap"
 )
 
 // feedNodes is a process of node agents whose feeds are watched. Each agent is the real
@@ -62,6 +63,7 @@ func childFeedNodes(ctx context.Context, args []string, in io.Reader) (any, erro
 	}
 	n := &feedNodes{lagFlags: l, clock: node.Clock(), last: make([]map[int]int, l.nodes),
 		seen: make([][]int64, lagSessions), shown: make([][]int, lagSessions)}
+	go heap.Keep(ctx, 64<<20) // for all nodes together; each "outrigger node" has half of that
 	fl := &fleet{}
 	defer fl.close()
 	if *plain {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/internal/heap"
 )
 
 const (
@@ -106,6 +107,7 @@ func childInvalidation(ctx context.Context, args []string, _ io.Reader) (any, er
 	if err != nil {
 		return nil, err
 	}
+	go heap.Keep(ctx, 64<<20) // as "outrigger control" does
 	f, err := newFleet(ctx, l.dir)
 	if err != nil {
 		return nil, err
