@@ -264,11 +264,15 @@ func (u *upgrader) handOver(ctx context.Context, conn *handOverConn) error {
 	return nil
 }
 
-// release begins the drain: the listeners are the new process's, their files included.
+// release begins the drain: the listeners are the new process's, their files included. The
+// pages about a process stop first: who asks now means the one that serves.
 func (u *upgrader) release() {
 	for _, l := range u.listeners {
 		if l, ok := l.l.(*net.UnixListener); ok {
 			l.SetUnlinkOnClose(false)
+		}
+		if l.Name == "admin" || l.Name == "http" {
+			l.l.Close()
 		}
 	}
 	u.sc.HandOver()
