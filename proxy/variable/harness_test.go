@@ -161,6 +161,9 @@ func call[Q, A any](w *world, f func(context.Context, Q, ...grpc.CallOption) (A,
 	defer cancel()
 	var g got[A]
 	g.value, g.err = f(metadata.AppendToOutgoingContext(ctx, kv...), req, grpc.Header(&g.head))
+	// What the call caused elsewhere is over: the agent has told the authority which sessions
+	// it follows, so that the next answer does not depend on who was faster.
+	synctest.Wait()
 	return g
 }
 
