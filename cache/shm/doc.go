@@ -1,4 +1,4 @@
-// Package shm is the node tier: one memory-mapped table per tenant and node, written by
+// Package shm is the node tier: one memory-mapped table per node agent, written by
 // the node agent alone and read, without locks or system calls, by every sidecar and
 // client library on the node.
 //
