@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/outrigger-mesh/outrigger/experiments"
 )
 
 // demoModelCommand is the model server of the demonstration: a real OpenAI-shaped HTTP
@@ -52,6 +54,7 @@ type demoModel struct {
 	version         string
 	first, perToken time.Duration
 	errorRate       atomic.Int64 // per million, set by the script
+	seed            atomic.Int64 // 0: calls fail at random; else the call decides
 	served          atomic.Int64
 }
 
@@ -63,21 +66,36 @@ func (m *demoModel) handler() http.Handler {
 	return mux
 }
 
-// fault makes the version bad: {"error_rate": 0.5} answers half the calls with 500.
+// fault makes the version bad: {"error_rate": 0.5} answers half the calls with 500. With
+// a "seed" it is the seed, the version, the user, the sizes of a call and the number of
+// the client's attempt that decide, so that replaying a trace fails the same calls again.
 func (m *demoModel) fault(w http.ResponseWriter, r *http.Request) {
 	var in struct {
 		ErrorRate float64 `json:"error_rate"`
+		Seed      uint32  `json:"seed"`
 	}
 	if err := json.NewDecoder(io.LimitReader(r.Body, 1<<10)).Decode(&in); err != nil || in.ErrorRate < 0 || in.ErrorRate > 1 {
 		http.Error(w, "error_rate must be a share from 0 to 1", http.StatusBadRequest)
 		return
 	}
+	m.seed.Store(int64(in.Seed))
 	m.errorRate.Store(int64(in.ErrorRate * 1e6))
 	w.WriteHeader(http.StatusNoContent)
 }
 
+// fails decides whether a call fails.
+func (m *demoModel) fails(attempt string, in chatRequest, prompt, n int) bool {
+	draw := rand.Int64N(1e6)
+	if seed := m.seed.Load(); seed != 0 {
+		h := experiments.UnitHash(fmt.Sprintf("%d %s", seed, m.version), fmt.Sprintf("%s %d %d %s", in.User, prompt, n, attempt))
+		draw = int64(uint64(h) * 1e6 >> 32)
+	}
+	return draw < m.errorRate.Load()
+}
+
 type chatRequest struct {
 	Model    string `json:"model"`
+	User     string `json:"user"`
 	Messages []struct {
 		Content string `json:"content"`
 	} `json:"messages"`
@@ -95,10 +113,6 @@ func (m *demoModel) chat(w http.ResponseWriter, r *http.Request) {
 		openAIError(w, http.StatusBadRequest, "invalid_request_error", err.Error())
 		return
 	}
-	if rand.Int64N(1e6) < m.errorRate.Load() {
-		openAIError(w, http.StatusInternalServerError, "server_error", "this version is broken")
-		return
-	}
 	n := max(in.MaxTokens, in.MaxCompletionTokens)
 	if n <= 0 {
 		n = 16
@@ -107,6 +121,15 @@ func (m *demoModel) chat(w http.ResponseWriter, r *http.Request) {
 	prompt := 0
 	for _, msg := range in.Messages {
 		prompt += len(strings.Fields(msg.Content))
+	}
+	if m.fails(r.Header.Get("x-stainless-retry-count"), in, prompt, n) {
+		// As late as the answer would have been: failures that overtake successes look like
+		// a row of failures to a breaker.
+		if m.seed.Load() != 0 && !wait(r.Context(), m.first+time.Duration(n)*m.perToken) {
+			return
+		}
+		openAIError(w, http.StatusInternalServerError, "server_error", "this version is broken")
+		return
 	}
 	if in.Stream {
 		m.stream(w, r.Context(), in, id, prompt, n)

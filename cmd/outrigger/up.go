@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,7 +21,15 @@ type upFlags struct {
 	http     string
 	cue      time.Duration
 	plain    bool
+	// difference is how much more often version 2 succeeds, in the script experiment.
+	difference float64
 }
+
+// The scripts of up.
+const (
+	scriptDemo       = "demo"
+	scriptExperiment = "experiment"
+)
 
 func upCommand(g *globals) *cobra.Command {
 	u := &upFlags{}
@@ -29,18 +38,29 @@ func upCommand(g *globals) *cobra.Command {
 and two client applications, each its own process, and replays a real trace of LLM
 requests through them. Version 2 is rolled out as a canary, turns bad on cue, and is
 detected and rolled back. Without --script the cue is the key "b" (or the signal
-USR1) and the mesh keeps running until interrupted.`}
+USR1) and the mesh keeps running until interrupted.
+
+With --script experiment the versions are the arms of an experiment instead: 92 % of
+version 1's calls succeed, and --difference more of version 2's. The experiment is judged
+by a plan that was frozen before it started; when the plan's rule concludes, the winner
+becomes the champion and gets all traffic. With --difference 0 it must stay undecided.`}
 	f := cmd.Flags()
-	f.StringVar(&u.script, "script", "", `"demo" plays the whole story and ends with a summary; empty waits for you`)
+	f.StringVar(&u.script, "script", "", `"demo" plays the whole story, "experiment" an experiment between the versions, and both end with a summary; empty waits for you`)
 	f.DurationVar(&u.duration, "duration", 45*time.Second, "wall time to replay for")
 	f.Float64Var(&u.speed, "speed", 10, "how much faster than real time the trace is replayed, 0.1 to 100")
 	f.StringVar(&u.dir, "data", "", "directory for the event log and sockets (default: a new temporary one, removed at the end)")
 	f.StringVar(&u.http, "http", "127.0.0.1:7401", "status page; a free port is taken when this one is in use")
 	f.DurationVar(&u.cue, "cue", 0, "when version 2 turns bad, after the start of traffic (default 40 % of the duration)")
+	f.Float64Var(&u.difference, "difference", 0.03, "script experiment: how much more often version 2 succeeds than version 1's 92 %, -0.05 to 0.05")
 	f.BoolVar(&u.plain, "plain", false, "print lines instead of the full-screen view, also on a terminal")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := g.configure(cmd, "up"); err != nil {
 			return err
+		}
+		if u.script == scriptExperiment {
+			// An experiment wants units, not a pace to watch.
+			u.speed = cmp.Or(changed(cmd, "speed", u.speed), 40)
+			u.duration = cmp.Or(changed(cmd, "duration", u.duration), time.Minute)
 		}
 		if err := u.validate(); err != nil {
 			return configError{err}
@@ -52,8 +72,10 @@ USR1) and the mesh keeps running until interrupted.`}
 
 func (u *upFlags) validate() error {
 	switch {
-	case u.script != "" && u.script != "demo":
-		return fmt.Errorf("--script is %q; the only script is demo", u.script)
+	case u.script != "" && u.script != scriptDemo && u.script != scriptExperiment:
+		return fmt.Errorf("--script is %q; the scripts are %s and %s", u.script, scriptDemo, scriptExperiment)
+	case !(u.difference >= -0.05 && u.difference <= 0.05):
+		return fmt.Errorf("--difference is %v; give -0.05 to 0.05", u.difference)
 	case u.speed < 0.1 || u.speed > 100:
 		return fmt.Errorf("--speed is %v; give 0.1 to 100", u.speed)
 	case u.duration < 10*time.Second || u.duration > 24*time.Hour:
@@ -90,10 +112,21 @@ func (u *upFlags) run(cmd *cobra.Command, g *globals) error {
 	if err := view.finish(sum); err != nil {
 		return err
 	}
-	if u.script == "demo" {
+	switch u.script {
+	case scriptDemo:
 		return sum.verdict()
+	case scriptExperiment:
+		return errors.Join(sum.served(), sum.Experiment.verdict(u.difference))
 	}
 	return nil
+}
+
+// changed is a flag's value if something set it (the configuration file does as well), else zero.
+func changed[T any](cmd *cobra.Command, flag string, value T) (out T) {
+	if cmd.Flags().Changed(flag) {
+		out = value
+	}
+	return out
 }
 
 func (u *upFlags) workDir() (dir string, cleanup func(), err error) {

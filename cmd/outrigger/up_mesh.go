@@ -39,11 +39,11 @@ type mesh struct {
 	g     *globals
 	stats *tally
 
-	children  []*child // in start order
-	control   *child
-	candidate *child
-	sidecars  []*child
-	apps      []*child
+	children []*child // in start order
+	control  *child
+	models   []*child // version 1, version 2
+	sidecars []*child
+	apps     []*child
 
 	conn  *grpc.ClientConn
 	admin pb.AdminClient
@@ -75,17 +75,15 @@ func (m *mesh) start(ctx context.Context) error {
 	}
 	m.admin, m.vars = pb.NewAdminClient(m.conn), pb.NewVariablesClient(m.conn)
 
-	var models []*child
 	for _, v := range []string{stableName, candidateName} {
 		c, err := m.child(ctx, "model-"+v, "demo-model", "--version", v,
 			"--tokens-per-second", fmt.Sprint(60*m.u.speed), "--first-token-ms", fmt.Sprint(120/m.u.speed))
 		if err != nil {
 			return err
 		}
-		models = append(models, c)
+		m.models = append(m.models, c)
 	}
-	m.candidate = models[1]
-	if err := m.register(ctx, models); err != nil {
+	if err := m.register(ctx, m.models); err != nil {
 		return err
 	}
 	if _, err := m.child(ctx, "node", "node", "--control", m.control.addresses["listen"], "--dir", m.dir+"/node",
@@ -186,19 +184,18 @@ func (m *mesh) play(ctx context.Context, v *view) (*tally, error) {
 		return nil, err
 	}
 	st.begin(time.Now())
-	if _, err := m.admin.StartRollout(ctx, &pb.StartRolloutRequest{
-		Id: rolloutID, Model: demoModelID, Candidate: candidateName, Actor: "demo", Reason: "demonstration",
-		Phases: []*pb.RolloutPhase{
-			{Name: "canary", Weight: canaryWeight, MinDuration: durationPB(time.Hour)},
-			{Name: "full", Weight: 10_000},
-		}}); err != nil {
-		return nil, fmt.Errorf("start the rollout: %w", err)
+	begin := m.startRollout
+	if m.u.script == scriptExperiment {
+		begin = m.startTrial
+	}
+	if err := begin(ctx); err != nil {
+		return nil, err
 	}
 	cue := make(chan os.Signal, 1)
 	signal.Notify(cue, syscall.SIGUSR1)
 	defer signal.Stop(cue)
 	var scripted <-chan time.Time
-	if m.u.script == "demo" {
+	if m.u.script == scriptDemo {
 		t := time.NewTimer(m.u.cue)
 		defer t.Stop()
 		scripted = t.C
@@ -237,8 +234,24 @@ func (m *mesh) play(ctx context.Context, v *view) (*tally, error) {
 			}
 			m.poll(ctx)
 			v.update(st.snapshot(time.Now()))
+			if st.settled(time.Now()) {
+				return m.finish(v)
+			}
 		}
 	}
+}
+
+// startRollout gives the candidate its canary.
+func (m *mesh) startRollout(ctx context.Context) error {
+	if _, err := m.admin.StartRollout(ctx, &pb.StartRolloutRequest{
+		Id: rolloutID, Model: demoModelID, Candidate: candidateName, Actor: "demo", Reason: "demonstration",
+		Phases: []*pb.RolloutPhase{
+			{Name: "canary", Weight: canaryWeight, MinDuration: durationPB(time.Hour)},
+			{Name: "full", Weight: 10_000},
+		}}); err != nil {
+		return fmt.Errorf("start the rollout: %w", err)
+	}
+	return nil
 }
 
 func (m *mesh) startApps(ctx context.Context) error {
@@ -286,19 +299,23 @@ func (m *mesh) dead() error {
 
 // turnBad makes the candidate fail and notes when.
 func (m *mesh) turnBad(ctx context.Context) error {
-	body := strings.NewReader(fmt.Sprintf(`{"error_rate": %v}`, badErrorRate))
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+m.candidate.addresses["listen"]+"/demo/fault", body)
+	m.stats.cue(time.Now())
+	return m.fault(ctx, m.models[1], fmt.Sprintf(`{"error_rate": %v}`, badErrorRate))
+}
+
+// fault tells a model server how to fail.
+func (m *mesh) fault(ctx context.Context, c *child, body string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+c.addresses["listen"]+"/demo/fault", strings.NewReader(body))
 	if err != nil {
 		return err
 	}
-	m.stats.cue(time.Now())
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return fmt.Errorf("turn %s bad: %w", candidateName, err)
+		return fmt.Errorf("set the faults of %s: %w", c.name, err)
 	}
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusNoContent {
-		return fmt.Errorf("turn %s bad: %s", candidateName, resp.Status)
+		return fmt.Errorf("set the faults of %s: %s", c.name, resp.Status)
 	}
 	return nil
 }
@@ -309,6 +326,9 @@ func (m *mesh) poll(ctx context.Context) {
 	defer cancel()
 	s, err := m.admin.Status(ctx, &pb.ListRequestAll{})
 	m.stats.status(s, err)
+	if m.u.script == scriptExperiment {
+		m.pollTrial(ctx)
+	}
 }
 
 // finish stops the apps, lets the last reports arrive, and takes the audit trail.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,6 +26,9 @@ type tally struct {
 	hits                 map[string]int // variable reads by tier
 	candidateStarts      []int64        // start times of answers by the candidate, Unix ns
 	latency, readLatency *ddsketch.DDSketch
+
+	trial     *trialSummary // of the script experiment
+	decidedAt time.Time     // when the trial ended, zero before
 
 	mesh    *pb.StatusResponse // last good answer
 	meshErr error              // of the last poll
@@ -96,13 +100,15 @@ func (t *tally) add(r record) {
 		if r.Version == candidateName && len(t.candidateStarts) < keepStarts {
 			t.candidateStarts = append(t.candidateStarts, r.At)
 		}
+		t.afterTrial(r)
 	}
 	if r.Err == "" {
 		return
 	}
 	t.failed++
 	// The script breaks calls of the candidate that end after the cue; nothing else.
-	caused := r.Kind == "call" && r.Version == candidateName && !t.cued.IsZero() && r.At+int64(r.Ms*1e6) >= t.cued.UnixNano()
+	caused := r.Kind == "call" && r.Version == candidateName && !t.cued.IsZero() && r.At+int64(r.Ms*1e6) >= t.cued.UnixNano() ||
+		t.trial != nil && strings.Contains(r.Err, "500 Internal Server Error")
 	if !caused {
 		t.unexplainedCount++
 		if len(t.unexplained) < 10 {
@@ -132,6 +138,7 @@ type picture struct {
 	MeshErr       error
 	Cued          bool
 	Rollout       *pb.Rollout
+	Trial         *trialSummary // a copy
 }
 
 func (t *tally) snapshot(now time.Time) picture {
@@ -140,6 +147,10 @@ func (t *tally) snapshot(now time.Time) picture {
 	p := picture{Elapsed: now.Sub(t.started), Calls: t.calls, Failed: t.failed, Unexplained: t.unexplainedCount, Reads: t.reads,
 		Writes: t.writes, Split: maps.Clone(t.split), Hits: maps.Clone(t.hits), P50: quantile(t.latency, .5), P99: quantile(t.latency, .99),
 		ReadP50: quantile(t.readLatency, .5), ReadP99: quantile(t.readLatency, .99), Mesh: t.mesh, MeshErr: t.meshErr, Cued: !t.cued.IsZero()}
+	if t.trial != nil {
+		trial := *t.trial
+		p.Trial = &trial
+	}
 	for _, r := range t.mesh.GetRollouts() {
 		if r.Id == rolloutID {
 			p.Rollout = r
@@ -161,6 +172,7 @@ type summary struct {
 	ReadMs       map[string]float64 `json:"read_ms"`
 	Invalidation map[string]float64 `json:"invalidation_ms"`
 	Rollback     *rollbackSummary   `json:"rollback"`
+	Experiment   *trialSummary      `json:"experiment,omitempty"`
 	Events       uint64             `json:"events"`
 	TraceSeconds float64            `json:"trace_seconds"`
 	Unexplained  []string           `json:"unexplained_errors,omitempty"`
@@ -189,7 +201,7 @@ func (t *tally) summary() summary {
 		ReadMs:       map[string]float64{"p50": quantile(t.readLatency, .5), "p99": quantile(t.readLatency, .99)},
 		Invalidation: map[string]float64{"p50": t.mesh.GetCache().GetInvalidationLagP50Ms(), "p99": t.mesh.GetCache().GetInvalidationLagP99Ms()},
 		Events:       t.mesh.GetHead(), Unexplained: t.unexplained, scripted: !t.cued.IsZero(), audit: t.audit}
-	s.Rollback = t.rollback()
+	s.Rollback, s.Experiment = t.rollback(), t.trial
 	return s
 }
 
@@ -225,10 +237,7 @@ func (t *tally) rollback() *rollbackSummary {
 
 // verdict is what the script demands of a run; nil means everything held.
 func (s summary) verdict() error {
-	var errs []error
-	if s.Errors > 0 {
-		errs = append(errs, fmt.Errorf("%d errors the script did not cause; the first: %s", s.Errors, s.Unexplained[0]))
-	}
+	errs := []error{s.served()}
 	switch r := s.Rollback; {
 	case r == nil:
 		errs = append(errs, errors.New("the bad version was not rolled back"))
@@ -239,8 +248,16 @@ func (s summary) verdict() error {
 	case r.WrongAfterAck > 0:
 		errs = append(errs, fmt.Errorf("%d calls reached the bad version after every sidecar had acknowledged", r.WrongAfterAck))
 	}
-	if s.Requests == 0 {
-		errs = append(errs, errors.New("no request was served"))
-	}
 	return errors.Join(errs...)
+}
+
+// served is what every script demands: traffic, and no error that the script did not cause.
+func (s summary) served() error {
+	switch {
+	case s.Requests == 0:
+		return errors.New("no request was served")
+	case s.Errors > 0:
+		return fmt.Errorf("%d errors the script did not cause; the first: %s", s.Errors, s.Unexplained[0])
+	}
+	return nil
 }

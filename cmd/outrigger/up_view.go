@@ -85,6 +85,9 @@ func shares(m map[string]int) string {
 
 // phaseOf names the rollout's phase and its strongest evidence.
 func phaseOf(p picture) (phase, evidence string) {
+	if p.Trial != nil {
+		return p.Trial.State + " " + p.Trial.Outcome, p.Trial.line()
+	}
 	r := p.Rollout
 	if r == nil {
 		return "no rollout yet", ""
@@ -121,6 +124,9 @@ func (v *view) finish(s summary) error {
 	if r := s.Rollback; r != nil {
 		fmt.Fprintf(w, "Rollback: first bad answer %.0f ms after the cue, decided %.0f ms later, acknowledged by all %d sidecars after another %.0f ms; %d calls reached the bad version after that.\n",
 			r.FirstBadMs, r.DecidedMs, r.Acked, r.AckedMs, r.WrongAfterAck)
+	}
+	if e := s.Experiment; e != nil {
+		e.print(w)
 	}
 	fmt.Fprintf(w, "\nAudit (decisions only; %d events in the log):\n", s.Events)
 	for _, e := range s.audit {
@@ -185,7 +191,11 @@ func (m model) View() string {
 	c := p.Mesh.GetCache()
 	fmt.Fprintf(&b, "  invalidation   p50 %.2f ms   p99 %.2f ms from commit to the node's table\n\n", c.GetInvalidationLagP50Ms(), c.GetInvalidationLagP99Ms())
 	phase, evidence := phaseOf(p)
-	fmt.Fprintf(&b, "  rollout        %s   %s\n", phase, evidence)
+	what := "rollout"
+	if p.Trial != nil {
+		what = "experiment"
+	}
+	fmt.Fprintf(&b, "  %-14s %s   %s\n", what, phase, evidence)
 	if p.MeshErr != nil {
 		fmt.Fprintf(&b, "  control plane  not answering: %v\n", p.MeshErr)
 	}
