@@ -96,10 +96,16 @@ func exprs(r rules.Rule) (out []expr.Any) {
 	case rules.ToSocket:
 		return append(out, port(), &expr.TProxy{Family: unix.NFPROTO_UNSPEC, RegPort: reg}, accept)
 	case rules.ToMark:
-		return append(out, &expr.Immediate{Register: reg, Data: binaryutil.NativeEndian.PutUint32(r.Then.Value)},
-			&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: reg}, accept)
+		return append(out, mark(r), &expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: reg}, accept)
+	case rules.ToKnown:
+		return append(out, mark(r), &expr.Ct{Key: expr.CtKeyMARK, SourceRegister: true, Register: reg},
+			mark(r), &expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: reg}, accept)
 	}
 	return append(out, &expr.Verdict{Kind: expr.VerdictReturn})
+}
+
+func mark(r rules.Rule) expr.Any {
+	return &expr.Immediate{Register: reg, Data: binaryutil.NativeEndian.PutUint32(r.Then.Value)}
 }
 
 func match(m rules.Match) []expr.Any {
@@ -131,6 +137,14 @@ func match(m rules.Match) []expr.Any {
 	case rules.DstLocal:
 		return []expr.Any{&expr.Fib{Register: reg, ResultADDRTYPE: true, FlagDADDR: true},
 			&expr.Cmp{Op: op, Register: reg, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)}}
+	case rules.Answer:
+		const reply = 1 // IP_CT_DIR_REPLY
+		return []expr.Any{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: reg}, &expr.Cmp{Op: op, Register: reg, Data: []byte{reply}}}
+	case rules.Known:
+		return []expr.Any{&expr.Ct{Key: expr.CtKeyMARK, Register: reg}, compare(m, op)}
+	case rules.First:
+		return []expr.Any{&expr.Ct{Key: expr.CtKeySTATE, Register: reg},
+			&expr.Cmp{Op: op, Register: reg, Data: binaryutil.NativeEndian.PutUint32(expr.CtStateBitNEW)}}
 	}
 	name := make([]byte, unix.IFNAMSIZ)
 	copy(name, "lo")

@@ -128,12 +128,19 @@ func (v *verifier) chain(c rules.Chain, have *nftables.Chain) error {
 	return nil
 }
 
-// plain drops what the kernel numbers by itself, and the tproxy expression, which the
-// library can write but not read; the port before it and the accept after it remain.
+// plain drops what the kernel numbers by itself, and what the library can write but not
+// read: the tproxy expression (the port before it and the accept after it remain), and
+// which register a connection's mark is set from (there is only one).
 func plain(all []expr.Any) (out []expr.Any) {
 	for _, e := range all {
 		switch e := e.(type) {
 		case *expr.TProxy:
+		case *expr.Ct:
+			c := *e
+			if c.SourceRegister {
+				c.Register, c.SourceRegister = 0, false
+			}
+			out = append(out, &c)
 		case *expr.Lookup:
 			c := *e
 			c.SetID = 0

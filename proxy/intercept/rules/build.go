@@ -28,12 +28,19 @@ func (b *builder) outbound() {
 	then := Verdict{ToPort, uint32(c.OutboundPort)}
 	if c.Mode == TProxy {
 		// A route chain decides the way again after the mark has changed.
-		ch.Kind, ch.Priority, then = "route", mangle, Verdict{ToMark, c.RouteMark}
+		ch.Kind, ch.Priority, then = "route", mangle, Verdict{ToKnown, c.RouteMark}
 	}
 	b.common(&ch)
+	if c.Mode == TProxy {
+		ch.add(Verdict{Do: Return}, Match{Field: Answer})
+	}
 	ch.leave(b.numbers("own_uids", TypeUID, c.UIDs), Socket)
 	ch.leave(b.numbers("own_gids", TypeGID, c.GIDs), Group)
 	ch.leave(b.numbers("own_marks", TypeMark, c.Marks), Mark)
+	if c.Mode == TProxy {
+		ch.add(Verdict{ToMark, c.RouteMark}, Match{Field: Known, Number: c.RouteMark})
+		ch.add(Verdict{Do: Return}, Match{Field: First, Not: true})
+	}
 	if served := b.ports("served_ports", single(c.LoopbackPorts)); served != "" {
 		ch.add(then, Match{Field: DstIPv4, Net: loopback4}, Match{Field: DstPort, Set: served})
 		if !c.NoIPv6 {

@@ -77,11 +77,18 @@ func (r Rule) statements() (out []any) {
 	case ToPort:
 		return append(out, object{"redirect": object{"port": r.Then.Value}})
 	case ToMark:
-		return append(out, object{"mangle": object{"key": object{"meta": object{"key": "mark"}}, "value": r.Then.Value}}, object{"accept": nil})
+		return append(out, setMark("meta", r.Then.Value), object{"accept": nil})
+	case ToKnown:
+		return append(out, setMark("ct", r.Then.Value), setMark("meta", r.Then.Value), object{"accept": nil})
 	case ToSocket:
 		return append(out, object{"tproxy": object{"port": r.Then.Value}}, object{"accept": nil})
 	}
 	return append(out, object{string(r.Then.Do): nil})
+}
+
+// setMark is a statement that gives a packet (meta) or its connection (ct) a mark.
+func setMark(of string, value uint32) object {
+	return object{"mangle": object{"key": object{of: object{"key": "mark"}}, "value": value}}
 }
 
 func (m Match) json() any {
@@ -96,8 +103,8 @@ func (m Match) json() any {
 		left = object{"meta": object{"key": "iifname"}}
 	case m.Field == DstLocal:
 		left = object{"fib": object{"result": "type", "flags": []string{"daddr"}}}
-	case kind == "meta":
-		left = object{"meta": object{"key": key}}
+	case kind == "meta" || kind == "ct":
+		left = object{kind: object{"key": key}}
 	default:
 		left = object{"payload": object{"protocol": kind, "field": key}}
 	}
@@ -105,7 +112,7 @@ func (m Match) json() any {
 	switch {
 	case m.Set != "":
 		right = "@" + m.Set
-	case m.Field == Mark:
+	case m.Field == Mark || m.Field == Known:
 		right = m.Number
 	case m.Field == FromLocal:
 		right = "lo"

@@ -6,7 +6,7 @@
 // The order of the rules is the contract. Outbound, for TCP of any process in the
 // network namespace:
 //
-//  1. what the sidecar itself sends is left alone, told by user, group or socket mark;
+//  1. what the sidecar itself begins is left alone, told by user, group or socket mark;
 //  2. the loopback ports listed are intercepted, although they are local: programs such
 //     as snakepit dial localhost, and the sidecar serves these ports itself;
 //  3. every other local destination is left alone;
@@ -21,6 +21,13 @@
 // original one. Mode TProxy rewrites nothing (the accepted socket's local address is the
 // original destination) but needs policy routes, and CAP_NET_ADMIN in the sidecar for
 // IP_TRANSPARENT. One inet table covers IPv4 and IPv6.
+//
+// Both decide once for each connection, at its first packet. In mode Redirect that is how
+// nat works; in mode TProxy the decision is kept as the connection's conntrack mark. The
+// packets that follow cannot be told by their socket's user: one that is not accepted yet,
+// and one that is closed but still sends, has none. So answers to connections that others
+// began are left alone, whoever gives them, and so is what conntrack does not know: the
+// connections that were there before the rules.
 //
 // A Config that would send the sidecar's own connections back to it is refused: one
 // connection that loops becomes thousands within seconds.
@@ -93,7 +100,8 @@ type Config struct {
 	NoIPv6 bool // leave IPv6 alone
 
 	// RouteMark marks packets on their way to the sidecar and RouteTable is the policy
-	// routing table they use, in mode TProxy; default 0x4f52 and 133.
+	// routing table they use, in mode TProxy; default 0x4f52 and 133. The conntrack mark of
+	// intercepted connections is RouteMark too.
 	RouteMark, RouteTable uint32
 }
 
@@ -163,6 +171,9 @@ const (
 	SrcIPv6   Field = "saddr6"     // in Set
 	DstLocal  Field = "dlocal"     // the destination is an address of this machine
 	FromLocal Field = "iifname lo" // arrived on the loopback interface
+	Answer    Field = "reply"      // goes back to who began the connection
+	Known     Field = "ct mark"    // mark of the connection, equal to Number
+	First     Field = "new"        // of a connection nobody has answered yet
 )
 
 // Match is one condition.
@@ -177,11 +188,13 @@ type Match struct {
 // Action is what a rule does.
 type Action string
 
-// The actions. ToMark also accepts, which ends the chain.
+// The actions. ToMark also accepts, which ends the chain; ToKnown is ToMark for all that
+// the connection sends from here on.
 const (
 	Return   Action = "return"
 	ToPort   Action = "redirect"
 	ToMark   Action = "mark"
+	ToKnown  Action = "ct mark"
 	ToSocket Action = "tproxy"
 )
 

@@ -73,6 +73,8 @@ func (r Rule) text() string {
 		parts = append(parts, needTCP(r), fmt.Sprintf("redirect to :%d", r.Then.Value))
 	case ToMark:
 		parts = append(parts, fmt.Sprintf("meta mark set %#x accept", r.Then.Value))
+	case ToKnown:
+		parts = append(parts, fmt.Sprintf("ct mark set %#x meta mark set %#x accept", r.Then.Value, r.Then.Value))
 	case ToSocket:
 		parts = append(parts, needTCP(r), fmt.Sprintf("tproxy to :%d accept", r.Then.Value))
 	default:
@@ -117,6 +119,12 @@ func (m Match) left() string {
 		return "ip6 saddr"
 	case DstLocal:
 		return "fib daddr type"
+	case Answer:
+		return "ct direction"
+	case Known:
+		return "ct mark"
+	case First:
+		return "ct state"
 	}
 	return "iifname"
 }
@@ -130,12 +138,14 @@ func (m Match) right() string {
 		return "tcp"
 	case m.Field == Family:
 		return fmt.Sprintf("ipv%d", m.Number)
-	case m.Field == Mark:
+	case m.Field == Mark || m.Field == Known:
 		return fmt.Sprintf("%#x", m.Number)
 	case m.Field == DstLocal:
 		return "local"
 	case m.Field == FromLocal:
 		return `"lo"`
+	case m.Field == Answer || m.Field == First:
+		return string(m.Field)
 	case m.Net.IsSingleIP():
 		return m.Net.Addr().String()
 	}
