@@ -204,6 +204,8 @@ func TestHTTPAccess(t *testing.T) {
 		{"read, local", open, "GET", "/v1/models", nil, 200},
 		{"write, local", open, "POST", "/v1/rollouts/x/abort", nil, 404},
 		{"read, remote", open, "GET", "/v1/models", []string{remote}, 403},
+		{"delivery, local", open, "GET", "/v1/xds/status", nil, 200},
+		{"delivery, remote", open, "GET", "/v1/xds/status", []string{remote}, 403},
 		{"write, remote", open, "POST", "/v1/rollouts/x/abort", []string{remote}, 403},
 		{"write, remote with any token", open, "POST", "/v1/rollouts/x/abort", []string{remote, bearer}, 403},
 		{"read through a local proxy", open, "GET", "/v1/models", []string{"X-Forwarded-For: 192.0.2.7"}, 403},
@@ -257,13 +259,17 @@ func TestGRPCAccess(t *testing.T) {
 	services := recorder{}
 	p.srv.RegisterGRPC(services)
 	for _, want := range []string{"outrigger.v1.Variables", "outrigger.v1.Coherence", "outrigger.v1.Reports", "outrigger.v1.Admin",
-		"envoy.service.discovery.v3.AggregatedDiscoveryService"} {
+		"outrigger.v1.Delivery", "envoy.service.discovery.v3.AggregatedDiscoveryService"} {
 		if services[want] == nil {
 			t.Errorf("%s is not registered", want)
 		}
 	}
 	refused := func(method grpc.MethodDesc, ctx context.Context) bool {
-		_, err := method.Handler(p.srv.Admin(), ctx, func(any) error { return nil }, nil)
+		var srv any = p.srv.Admin()
+		if strings.HasPrefix(method.MethodName, "Xds") {
+			srv = p.srv.Delivery()
+		}
+		_, err := method.Handler(srv, ctx, func(any) error { return nil }, nil)
 		return outrigger.IsKind(status.FromGRPC(err, nil), outrigger.Unauthorised)
 	}
 	local := peer.NewContext(t.Context(), &peer.Peer{Addr: &netAddr{"tcp", "127.0.0.1:1"}})
@@ -272,8 +278,9 @@ func TestGRPCAccess(t *testing.T) {
 		return metadata.NewIncomingContext(ctx, metadata.Pairs("authorization", "Bearer "+token))
 	}
 	reads := 0
-	for _, m := range services["outrigger.v1.Admin"].Methods {
-		read := strings.HasPrefix(m.MethodName, "Get") || strings.HasPrefix(m.MethodName, "List") || slices.Contains([]string{"Audit", "Status", "ExperimentResults"}, m.MethodName)
+	for _, m := range slices.Concat(services["outrigger.v1.Admin"].Methods, services["outrigger.v1.Delivery"].Methods) {
+		read := slices.Contains([]string{"XdsStatus", "XdsConfig", "XdsDiff", "XdsPushLog", "XdsExplain"}, m.MethodName) ||
+			strings.HasPrefix(m.MethodName, "Get") || strings.HasPrefix(m.MethodName, "List") || slices.Contains([]string{"Audit", "Status", "ExperimentResults"}, m.MethodName)
 		if read {
 			reads++
 		}
@@ -287,7 +294,7 @@ func TestGRPCAccess(t *testing.T) {
 			t.Errorf("%s with the token was refused", m.MethodName)
 		}
 	}
-	if reads != 10 || len(services["outrigger.v1.Admin"].Methods) != 20 {
+	if reads != 10+5 || len(services["outrigger.v1.Admin"].Methods) != 20 {
 		t.Fatalf("%d of %d methods read", reads, len(services["outrigger.v1.Admin"].Methods))
 	}
 }

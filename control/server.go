@@ -1,7 +1,7 @@
 // Package control is the control plane of one region, assembled over one event log.
 //
 //	s, err := control.New(control.Options{Log: log, Region: &pb.Region{Name: "eu"}})
-//	s.RegisterGRPC(grpcServer)            // Variables, Coherence, Reports, Admin, ADS
+//	s.RegisterGRPC(grpcServer)            // Variables, Coherence, Reports, Admin, Delivery, ADS
 //	httpServer.Handler = s.Handler()      // REST, status page, health
 //	err = s.Run(ctx)                      // owns every goroutine; <-s.Ready() when it serves
 //
@@ -47,6 +47,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"slices"
 	"time"
 
 	"go.opentelemetry.io/otel/metric"
@@ -59,6 +60,7 @@ import (
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/control/compile"
 	"github.com/outrigger-mesh/outrigger/control/dashboard"
+	"github.com/outrigger-mesh/outrigger/control/delivery"
 	"github.com/outrigger-mesh/outrigger/control/eventlog"
 	"github.com/outrigger-mesh/outrigger/control/facts"
 	"github.com/outrigger-mesh/outrigger/control/monitor"
@@ -120,6 +122,7 @@ type Server struct {
 	trials    *trials.Service
 	publisher *publisher
 	admin     *admin
+	delivery  *delivery.Service
 	guard     *guard
 	dashboard *dashboard.Dashboard
 	ready     chan struct{} // closed when everything answers and a policy was tried
@@ -195,6 +198,7 @@ func (s *Server) wireAdmin() (err error) {
 	s.admin = &admin{log: s.opts.Log, facts: s.facts, region: s.opts.Region, now: s.opts.Now, started: s.opts.Now(),
 		regions: s.opts.Regions, monitor: s.monitor, trials: s.trials, ledger: s.ads, feeds: s.vars, position: s.publisher.published.Load,
 		problems: func(f *facts.Facts) []problem { return problems(f, s.compileOptions()) }}
+	s.delivery = delivery.New(s.ads, s.opts.Now)
 	s.dashboard, err = dashboard.New(dashboard.Options{Region: s.opts.Region.GetName(), Logger: s.opts.Logger,
 		Status: func(ctx context.Context) (*pb.StatusResponse, error) { return s.admin.Status(ctx, nil) },
 		Audit: func(ctx context.Context) ([]*pb.Event, error) {
@@ -224,12 +228,16 @@ func (r rolloutSource) RunningRollouts() []deploy.Rollout {
 // Its errors are outrigger.Errors, not gRPC statuses.
 func (s *Server) Admin() pb.AdminServer { return s.admin }
 
-// RegisterGRPC adds Variables, Coherence, Reports, Admin and ADS to a gRPC server.
+// Delivery returns what is known of configuration delivery, like Admin.
+func (s *Server) Delivery() pb.DeliveryServer { return s.delivery }
+
+// RegisterGRPC adds Variables, Coherence, Reports, Admin, Delivery and ADS to a gRPC server.
 func (s *Server) RegisterGRPC(r grpc.ServiceRegistrar) {
 	pb.RegisterVariablesServer(r, s.vars)
 	pb.RegisterCoherenceServer(r, s.vars)
 	pb.RegisterReportsServer(r, s.monitor)
 	pb.RegisterAdminServer(registrar{r, s.guard}, s.admin)
+	pb.RegisterDeliveryServer(registrar{r, s.guard}, s.delivery)
 	s.ads.Register(r)
 }
 
@@ -237,7 +245,7 @@ func (s *Server) RegisterGRPC(r grpc.ServiceRegistrar) {
 // /readyz (it serves) and /metrics. Health is open to everybody and says nothing else.
 func (s *Server) Handler() http.Handler {
 	api := http.NewServeMux()
-	rest.Register(api, append(rest.AdminRoutes(s.admin), rest.VariableRoutes(s.vars)...))
+	rest.Register(api, slices.Concat(rest.AdminRoutes(s.admin), rest.DeliveryRoutes(s.delivery), rest.VariableRoutes(s.vars)))
 	api.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
 		status.WriteHTTP(w, outrigger.Errorf(outrigger.NotFound, "%s %s not found", r.Method, r.URL.Path))
 	})

@@ -56,6 +56,8 @@
 //     one to a name that does not exist is answered with removed_resources at once.
 package xds
 
+import "strings"
+
 // Type URLs of the resources, in the order they are pushed.
 const (
 	TypeCluster     = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
@@ -93,3 +95,6 @@ func Pushed() []string {
 func Types() []string {
 	return []string{TypeCluster, TypeEndpoint, TypeListener, TypeRoute, TypeModelPolicy, TypeMeshPolicy}
 }
+
+// ShortType is the last word of a type URL, as people say it.
+func ShortType(typeURL string) string { return typeURL[strings.LastIndexByte(typeURL, '.')+1:] }

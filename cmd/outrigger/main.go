@@ -47,6 +47,10 @@ func (m Main) Run(ctx context.Context, args []string) int {
 	if err == nil {
 		return status.ExitOK
 	}
+	var a answerError
+	if errors.As(err, &a) {
+		return status.ExitFailure
+	}
 	fmt.Fprintln(m.Stderr, "outrigger:", err)
 	var u usageError
 	var c configError
@@ -61,6 +65,11 @@ func (m Main) Run(ctx context.Context, args []string) int {
 
 // usageError is a mistake on the command line itself.
 type usageError struct{ error }
+
+// answerError is an answer of "no" that has been printed in full: exit code 1 without a word.
+type answerError struct{}
+
+func (answerError) Error() string { return "the answer is no" }
 
 // configError is a bad setting from any source, found before anything was bound.
 type configError struct{ error }
@@ -106,7 +115,7 @@ file given by --config, then defaults; the first that has a value wins.`,
 		root.AddCommand(c)
 	}
 	for _, c := range []*cobra.Command{varCommand(g), sessionCommand(g), cacheCommand(g), modelCommand(g), experimentCommand(g), rolloutCommand(g),
-		regionCommand(g), xdsCommand(), auditCommand(g), statusCommand(g), versionCommand(g)} {
+		regionCommand(g), xdsCommand(g), auditCommand(g), statusCommand(g), versionCommand(g)} {
 		c.GroupID = "ops"
 		root.AddCommand(c)
 	}

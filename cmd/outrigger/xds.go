@@ -10,10 +10,12 @@ import (
 	"github.com/outrigger-mesh/outrigger/xds/translate"
 )
 
-// xdsCommand is what concerns clients that speak xDS themselves.
-func xdsCommand() *cobra.Command {
-	cmd := group("xds", "Envoys and proxyless gRPC clients")
-	cmd.AddCommand(xdsBootstrapCommand(), xdsCapabilitiesCommand())
+// xdsCommand is what concerns delivery of configuration, and clients that speak xDS
+// themselves.
+func xdsCommand(g *globals) *cobra.Command {
+	cmd := group("xds", "What configuration is live where; Envoys and proxyless gRPC clients")
+	c := addClientFlags(cmd, g)
+	cmd.AddCommand(xdsStatus(c), xdsConfig(c), xdsDiff(c), xdsPushLog(c), xdsExplain(c), xdsBootstrapCommand(), xdsCapabilitiesCommand())
 	return cmd
 }
 

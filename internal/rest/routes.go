@@ -53,6 +53,18 @@ func AdminRoutes(admin pb.AdminServer) []Route {
 	}
 }
 
+// DeliveryRoutes are where configuration is live. Node ids and resource names may hold '/',
+// so they are query parameters.
+func DeliveryRoutes(d pb.DeliveryServer) []Route {
+	return []Route{
+		{Pattern: "GET /v1/xds/status", Handler: unary(d.XdsStatus)},
+		{Pattern: "GET /v1/xds/config", Handler: unary(d.XdsConfig)},
+		{Pattern: "GET /v1/xds/diff", Handler: unary(d.XdsDiff)},
+		{Pattern: "GET /v1/xds/push-log", Handler: unary(d.XdsPushLog)},
+		{Pattern: "GET /v1/xds/explain", Handler: unary(d.XdsExplain)},
+	}
+}
+
 // VariableRoutes are sessions and variables.
 func VariableRoutes(vars pb.VariablesServer) []Route {
 	v := variables{vars}

@@ -23,6 +23,8 @@ type group struct {
 	// Guarded by publishing: what was last published, and what is served for it
 	// (wanted plus retained clusters).
 	wanted, served *translate.Resources
+
+	history history
 }
 
 type shard struct {
@@ -67,6 +69,7 @@ func (g *group) sessions() []*session {
 // With owing, each stream told holds back the second step of next (retain.go); serve
 // then reports whether none of them needs it any more. Called with publishing held.
 func (g *group) serve(next *generation, owing bool) (free bool) {
+	g.history.add(g.name, g.current.Load(), next)
 	g.current.Store(next)
 	list := g.sessions()
 	next.waiting.Store(int64(len(list)) + 1) // one is ours, until all have been told

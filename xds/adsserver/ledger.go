@@ -48,7 +48,52 @@ type ledger struct {
 
 type nodeEntry struct {
 	NodeState
-	owner *session // the newest stream of the node; older ones may not write
+	owner *session // the newest stream of the node, nil once it is closed; older ones may not write
+	last  []typeView
+	// sends are the newest pushes started for the node, oldest first; at most maxSends.
+	sends []send
+}
+
+// maxSends bounds what is remembered of one node's pushes.
+const maxSends = 32
+
+// send is how one push went at one node. Times are nanoseconds since 1970, 0 = not yet.
+type send struct {
+	serial     uint64
+	sent, done int64
+	nack       *Nack
+	join       bool // the first sync of a stream, whose delay says nothing about the push
+}
+
+// started notes that a push is being sent.
+func (e *nodeEntry) started(serial uint64, now time.Time, join bool) {
+	if len(e.sends) >= maxSends {
+		e.sends = append(e.sends[:0], e.sends[1:]...)
+	}
+	e.sends = append(e.sends, send{serial: serial, sent: now.UnixNano(), nack: e.Nack, join: join})
+}
+
+func (e *nodeEntry) sendOf(serial uint64) *send {
+	for i, x := range slices.Backward(e.sends) { // a node that came back was sent the same push again
+		if x.serial == serial {
+			return &e.sends[i]
+		}
+	}
+	return nil
+}
+
+// settled notes that all of a push is accepted.
+func (e *nodeEntry) settled(serial uint64, now time.Time) {
+	if x := e.sendOf(serial); x != nil {
+		x.done, x.nack = now.UnixNano(), nil
+	}
+}
+
+// rejected notes what stands rejected while a push is in force, nil for nothing.
+func (e *nodeEntry) rejected(serial uint64, nack *Nack) {
+	if x := e.sendOf(serial); x != nil && x.done == 0 {
+		x.nack = nack
+	}
 }
 
 func newLedger(retention time.Duration) *ledger {
@@ -67,23 +112,27 @@ func (l *ledger) connect(s *session, now time.Time) {
 		e = &nodeEntry{}
 		l.nodes[s.node.ID] = e
 	}
-	e.owner = s
+	e.owner, e.last = s, nil
+	if e.Group != s.group.name {
+		e.sends = nil // serials count per group
+	}
 	e.NodeState = NodeState{Node: s.node, Group: s.group.name, Connected: true, Since: now, sidecar: s.node.Kind == "sidecar"}
 	l.notify()
 }
 
 // record applies f to the line of s unless a newer stream has taken it over.
-func (l *ledger) record(s *session, f func(*NodeState)) {
+func (l *ledger) record(s *session, f func(*nodeEntry)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if e := l.nodes[s.node.ID]; e != nil && e.owner == s {
-		f(&e.NodeState)
+		f(e)
 		l.notify()
 	}
 }
 
-func (l *ledger) disconnect(s *session, now time.Time) {
-	l.record(s, func(n *NodeState) { n.Connected, n.Since = false, now })
+// disconnect ends the line of s; last is what the node held.
+func (l *ledger) disconnect(s *session, last []typeView, now time.Time) {
+	l.record(s, func(e *nodeEntry) { e.Connected, e.Since, e.owner, e.last = false, now, nil, last })
 }
 
 // prune forgets nodes that have been gone for the retention time. Called when a new

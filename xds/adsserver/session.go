@@ -42,9 +42,9 @@ type session struct {
 	closed bool
 	target *generation // the one push this stream is being given or holds
 	types  map[string]*typeSub
-	open   int // responses fired or sent and not yet answered
-	acked  uint64
-	pushed bool // the target was pushed to the open stream
+	open   int    // responses fired or sent and not yet answered
+	acked  uint64 // serial of the last push that is settled
+	pushed bool   // the target was pushed to the open stream
 	// owes is the push whose retained clusters wait for this stream; see retain.go.
 	owes *generation
 	// drop is a push whose retained clusters nobody needs any more; the stream's
@@ -71,6 +71,11 @@ type typeSub struct {
 	// other resources of the type proves nothing about these.
 	rejected map[string]struct{}
 	nack     *Nack
+	// What the client said it has in force: acked, but for the names in kept (those of
+	// rejected responses), which are as they were before; nil = never accepted.
+	acked           *typeState
+	kept            map[string]*entry
+	sentAt, ackedAt time.Time
 
 	armed    bool   // a watch is open: fire may put a handle into the channel
 	fire     func() // puts the handle; never blocks
@@ -85,6 +90,7 @@ type typeSub struct {
 type response struct {
 	nonce string
 	names []string
+	state *typeState // nil if nobody publishes the type
 }
 
 // identify resolves the node of the first request and registers the session. Errors
@@ -111,7 +117,7 @@ func (s *session) identify(n *core.Node) error {
 func (s *session) close() {
 	if s.group != nil {
 		s.group.remove(s)
-		s.srv.ledger.disconnect(s, time.Now())
+		s.srv.ledger.disconnect(s, s.view(), time.Now())
 	}
 	s.mu.Lock()
 	s.closed = true
@@ -249,26 +255,27 @@ func (s *session) settle() {
 		}
 	}
 	s.payRetention()
-	if s.acked == s.target.position {
+	if s.acked == s.target.serial {
 		return
 	}
-	s.acked = s.target.position
+	s.acked = s.target.serial
 	if s.pushed {
 		s.srv.metrics.settled(s.ctx, time.Since(s.target.at))
 	}
-	s.srv.ledger.record(s, func(n *NodeState) { n.Acked = s.acked })
+	gen := s.target
+	s.srv.ledger.record(s, func(e *nodeEntry) { e.Acked = gen.position; e.settled(gen.serial, time.Now()) })
 }
 
 func (s *session) recordSent() {
-	position := s.target.position
-	s.srv.ledger.record(s, func(n *NodeState) { n.Sent = position })
+	gen := s.target
+	s.srv.ledger.record(s, func(e *nodeEntry) { e.Sent = gen.position; e.started(gen.serial, time.Now(), !s.pushed) })
 }
 
 // built finishes the making of a response; sent adds the nonce the stock server chose.
 func (s *session) built(t *typeSub, next *typeState, names []string) {
 	t.base, t.over, t.force = next, nil, nil
 	t.fired, t.answered = false, true
-	t.building = response{names: names}
+	t.building = response{names: names, state: next}
 }
 
 func (s *session) sent(typeURL, nonce string) {
@@ -278,7 +285,7 @@ func (s *session) sent(typeURL, nonce string) {
 	if t == nil {
 		return // cannot be: a response is built from its typeSub
 	}
-	t.building.nonce = nonce
+	t.building.nonce, t.sentAt = nonce, time.Now()
 	t.pending = append(t.pending, t.building)
 	t.building = response{}
 }
@@ -295,8 +302,11 @@ func (s *session) answer(t *typeSub, nonce string, detail *status.Status) {
 		t.lastSeen = nonce
 		if detail != nil {
 			s.reject(t, r, detail.GetMessage())
-		} else if t.nack != nil && len(t.rejected) == 0 {
-			t.nack = nil // what was rejected went out again, changed, and is accepted
+			return
+		}
+		t.acked, t.ackedAt = r.state, time.Now()
+		if t.nack != nil && len(t.rejected) == 0 {
+			t.nack, t.kept = nil, nil // what was rejected went out again, changed, and is accepted
 			s.recordNack()
 		}
 		return
@@ -310,8 +320,14 @@ func (s *session) reject(t *typeSub, r response, message string) {
 	if t.rejected == nil {
 		t.rejected = make(map[string]struct{}, len(r.names))
 	}
+	if t.kept == nil {
+		t.kept = make(map[string]*entry, len(r.names))
+	}
 	for _, name := range r.names {
 		t.rejected[name] = struct{}{}
+		if _, before := t.kept[name]; !before {
+			t.kept[name] = t.acked.entry(name)
+		}
 	}
 	t.nack = &Nack{Type: t.typeURL, Resource: blamed(r.names, message), Message: message, At: time.Now()}
 	s.recordNack()
@@ -329,7 +345,11 @@ func (s *session) recordNack() {
 			break
 		}
 	}
-	s.srv.ledger.record(s, func(n *NodeState) { n.Nack = standing })
+	serial := uint64(0)
+	if s.target != nil {
+		serial = s.target.serial
+	}
+	s.srv.ledger.record(s, func(e *nodeEntry) { e.Nack = standing; e.rejected(serial, standing) })
 }
 
 // blamed guesses the resource a free-text rejection is about: the only one sent, or the

@@ -54,9 +54,18 @@ func (s *typeState) versionOf(name string) string {
 	return ""
 }
 
+// entry is nil for a name that is not there, and for a nil state.
+func (s *typeState) entry(name string) *entry {
+	if s == nil {
+		return nil
+	}
+	return s.entries[name]
+}
+
 // generation is one push: all types made from one position.
 type generation struct {
 	position uint64
+	serial   uint64 // counts the pushes of the group from 1; 0 before it is served
 	at       time.Time
 	types    map[string]*typeState
 	waiting  atomic.Int64 // streams that hold back its second step; see retain.go

@@ -42,6 +42,9 @@ func (s *session) lacks(t *typeSub, g *generation) bool {
 	if s.lacksNames(t, next) {
 		return true
 	}
+	if t.acked == t.base {
+		t.acked = next // nothing it follows has changed, so it holds that too
+	}
 	t.base = next
 	return false
 }

@@ -23,7 +23,7 @@ type Ref struct {
 
 // String returns `Cluster model/chat/v2 needed by RouteConfiguration model/chat`.
 func (r Ref) String() string {
-	return shortType(r.TypeURL) + " " + r.Name + " needed by " + shortType(r.ByType) + " " + r.By
+	return xds.ShortType(r.TypeURL) + " " + r.Name + " needed by " + xds.ShortType(r.ByType) + " " + r.By
 }
 
 // Missing lists, sorted, the references that do not resolve within the set: listener

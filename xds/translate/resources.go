@@ -81,10 +81,8 @@ type ResourceError struct {
 
 // Error returns "Cluster model/chat/v1: reason".
 func (e *ResourceError) Error() string {
-	return shortType(e.TypeURL) + " " + e.Name + ": " + e.Reason
+	return xds.ShortType(e.TypeURL) + " " + e.Name + ": " + e.Reason
 }
-
-func shortType(typeURL string) string { return typeURL[strings.LastIndexByte(typeURL, '.')+1:] }
 
 func bad(typeURL, name, format string, args ...any) error {
 	re := &ResourceError{TypeURL: typeURL, Name: name, Reason: fmt.Sprintf(format, args...)}
