@@ -116,11 +116,7 @@ func blank(m protoreflect.Message, f protoreflect.FieldDescriptor) {
 // sensitive reads the annotation udpa.annotations.sensitive
 // (https://github.com/cncf/xds/blob/main/udpa/annotations/sensitive.proto).
 func sensitive(f protoreflect.FieldDescriptor) (yes bool) {
-	options, ok := f.Options().(proto.Message)
-	if !ok || options == nil {
-		return false
-	}
-	options.ProtoReflect().Range(func(o protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+	f.Options().ProtoReflect().Range(func(o protoreflect.FieldDescriptor, v protoreflect.Value) bool {
 		if o.FullName() == "udpa.annotations.sensitive" {
 			yes = v.Bool()
 		}
