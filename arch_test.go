@@ -70,6 +70,7 @@ var doors = []struct {
 }{
 	{"github.com/hashicorp/consul/api", []string{"region/consul"}},
 	{"github.com/hashicorp/golang-lru/v2", []string{"cache/tier"}},
+	{"github.com/hashicorp/golang-lru/arc", []string{"cache/tier"}},
 	{"github.com/sony/gobreaker/v2", []string{"proxy/inference"}},
 	{"github.com/envoyproxy/go-control-plane/pkg", []string{"xds/adsserver"}},
 	{"github.com/envoyproxy/go-control-plane/envoy", []string{"xds/translate", "xds/adsserver", "xds/adsclient"}},

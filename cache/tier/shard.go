@@ -8,12 +8,9 @@ import (
 )
 
 const (
-	// recentShare is the part of the bounds that recent entries may take while there are
-	// frequent ones: a tenth.
-	recentShare = 10
 	// maxUses is as far as an entry's uses are counted: it is how many rounds a frequent
 	// entry passes unquestioned after its last use.
-	maxUses = 3
+	maxUses = 2
 	// maxRounds bounds how many used entries one eviction lets pass.
 	maxRounds = 64
 )
@@ -35,6 +32,7 @@ type shard[V any] struct {
 	recent      list[V]
 	frequent    list[V]
 	sketch      sketch
+	steer       steer
 	recentBytes int64
 
 	_ [64]byte // neighbours' mutexes must not share a cache line
@@ -51,7 +49,7 @@ func (s *shard[V]) reset() {
 	// themselves; sizes are positive, which is all NewLRU can object to.
 	s.recent, _ = simplelru.NewLRU[*node[V], struct{}](s.maxEntries+1, nil)
 	s.frequent, _ = simplelru.NewLRU[*node[V], struct{}](s.maxEntries+1, nil)
-	s.sketch = newSketch()
+	s.sketch, s.steer = newSketch(), newSteer()
 	s.recentBytes = 0
 	s.bytes.Store(0)
 	s.count.Store(0)
@@ -72,6 +70,9 @@ func (s *shard[V]) put(h uint64, key string, v *V, charge int64) bool {
 	}
 	if charge > s.maxBytes {
 		return false
+	}
+	if old == nil && s.steer.missed(h, max(1, int(s.count.Load()))) {
+		s.sketch.forget()
 	}
 	s.sketch.add(h, 1, int(s.count.Load()))
 	for s.bytes.Load()+charge > s.maxBytes || int(s.count.Load()) >= s.maxEntries {
@@ -109,15 +110,15 @@ func (s *shard[V]) replace(n *node[V], v *V, charge int64) {
 	n.value.Store(v)
 }
 
-// link adds n. Recent entries beyond their tenth move over, for which there is room: if
-// there were none, the oldest of them would have had to leave.
+// link adds n. Recent entries beyond their share move over: there is room, or else the
+// oldest of them would have had to leave, or it is their share that became smaller.
 func (s *shard[V]) link(n *node[V]) {
 	if n.frequent {
 		s.frequent.Add(n, struct{}{})
 	} else {
 		s.recent.Add(n, struct{}{})
 		s.recentBytes += n.charge
-		for s.recent.Len() > 1 && (s.recent.Len() > s.recentEntries() || s.recentBytes > s.maxBytes/recentShare) {
+		for s.recent.Len() > 1 && (s.recent.Len() > s.recentEntries() || s.recentBytes > s.recentRoom()) {
 			oldest, _, _ := s.recent.GetOldest()
 			s.promote(oldest)
 		}
@@ -128,7 +129,9 @@ func (s *shard[V]) link(n *node[V]) {
 		s.index.Store(x)
 	}
 	s.bytes.Add(n.charge)
-	s.sketch.grow(int(s.count.Add(1)))
+	live := int(s.count.Add(1))
+	s.sketch.grow(live)
+	s.steer.grow(live)
 	x.add(n)
 }
 
@@ -146,11 +149,12 @@ func (s *shard[V]) unlink(n *node[V]) {
 	s.count.Add(-1)
 }
 
-// evict removes one entry. While recent entries have their tenth it is the oldest of
+// evict removes one entry. While recent entries have their share it is the oldest of
 // them, unless that was asked for more often than the oldest frequent one, which then
 // leaves in its place. A recent entry that was used meanwhile becomes frequent unasked.
 func (s *shard[V]) evict() {
 	loser := s.evicted()
+	s.steer.left(loser.hash, loser.frequent)
 	s.unlink(loser)
 	s.evictions.Add(1)
 }
@@ -168,7 +172,9 @@ func (s *shard[V]) evicted() *node[V] {
 			return n
 		}
 		v := s.victim()
-		if s.sketch.estimate(n.hash) <= s.sketch.estimate(v.hash) {
+		// One more does not count: the newcomer's last request is in its count, the next one
+		// of v is still to come. In a loop they would change places for nothing.
+		if s.sketch.estimate(n.hash) <= s.sketch.estimate(v.hash)+1 {
 			return n
 		}
 		s.promote(n)
@@ -192,13 +198,17 @@ func (s *shard[V]) victim() *node[V] {
 	}
 }
 
-func (s *shard[V]) recentEntries() int { return max(1, s.maxEntries/recentShare) }
+func (s *shard[V]) recentEntries() int {
+	return max(1, int(s.steer.share*float64(s.maxEntries)))
+}
+
+func (s *shard[V]) recentRoom() int64 { return int64(s.steer.share * float64(s.maxBytes)) }
 
 func (s *shard[V]) recentFirst() bool {
 	if s.recent.Len() == 0 || s.frequent.Len() == 0 {
 		return s.recent.Len() > 0
 	}
-	return s.recentBytes >= s.maxBytes/recentShare || s.recent.Len() >= s.recentEntries()
+	return s.recentBytes >= s.recentRoom() || s.recent.Len() >= s.recentEntries()
 }
 
 // promote makes n the newest of the frequent entries.

@@ -58,6 +58,12 @@ func (s *sketch) estimate(h uint64) uint64 {
 	return least
 }
 
+// forget starts over.
+func (s *sketch) forget() {
+	clear(s.words)
+	s.added = 0
+}
+
 // grow makes it as large as there are entries, rounded up to a power of two. Each half of
 // what is doubled starts with the counts of the whole, so that no estimate gets lower.
 func (s *sketch) grow(entries int) {

@@ -7,18 +7,25 @@
 //
 // Each shard has two golang-lru lists, recent and frequent, and a sketch that estimates how
 // often keys were asked for lately (4-bit counters, halved from time to time). A new entry
-// is recent. Recent entries have a tenth of the room; the oldest beyond that becomes
-// frequent if it was used meanwhile, or if it was asked for more often than the oldest
-// frequent entry, which then leaves; else it leaves itself. A hit merely counts up to three
-// uses on the entry; they are honoured, and told the sketch, when the entry comes up for
-// eviction: a used frequent one gets another round for each use.
+// is recent. Recent entries have a share of the room; the oldest beyond that becomes
+// frequent if it was used meanwhile, or if it was asked for at least twice more often than
+// the oldest frequent entry, which then leaves; else it leaves itself. A hit merely counts up
+// to two uses on the entry; they are honoured, and told the sketch, when the entry comes up
+// for eviction: a used frequent one gets another round for each use.
+//
+// The share is between half a per cent (one entry at least) and 80 and begins with the least, where scans and
+// loops do no harm. It grows with every key that is asked for again soon after it left the
+// recent entries, and shrinks, twice as fast, with those that left the frequent ones. When
+// the former outnumber the latter for long, other keys have become the popular ones, and the
+// sketch starts over: else the counts of the old ones would keep the new ones out.
 //
 // The lists are those of S3-FIFO (Yang et al., "FIFO Queues are All You Need for Cache
 // Eviction", SOSP 2023), the admission is TinyLFU's (Einziger, Friedman and Manes, "TinyLFU:
-// A Highly Efficient Cache Admission Policy", ACM ToS 2017) without its adaptive window. So
-// a scan displaces nothing, and of a loop over more keys than there is room for a part
-// stays. When other keys become the popular ones, the counts of the old ones last until they
-// are halved: once there were 20 uses for each entry. There are no other parameters.
+// A Highly Efficient Cache Admission Policy", ACM ToS 2017), and the share is steered as in
+// ARC (see steer). All of it is decided when something is put; there is no parameter to set.
+// On skewed loads, with scans, and when popularity shifts, the hit ratio is that of the best of
+// otter, 2Q and ARC or above; bench/results has the figures. What it does worst is a load
+// on which recency is everything, where first-in first-out is up to four points below LRU.
 //
 // Readers find entries through an index of atomic pointers and hash tags that only the
 // shard's mutex holder modifies.
@@ -48,7 +55,8 @@ const (
 	MaxShards    = 256
 
 	// Overhead is what every entry is charged besides its key, Size and the value's own
-	// width: index slot, list element and map cell in golang-lru, and its part of the sketch.
+	// width: index slot, list element and map cell in golang-lru, and its part of the sketch
+	// and of what steers the share.
 	Overhead = 288
 
 	meanEntry = 512 // bytes assumed when Entries is derived

@@ -40,7 +40,7 @@ func TestOptions(t *testing.T) {
 	}
 }
 
-// A walk through one shard of 8 entries. A tenth of them is none, so that one is recent.
+// A walk through one shard of 8 entries, of which the least share is one recent.
 func TestTwoQueues(t *testing.T) {
 	c := mustNew(t, Options[string]{Entries: 8, Shards: 1})
 	put := func(keys ...string) {
@@ -67,14 +67,16 @@ func TestTwoQueues(t *testing.T) {
 	put("i", "j") // asked for as often as a, which stays
 	want("newcomers are refused", "j", "|", "a", "b", "c", "d", "e", "f", "g", "|")
 	c.Get("a")
-	put("i") // asked for twice by now; j leaves
-	put("k") // i takes the place of b, because a was used and passes
-	want("asked for more often", "k", "|", "c", "d", "e", "f", "g", "a", "i", "|")
-	c.Get("k")
-	put("l") // k was used: frequent unasked, and c leaves for l
-	want("used while recent", "l", "|", "d", "e", "f", "g", "a", "i", "k", "|")
-	put("m", "n", "o", "p") // a scan passes through recent only
-	want("scan", "p", "|", "d", "e", "f", "g", "a", "i", "k", "|")
+	put("i") // asked for twice by now, which is one more than b; j leaves
+	want("one more is not enough", "i", "|", "b", "c", "d", "e", "f", "g", "a", "|")
+	put("k", "l", "x", "y", "i") // i comes back, but not soon
+	put("m")                     // now i takes the place of b
+	want("asked for more often", "m", "|", "c", "d", "e", "f", "g", "a", "i", "|")
+	c.Get("m")
+	put("n") // m was used: frequent unasked, and c leaves for n
+	want("used while recent", "n", "|", "d", "e", "f", "g", "a", "i", "m", "|")
+	put("o", "p", "q", "r") // a scan passes through recent only
+	want("scan", "r", "|", "d", "e", "f", "g", "a", "i", "m", "|")
 }
 
 // Of a loop over more than there is room for, a part is held, and a newcomer that is asked
@@ -118,10 +120,10 @@ func TestLoop(t *testing.T) {
 	}
 }
 
-// A frequent entry passes as many times as it was used, up to three, before it is the one
+// A frequent entry passes as many times as it was used, up to twice, before it is the one
 // that newcomers are compared with.
 func TestUsesAreRounds(t *testing.T) {
-	for _, c := range []struct{ uses, passes int }{{0, 0}, {1, 1}, {3, 3}, {10, 3}} {
+	for _, c := range []struct{ uses, passes int }{{0, 0}, {1, 1}, {2, 2}, {10, 2}} {
 		cache := mustNew(t, Options[int]{Entries: 20, Shards: 1})
 		for i := range 20 {
 			cache.Put(fmt.Sprint(i), new(int))
@@ -254,6 +256,14 @@ func checkShards[V any](t *testing.T, c *Cache[V]) {
 		}
 		if w := len(s.sketch.words); w > minSketch && w >= 4*s.maxEntries {
 			t.Errorf("shard %d: a sketch of %d words for at most %d entries", i, w, s.maxEntries)
+		}
+		for _, g := range []ghost{s.steer.recent, s.steer.frequent} {
+			if n := len(g.slots); n > minGhost && n >= s.maxEntries {
+				t.Errorf("shard %d: a ghost of %d slots for at most %d entries", i, n, s.maxEntries)
+			}
+		}
+		if sh := s.steer.share; sh < leastShare || sh > mostShare {
+			t.Errorf("shard %d: a share of %v", i, sh)
 		}
 		s.mu.Unlock()
 	}
