@@ -1,7 +1,7 @@
 // Package control is the control plane of one region, assembled over one event log.
 //
 //	s, err := control.New(control.Options{Log: log, Region: &pb.Region{Name: "eu"}})
-//	s.RegisterGRPC(grpcServer)            // Variables, Coherence, Reports, Admin, Delivery, ADS
+//	s.RegisterGRPC(grpcServer)            // Variables, Coherence, Reports, Outcomes, Admin, Delivery, ADS
 //	httpServer.Handler = s.Handler()      // REST, status page, health
 //	err = s.Run(ctx)                      // owns every goroutine; <-s.Ready() when it serves
 //
@@ -28,7 +28,7 @@
 //
 // The admin API, the REST interface and the status page are for operators: see
 // internal/authz for the rules (this machine, or a bearer token). The services of the
-// mesh itself (Variables, Coherence, Reports, ADS) are not judged here: whoever owns the
+// mesh itself (Variables, Coherence, Reports, Outcomes, ADS) are not judged here: whoever owns the
 // listener decides who connects, by mutual TLS or by binding to a private address.
 //
 // # Failure
@@ -106,6 +106,8 @@ type Options struct {
 	Monitor   monitor.Options
 	ADS       adsserver.Options
 	Variables variables.Options
+	// Late is how long after its end an experiment takes reports and outcomes; 0 = 10 min.
+	Late time.Duration
 
 	Now    func() time.Time // nil = time.Now
 	Logger *slog.Logger     // nil = discard
@@ -174,7 +176,7 @@ func (s *Server) wireParts() (err error) {
 	m := s.opts.Monitor
 	m.Log, m.Rollouts, m.Ledger, m.Touch = s.opts.Log, rolloutSource{s.facts}, s.ads, s.vars.Touch
 	m.Now, m.Logger, m.Meter = s.opts.Now, s.opts.Logger, s.opts.Meter
-	if s.trials, err = trials.New(trials.Options{Log: s.opts.Log, Facts: s.facts.Facts, Ready: s.facts.Ready(), Now: s.opts.Now, Logger: s.opts.Logger}); err != nil {
+	if s.trials, err = trials.New(trials.Options{Log: s.opts.Log, Facts: s.facts.Facts, Ready: s.facts.Ready(), Late: s.opts.Late, Now: s.opts.Now, Logger: s.opts.Logger}); err != nil {
 		return err
 	}
 	m.Outcomes = s.trials.Ingest
@@ -231,11 +233,12 @@ func (s *Server) Admin() pb.AdminServer { return s.admin }
 // Delivery returns what is known of configuration delivery, like Admin.
 func (s *Server) Delivery() pb.DeliveryServer { return s.delivery }
 
-// RegisterGRPC adds Variables, Coherence, Reports, Admin, Delivery and ADS to a gRPC server.
+// RegisterGRPC adds Variables, Coherence, Reports, Outcomes, Admin, Delivery and ADS to a gRPC server.
 func (s *Server) RegisterGRPC(r grpc.ServiceRegistrar) {
 	pb.RegisterVariablesServer(r, s.vars)
 	pb.RegisterCoherenceServer(r, s.vars)
 	pb.RegisterReportsServer(r, s.monitor)
+	pb.RegisterOutcomesServer(r, outcomes{s: s})
 	pb.RegisterAdminServer(registrar{r, s.guard}, s.admin)
 	pb.RegisterDeliveryServer(registrar{r, s.guard}, s.delivery)
 	s.ads.Register(r)
@@ -245,7 +248,7 @@ func (s *Server) RegisterGRPC(r grpc.ServiceRegistrar) {
 // /readyz (it serves) and /metrics. Health is open to everybody and says nothing else.
 func (s *Server) Handler() http.Handler {
 	api := http.NewServeMux()
-	rest.Register(api, slices.Concat(rest.AdminRoutes(s.admin), rest.DeliveryRoutes(s.delivery), rest.VariableRoutes(s.vars)))
+	rest.Register(api, slices.Concat(rest.AdminRoutes(s.admin), rest.DeliveryRoutes(s.delivery), rest.VariableRoutes(s.vars), rest.OutcomeRoutes(s.trials.Record)))
 	api.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
 		status.WriteHTTP(w, outrigger.Errorf(outrigger.NotFound, "%s %s not found", r.Method, r.URL.Path))
 	})

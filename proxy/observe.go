@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"slices"
 	"sync"
 	"time"
@@ -12,6 +13,18 @@ import (
 // maxTouches bounds the sessions remembered between two reports. A session that does
 // not fit is touched by its next read.
 const maxTouches = 8192
+
+// outcomes passes late outcomes on to the control plane, so that an application knows its
+// sidecar's address and nothing else.
+type outcomes struct {
+	pb.UnimplementedOutcomesServer
+	to pb.OutcomesClient
+}
+
+// Record implements pb.OutcomesServer.
+func (o outcomes) Record(ctx context.Context, r *pb.RecordOutcomesRequest) (*pb.RecordOutcomesResponse, error) {
+	return o.to.Record(ctx, r)
+}
 
 // touches is the set of sessions that reads used since the last report: their sliding
 // expiry moves when the control plane hears of it.

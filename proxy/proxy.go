@@ -11,7 +11,7 @@
 // proxy/http2, which answers the unary reads of variables from memory too; other gRPC calls
 // go to the bridge and the native variable service, unknown ones are forwarded byte for
 // byte. HTTP, of either version, goes to variables (/v1/variables, /v1/sessions), to
-// inference (the OpenAI paths), or on to the configured upstream. TLS and unknown protocols
+// inference (the OpenAI paths), /v1/outcomes to the control plane, or on to the configured upstream. TLS and unknown protocols
 // are passed to the upstream address as they are when there is one, and refused otherwise.
 //
 // Promises: the listener answers as soon as Run starts, before the first policy and
@@ -205,6 +205,9 @@ func (s *Sidecar) wireGRPC(vo variable.Options) {
 		grpc.MaxRecvMsgSize(variable.MaxMessage))
 	snakepit.RegisterBridgeServiceServer(s.grpc, variable.NewBridge(s.rendering(vo, variable.EncodingBridge)))
 	pb.RegisterVariablesServer(s.grpc, variable.NewNative(s.rendering(vo, variable.EncodingNative)))
+	if s.opts.Reports != nil {
+		pb.RegisterOutcomesServer(s.grpc, outcomes{to: pb.NewOutcomesClient(s.opts.Reports)})
+	}
 }
 
 // rendering makes reads leave behind what a hit will be answered with.
@@ -243,6 +246,9 @@ const (
 func (s *Sidecar) wireHTTP(vo variable.Options, others http.Handler) {
 	vars := http.NewServeMux()
 	rest.Register(vars, rest.VariableRoutes(variable.NewNative(s.rendering(vo, variable.EncodingHTTP))))
+	if s.opts.Reports != nil {
+		rest.Register(vars, rest.OutcomeRoutes(outcomes{to: pb.NewOutcomesClient(s.opts.Reports)}.Record))
+	}
 	if others == nil {
 		others = http.HandlerFunc(notServed)
 	}
@@ -276,8 +282,9 @@ func (s *Sidecar) newLoop() (*loop.Server, error) {
 	return loop.New(o)
 }
 
+// isVariablePath says what the sidecar serves beside model calls.
 func isVariablePath(p string) bool {
-	return strings.HasPrefix(p, "/v1/variables/") || p == "/v1/sessions" || strings.HasPrefix(p, "/v1/sessions/")
+	return strings.HasPrefix(p, "/v1/variables/") || p == "/v1/outcomes" || p == "/v1/sessions" || strings.HasPrefix(p, "/v1/sessions/")
 }
 
 func notServed(w http.ResponseWriter, r *http.Request) {

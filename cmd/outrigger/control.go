@@ -45,6 +45,7 @@ type controlFlags struct {
 	consulTokenFile    string
 	deadMan            time.Duration
 	tick               time.Duration
+	late               time.Duration
 	grace              time.Duration
 }
 
@@ -70,6 +71,7 @@ REST and the status page.`}
 	f.StringVar(&c.consulTokenFile, "consul-token-file", "", "file with the Consul ACL token")
 	f.DurationVar(&c.deadMan, "dead-man", 10*time.Second, "how long a cut-off sidecar may go on serving a candidate")
 	f.DurationVar(&c.tick, "monitor-tick", time.Second, "how often evidence is weighed; failures are weighed at once")
+	f.DurationVar(&c.late, "late-outcomes", 10*time.Minute, "how long after its end an experiment takes outcomes; its units stay in memory")
 	f.DurationVar(&c.grace, "grace", 10*time.Second, "limit for draining at the end")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := g.configure(cmd, "control"); err != nil {
@@ -92,6 +94,9 @@ func (c *controlFlags) validate() error {
 	}
 	if c.deadMan < time.Second {
 		return fmt.Errorf("--dead-man is %v; give at least 1s, several heartbeats must fit", c.deadMan)
+	}
+	if c.late <= 0 || c.late > 90*24*time.Hour {
+		return fmt.Errorf("--late-outcomes is %v; give more than 0 and at most 2160h", c.late)
 	}
 	if c.tokenFile == "" {
 		for flag, addr := range map[string]string{"listen": c.listen, "http": c.http} {
@@ -152,7 +157,7 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 		return configError{err}
 	}
 	s, err := control.New(control.Options{
-		Log: log, AdminToken: token, Hosts: c.hosts, DeadMan: c.deadMan, Regions: topo.view, Metrics: p.tel.Handler(),
+		Log: log, AdminToken: token, Hosts: c.hosts, DeadMan: c.deadMan, Late: c.late, Regions: topo.view, Metrics: p.tel.Handler(),
 		Region:    &pb.Region{Name: c.region, Gateway: c.gateway, Latitude: c.latitude, Longitude: c.longitude},
 		Variables: variables.Options{SessionKeys: keys.Keys},
 		Monitor:   monitor.Options{Tick: c.tick}, Logger: p.log, Meter: p.tel.Meter("control")})

@@ -50,7 +50,7 @@ func experimentCommand(g *globals) *cobra.Command {
 		return cl.printExperiments(&pb.ListExperimentsResponse{Experiments: []*pb.Experiment{e}})
 	})
 	cmd.AddCommand(create, experimentState(c, "start", "running"), experimentState(c, "stop", "stopped"), experimentState(c, "archive", "archived"),
-		experimentPlan(c), experimentResults(c),
+		experimentPlan(c), experimentResults(c), experimentRecord(c),
 		&cobra.Command{Use: "list", Short: "List experiments", Args: exactArgs(),
 			RunE: c.verb(false, func(ctx context.Context, cl *client, _ []string) error {
 				r, err := cl.admin.ListExperiments(ctx, &pb.ListRequestAll{})
@@ -106,7 +106,7 @@ func experimentPlan(c *clientFlags) *cobra.Command {
 	var reason string
 	cmd := &cobra.Command{Use: "plan NAME", Short: "Freeze the rule the experiment will be judged by", Args: exactArgs("NAME")}
 	f := cmd.Flags()
-	f.StringSliceVar(&metrics, "metric", nil, "error_rate, success_rate, response_time or failed_units; the first decides; repeatable")
+	f.StringSliceVar(&metrics, "metric", nil, "error_rate, success_rate, response_time or failed_units, or name:kind for one that outcomes bring, kind ratio, mean or proportion, :lower after it if less is better; the first decides; repeatable")
 	f.StringSliceVar(&guardrails, "guardrail", nil, "metric=margin: stop if an arm is proved worse by more than margin (0.02 is 2 %); repeatable")
 	f.StringVar(&p.Control, "control", "", "arm that is compared with (default \"control\", else the first)")
 	f.StringVar(&p.Method, "method", "", "cs: look at any time; obf: group sequential; fixed: one look (default cs)")
@@ -124,7 +124,11 @@ func experimentPlan(c *clientFlags) *cobra.Command {
 	cmd.RunE = c.verb(false, func(ctx context.Context, cl *client, args []string) error {
 		p.Metrics, p.Guardrails = nil, nil
 		for _, m := range metrics {
-			p.Metrics = append(p.Metrics, &pb.ExperimentMetric{Name: m})
+			metric, err := parseMetric(m)
+			if err != nil {
+				return err
+			}
+			p.Metrics = append(p.Metrics, metric)
 		}
 		for _, g := range guardrails {
 			name, margin, ok := strings.Cut(g, "=")
@@ -132,7 +136,12 @@ func experimentPlan(c *clientFlags) *cobra.Command {
 			if !ok || err != nil {
 				return usageError{fmt.Errorf("--guardrail %q is not metric=margin", g)}
 			}
-			p.Guardrails = append(p.Guardrails, &pb.ExperimentMetric{Name: name, Margin: v})
+			metric, err := parseMetric(name)
+			if err != nil {
+				return err
+			}
+			metric.Margin = v
+			p.Guardrails = append(p.Guardrails, metric)
 		}
 		if minDuration != 0 {
 			p.MinDuration = durationPB(minDuration)
@@ -171,6 +180,41 @@ func experimentResults(c *clientFlags) *cobra.Command {
 				}
 			})
 		})}
+}
+
+// parseMetric reads name, name:kind or name:kind:lower.
+func parseMetric(s string) (*pb.ExperimentMetric, error) {
+	parts := strings.Split(s, ":")
+	if len(parts) > 3 || len(parts) == 3 && parts[2] != "lower" {
+		return nil, usageError{fmt.Errorf("metric %q is not name, name:kind or name:kind:lower", s)}
+	}
+	m := &pb.ExperimentMetric{Name: parts[0], LowerIsBetter: len(parts) == 3}
+	if len(parts) > 1 {
+		m.Kind = parts[1]
+	}
+	return m, nil
+}
+
+func experimentRecord(c *clientFlags) *cobra.Command {
+	var id string
+	cmd := &cobra.Command{Use: "record NAME UNIT METRIC VALUE", Short: "Record an outcome of a unit that was exposed", Args: exactArgs("NAME", "UNIT", "METRIC", "VALUE")}
+	cmd.Flags().StringVar(&id, "id", "", "a second outcome of the unit and metric with the same id does not count")
+	cmd.RunE = c.verb(false, func(ctx context.Context, cl *client, args []string) error {
+		v, err := strconv.ParseFloat(args[3], 64)
+		if err != nil {
+			return usageError{fmt.Errorf("VALUE %q is no number", args[3])}
+		}
+		r, err := pb.NewOutcomesClient(cl.conn).Record(ctx, &pb.RecordOutcomesRequest{Outcomes: []*pb.OutcomeRecord{
+			{Experiment: args[0], Unit: args[1], Metric: args[2], Value: v, Id: id}}})
+		if err != nil {
+			return err
+		}
+		for _, e := range r.Errors {
+			return fmt.Errorf("%s (%s)", e.Message, e.Kind)
+		}
+		return cl.out.message(r, func(w io.Writer) { fmt.Fprintf(w, "counted %d, known before %d\n", r.Counted, r.Repeated) })
+	})
+	return cmd
 }
 
 // readExperiment fills a request from the experiment of that name in a deployment plan.

@@ -37,6 +37,29 @@ func reported(name string) (experiments.Metric, bool) {
 	return m, true
 }
 
+// metricOf is the definition of a plan's metric. declared is false for a name that nothing
+// reports and that comes without a kind: the wish stays in the plan, but no rule may rest
+// on it.
+func metricOf(m *pb.ExperimentMetric) (def experiments.Metric, declared bool, err error) {
+	if def, ok := reported(m.GetName()); ok {
+		return def, true, nil
+	}
+	def = experiments.Metric{Name: m.GetName(), Kind: experiments.MetricKind(cmp.Or(m.GetKind(), string(experiments.KindRatio))), LowerIsBetter: m.GetLowerIsBetter()}
+	switch def.Kind {
+	case experiments.KindRatio, experiments.KindMean, experiments.KindProportion:
+		return def, m.GetKind() != "", nil
+	}
+	return def, false, outrigger.Errorf(outrigger.Invalid, "metric %q has kind %q; give %s, %s or %s", def.Name, def.Kind,
+		experiments.KindRatio, experiments.KindMean, experiments.KindProportion)
+}
+
+// ReportedBySidecars says whether a metric's values come from sidecars, so that nobody
+// else may give them.
+func ReportedBySidecars(name string) bool {
+	_, ok := reported(name)
+	return ok
+}
+
 func metricNames() string {
 	return strings.Join([]string{MetricErrorRate, MetricSuccessRate, MetricResponseTime, MetricFailedUnits}, ", ")
 }
@@ -44,8 +67,8 @@ func metricNames() string {
 // PlanOf turns the plan of an experiment with these arms into what is judged by, and
 // freezes it. Defaults: method cs, alpha 0.05, power 0.8, 5 looks, control the arm of
 // that name, else the first; the spread of a rate without sd is √(p(1−p)) of the
-// baseline p, that of one request per unit. A later metric nobody reports stays in the
-// plan without evidence, so that a wish is not lost. Errors have kind Invalid and name
+// baseline p, that of one request per unit. A metric that sidecars do not report is fed by
+// outcomes and OTLP; to decide or to guard it must say its kind. Errors have kind Invalid and name
 // field, value and what is allowed.
 func PlanOf(arms []ExperimentArm, p *pb.ExperimentPlan) (experiments.Plan, error) {
 	out := experiments.Plan{MinDuration: p.GetMinDuration().AsDuration(), MaxDuration: p.GetMaxDuration().AsDuration(),
@@ -99,22 +122,26 @@ func planMetrics(out *experiments.Plan, p *pb.ExperimentPlan) error {
 		return outrigger.Errorf(outrigger.Invalid, "metrics is empty; name the one that decides, of %s", metricNames())
 	}
 	for i, m := range p.GetMetrics() {
-		def, known := reported(m.GetName())
+		def, declared, err := metricOf(m)
 		switch {
-		case i == 0 && !known:
-			return outrigger.Errorf(outrigger.Invalid, "metrics[0] is %q, which nothing reports, and it decides; put one of %s first", m.GetName(), metricNames())
+		case err != nil:
+			return err
+		case i == 0 && !declared:
+			return outrigger.Errorf(outrigger.Invalid, "metrics[0] is %q, which sidecars do not report, and it decides; put one of %s first, or say its kind (ratio, mean, proportion) if outcomes or OTLP bring it",
+				m.GetName(), metricNames())
 		case i == 0:
 			out.Primary = def
-		case known:
-			out.Secondary = append(out.Secondary, def)
 		default:
-			out.Secondary = append(out.Secondary, experiments.Metric{Name: m.GetName(), Kind: experiments.KindMean, LowerIsBetter: m.GetLowerIsBetter()})
+			out.Secondary = append(out.Secondary, def)
 		}
 	}
 	for _, g := range p.GetGuardrails() {
-		def, known := reported(g.GetName())
-		if !known {
-			return outrigger.Errorf(outrigger.Invalid, "guardrail %q is reported by nothing; use one of %s", g.GetName(), metricNames())
+		def, declared, err := metricOf(g)
+		if err != nil {
+			return err
+		}
+		if !declared {
+			return outrigger.Errorf(outrigger.Invalid, "guardrail %q is not reported by sidecars; use one of %s, or say its kind (ratio, mean, proportion)", g.GetName(), metricNames())
 		}
 		out.Guardrails = append(out.Guardrails, experiments.Guardrail{Metric: def, Margin: g.GetMargin()})
 	}

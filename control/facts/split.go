@@ -71,6 +71,9 @@ func (d *draft) rememberEpoch(m *Model) {
 	d.epochs = with(d.epochs, m.WeightEpoch, e.Name)
 }
 
+// ExperimentSalt is the salt of the bucket rule while an experiment runs.
+func ExperimentSalt(name string) string { return saltExperiment + name }
+
 // sameTargets compares what each bucket gets. Names of arms do not matter: a rollout
 // that completes turns the candidate into the stable arm without moving a request.
 func sameTargets(a, b []policy.Arm) bool {

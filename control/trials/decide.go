@@ -22,38 +22,6 @@ import (
 
 func sortedKeys(m map[uint32]*unit) []uint32 { return slices.Sorted(maps.Keys(m)) }
 
-// metricsOf lists the names of all metrics of a plan, each once.
-func metricsOf(p *experiments.Plan) []string {
-	out := []string{p.Primary.Name}
-	add := func(name string) {
-		if !slices.Contains(out, name) {
-			out = append(out, name)
-		}
-	}
-	for _, m := range p.Secondary {
-		add(m.Name)
-	}
-	for _, g := range p.Guardrails {
-		add(g.Metric.Name)
-	}
-	return out
-}
-
-// metric is a unit's x and y; ok is false for what sidecars do not report.
-func (u *unit) metric(name string) (x, y float64, ok bool) {
-	switch n := float64(u.n); name {
-	case facts.MetricErrorRate:
-		return u.failures, n, true
-	case facts.MetricSuccessRate:
-		return n - u.failures, n, true
-	case facts.MetricResponseTime:
-		return u.ms, n, true
-	case facts.MetricFailedUnits:
-		return min(1, math.Ceil(u.failures)), 0, true
-	}
-	return 0, 0, false
-}
-
 // writes are a verdict's events.
 func (s *Service) writes(f *facts.Facts, e *facts.Experiment, t *trial, v experiments.Verdict) ([]eventlog.Write, error) {
 	m := f.Model(e.Model)
@@ -162,6 +130,8 @@ func (l *ledger) counts() map[string]any {
 		"rows_without_room":    float64(l.full.Load()),
 		"rows_too_late":        float64(l.late.Load()),
 		"rows_lost_in_sidecar": float64(l.dropped.Load()),
+		"outcomes":             float64(l.outcomes.Load()),
+		"outcomes_repeated":    float64(l.repeated.Load()),
 	}
 }
 

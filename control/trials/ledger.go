@@ -18,19 +18,33 @@ const maxStrata = 1024
 // maxTotal bounds a unit's sums; beyond it a row is not believed.
 const maxTotal = 1e15
 
+// maxIDs bounds the outcome ids a shard remembers; the oldest are forgotten first.
+const maxIDs = 8192
+
 // unit is what is known of one unit of randomisation.
 type unit struct {
 	arm      uint16
 	multiple bool
 	stratum  uint32
-	n        uint64  // requests
-	failures float64 // of them
-	ms       float64 // their time
+	n        uint64   // requests; 0 = exposed without one
+	failures float64  // of them
+	ms       float64  // their time
+	values   []sample // by number of the named metric; nil while there are none
+}
+
+// sample adds up the values of one named metric of one unit.
+type sample struct {
+	n   uint64
+	sum float64
 }
 
 type shard struct {
 	mu    sync.Mutex
 	units map[uint32]*unit
+	held  int64               // budget taken
+	ids   map[uint64]struct{} // of outcomes, hashed
+	ring  []uint64            // the same in order of arrival
+	next  int                 // where the ring is written
 }
 
 // ledger puts the rows of all sidecars together per unit, for one experiment. Safe for
@@ -46,10 +60,13 @@ type ledger struct {
 	rows, full, bad, late atomic.Uint64 // rows counted and left out
 	dropped               atomic.Uint64 // rows sidecars could not keep
 	changed               atomic.Bool
+
+	outcomes, repeated atomic.Uint64 // values counted, and known before
+	named              int           // named metrics
 }
 
-func newLedger(budget *atomic.Int64) *ledger {
-	l := &ledger{budget: budget, index: map[experiments.Stratum]uint32{}}
+func newLedger(budget *atomic.Int64, named int) *ledger {
+	l := &ledger{budget: budget, named: named, index: map[experiments.Stratum]uint32{}}
 	for i := range l.shards {
 		l.shards[i].units = map[uint32]*unit{}
 	}
@@ -94,7 +111,7 @@ func (l *ledger) add(arm uint16, s experiments.Stratum, o *pb.OutcomeDelta) {
 }
 
 func (l *ledger) row(arm uint16, stratum uint32, all []experiments.Stratum, r *pb.UnitRow) {
-	if !(r.GetSumX() >= 0 && r.GetSumX() <= float64(r.GetN()) && r.GetSumY() >= 0 && r.GetSumY() <= maxTotal) || r.GetN() == 0 {
+	if !(r.GetSumX() >= 0 && r.GetSumX() <= float64(r.GetN()) && r.GetSumY() >= 0 && r.GetSumY() <= maxTotal) || r.GetN() == 0 && r.GetSumY() > 0 {
 		l.bad.Add(1)
 		return
 	}
@@ -104,8 +121,7 @@ func (l *ledger) row(arm uint16, stratum uint32, all []experiments.Stratum, r *p
 	u := sh.units[r.GetUnit()]
 	switch {
 	case u == nil:
-		if l.budget.Add(-1) < 0 {
-			l.budget.Add(1)
+		if !l.take(sh, 1) {
 			l.full.Add(1)
 			return
 		}
@@ -125,20 +141,30 @@ func (l *ledger) row(arm uint16, stratum uint32, all []experiments.Stratum, r *p
 	l.rows.Add(1)
 }
 
+// take reserves room in the shard, whose lock is held.
+func (l *ledger) take(sh *shard, n int64) bool {
+	if l.budget.Add(-n) < 0 {
+		l.budget.Add(n)
+		return false
+	}
+	sh.held += n
+	return true
+}
+
 // release gives the units back to the budget; the ledger must not be used afterwards.
 func (l *ledger) release() {
 	for i := range l.shards {
 		sh := &l.shards[i]
 		sh.mu.Lock()
-		l.budget.Add(int64(len(sh.units)))
-		sh.units = map[uint32]*unit{}
+		l.budget.Add(sh.held)
+		sh.held, sh.units, sh.ids, sh.ring = 0, map[uint32]*unit{}, nil, nil
 		sh.mu.Unlock()
 	}
 }
 
 // evidence sums the units up: arms[i] is the arm of number i, metrics are those wanted.
 // It visits every unit and holds one shard at a time.
-func (l *ledger) evidence(arms []experiments.Weighted, metrics []string) (experiments.Data, error) {
+func (l *ledger) evidence(arms []experiments.Weighted, metrics []view) (experiments.Data, error) {
 	l.mu.RLock()
 	strata := l.strata
 	l.mu.RUnlock()
@@ -161,8 +187,8 @@ func (l *ledger) evidence(arms []experiments.Weighted, metrics []string) (experi
 	for i := range out.Strata {
 		for a := range arms {
 			cells := map[string]experiments.Cell{}
-			for m, name := range metrics {
-				cells[name] = experiments.Cell{Sums: sums[i][a][m]}
+			for m, v := range metrics {
+				cells[v.name] = experiments.Cell{Sums: sums[i][a][m]}
 			}
 			out.Strata[i].Arms[a].Cells = cells
 		}
@@ -170,7 +196,7 @@ func (l *ledger) evidence(arms []experiments.Weighted, metrics []string) (experi
 	return out, nil
 }
 
-func (sh *shard) sum(out *experiments.Data, sums [][][]experiments.Sums, metrics []string) error {
+func (sh *shard) sum(out *experiments.Data, sums [][][]experiments.Sums, metrics []view) error {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	for _, key := range sortedKeys(sh.units) { // the same units give the same sums, to the last bit
@@ -184,8 +210,8 @@ func (sh *shard) sum(out *experiments.Data, sums [][][]experiments.Sums, metrics
 			continue
 		}
 		out.Strata[u.stratum].Arms[u.arm].Units++
-		for m, name := range metrics {
-			if x, y, ok := u.metric(name); ok {
+		for m, v := range metrics {
+			if x, y, ok := v.of(u); ok {
 				if err := sums[u.stratum][u.arm][m].Add(x, y); err != nil {
 					return err
 				}

@@ -15,6 +15,11 @@
 // seen in several strata counts in the earliest. Reports that arrive up to Late after
 // the end still count for the results, not for the decision, which stands.
 //
+// Record adds outcomes that come from elsewhere and later (an order, a rating): values of
+// the metrics that the plan names and sidecars do not report. They belong to units that
+// were exposed, and an outcome with an id counts once; the last 131,072 ids of an
+// experiment are remembered.
+//
 // # Decisions
 //
 // Every Tick experiments.Step judges each experiment of which something new is known or
@@ -33,7 +38,7 @@
 // that must survive k restarts wants alpha/(k+1). Partition from the log: the append is
 // tried again every Tick. Several replicas judge what is reported to them alone.
 // Overload: MaxUnits bounds the units of all experiments together (about 100 bytes
-// each); further ones are left out whatever their arm, and counted. Bad input: rows that
+// each; one with outcomes counts for several); further ones are left out whatever their arm, and counted. Bad input: rows that
 // cannot be (more failures than requests, negative or infinite time) are left out and
 // counted.
 //
@@ -86,7 +91,7 @@ type Service struct {
 type trial struct {
 	name, model string
 	arms        []experiments.Weighted
-	metrics     []string
+	metrics     []view
 	ledger      *ledger
 	ended       atomic.Int64 // unix nanoseconds, 0 while running
 }
@@ -164,7 +169,8 @@ func (s *Service) trial(e *facts.Experiment) *trial {
 	if t = s.trials[e.Name]; t != nil {
 		return t
 	}
-	t = &trial{name: e.Name, model: e.Model, metrics: metricsOf(e.Life.Plan), ledger: newLedger(&s.budget)}
+	views, named := viewsOf(e.Life.Plan)
+	t = &trial{name: e.Name, model: e.Model, metrics: views, ledger: newLedger(&s.budget, named)}
 	for _, a := range e.Arms {
 		t.arms = append(t.arms, experiments.Weighted{Name: a.Name, Weight: a.Weight})
 	}

@@ -1,6 +1,7 @@
 package rest
 
 import (
+	"context"
 	"net/http"
 
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
@@ -63,6 +64,16 @@ func DeliveryRoutes(d pb.DeliveryServer) []Route {
 		{Pattern: "GET /v1/xds/push-log", Handler: unary(d.XdsPushLog)},
 		{Pattern: "GET /v1/xds/explain", Handler: unary(d.XdsExplain)},
 	}
+}
+
+// OutcomeRoutes take late outcomes; the header idempotency-key names the batch.
+func OutcomeRoutes(record func(context.Context, *pb.RecordOutcomesRequest) (*pb.RecordOutcomesResponse, error)) []Route {
+	return []Route{{Pattern: "POST /v1/outcomes", Handler: unary(record, func(r *http.Request, req *pb.RecordOutcomesRequest) error {
+		if req.RequestId == "" {
+			req.RequestId = r.Header.Get(headerIdempotency)
+		}
+		return nil
+	})}}
 }
 
 // VariableRoutes are sessions and variables.

@@ -1367,6 +1367,9 @@ func (x *ExperimentPlan) GetKeepChampion() bool {
 	return false
 }
 
+// ExperimentMetric is one that sidecars report (the kind follows from the name), or one
+// whose values come as outcomes or by OTLP, named by the plan: ratio is the mean of the
+// values, mean the sum per unit, proportion the share of units with a sum above 0.
 type ExperimentMetric struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`

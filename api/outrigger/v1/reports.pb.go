@@ -342,7 +342,7 @@ func (x *OutcomeDelta) GetFirstFailureUnixNano() uint64 {
 type UnitRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Unit          uint32                 `protobuf:"fixed32,1,opt,name=unit,proto3" json:"unit,omitempty"` // murmur3_32 of the unit
-	N             uint32                 `protobuf:"varint,2,opt,name=n,proto3" json:"n,omitempty"`
+	N             uint32                 `protobuf:"varint,2,opt,name=n,proto3" json:"n,omitempty"`        // requests; 0 = exposed without one
 	SumX          float64                `protobuf:"fixed64,3,opt,name=sum_x,json=sumX,proto3" json:"sum_x,omitempty"`
 	SumY          float64                `protobuf:"fixed64,4,opt,name=sum_y,json=sumY,proto3" json:"sum_y,omitempty"`
 	unknownFields protoimpl.UnknownFields
