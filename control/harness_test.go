@@ -11,6 +11,7 @@ import (
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	rpc "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
@@ -133,6 +134,27 @@ type sidecar struct {
 
 	mu   sync.Mutex // a push that is under way may still arrive while a test looks
 	held *translate.Resources
+	// deny is the model whose policy is rejected, with the reason; "" accepts everything.
+	deny, reason string
+}
+
+// refuse makes the sidecar reject the policy of a model from now on.
+func (s *sidecar) refuse(model, reason string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.deny, s.reason = model, reason
+}
+
+// objection is why a response is rejected, nil if it is not.
+func (s *sidecar) objection(r *discovery.DeltaDiscoveryResponse) *rpc.Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, res := range r.GetResources() {
+		if r.GetTypeUrl() == xds.TypeModelPolicy && s.deny != "" && res.GetName() == s.deny {
+			return &rpc.Status{Message: s.reason}
+		}
+	}
+	return nil
 }
 
 // join connects a sidecar; use inside a bubble.
@@ -168,11 +190,14 @@ func (s *sidecar) follow() {
 		if err != nil {
 			return
 		}
-		if err := s.take(r); err != nil {
-			s.t.Error(err)
-			return
+		answer := &discovery.DeltaDiscoveryRequest{TypeUrl: r.GetTypeUrl(), ResponseNonce: r.GetNonce(), ErrorDetail: s.objection(r)}
+		if answer.ErrorDetail == nil {
+			if err := s.take(r); err != nil {
+				s.t.Error(err)
+				return
+			}
 		}
-		if err := s.stream.Send(&discovery.DeltaDiscoveryRequest{TypeUrl: r.GetTypeUrl(), ResponseNonce: r.GetNonce()}); err != nil {
+		if err := s.stream.Send(answer); err != nil {
 			return
 		}
 	}

@@ -23,6 +23,8 @@
 //   - One model that cannot be served is left out and shown as an alert. A policy that
 //     cannot be compiled or pushed at all leaves the last good one in force, and raises
 //     the alert "policy" once.
+//   - A rejection by a client is an alert at once, one per rejected resource, that names
+//     the node and its reason and is resolved when nobody rejects it any more.
 //
 // # Who may call
 //
@@ -123,6 +125,7 @@ type Server struct {
 	monitor   *monitor.Monitor
 	trials    *trials.Service
 	publisher *publisher
+	nacks     *nackWatch
 	admin     *admin
 	delivery  *delivery.Service
 	guard     *guard
@@ -187,6 +190,7 @@ func (s *Server) wireParts() (err error) {
 func (s *Server) wirePublisher() (err error) {
 	s.publisher = &publisher{facts: s.facts, log: s.opts.Log, out: s.ads, compile: s.compileOptions(), debounce: s.opts.Debounce,
 		logger: s.opts.Logger, first: make(chan struct{}), pushed: make(chan struct{}, 1)}
+	s.nacks = &nackWatch{out: s.ads, facts: s.facts, log: s.opts.Log, now: s.opts.Now, logger: s.opts.Logger}
 	if s.publisher.took, err = s.opts.Meter.Float64Histogram("outrigger.control.compile",
 		metric.WithDescription("Time to compile, encode and hand over one policy"), metric.WithUnit("s")); err != nil {
 		return err
@@ -292,7 +296,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	tried := s.publisher.first
 	for _, part := range []func(context.Context) error{
-		s.facts.Run, s.vars.Run, s.monitor.Run, s.trials.Run, s.publisher.run, s.publisher.record, s.dashboard.Run,
+		s.facts.Run, s.vars.Run, s.monitor.Run, s.trials.Run, s.publisher.run, s.publisher.record, s.nacks.run, s.dashboard.Run,
 		func(ctx context.Context) error { return s.open(ctx, tried) },
 	} {
 		g.Go(func() error {
