@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/cache/node"
 	"github.com/outrigger-mesh/outrigger/cache/shm"
@@ -18,6 +19,8 @@ const (
 	// plane no extra stream per pod.
 	privateAfter = time.Second
 	superviseGap = 100 * time.Millisecond
+	// deniedRetry is how often a process without a table asks whether it has one now.
+	deniedRetry = time.Second
 )
 
 // Run attaches to the agent's table, warms the process tier up from it, runs the private
@@ -44,13 +47,22 @@ func (s *Store) Run(ctx context.Context) error {
 
 // attach keeps the process attached to the agent's table.
 func (s *Store) attach(ctx context.Context) {
-	for ctx.Err() == nil {
+	for denied := false; ctx.Err() == nil; {
 		at, err := node.Attach(ctx, s.o.TablePath)
+		if outrigger.IsKind(err, outrigger.Denied) {
+			if !denied {
+				s.o.Logger.Warn("not attached to the node's table", "error", err)
+			}
+			denied = true
+			sleep(ctx, deniedRetry)
+			continue
+		}
 		if err != nil {
 			s.o.Logger.Debug("not attached to the node's table", "error", err)
 			sleep(ctx, attachRetry)
 			continue
 		}
+		denied = false
 		s.attached.Store(&view{reader: at.Reader, lease: int64(at.Lease)})
 		s.socketUp.Store(true)
 		s.o.Logger.Info("attached to the node's table", "generation", at.Reader.Generation())

@@ -109,7 +109,11 @@ func (n *nodeAdmin) GetEntry(_ context.Context, r *pb.GetEntryRequest) (*pb.Node
 	a := n.a
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	e, b := a.reader.Load().Get(key.String(), a.value[:0])
+	t := a.tables.Load().of(key.Tenant)
+	if t == nil {
+		return a.describe(key, shm.Entry{}, nil), nil
+	}
+	e, b := t.r.Get(key.String(), a.value[:0])
 	a.value = b
 	return a.describe(key, e, b), nil
 }
@@ -163,13 +167,18 @@ func (n *nodeAdmin) Dump(r *pb.DumpRequest, out grpc.ServerStreamingServer[pb.No
 
 func (a *Agent) heldKeys(tenant, sessionPrefix string, limit int) []outrigger.Key {
 	var out []outrigger.Key
-	a.table.Load().Range(func(id string, _ shm.Entry, _ []byte) bool {
-		k, err := outrigger.ParseKey(id)
-		if err == nil && (tenant == "" || k.Tenant == tenant) && strings.HasPrefix(k.Session, sessionPrefix) {
-			out = append(out, k)
-		}
-		return len(out) < limit
-	})
+	for _, t := range a.tables.Load().list {
+		t.w.Range(func(id string, _ shm.Entry, _ []byte) bool {
+			if len(out) >= limit {
+				return false
+			}
+			k, err := outrigger.ParseKey(id)
+			if err == nil && (tenant == "" || k.Tenant == tenant) && strings.HasPrefix(k.Session, sessionPrefix) {
+				out = append(out, k)
+			}
+			return true
+		})
+	}
 	return out
 }
 

@@ -68,24 +68,34 @@ func (a *Agent) consequences() []coherence.Input {
 
 // carry does one output. Fetches are collected, so that those of one step share a call.
 func (a *Agent) carry(o coherence.Output) {
-	w := a.table.Load()
+	set := a.tables.Load()
 	switch o := o.(type) {
 	case coherence.Install:
-		a.install(w, o)
+		a.install(set.of(o.Key.Tenant), o)
 	case coherence.Invalidate:
-		w.Invalidate(o.Key.String())
+		if t := set.of(o.Key.Tenant); t != nil {
+			t.w.Invalidate(o.Key.String())
+		}
 	case coherence.Remove:
-		w.Remove(o.Key.String())
+		if t := set.of(o.Key.Tenant); t != nil {
+			t.w.Remove(o.Key.String())
+		}
 	case coherence.Flush:
-		w.Flush()
+		for _, t := range set.list {
+			t.w.Flush()
+		}
 		a.o.Logger.Info("table flushed", "reason", "the feed cannot be continued or the log was replaced")
 	case coherence.Lease:
-		w.SetLease(o.Until)
+		for _, t := range set.list {
+			t.w.SetLease(o.Until)
+		}
 		if o.Until > 0 {
 			a.first.Do(func() { close(a.ready) })
 		}
 	case coherence.Head:
-		w.SetHead(o.Position, o.Incarnation)
+		for _, t := range set.list {
+			t.w.SetHead(o.Position, o.Incarnation)
+		}
 	case coherence.Fetch:
 		a.batch.fetches = append(a.batch.fetches, o)
 	case coherence.FetchRange:
@@ -113,7 +123,12 @@ func (a *Agent) carry(o coherence.Output) {
 	}
 }
 
-func (a *Agent) install(w *shm.Writer, o coherence.Install) {
+func (a *Agent) install(t *table, o coherence.Install) {
+	if t == nil { // of a tenant without a table
+		a.batch.again = append(a.batch.again, coherence.Evicted{Key: o.Key})
+		return
+	}
+	w := t.w
 	st, payload := shm.Negative, []byte(nil)
 	if o.Variable == nil {
 		a.buf = Absence{SessionExists: o.SessionExists, AsOf: o.AsOf}.Append(a.buf[:0])
@@ -168,8 +183,12 @@ func (a *Agent) hit(o coherence.Hit) {
 }
 
 func (a *Agent) lookUp(key outrigger.Key) (*pb.ReadResult, bool) {
+	t := a.tables.Load().of(key.Tenant)
+	if t == nil {
+		return nil, false
+	}
 	id := key.String()
-	e, b := a.reader.Load().Get(id, a.value[:0])
+	e, b := t.r.Get(id, a.value[:0])
 	a.value = b
 	switch e.State {
 	case shm.Negative:

@@ -14,7 +14,8 @@ import (
 // Stats is a snapshot of what an Agent did since New.
 type Stats struct {
 	coherence.Stats
-	Table shm.Stats
+	Table  shm.Stats // of all tables together; Generation and WriteSealed of one
+	Tables int       // there are
 
 	Stale map[string]uint64 // entries found outdated, by age
 
@@ -24,7 +25,8 @@ type Stats struct {
 	Region      string // of the feed
 	Incarnation uint64 // of the log followed, 0 = none yet
 	Applied     uint64 // feed position applied
-	Sidecars    int    // processes attached to the table
+	Sidecars    int    // processes attached to tables
+	Denied      uint64 // calls and attachments refused to processes by Options.Access
 
 	// Lag is the time in seconds from the commit of a change, by the origin's wall clock,
 	// to the moment the table shows it: a DDSketch with 1 % relative error, and the
@@ -38,7 +40,26 @@ func (a *Agent) Stats() Stats {
 	s := Stats{Stats: a.state.Stats(), LeaseLive: a.state.Fresh(a.o.Clock())}
 	s.Region, s.Incarnation, s.Applied = a.state.Position()
 	a.mu.Unlock()
-	s.Table, s.FeedUp, s.Streams = a.table.Load().Stats(), a.feedUp.Load(), a.streams.Load()
+	s.FeedUp, s.Streams = a.feedUp.Load(), a.streams.Load()
+	for i, t := range a.tables.Load().list {
+		st := t.w.Stats()
+		if i == 0 {
+			s.Table = st
+		} else {
+			s.Table.Entries += st.Entries
+			s.Table.LiveBytes += st.LiveBytes
+			s.Table.ArenaBytes += st.ArenaBytes
+			s.Table.TotalBytes += st.TotalBytes
+			s.Table.Slots += st.Slots
+			s.Table.Evictions += st.Evictions
+			s.Table.Relocations += st.Relocations
+		}
+		s.Tables++
+	}
+	s.Table.Evictions += a.evicted.Load()
+	if a.o.Access != nil {
+		s.Denied = a.o.Access.denied.Load()
+	}
 	s.Sidecars, s.Lag, s.Stale = a.readers.count(), a.lag.copy(), a.fresh.counts()
 	return s
 }
@@ -105,6 +126,7 @@ func newMetrics(m metric.Meter, a *Agent) (metrics, error) {
 		{"outrigger.cache.checked", "{entry}", "Entries the freshness monitor compared with the origin.", func(s Stats) uint64 { return s.Checked }},
 		{"outrigger.cache.repairs", "{entry}", "Entries that differed from the origin although nothing was missing.", func(s Stats) uint64 { return s.Repaired }},
 		{"outrigger.cache.evictions", "{entry}", "Entries the table dropped for room.", func(s Stats) uint64 { return s.Table.Evictions }},
+		{"outrigger.cache.denied", "{call}", "Calls and attachments refused because of the caller's user.", func(s Stats) uint64 { return s.Denied }},
 	}
 	var instruments []metric.Observable
 	var observe []func(metric.Observer, Stats)

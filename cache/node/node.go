@@ -1,5 +1,5 @@
-// Package node is the core of the node agent: it keeps one table of variables per node
-// coherent with the origin, lets every process of the node read it from shared memory,
+// Package node is the core of the node agent: it keeps one table of variables per node, or
+// per node and tenant, coherent with the origin, lets every process of the node read it from shared memory,
 // and answers reads and forwards writes for those that ask.
 //
 // # Use
@@ -45,14 +45,26 @@
 //
 // # Tenants
 //
-// An agent has one table. Whoever may connect to its table socket can read all of it, and
-// whoever may connect to its gRPC socket can ask for any tenant's keys; the permissions of
-// the sockets' directory decide who that is, and nothing else does. Tenants that must not
-// see each other get an agent each, with a directory each that only their pods' user may
-// enter, and a server bound to the tenant by BindTenant ("outrigger node --tenant"): it
-// refuses every other tenant's keys, so that none get into its table. The processes of one
-// agent are not told apart, and what the control plane lets them ask directly is its own
-// business.
+// Without more said an agent has one table. Whoever may connect to its table socket can
+// read all of it, and whoever may connect to its gRPC socket can ask for any tenant's
+// keys; the permissions of the sockets' directory decide who that is, and nothing else
+// does.
+//
+// With Options.Access ("outrigger node --tenant-users") there is a table per tenant, made
+// when one of its processes first attaches or reads, of an equal part of Options.Table's
+// bytes, and closed when nobody has used it for TableIdle; a process that comes back gets
+// a new one. Who is behind a connection the kernel says, by user and group, and a process
+// gets its tenant's table and its tenant's keys, or a refusal. A table is an anonymous
+// file of mode 0400 that is passed as an open read-only descriptor: a name with
+// permissions would have to be made, found and cleaned up after a crash, and be right for
+// every user of a tenant, while a descriptor goes to the one process that was judged and
+// to those it starts. One feed serves all tables. What is shared, and so not a tenant's
+// own, is load: fetches under way, the keys with exact floors, the feed's shards and the
+// node's counters; attached sidecars are bounded for each tenant by its equal part.
+//
+// An agent may also be bound to one tenant as a whole by BindTenant ("--tenant"): it
+// refuses every other tenant's keys, so that none get into its table. In each case what
+// the control plane lets a process ask directly is the control plane's business.
 //
 // # Limits
 //
@@ -75,6 +87,7 @@
 //	outrigger.cache.repairs           {entry}  of these, outdated: must stay 0
 //	outrigger.cache.stale_total       {entry}  the same by age=1s, 5s, 60s (at most), more, unknown
 //	outrigger.cache.evictions         {entry}  dropped from the table for room
+//	outrigger.cache.denied            {call}   refused by Access, attachments included
 //
 // # Concurrency
 //
@@ -85,6 +98,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -106,7 +120,7 @@ import (
 type Options struct {
 	Node   outrigger.Node           // who this is; ID is required, an empty Region is learned from the origin
 	Origin grpc.ClientConnInterface // the control plane; required
-	Table  shm.Options              // size and kind of the table
+	Table  shm.Options              // size and kind of the table, or of all the tenants' together
 
 	Lease        time.Duration // feed lease, counted from the sending of a heartbeat [300 ms]
 	Heartbeat    time.Duration // between heartbeats [100 ms]; at most a third of Lease
@@ -114,7 +128,12 @@ type Options struct {
 	TTL          time.Duration // last resort: an entry is forgotten after this [60 s]
 	RepairEvery  time.Duration // the freshness monitor compares one entry with the origin per this time [1 s]; < 0 = none
 	MaxKeys      int           // keys the protocol keeps exact floors for [those the table has room for]
-	MaxSidecars  int           // processes attached to the table [1024]
+	MaxSidecars  int           // processes attached to tables [1024]; of a tenant its equal part with Access
+	TableIdle    time.Duration // a tenant's table is retired when nobody used it for this long [10 min]
+
+	// Access makes a table per tenant, and says whose each user of this machine may reach;
+	// nil means one table, for whoever may connect.
+	Access *Access
 
 	// SessionKeys returns what is handed to the node's processes, asked at every hand-out
 	// [those of the origin].
@@ -141,17 +160,19 @@ type Agent struct {
 	fresh   freshness
 	reads   readCounts
 
-	table   atomic.Pointer[shm.Writer]
-	reader  atomic.Pointer[shm.Reader] // of table
+	tables  atomic.Pointer[tableSet] // stored to with mu held
 	feedUp  atomic.Bool
 	streams atomic.Uint64 // feed streams opened
 	touched touches
 	readers attachments
+	evicted atomic.Uint64 // from tables that are no more
 	ready   chan struct{} // closed when the table may be served for the first time
 	first   sync.Once     // closes ready
 
 	mu         sync.Mutex // guards everything below, and all stores to the table
 	state      *coherence.State
+	share      shm.Options // of each table
+	ended      bool        // Run has; no table is made any more
 	waiters    map[coherence.Waiter]waiting
 	lastWaiter coherence.Waiter
 	batch      effects            // of the step in progress
@@ -168,21 +189,28 @@ func New(o Options) (*Agent, error) {
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
-	w, err := shm.Create(o.Table)
+	part, n := share(o.Table, o.Access.count()), o.Access.count()
+	room, err := part.Capacity()
 	if err != nil {
 		return nil, err
 	}
 	cc := unary.Conn(o.Origin)
 	a := &Agent{
-		o: o, vars: pb.NewVariablesClient(cc), coh: pb.NewCoherenceClient(cc),
+		o: o, vars: pb.NewVariablesClient(cc), coh: pb.NewCoherenceClient(cc), share: part,
 		state: coherence.New(coherence.Options{
 			Region: o.Node.Region, Lease: int64(o.Lease), Patience: int64(o.Heartbeat) / 2,
-			MaxKeys: o.maxKeys(w), TTL: int64(o.TTL), RepairEvery: int64(o.RepairEvery),
+			MaxKeys: o.maxKeys(n * room), TTL: int64(o.TTL), RepairEvery: int64(o.RepairEvery),
 		}),
 		waiters: map[coherence.Waiter]waiting{}, ready: make(chan struct{}),
 	}
-	a.table.Store(w)
-	a.reader.Store(w.Reader())
+	a.tables.Store(&tableSet{tenants: map[string]*table{}})
+	if o.Access == nil {
+		one, err := a.newTable("", part)
+		if err != nil {
+			return nil, err
+		}
+		a.tables.Store(&tableSet{list: []*table{one}})
+	}
 	if a.lag, err = newLagSketch(); err != nil {
 		return nil, err
 	}
@@ -203,6 +231,7 @@ func (o *Options) complete() error {
 	def(&o.FetchTimeout, 2*time.Second)
 	def(&o.TTL, time.Minute)
 	def(&o.RepairEvery, time.Second)
+	def(&o.TableIdle, 10*time.Minute)
 	if o.MaxSidecars == 0 {
 		o.MaxSidecars = 1024
 	}
@@ -220,7 +249,7 @@ func (o *Options) complete() error {
 		return outrigger.Errorf(outrigger.Invalid, "Options.Node.ID is empty; give the node a name that is stable over restarts")
 	case o.Origin == nil:
 		return outrigger.Errorf(outrigger.Invalid, "Options.Origin is nil; give the connection to the control plane")
-	case o.Heartbeat < 0 || o.Lease < 0 || o.FetchTimeout < 0 || o.TTL < 0 || o.MaxSidecars < 0 || o.MaxKeys < 0:
+	case o.Heartbeat < 0 || o.Lease < 0 || o.FetchTimeout < 0 || o.TTL < 0 || o.TableIdle < 0 || o.MaxSidecars < 0 || o.MaxKeys < 0:
 		return outrigger.Errorf(outrigger.Invalid, "a duration or limit in Options is negative")
 	case o.Lease < 3*o.Heartbeat:
 		// Two lost heartbeats in a row must not end the lease.
@@ -229,14 +258,15 @@ func (o *Options) complete() error {
 	return nil
 }
 
-// maxKeys is how many keys the protocol keeps exact floors for. A key that loses its
-// floor leaves the table, so by default every key the table can hold may have one, and
+// maxKeys is how many keys the protocol keeps exact floors for, given how many the tables
+// have room for. A key that loses its
+// floor leaves the table, so by default every key a table can hold may have one, and
 // those being fetched as well. A key costs about 70 bytes of heap (see coherence).
-func (o *Options) maxKeys(w *shm.Writer) int {
+func (o *Options) maxKeys(room int) int {
 	if o.MaxKeys > 0 {
 		return o.MaxKeys
 	}
-	return w.Capacity() + maxFetching
+	return room + maxFetching
 }
 
 // Ready is closed when the feed has proved for the first time that the table may be
@@ -247,8 +277,14 @@ func (a *Agent) Ready() <-chan struct{} { return a.ready }
 // u − Lease.
 func (a *Agent) Lease() time.Duration { return a.o.Lease }
 
-// Table returns a reader of the table in this process, the same one until Rotate.
-func (a *Agent) Table() *shm.Reader { return a.reader.Load() }
+// Table returns a reader of the table in this process, the same one until Rotate; nil with
+// Options.Access, because then there is none that anybody may read.
+func (a *Agent) Table() *shm.Reader {
+	if set := a.tables.Load(); set.tenants == nil {
+		return set.list[0].r
+	}
+	return nil
+}
 
 // maxFetching is above what may be fetched at a time; see coherence.Options.
 const maxFetching = 2048
@@ -271,17 +307,23 @@ func (a *Agent) Run(ctx context.Context) error {
 	loops.Go(func() { a.follow(ctx) })
 	loops.Go(func() { every(ctx, tickEvery, func() { a.step(coherence.Tick{}) }) })
 	loops.Go(func() { every(ctx, touchEvery, func() { a.reportTouches(ctx) }) })
+	if a.o.Access != nil {
+		loops.Go(func() { every(ctx, retireEvery, a.retireIdle) })
+	}
 	loops.Wait()
 
 	a.mu.Lock()
 	a.stopped()
+	a.ended = true
 	a.mu.Unlock()
 	a.work.Wait()
-	a.readers.closeAll()
+	a.readers.end(nil)
 	a.metrics.close()
-	w := a.table.Load()
-	w.SetLease(0) // nobody keeps it current from here on
-	return w.Close()
+	var err error
+	for _, t := range a.tables.Load().list {
+		err = errors.Join(err, t.w.Close()) // and its lease: nobody keeps it current from here on
+	}
+	return err
 }
 
 // every calls do each d until ctx ends.
@@ -296,41 +338,4 @@ func every(ctx context.Context, d time.Duration, do func()) {
 			do()
 		}
 	}
-}
-
-// Rotate replaces the table by a new, empty one, for example a larger one. Attached
-// readers see the end of their attachment and attach to the new table. Errors are those
-// of shm.Create; the old table then stays.
-func (a *Agent) Rotate(o shm.Options) error {
-	w, err := shm.Create(o)
-	if err != nil {
-		return err
-	}
-	a.mu.Lock()
-	old := a.table.Swap(w)
-	a.reader.Store(w.Reader())
-	old.SetLease(0)
-	a.state.Resize(a.o.maxKeys(w))
-	for _, key := range keysOf(old) {
-		a.run(coherence.Evicted{Key: key})
-	}
-	if _, incarnation, applied := a.state.Position(); incarnation != 0 {
-		w.SetHead(applied, incarnation)
-	}
-	// The next heartbeat's answer, at most one interval away, extends the new table's
-	// lease.
-	a.mu.Unlock()
-	a.readers.closeAll()
-	return old.Close()
-}
-
-func keysOf(w *shm.Writer) []outrigger.Key {
-	var out []outrigger.Key
-	w.Range(func(id string, _ shm.Entry, _ []byte) bool {
-		if k, err := outrigger.ParseKey(id); err == nil {
-			out = append(out, k)
-		}
-		return true
-	})
-	return out
 }

@@ -37,8 +37,14 @@ func (a *Agent) read(ctx context.Context, keys []outrigger.Key, minimum uint64) 
 	if len(keys) == 0 {
 		return &pb.ReadResponse{}, nil
 	}
-	for _, k := range keys {
+	for i, k := range keys {
 		a.touched.add(k)
+		if i > 0 && k.Tenant == keys[i-1].Tenant {
+			continue
+		}
+		if _, err := a.use(k.Tenant); err != nil {
+			a.o.Logger.Warn("no table for a tenant, its reads are answered without", "tenant", k.Tenant, "error", err)
+		}
 	}
 	if level := metadata.ValueFromIncomingContext(ctx, outrigger.HeaderConsistency); len(level) > 0 {
 		c, err := outrigger.ParseConsistency(level[0])

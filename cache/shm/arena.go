@@ -41,17 +41,17 @@ func (w *Writer) slack() uint64 { return w.geo.arenaWords / 16 }
 // records for every one put.
 func (w *Writer) highWater() uint64 { return w.geo.arenaWords / 8 * 7 }
 
-func (w *Writer) maxLive() uint64 { return w.geo.slots / 5 * 4 }
+func (g geometry) maxLive() uint64 { return g.slots / 5 * 4 }
 
 // makeRoom frees space for a record of n words and a slot for its key.
 func (w *Writer) makeRoom(n uint64) {
 	for work := int64(16*n + 64); work > 0 && w.tail < w.next; {
-		if w.space() >= n+w.pad(n)+w.slack() && w.live < w.maxLive() {
+		if w.space() >= n+w.pad(n)+w.slack() && w.live < w.geo.maxLive() {
 			return
 		}
 		work -= int64(w.reclaim(n, false))
 	}
-	for w.space() < n+w.pad(n) || w.live >= w.maxLive() && w.tail < w.next {
+	for w.space() < n+w.pad(n) || w.live >= w.geo.maxLive() && w.tail < w.next {
 		w.reclaim(n, true)
 	}
 }
@@ -75,7 +75,7 @@ func (w *Writer) reclaim(n uint64, force bool) uint64 {
 // room in front without touching its old place, which readers may be copying.
 func (w *Writer) keep(slot, size, n uint64, force bool) bool {
 	stale := State(atomic.LoadUint64(w.word(slot, slotStamp))&stateMask) == Invalid
-	crowded := w.liveWords+n > w.highWater() || w.live >= w.maxLive()
+	crowded := w.liveWords+n > w.highWater() || w.live >= w.geo.maxLive()
 	refs := w.meta[slot] & metaRefs
 	if force || stale || crowded && refs == 0 || w.space() < size+w.pad(size) {
 		return false

@@ -1,6 +1,6 @@
-// Package shm is the node tier: one memory-mapped table per node agent, written by
-// the node agent alone and read, without locks or system calls, by every sidecar and
-// client library on the node.
+// Package shm is the node tier: one memory-mapped table per node agent, or one for each of
+// the agent's tenants, written by the node agent alone and read, without locks or system
+// calls, by every sidecar and client library it is handed to.
 //
 // # Use
 //

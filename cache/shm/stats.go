@@ -30,7 +30,14 @@ func (w *Writer) Stats() Stats {
 func (w *Writer) Len() int { return w.Stats().Entries }
 
 // Capacity returns how many keys the index has room for; the arena may hold fewer.
-func (w *Writer) Capacity() int { return int(w.maxLive()) }
+func (w *Writer) Capacity() int { return int(w.geo.maxLive()) }
+
+// Capacity is what Writer.Capacity would say of a table made with these options. Errors
+// have kind Invalid, as those of Create.
+func (o Options) Capacity() (int, error) {
+	g, err := plan(o)
+	return int(g.maxLive()), err
+}
 
 // Bytes returns the arena bytes of the records of these keys.
 func (w *Writer) Bytes() int64 { return w.Stats().LiveBytes }

@@ -38,14 +38,25 @@ type nodeFlags struct {
 	checkEvery                         time.Duration
 	tokenKeyFile                       string
 	tenant                             string
+	tenantUsers, tenantGroups          map[string]string
+	tableIdle                          time.Duration
 }
+
+const minTableBytes = 1 << 20
 
 func nodeCommand(g *globals) *cobra.Command {
 	n := &nodeFlags{}
 	cmd := &cobra.Command{Use: "node", Short: "Run a node agent", Args: exactArgs(),
 		Long: `Node runs the agent of one node: it owns the node's shared cache table and one change
 feed for all pods on the node. Sidecars reach it through Unix sockets in --dir, whose
-permissions (0700) say who may.`}
+permissions (0700) say who may.
+
+Pods of tenants that must not see each other run as users of their own, and
+--tenant-users 1001=acme,1002=umbra says whose they are. Each tenant then has a table of
+its own, an equal part of --table-bytes, which the agent hands as an open descriptor to
+processes of its users only: there is no path under which anybody else could open it. The
+kernel says who connected. The agent's own user and root may operate it ("outrigger
+cache"); everybody else is refused.`}
 	f := cmd.Flags()
 	f.StringVar(&n.control, "control", "127.0.0.1:7400", "control plane, host:port")
 	f.StringVar(&n.dir, "dir", "outrigger-node", "directory for the agent's sockets")
@@ -57,6 +68,9 @@ permissions (0700) say who may.`}
 	f.DurationVar(&n.heartbeat, "heartbeat", 100*time.Millisecond, "how often that proof is asked for")
 	f.DurationVar(&n.checkEvery, "check-every", time.Second, "how often the freshness monitor compares one entry with the origin; 0 = never")
 	f.StringVar(&n.tenant, "tenant", "", "serve this tenant only and deny the others; run one agent with a --dir of its own per tenant (default: every tenant, one table)")
+	f.StringToStringVar(&n.tenantUsers, "tenant-users", nil, "the tenant each user's processes belong to, uid=tenant; one table per tenant, and everybody else is refused")
+	f.StringToStringVar(&n.tenantGroups, "tenant-groups", nil, "the same by group, gid=tenant; a user's tenant counts before its group's")
+	f.DurationVar(&n.tableIdle, "table-idle", 10*time.Minute, "a tenant's table is given up when nobody used it for this long")
 	f.StringVar(&n.tokenKeyFile, "token-key-file", "", tokenKeyUsage)
 	f.DurationVar(&n.grace, "grace", 5*time.Second, "limit for draining at the end")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -92,7 +106,9 @@ func (n *nodeFlags) validate() error {
 		return fmt.Errorf("--feed-lease is %v and --heartbeat %v; the lease must be at least three heartbeats, a heartbeat at least 10ms", n.lease, n.heartbeat)
 	case n.checkEvery < 0:
 		return fmt.Errorf("--check-every is %v; give a time between two checks, or 0 for none", n.checkEvery)
-	case n.tableBytes < 1<<20 || n.tableBytes > 64<<30:
+	case n.tableIdle < time.Second:
+		return fmt.Errorf("--table-idle is %v; give at least 1s", n.tableIdle)
+	case n.tableBytes < minTableBytes || n.tableBytes > 64<<30:
 		return fmt.Errorf("--table-bytes is %d; give 1 MiB to 64 GiB", n.tableBytes)
 	}
 	return nil
@@ -123,7 +139,11 @@ func (n *nodeFlags) run(cmd *cobra.Command, g *globals) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(n.dir, 0o700); err != nil {
+	access, err := n.access()
+	if err != nil {
+		return configError{err}
+	}
+	if err := makeDir(n.dir, access); err != nil {
 		return configError{fmt.Errorf("--dir: %w", err)}
 	}
 	gl, err := p.listen("agent", "unix:"+filepath.Join(n.dir, agentSocket))
@@ -132,6 +152,9 @@ func (n *nodeFlags) run(cmd *cobra.Command, g *globals) error {
 	}
 	tl, err := p.listen("table", "unix:"+filepath.Join(n.dir, tableSocket))
 	if err != nil {
+		return err
+	}
+	if err := openSockets(n.dir, access); err != nil {
 		return err
 	}
 	hl, err := p.listen("http", n.http)
@@ -153,13 +176,16 @@ func (n *nodeFlags) run(cmd *cobra.Command, g *globals) error {
 		p.run("session keys", keys.Run)
 	}
 	a, err := node.New(node.Options{Node: self, SessionKeys: sessionKeys, RepairEvery: n.checkEvery, Origin: origin, Table: shm.Options{Bytes: n.tableBytes, Name: "outrigger"},
-		Lease: n.lease, Heartbeat: n.heartbeat, Logger: p.log, Meter: p.tel.Meter("cache/node")})
+		Access: access, TableIdle: n.tableIdle, Lease: n.lease, Heartbeat: n.heartbeat, Logger: p.log, Meter: p.tel.Meter("cache/node")})
 	if err != nil {
 		return err
 	}
 	so := []grpc.ServerOption{grpc.MaxRecvMsgSize(16 << 20), p.tel.GRPCServer()}
 	if n.tenant != "" {
 		so = append(so, node.BindTenant(n.tenant)...)
+	}
+	if access != nil {
+		so = append(so, access.ServerOptions()...)
 	}
 	gs := grpc.NewServer(so...)
 	pb.RegisterVariablesServer(gs, a)
