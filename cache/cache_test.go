@@ -94,6 +94,9 @@ func (w *world) startAgent() {
 			w.t.Error(err)
 		}
 		cc.Close()
+		// The pods have noticed. What is sent into a connection that is just ending has an
+		// unknown outcome, and rightly so.
+		synctest.Wait()
 	}
 	<-a.Ready()
 }
