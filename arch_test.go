@@ -77,6 +77,7 @@ var doors = []struct {
 	{"github.com/cockroachdb/pebble", []string{"control/eventlog/pebble"}},
 	{"go.opentelemetry.io/otel/sdk", []string{"internal/telemetry"}},
 	{"go.opentelemetry.io/otel/exporters", []string{"internal/telemetry"}},
+	{"go.opentelemetry.io/proto/otlp", []string{"control/otlp", "control"}},
 	{"crypto/tls", []string{"internal/identity"}},
 	{"crypto/x509", []string{"internal/identity"}},
 	{"github.com/charmbracelet/bubbletea", []string{"cmd/outrigger"}},

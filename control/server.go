@@ -30,7 +30,7 @@
 //
 // The admin API, the REST interface and the status page are for operators: see
 // internal/authz for the rules (this machine, or a bearer token). The services of the
-// mesh itself (Variables, Coherence, Reports, Outcomes, ADS) are not judged here: whoever owns the
+// mesh itself (Variables, Coherence, Reports, Outcomes, OTLP metrics, ADS) are not judged here: whoever owns the
 // listener decides who connects, by mutual TLS or by binding to a private address.
 //
 // # Failure
@@ -54,6 +54,7 @@ import (
 
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/metric/noop"
+	colmetrics "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
@@ -66,6 +67,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/control/eventlog"
 	"github.com/outrigger-mesh/outrigger/control/facts"
 	"github.com/outrigger-mesh/outrigger/control/monitor"
+	"github.com/outrigger-mesh/outrigger/control/otlp"
 	"github.com/outrigger-mesh/outrigger/control/trials"
 	"github.com/outrigger-mesh/outrigger/control/variables"
 	"github.com/outrigger-mesh/outrigger/deploy"
@@ -124,6 +126,7 @@ type Server struct {
 	ads       *adsserver.Server
 	monitor   *monitor.Monitor
 	trials    *trials.Service
+	otlp      *otlp.Receiver
 	publisher *publisher
 	nacks     *nackWatch
 	admin     *admin
@@ -183,6 +186,7 @@ func (s *Server) wireParts() (err error) {
 		return err
 	}
 	m.Outcomes = s.trials.Ingest
+	s.otlp = otlp.New(otlp.Options{Sink: s.trials, Ready: s.isReady, Now: s.opts.Now})
 	s.monitor, err = monitor.New(m)
 	return err
 }
@@ -243,6 +247,7 @@ func (s *Server) RegisterGRPC(r grpc.ServiceRegistrar) {
 	pb.RegisterCoherenceServer(r, s.vars)
 	pb.RegisterReportsServer(r, s.monitor)
 	pb.RegisterOutcomesServer(r, outcomes{s: s})
+	colmetrics.RegisterMetricsServiceServer(r, s.otlp)
 	pb.RegisterAdminServer(registrar{r, s.guard}, s.admin)
 	pb.RegisterDeliveryServer(registrar{r, s.guard}, s.delivery)
 	s.ads.Register(r)
@@ -253,6 +258,7 @@ func (s *Server) RegisterGRPC(r grpc.ServiceRegistrar) {
 func (s *Server) Handler() http.Handler {
 	api := http.NewServeMux()
 	rest.Register(api, slices.Concat(rest.AdminRoutes(s.admin), rest.DeliveryRoutes(s.delivery), rest.VariableRoutes(s.vars), rest.OutcomeRoutes(s.trials.Record)))
+	api.Handle("POST /v1/metrics", s.otlp)
 	api.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
 		status.WriteHTTP(w, outrigger.Errorf(outrigger.NotFound, "%s %s not found", r.Method, r.URL.Path))
 	})

@@ -34,7 +34,7 @@ func (s *Service) writes(f *facts.Facts, e *facts.Experiment, t *trial, v experi
 	for _, n := range v.Next {
 		c := &pb.ExperimentChanged{State: string(n.To), Reason: reason, Look: n.Look, Outcome: string(n.Outcome), Serve: n.Serve, Cause: string(n.Cause)}
 		if n.To != experiments.StateRunning {
-			results, err := json.Marshal(map[string]any{"results": plain(reflect.ValueOf(v.Result)), "ledger": t.ledger.counts()})
+			results, err := json.Marshal(map[string]any{"results": plain(reflect.ValueOf(v.Result)), "ledger": t.counts()})
 			if err != nil {
 				return nil, outrigger.Wrap(outrigger.Internal, err, "encode results")
 			}
@@ -101,7 +101,7 @@ func (s *Service) Results(e *facts.Experiment, now time.Time) (results, ledger *
 		if err != nil {
 			return nil, nil, err
 		}
-		both = map[string]any{"results": plain(reflect.ValueOf(v.Result)), "ledger": t.ledger.counts()}
+		both = map[string]any{"results": plain(reflect.ValueOf(v.Result)), "ledger": t.counts()}
 	}
 	if results, err = section(both, "results"); err != nil {
 		return nil, nil, err
@@ -123,8 +123,10 @@ func section(both map[string]any, name string) (*structpb.Struct, error) {
 }
 
 // counts says what the evidence is made of.
-func (l *ledger) counts() map[string]any {
+func (t *trial) counts() map[string]any {
+	l := t.ledger
 	return map[string]any{
+		"without_unit":         t.shown(),
 		"rows":                 float64(l.rows.Load()),
 		"rows_bad":             float64(l.bad.Load()),
 		"rows_without_room":    float64(l.full.Load()),

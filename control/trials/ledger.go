@@ -61,12 +61,13 @@ type ledger struct {
 	dropped               atomic.Uint64 // rows sidecars could not keep
 	changed               atomic.Bool
 
-	outcomes, repeated atomic.Uint64 // values counted, and known before
-	named              int           // named metrics
+	outcomes, repeated atomic.Uint64     // values counted, and known before
+	named              int               // named metrics
+	described          map[[2]int]sample // by arm and named metric, of values without a unit; guarded by mu
 }
 
 func newLedger(budget *atomic.Int64, named int) *ledger {
-	l := &ledger{budget: budget, named: named, index: map[experiments.Stratum]uint32{}}
+	l := &ledger{budget: budget, named: named, index: map[experiments.Stratum]uint32{}, described: map[[2]int]sample{}}
 	for i := range l.shards {
 		l.shards[i].units = map[uint32]*unit{}
 	}

@@ -3,6 +3,7 @@ package trials
 import (
 	"context"
 	"math"
+	"slices"
 	"strconv"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/control/facts"
+	"github.com/outrigger-mesh/outrigger/control/otlp"
 	"github.com/outrigger-mesh/outrigger/experiments"
 )
 
@@ -170,4 +172,84 @@ func (sh *shard) remember(hash uint64) {
 		sh.next = (sh.next + 1) % maxIDs
 	}
 	sh.ids[hash] = struct{}{}
+}
+
+// Find says what a named metric of an experiment that takes values is. Kinds: NotFound,
+// Locked, Invalid.
+func (s *Service) Find(experiment, metric string, now time.Time) (otlp.Target, error) {
+	t, e, err := s.named(experiment, now)
+	if err != nil {
+		return otlp.Target{}, err
+	}
+	n, err := t.metric(metric)
+	if err != nil {
+		return otlp.Target{}, err
+	}
+	i := slices.IndexFunc(t.metrics, func(v view) bool { return v.named == n })
+	return otlp.Target{Start: e.Life.StartedAt, Kind: t.metrics[i].kind}, nil
+}
+
+// Observe counts what a series of an application adds: for a unit like an outcome without
+// an id, else for an arm, where it is only shown.
+func (s *Service) Observe(o otlp.Observation, now time.Time) error {
+	t, e, err := s.named(o.Experiment, now)
+	if err != nil {
+		return err
+	}
+	m, err := t.metric(o.Metric)
+	if err != nil {
+		return err
+	}
+	if o.N > maxTotal || !(math.Abs(o.Sum) <= maxTotal) {
+		return outrigger.Errorf(outrigger.Invalid, "%d values with sum %v; the limit is %g", o.N, o.Sum, float64(maxTotal))
+	}
+	v := sample{o.N, o.Sum}
+	if o.Unit != "" {
+		if len(o.Unit) > maxUnitBytes {
+			return outrigger.Errorf(outrigger.Invalid, "unit is %d bytes long; give 1 to %d", len(o.Unit), maxUnitBytes)
+		}
+		_, err = t.ledger.outcome(experiments.UnitHash(facts.ExperimentSalt(e.Name), o.Unit), m, v, "")
+		return err
+	}
+	arm := slices.IndexFunc(t.arms, func(w experiments.Weighted) bool { return w.Name == o.Arm })
+	if arm < 0 {
+		return outrigger.Errorf(outrigger.NotFound, "arm %q not found in experiment %q", o.Arm, e.Name)
+	}
+	t.ledger.describe(arm, m, v)
+	return nil
+}
+
+func (s *Service) named(experiment string, now time.Time) (*trial, *facts.Experiment, error) {
+	e := s.opts.Facts().Experiment(experiment)
+	if e == nil {
+		return nil, nil, outrigger.Errorf(outrigger.NotFound, "experiment %q not found", experiment)
+	}
+	t, err := s.open(e, now)
+	return t, e, err
+}
+
+// describe adds values whose unit is not known.
+func (l *ledger) describe(arm, metric int, v sample) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	k := [2]int{arm, metric}
+	was := l.described[k]
+	l.described[k] = sample{was.n + v.n, was.sum + v.sum}
+}
+
+// shown lists what is known of arms without units: by metric, then arm.
+func (t *trial) shown() map[string]any {
+	t.ledger.mu.RLock()
+	defer t.ledger.mu.RUnlock()
+	out := map[string]any{}
+	for k, v := range t.ledger.described {
+		i := slices.IndexFunc(t.metrics, func(m view) bool { return m.named == k[1] })
+		of, ok := out[t.metrics[i].name].(map[string]any)
+		if !ok {
+			of = map[string]any{}
+			out[t.metrics[i].name] = of
+		}
+		of[t.arms[k[0]].Name] = map[string]any{"values": float64(v.n), "sum": v.sum}
+	}
+	return out
 }
