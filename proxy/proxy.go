@@ -6,7 +6,8 @@
 //	err = s.Run(ctx, listener)
 //
 // A connection's path, in order: proxy/loop accepts it, answers plain variable reads
-// from memory and runs every other HTTP/1 request on a goroutine; what is not HTTP/1
+// from memory, carries simple model calls to their endpoint and back (unless spans are
+// made), and runs every other HTTP/1 request on a goroutine; what is not HTTP/1
 // goes to proxy/intercept, which finds the protocol. HTTP/2 in the clear goes to
 // proxy/http2, which answers the unary reads of variables from memory too; other gRPC calls
 // go to the bridge and the native variable service, unknown ones are forwarded byte for
@@ -275,6 +276,9 @@ func (s *Sidecar) newLoop() (*loop.Server, error) {
 	o := loop.Options{Slow: s.http.Handler, Grace: s.opts.Grace, Logger: s.opts.Logger, Meter: s.opts.Meter,
 		HeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
 		Other: func(c net.Conn, first []byte) { s.door.Admit(s.life, c, first) }}
+	if s.opts.Tracing == nil { // a span is the handler's to make
+		o.Relay = s.inference.Relay(s.direct)
+	}
 	if s.opts.Hits != nil {
 		fast := &variable.Fast{Hits: s.opts.Hits, Encoding: s.opts.HitEncoding, Counters: s.counters, Touched: s.touches.add}
 		o.Fast = fast.Serve

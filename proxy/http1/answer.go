@@ -181,6 +181,12 @@ func (r *Answer) Len() int { return r.n }
 // Head is the bytes Parse accepted.
 func (r *Answer) Head() []byte { return r.buf }
 
+// Field returns the name as sent and the trimmed value of field i, 0 ≤ i < Len.
+func (r *Answer) Field(i int) (name, value []byte) {
+	f := &r.fields[:r.n][i]
+	return f.name.of(r.buf), f.value.of(r.buf)
+}
+
 // FieldIn returns the name as sent and the trimmed value of field i, 0 ≤ i < Len, cut out
 // of head, a copy of Head.
 func (r *Answer) FieldIn(head string, i int) (name, value string) {

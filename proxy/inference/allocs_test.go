@@ -3,9 +3,12 @@ package inference
 import (
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/outrigger-mesh/outrigger/proxy/http1"
+	"github.com/outrigger-mesh/outrigger/proxy/upstream"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
 
@@ -23,6 +26,9 @@ func (s *sink) Write(p []byte) (int, error) { s.n += len(p); return len(p), nil 
 // mostAllocations is what one JSON call may take on the heap between the request's arrival
 // and its answer, without the transport and with the stub's own five.
 const mostAllocations = 46
+
+// mostRelayAllocations: the strings of the request, the breaker's report, the quoted name.
+const mostRelayAllocations = 13
 
 // The price of routing, assignment, breaker, budgets and accounting of one call.
 func TestCallAllocations(t *testing.T) {
@@ -52,5 +58,40 @@ func TestCallAllocations(t *testing.T) {
 	t.Logf("%v allocations", n)
 	if n > mostAllocations {
 		t.Errorf("%v allocations, want at most %d", n, mostAllocations)
+	}
+}
+
+// The same on an event loop, with the head of the answer and without a connection.
+func TestRelayAllocations(t *testing.T) {
+	d := upstream.NewDirect(upstream.TransportOptions{}, http.DefaultTransport)
+	h := mustNew(t, Options{Transport: d, Policy: newSource(newPolicy(0, []policy.Endpoint{at("a:1", "eu")}, nil)).get})
+	body := []byte(chatBody("user-1", false))
+	var q http1.Request
+	var a http1.Answer
+	seen := 0
+	if _, err := q.Parse([]byte("POST "+chatPath+" HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "+strconv.Itoa(len(body))+"\r\n\r\n"), &seen, http1.Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	content := []byte(answerOf("gpt-v1", "one two three"))
+	if _, err := a.Parse([]byte("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "+strconv.Itoa(len(content))+"\r\n\r\n"), &seen, "POST", http1.Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	relay := h.Relay(d)
+	up, down, date := make([]byte, 0, 4096), make([]byte, 0, 4096), []byte("date")
+	n := testing.AllocsPerRun(200, func() {
+		if !relay.Wants(&q) {
+			t.Fatal("not wanted")
+		}
+		c := relay.Route(&q, body)
+		if c == nil {
+			t.Fatal("no route")
+		}
+		if _, _, ok := c.Start(&q, body, up); !ok || !c.Fits(&a) || len(c.Finish(&a, content, down, date, false)) < len(content) {
+			t.Fatal("not carried")
+		}
+	})
+	t.Logf("%v allocations", n)
+	if n > mostRelayAllocations {
+		t.Errorf("%v allocations, want at most %d", n, mostRelayAllocations)
 	}
 }

@@ -75,10 +75,17 @@ const (
 func (c *call) setHeaders() {
 	h := c.w.Header()
 	values := make([]string, 0, 7) // behind all of them: one allocation
+	c.eachHeader(func(key, value string) {
+		values = append(values, value)
+		h[key] = values[len(values)-1 : len(values) : len(values)]
+	})
+}
+
+// eachHeader calls set with every field that tells what became of the request.
+func (c *call) eachHeader(to func(key, value string)) {
 	set := func(key, value string) {
 		if value != "" {
-			values = append(values, value)
-			h[key] = values[len(values)-1 : len(values) : len(values)]
+			to(key, value)
 		}
 	}
 	switch {

@@ -118,8 +118,8 @@ const (
 // Protocol); with rule session also x-session-id, prompt_cache_key, sequence_id; with rule
 // request also x-request-id, Idempotency-Key, and last a fresh random unit. The
 // empty rule is user.
-func unitOf(rule experiments.Unit, h http.Header, e *shape.Envelope) string {
-	if u := first(h, hdrUser); u != "" {
+func unitOf[F fieldSource](rule experiments.Unit, h F, e *shape.Envelope) string {
+	if u := h.first(hdrUser); u != "" {
 		return u
 	}
 	if e.SafetyIdentifier != "" {
@@ -134,7 +134,7 @@ func unitOf(rule experiments.Unit, h http.Header, e *shape.Envelope) string {
 	if rule != experiments.UnitSession && rule != experiments.UnitRequest {
 		return ""
 	}
-	if u := first(h, hdrSession); u != "" {
+	if u := h.first(hdrSession); u != "" {
 		return u
 	}
 	if e.PromptCacheKey != "" {
@@ -144,10 +144,10 @@ func unitOf(rule experiments.Unit, h http.Header, e *shape.Envelope) string {
 		return e.Sequence
 	}
 	// Ids that survive a client's retry keep the retry in the same arm.
-	if u := first(h, hdrRequestID); u != "" {
+	if u := h.first(hdrRequestID); u != "" {
 		return u
 	}
-	if u := first(h, hdrIdempotency); u != "" {
+	if u := h.first(hdrIdempotency); u != "" {
 		return u
 	}
 	return strconv.FormatUint(rand.Uint64(), 36)

@@ -93,11 +93,11 @@ func TestUnitOf(t *testing.T) {
 		{"idempotency key", experiments.UnitRequest, h("idempotency-key", "i"), &shape.Envelope{}, "i"},
 	}
 	for _, tt := range tests {
-		if got := unitOf(tt.rule, tt.h, tt.e); got != tt.want {
+		if got := unitOf(tt.rule, headerFields(tt.h), tt.e); got != tt.want {
 			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
 		}
 	}
-	a, b := unitOf(experiments.UnitRequest, h(), &shape.Envelope{}), unitOf(experiments.UnitRequest, h(), &shape.Envelope{})
+	a, b := unitOf(experiments.UnitRequest, headerFields(h()), &shape.Envelope{}), unitOf(experiments.UnitRequest, headerFields(h()), &shape.Envelope{})
 	if a == "" || a == b {
 		t.Errorf("fresh request units %q, %q", a, b)
 	}
@@ -152,7 +152,7 @@ func TestAssignAllocs(t *testing.T) {
 	var sink Assignment
 	if n := testing.AllocsPerRun(1000, func() {
 		m := p.Model("gpt")
-		sink, _ = Assign(m, unitOf(m.Unit, h, e), PolicyStatus{Live: true})
+		sink, _ = Assign(m, unitOf(m.Unit, headerFields(h), e), PolicyStatus{Live: true})
 	}); n != 0 {
 		t.Errorf("%v allocations per assignment, want 0 (%+v)", n, sink)
 	}

@@ -45,6 +45,14 @@ func (c *call) attemptAll(ctx context.Context, targets []*target, limit int) end
 	end := ending{verdict: tryNext, failed: true, tag: "no_endpoint"}
 	tried := false
 	for i, t := range targets {
+		if s := c.resumed; s != nil {
+			c.resumed, tried = nil, true
+			end = c.attempt(ctx, &try{c: c, t: t, report: s.from.report, spare: targets[i+1:], limit: limit, resumed: s})
+			if end.verdict != tryNext {
+				break
+			}
+			continue
+		}
 		if c.attempts >= limit || ctx.Err() != nil {
 			break
 		}
@@ -84,6 +92,9 @@ func (c *call) attempt(ctx context.Context, y *try) ending {
 		ctx, cancel = context.WithCancelCause(ctx)
 		defer cancel(nil)
 		if d > 0 {
+			if y.resumed != nil {
+				d -= c.h.now().Sub(y.resumed.from.began)
+			}
 			c.tryTimer = time.AfterFunc(d, func() { cancel(errTry) })
 			defer c.tryTimer.Stop()
 		}

@@ -41,6 +41,11 @@ type call struct {
 	flight   *answers.Flight // that this request leads; nil = none
 	complete bool            // the answer is out, and was whole
 
+	asked   int         // bytes of the request's body
+	again   bool        // the client's own retry of a request that was counted
+	hops    int         // forwarders before this one; of calls on a loop
+	resumed *resumption // the attempt a loop has begun; nil = none
+
 	plan   *plan
 	model  *modelPlan
 	assign Assignment
@@ -144,13 +149,18 @@ func (c *call) scan() (err error) {
 	if c.env, err = shape.Scan(text); err != nil {
 		return err
 	}
-	switch c.api.Family {
-	case shape.OIP, shape.Anthropic:
-	default: // "metadata" of other protocols is the application's own
-		c.env.SubUser, c.env.Sequence = "", ""
-	}
+	c.dropForeign()
 	c.streams = c.api.Streams(&c.env)
 	return nil
+}
+
+// dropForeign forgets "metadata" of protocols where it is the application's own.
+func (c *call) dropForeign() {
+	switch c.api.Family {
+	case shape.OIP, shape.Anthropic:
+	default:
+		c.env.SubUser, c.env.Sequence = "", ""
+	}
 }
 
 // Request fields that name a model where the protocol does not: ours, and the one that
@@ -195,7 +205,7 @@ func (c *call) readBody() bool {
 	// The buffer grows with what arrives: a claimed length must not reserve memory.
 	room := min(max(c.r.ContentLength, 0)+1, 64<<10)
 	body, whole, err := readUpTo(c.r.Body, make([]byte, 0, room), int(limit)+1)
-	c.body = body
+	c.body, c.asked, c.again = body, len(body), isClientRetry(c.r.Header)
 	if err == nil && !whole {
 		c.w.Header()["Connection"] = []string{"close"}
 		c.refuse(tooLarge)
@@ -237,7 +247,7 @@ func (c *call) route() bool {
 	c.plan = c.h.planFor(c.policy)
 	c.model = c.plan.models[m]
 	var err error
-	if c.assign, err = Assign(m, unitOf(m.Unit, c.r.Header, &c.env), c.status); err != nil {
+	if c.assign, err = Assign(m, unitOf(m.Unit, headerFields(c.r.Header), &c.env), c.status); err != nil {
 		c.refuse(apiError{status: http.StatusServiceUnavailable, code: "no_version", message: err.Error(), retry: retryNo})
 		return false
 	}
@@ -283,15 +293,15 @@ func stripOurs(h http.Header) {
 
 // forward runs the attempts and accounts for the logical request.
 func (c *call) forward() {
-	timeout := orDefault(c.assign.Model.Timeout, DefaultTimeout)
-	if c.timeout > 0 {
-		timeout = min(timeout, c.timeout)
+	timeout := c.limit()
+	if c.resumed != nil {
+		timeout -= c.h.now().Sub(c.start)
 	}
 	base, release := c.base()
 	defer release()
 	ctx, cancel := context.WithTimeout(base, timeout)
 	defer cancel()
-	if !c.model.inflight.enter(c.h.bulkhead(c.policy)) {
+	if c.resumed == nil && !c.model.inflight.enter(c.h.bulkhead(c.policy)) {
 		c.refuse(apiError{status: http.StatusServiceUnavailable, code: "overloaded", retryAfter: overloadDelay, retry: retryYes,
 			message: "model " + c.assign.Model.Name + " has reached its share of the sidecar's requests in flight; try again"})
 		return
@@ -319,11 +329,28 @@ func (c *call) forward() {
 	}
 }
 
+// limit is how long the whole call may take.
+func (c *call) limit() time.Duration {
+	timeout := orDefault(c.assign.Model.Timeout, DefaultTimeout)
+	if c.timeout > 0 {
+		timeout = min(timeout, c.timeout)
+	}
+	return timeout
+}
+
 // serveBy tries the endpoints of the assigned version until limit attempts were made in
 // all; entered is false, and nothing was tried, when the version has too many requests
 // in flight.
 func (c *call) serveBy(ctx context.Context, limit uint32) (end ending, entered bool) {
 	vp := c.model.versions[c.assign.Version]
+	began := c.start
+	if c.resumed != nil {
+		defer vp.gate.leave()
+		if c.h.o.Adaptive {
+			defer func() { c.learn(vp.gate, began, end) }()
+		}
+		return c.attemptAll(ctx, c.resumed.from.targets, int(limit)), true
+	}
 	c.refusal = apiError{status: http.StatusServiceUnavailable, code: "overloaded", retryAfter: overloadDelay, retry: retryYes,
 		message: "version " + c.assign.Version.Name + " has reached its limit of requests in flight; try again"}
 	if c.h.o.Adaptive && vp.gate.full() {
@@ -336,7 +363,7 @@ func (c *call) serveBy(ctx context.Context, limit uint32) (end ending, entered b
 	}
 	defer vp.gate.leave()
 	if c.h.o.Adaptive {
-		began := c.h.now()
+		began = c.h.now()
 		defer func() { c.learn(vp.gate, began, end) }()
 	}
 	if !c.settled {
@@ -397,7 +424,7 @@ func (c *call) account(end ending) {
 	}
 	now := c.h.now()
 	if !c.usage.Reported && !end.failed && !end.cancelled && !c.api.Tensors {
-		c.usage.In = uint64(len(c.body)) / shape.BytesPerToken
+		c.usage.In = uint64(c.asked) / shape.BytesPerToken
 		c.usage.Out = c.deltas
 		if c.deltas == 0 && !c.api.Idempotent {
 			c.usage.Out = uint64(c.sent) / shape.BytesPerToken
@@ -406,7 +433,7 @@ func (c *call) account(end ending) {
 	a := &c.assign
 	c.h.recorder.Record(Outcome{
 		Model: a.Model.Name, Version: a.Version.Name, Arm: a.Arm, Region: c.region, WeightEpoch: a.Model.WeightEpoch,
-		HasUnit: a.HasUnit, Unit: a.Unit, Sample: !isClientRetry(c.r.Header),
+		HasUnit: a.HasUnit, Unit: a.Unit, Sample: !c.again,
 		Failed: end.failed, Cancelled: end.cancelled, Attempts: c.attempts - c.charged,
 		Latency: now.Sub(c.start), TTFT: c.ttft, TokensIn: c.usage.In, TokensOut: c.usage.Out, At: now,
 	})

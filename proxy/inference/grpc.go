@@ -110,7 +110,7 @@ func (h *Handler) serveGRPC(conns Connections, api *shape.API, method string, in
 			}
 		}
 	}
-	c := &call{h: h, w: answer, r: r, start: h.now(), api: api, body: message, rpc: &rpc{conns: conns, method: method}}
+	c := &call{h: h, w: answer, r: r, start: h.now(), api: api, body: message, asked: len(message), again: isClientRetry(r.Header), rpc: &rpc{conns: conns, method: method}}
 	if h.o.Policy != nil {
 		c.policy, c.status = h.o.Policy()
 	}

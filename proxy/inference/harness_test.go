@@ -213,8 +213,14 @@ func mustNew(tb testing.TB, o Options) *Handler {
 // mesh is a handler in front of real model servers, over loopback.
 type mesh struct {
 	handler *Handler
-	front   *httptest.Server
+	front   front
 	source  *source
+}
+
+// front is where a mesh listens.
+type front struct {
+	URL   string
+	Close func() // waits for the handlers
 }
 
 func newMesh(tb testing.TB, p *policy.Policy, o Options) *mesh {
@@ -226,7 +232,13 @@ func newMesh(tb testing.TB, p *policy.Policy, o Options) *mesh {
 	}
 	o.Policy = m.source.get
 	m.handler = mustNew(tb, o)
-	m.front = httptest.NewServer(m.handler)
+	if *onLoop && o.Transport == tr {
+		addr, _, end := serveOnLoop(tb, m.handler, tr)
+		m.front = front{"http://" + addr, end}
+	} else {
+		s := httptest.NewServer(m.handler)
+		m.front = front{s.URL, s.Close}
+	}
 	tb.Cleanup(func() { m.front.Close(); tr.CloseIdleConnections() })
 	return m
 }

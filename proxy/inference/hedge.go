@@ -15,6 +15,8 @@ type try struct {
 	limit  int       // of attempts
 	began  time.Time // of the request that answered
 
+	resumed *resumption // the request is out already; nil = not
+
 	pending chan arrival // answers of requests that lost; nil without a hedge
 	lost    int          // how many of them are still to come
 	cancel  []context.CancelFunc
@@ -45,6 +47,10 @@ func (c *call) hedgeable() bool {
 // y.t, y.report and y.began are those of the answer returned.
 func (y *try) send(ctx context.Context) (*http.Response, error) {
 	c := y.c
+	if s := y.resumed; s != nil {
+		y.began = s.from.began
+		return y.takeOver(c.outgoing(ctx, y.t), s)
+	}
 	y.t.inflight.Add(1)
 	y.began = c.h.now()
 	if !c.hedgeable() || len(y.spare) == 0 {

@@ -68,6 +68,9 @@
 // tried last (balance.Outliers). The breaker is per version × region × endpoint; it counts transport errors, 5xx and
 // streams the model broke off, never the client's own mistakes or departures.
 //
+// Relay lets event loops carry the calls that turn out to be simple. It changes none of
+// this: the handler takes every other call over, at any point up to the end of the answer.
+//
 // New starts nothing; the handler runs on its callers' goroutines only and is safe for
 // any number of them. Memory: one request body (MaxBody) and one answer buffer (1 MiB,
 // or one event of at most 8 MiB) per request in flight.

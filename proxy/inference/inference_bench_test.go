@@ -65,7 +65,7 @@ func BenchmarkAssign(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		m := p.Model("gpt")
-		if _, err := Assign(m, unitOf(m.Unit, h, e), PolicyStatus{Live: true}); err != nil {
+		if _, err := Assign(m, unitOf(m.Unit, headerFields(h), e), PolicyStatus{Live: true}); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -136,7 +136,10 @@ func (m *metrics) finished(c *call, end ending, d time.Duration) {
 	if m == nil {
 		return
 	}
-	ctx := context.WithoutCancel(c.r.Context())
+	ctx := context.Background()
+	if c.r != nil { // exemplars point to the caller's trace
+		ctx = context.WithoutCancel(c.r.Context())
+	}
 	k := labelKey{op: c.api.Operation, provider: c.api.Family, model: c.assign.Model.Name, version: c.assign.Version.Name, arm: c.assign.Arm, region: c.region, tag: end.tag}
 	m.duration.Record(ctx, d.Seconds(), c.labels(k))
 	k.tag = ""

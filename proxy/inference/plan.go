@@ -10,6 +10,7 @@ import (
 	"github.com/sony/gobreaker/v2"
 
 	"github.com/outrigger-mesh/outrigger/proxy/inference/balance"
+	"github.com/outrigger-mesh/outrigger/proxy/upstream"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
 
@@ -123,6 +124,9 @@ type target struct {
 	good, bad atomic.Uint64 // attempts of the present window of outlier detection
 	outTill   atomic.Int64  // Unix ns until which it is ejected as an outlier
 	outRow    atomic.Int64  // ejections in a row
+
+	dial   string       // host:port, for the pool of connections
+	misfit atomic.Int64 // Unix ns until which calls are not carried by a loop
 }
 
 // out reports whether the endpoint is ejected at now (Unix ns).
@@ -285,7 +289,7 @@ func orDefault[T comparable](v, d T) T {
 }
 
 func newTarget(k targetKey, e policy.Endpoint, log *slog.Logger) *target {
-	t := &target{key: k, endpoint: e}
+	t := &target{key: k, endpoint: e, dial: upstream.AddressOf(e.Address)}
 	t.breaker = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
 		Name:        e.Address,
 		MaxRequests: 1, // one probe at a time while half open

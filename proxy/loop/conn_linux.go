@@ -45,6 +45,12 @@ type conn struct {
 	linger    bool   // ... by half-closing first
 	lingering bool   // half-closed; the number of bytes dropped is in seen
 	queued    bool   // in loop.again
+	call      *link  // carries its request; then in[:used] is the request
+	used      int
+	pending   bool // readable meanwhile
+	ends      bool // closed after the answer
+	waiting   bool // for the rest of a body, which the loop would relay
+	impatient bool // it has waited long enough
 
 	state atomic.Uint32
 
@@ -72,13 +78,20 @@ func (l *loop) arm(c *conn, d time.Duration) {
 
 // due is called by the wheel.
 func (l *loop) due(t *timer) {
+	if t.link != nil {
+		l.linkDue(t.link)
+		return
+	}
 	c := t.conn
 	switch {
-	case c.state.Load() == inHandler:
+	case c.state.Load() == inHandler, c.call != nil:
 		// Its own waits have limits. Look again soon: a deadline may be set meanwhile.
 		l.wheel.set(t, l.now+int64(time.Second))
 	case c.deadline > l.now:
 		l.wheel.set(t, c.deadline)
+	case c.waiting:
+		l.hup = false
+		l.impatience(c)
 	default:
 		l.drop(c)
 	}
@@ -88,6 +101,9 @@ func (l *loop) due(t *timer) {
 func (l *loop) drop(c *conn) {
 	if l.conns[c.fd] != c {
 		return
+	}
+	if c.call != nil {
+		l.abandon(c)
 	}
 	l.conns[c.fd] = nil
 	l.unlink(c)
@@ -107,6 +123,12 @@ func (l *loop) unlink(c *conn) {
 // ready handles readiness of a connection that belongs to the loop. exhaust says to read
 // until nothing comes, because an earlier report may have been lost.
 func (l *loop) ready(c *conn, ev uint32, exhaust bool) {
+	if c.call != nil {
+		if c.pending = true; ev&gone != 0 {
+			l.drop(c) // nobody waits for the answer
+		}
+		return
+	}
 	if len(c.out) > 0 {
 		if ev&(unix.EPOLLHUP|unix.EPOLLERR) != 0 {
 			l.drop(c)
@@ -126,6 +148,10 @@ func (l *loop) ready(c *conn, ev uint32, exhaust bool) {
 			return
 		case e == unix.EINTR:
 			continue
+		case (e != 0 || n == 0) && c.waiting:
+			l.hup = true
+			l.impatience(c)
+			return
 		case e != 0, n == 0:
 			l.drop(c) // also with half a head, to which there is no answer
 			return
@@ -208,6 +234,16 @@ func (l *loop) process(c *conn, data []byte) bool {
 		// Earlier answers first: the handler writes on its own.
 		if len(out) > 0 && !l.send(c, out) {
 			return l.keep(c, data)
+		}
+		if l.s.o.Relay != nil {
+			switch l.relay(c, data, n) {
+			case relayTaken:
+				return false
+			case relayWaits:
+				l.waitBody(c, data)
+				return true
+			}
+			c.waiting = false
 		}
 		l.handOff(c, data)
 		return false

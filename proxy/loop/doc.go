@@ -1,9 +1,10 @@
 // Package loop serves HTTP/1 from an event loop: requests that can be answered from
-// memory cost one read and one write, everything else runs as an ordinary http.Handler
-// on a goroutine.
+// memory cost one read and one write, simple calls to a server two of each, and everything
+// else runs as an ordinary http.Handler on a goroutine.
 //
 //	s, err := loop.New(loop.Options{
 //		Fast: func(req *http1.Request, dst []byte) ([]byte, bool) { … }, // hit: append the whole answer
+//		Relay: relay,                                                  // simple calls to servers
 //		Slow: handler,                                                 // everything else
 //		Other: func(c net.Conn, first []byte) { … },                   // h2c, TLS, unknown
 //	})
@@ -21,6 +22,16 @@
 // listeners that are neither TCP nor Unix sockets, every connection has a goroutine that
 // does the same with the same code.
 //
+// With a Relay, a request whose whole body is there, or comes within 200 ms, may be carried
+// to a server and its answer back by the loop itself, on connections of its own that are
+// registered beside the clients'. An answer goes out when it is whole; until then a worker
+// may take the call over, with its connection and the bytes that came. A client that
+// leaves, or half-closes, ends its call. An idle connection to a server is closed by
+// whatever comes on it, and after 60 to 120 s; what comes between the loop's last look at
+// its sockets and the next request cannot be told from that request's answer. A call in
+// flight holds a copy of its request (a head and 64 KiB at most) and what came of its
+// answer (256 KiB).
+//
 // Promises. Answers leave in the order of the requests. A message that cannot be framed
 // safely (see proxy/http1) is answered with 400, 417, 431, 501 or 505 and the connection
 // closed in a way that lets the answer arrive. The accept loop never ends because of a
@@ -29,7 +40,7 @@
 // stalls of readers each have a time limit, checked by a timer wheel to within an eighth
 // of the shortest of them (at most 62 ms). Bytes waiting for a slow reader are at most
 // one Fast answer plus 256 KiB, and no more of its requests are read meanwhile. A panic in
-// Fast or Slow costs its connection, not the process. No lock is held across I/O, except
+// Fast, Relay or Slow costs its connection, not the process. No lock is held across I/O, except
 // that a request body and a response each serialise their own callers. Run ends with its
 // context: idle connections close at once, requests in flight get Grace, then their
 // contexts are cancelled and their sockets shut; it returns when every goroutine it

@@ -39,6 +39,7 @@ type exchange struct {
 	rest     []byte // of buf: bytes after what was consumed
 	watching bool
 	cancel   context.CancelFunc
+	resume   http.HandlerFunc // serves the request instead of Slow
 }
 
 // outcome is what becomes of the connection.
@@ -69,7 +70,7 @@ func (s *Server) newExchange(t transport, st *stats, req *http1.Request, data []
 
 // free gives x back; rest must not be used any more.
 func (x *exchange) free() {
-	x.t, x.rest, x.cancel, x.watching = nil, nil, nil, false
+	x.t, x.rest, x.cancel, x.watching, x.resume = nil, nil, nil, false, nil
 	if cap(x.buf) <= 4*bufferSize {
 		x.s.xs.Put(x)
 	}
@@ -124,6 +125,10 @@ func (x *exchange) call(w *response, r *http.Request) (ok bool) {
 			x.s.o.Logger.Error("handler panicked", "panic", p, "method", r.Method, "path", r.URL.Path, "stack", string(debug.Stack()))
 		}
 	}()
+	if x.resume != nil {
+		x.resume(w, r)
+		return true
+	}
 	x.s.o.Slow.ServeHTTP(w, r)
 	return true
 }

@@ -66,6 +66,11 @@ type loop struct {
 	out      []byte
 	req      http1.Request
 	dates    http1.DateCache
+	links    []*link             // to servers, by descriptor
+	idle     map[string]*[]*link // of them, by address, oldest first
+	up       []byte              // a request to a server
+	kept     [][]byte            // buffers of calls that have ended
+	answer   http1.Answer
 	date     []byte
 	wheel    wheel
 	now      int64 // since g.start, as of the last wake-up
@@ -92,7 +97,7 @@ type loop struct {
 }
 
 func newLoop(g *group, st *stats) (*loop, error) {
-	l := &loop{g: g, s: g.s, st: st, epfd: -1, evfd: -1, buf: make([]byte, readSize), out: make([]byte, 0, readSize)}
+	l := &loop{g: g, s: g.s, st: st, epfd: -1, evfd: -1, buf: make([]byte, readSize), out: make([]byte, 0, readSize), idle: map[string]*[]*link{}}
 	o := &g.s.o
 	shortest := min(o.HeaderTimeout, o.IdleTimeout, o.WriteTimeout, lingerTime)
 	l.wheel.tick = int64(max(shortest/8, time.Millisecond))
@@ -111,6 +116,7 @@ func newLoop(g *group, st *stats) (*loop, error) {
 }
 
 func (l *loop) close() {
+	l.cutLinks()
 	unix.Close(l.epfd)
 	if l.evfd >= 0 {
 		unix.Close(l.evfd)
@@ -307,6 +313,15 @@ func (l *loop) event(ev *unix.EpollEvent) {
 		l.accept()
 		return
 	}
+	if int(ev.Fd) < len(l.links) {
+		if k := l.links[ev.Fd]; k != nil && k.gen == ev.Pad {
+			l.linkReady(k, ev.Events)
+			return
+		}
+	}
+	if int(ev.Fd) >= len(l.conns) {
+		return
+	}
 	c := l.conns[ev.Fd]
 	if c == nil || c.gen != ev.Pad { // closed earlier in this batch
 		return
@@ -471,7 +486,7 @@ func (l *loop) drain() {
 
 // dropIdle closes c if it is the loop's and between requests.
 func (l *loop) dropIdle(c *conn) {
-	if !l.patient && l.conns[c.fd] == c && c.state.Load() == inLoop && len(c.in) == 0 && len(c.out) == 0 && !c.lingering {
+	if !l.patient && l.conns[c.fd] == c && c.state.Load() == inLoop && len(c.in) == 0 && len(c.out) == 0 && !c.lingering && c.call == nil {
 		l.drop(c)
 	}
 }

@@ -27,6 +27,9 @@ type Options struct {
 	// (HEAD has no body). req.Date is set; req and dst are valid during the call only. It
 	// must not block and is called by several goroutines at once. nil = everything is Slow.
 	Fast func(req *http1.Request, dst []byte) (out []byte, ok bool)
+	// Relay carries calls to servers from the loops; nil = none. Where there are no loops
+	// it is not asked.
+	Relay Relay
 	// Slow serves every other request.
 	Slow http.Handler
 	// Other owns a connection whose first bytes are not HTTP/1, and those bytes, which
@@ -90,8 +93,8 @@ func (s *Server) HandOver(linger time.Duration) { s.linger.Store(int64(min(linge
 // stats are written by one goroutine each, except slow, and read by the meter; the
 // padding keeps loops off each other's cache lines.
 type stats struct {
-	accepted, closed, fast, slow, refused, other, panics atomic.Int64
-	_                                                    [128]byte
+	accepted, closed, fast, relayed, slow, refused, other, panics atomic.Int64
+	_                                                             [128]byte
 }
 
 // New checks the options; it starts nothing. Errors have kind Invalid.
@@ -130,6 +133,7 @@ type Counts struct {
 	Accepted int64 // connections
 	Open     int64 // connections now; those given to Other or hijacked count until that function returns
 	Fast     int64 // requests answered by Fast
+	Relayed  int64 // requests that the loop carried to a server and back
 	Slow     int64 // requests given to Slow
 	Refused  int64 // messages that could not be framed
 	Other    int64 // connections given to Other
@@ -142,6 +146,7 @@ func (s *Server) Counts() (c Counts) {
 		c.Accepted += st.accepted.Load()
 		c.Open += st.accepted.Load() - st.closed.Load()
 		c.Fast += st.fast.Load()
+		c.Relayed += st.relayed.Load()
 		c.Slow += st.slow.Load()
 		c.Refused += st.refused.Load()
 		c.Other += st.other.Load()
@@ -162,17 +167,19 @@ func (s *Server) observe() error {
 		return outrigger.Wrap(outrigger.Invalid, err, "loop: create metric")
 	}
 	requests, err := m.Int64ObservableCounter("outrigger.http1.requests", metric.WithUnit("{request}"),
-		metric.WithDescription("Requests by path: fast (answered in the loop), slow (by a handler), refused (malformed)."))
+		metric.WithDescription("Requests by path: fast (answered in the loop), relayed (to a server and back by the loop), slow (by a handler), refused (malformed)."))
 	if err != nil {
 		return outrigger.Wrap(outrigger.Invalid, err, "loop: create metric")
 	}
 	fast := metric.WithAttributes(attribute.String("path", "fast"))
+	relayed := metric.WithAttributes(attribute.String("path", "relayed"))
 	slow := metric.WithAttributes(attribute.String("path", "slow"))
 	refused := metric.WithAttributes(attribute.String("path", "refused"))
 	_, err = m.RegisterCallback(func(_ context.Context, ob metric.Observer) error {
 		c := s.Counts()
 		ob.ObserveInt64(open, c.Open)
 		ob.ObserveInt64(requests, c.Fast, fast)
+		ob.ObserveInt64(requests, c.Relayed, relayed)
 		ob.ObserveInt64(requests, c.Slow, slow)
 		ob.ObserveInt64(requests, c.Refused, refused)
 		return nil

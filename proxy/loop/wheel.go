@@ -23,6 +23,7 @@ type timer struct {
 	linked     bool
 	due        int64 // tick number of the slot
 	conn       *conn
+	link       *link // instead of conn
 }
 
 // set makes t come up no later than deadline, to within a tick after it. An entry that is

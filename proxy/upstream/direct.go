@@ -101,8 +101,8 @@ func plainHost(s string) bool {
 	return true
 }
 
-// addressOf is where to dial: an address without a port means 80.
-func addressOf(hostport string) string {
+// AddressOf is where to dial: an address without a port means 80.
+func AddressOf(hostport string) string {
 	if i := strings.LastIndexByte(hostport, ':'); i > strings.LastIndexByte(hostport, ']') {
 		return hostport
 	}
@@ -118,7 +118,7 @@ func (d *Direct) RoundTrip(r *http.Request) (*http.Response, error) {
 		defer r.Body.Close()
 	}
 	ctx := r.Context()
-	address := addressOf(r.URL.Host)
+	address := AddressOf(r.URL.Host)
 	l, err := d.enter(ctx, address)
 	if err != nil {
 		return nil, err

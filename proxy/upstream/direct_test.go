@@ -422,3 +422,84 @@ func (c *fixedConn) Read(p []byte) (int, error) {
 }
 
 func (c *fixedConn) SetReadDeadline(t time.Time) error { c.past = !t.IsZero(); return nil }
+
+// What a loop borrows: connections that are quiet, places under the limit, and the end of a
+// call it has begun.
+func TestDirectLends(t *testing.T) {
+	s := newRawServer(t, func(_, request int) string {
+		if request == 2 {
+			return "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole"
+		}
+		return "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+	})
+	d := newDirect(t, TransportOptions{MaxPerHost: 2})
+	ask := func() {
+		t.Helper()
+		r, err := http.NewRequest("GET", "http://"+s.address, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := d.RoundTrip(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if d.Take(s.address) != nil {
+		t.Fatal("a connection nobody has made")
+	}
+	ask()
+	c := d.Take(s.address)
+	if c == nil || d.Take(s.address) != nil {
+		t.Fatal("want one idle connection, once")
+	}
+	if !d.Reserve(s.address) || !d.Reserve(s.address) || d.Reserve(s.address) {
+		t.Fatal("want two places")
+	}
+	d.Release(s.address)
+
+	// The loop sends on c, reads a part, and gives the call back.
+	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	head := make([]byte, 20)
+	if _, err := io.ReadFull(c, head); err != nil {
+		t.Fatal(err)
+	}
+	r, err := http.NewRequest("GET", "http://"+s.address, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := d.Resume(r, s.address, c, head, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || string(body) != "whole" {
+		t.Fatalf("%q, %v", body, err)
+	}
+	ask() // the connection is kept
+	if n := s.conns.Load(); n != 1 {
+		t.Errorf("%d connections, want 1", n)
+	}
+
+	// A connection that was closed meanwhile is not lent, and one whose call is lost gives
+	// its place back.
+	if c = d.Take(s.address); c == nil || !d.Reserve(s.address) {
+		t.Fatal("no connection or no place")
+	}
+	c.Close()
+	if _, err := d.Resume(r, s.address, c, nil, true); err == nil {
+		t.Fatal("an answer on a closed connection")
+	}
+	if !d.Reserve(s.address) || !d.Reserve(s.address) {
+		t.Error("the place is not given back")
+	}
+	d.Release(s.address)
+	d.Release(s.address)
+	if len(d.hosts) != 0 {
+		t.Errorf("%d addresses are remembered", len(d.hosts))
+	}
+}

@@ -83,10 +83,17 @@ func (x *exchange) exchange(r *http.Request, body io.ReadCloser) (*http.Response
 		}
 	}
 	// A server may refuse without having read everything: its answer says why writing failed.
-	n, err := x.head(r.Method)
+	resp, err := x.receive(r, werr == nil)
 	if err != nil && werr != nil {
 		err = werr
 	}
+	return resp, err
+}
+
+// receive reads the head of the answer; the connection is kept after it only if the whole
+// request was sent.
+func (x *exchange) receive(r *http.Request, sent bool) (*http.Response, error) {
+	n, err := x.head(r.Method)
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +103,7 @@ func (x *exchange) exchange(r *http.Request, body io.ReadCloser) (*http.Response
 		}
 	}
 	x.rest = x.s.buf[n:]
-	x.left, x.keep = x.s.answer.Length(), x.s.answer.KeepAlive() && werr == nil
+	x.left, x.keep = x.s.answer.Length(), x.s.answer.KeepAlive() && sent
 	x.s.chunked.Reset()
 	x.respond(r)
 	if x.left == 0 {

@@ -15,11 +15,19 @@ func (e *Envelope) Rewrite(body []byte, name string) Parts {
 	if name == "" || e.ModelEnd == 0 || name == e.Model {
 		return Parts{body, nil, nil}
 	}
-	quoted, err := json.Marshal(name)
-	if err != nil { // a string always marshals
-		return Parts{body, nil, nil}
-	}
+	quoted := quote(name)
 	return Parts{body[:e.ModelStart], quoted, body[e.ModelEnd:]}
+}
+
+// quote returns name as a JSON string.
+func quote(name string) []byte {
+	for _, c := range []byte(name) {
+		if c < ' ' || c > '~' || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			quoted, _ := json.Marshal(name) // a string always marshals
+			return quoted
+		}
+	}
+	return append(append(append(make([]byte, 0, len(name)+2), '"'), name...), '"')
 }
 
 // RewriteBody is Rewrite for a route: where the path names the model, the name in the

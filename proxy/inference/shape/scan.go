@@ -2,7 +2,9 @@ package shape
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
+	"math/bits"
 	"strings"
 	"unicode/utf8"
 
@@ -353,6 +355,10 @@ func (s *scanner) str() (raw []byte, escaped bool, err error) {
 	s.i++ // the opening quote
 	start := s.i
 	for s.i < len(s.b) {
+		s.i += plainRun(s.b[s.i:])
+		if s.i == len(s.b) {
+			break
+		}
 		switch c := s.b[s.i]; {
 		case c == '"':
 			raw = s.b[start:s.i]
@@ -370,6 +376,22 @@ func (s *scanner) str() (raw []byte, escaped bool, err error) {
 		}
 	}
 	return nil, false, s.bad("string does not end")
+}
+
+// plainRun returns how many bytes at the start of b need no look inside a string: no quote,
+// backslash or control character among them. It tells eight bytes at a time (Mycroft's
+// test for a zero byte: exact for the lowest one it finds), and may stop early at the end.
+func plainRun(b []byte) int {
+	const ones, tops = 0x0101010101010101, 0x8080808080808080
+	n := 0
+	for ; n+8 <= len(b); n += 8 {
+		v := binary.LittleEndian.Uint64(b[n:])
+		quote, slash := v^ones*'"', v^ones*'\\'
+		if hit := ((quote-ones)&^quote | (slash-ones)&^slash | (v-ones*0x20)&^v) & tops; hit != 0 {
+			return n + bits.TrailingZeros64(hit)/8
+		}
+	}
+	return n
 }
 
 func (s *scanner) escape() error {

@@ -3,6 +3,7 @@ package shape
 import (
 	"bytes"
 	"encoding/json"
+	"strconv"
 )
 
 // BytesPerToken is the usual rule of thumb for English text under byte-pair encodings;
@@ -175,6 +176,9 @@ func ReadUsage(body []byte) (Usage, bool) {
 	if !ok {
 		return Usage{}, false
 	}
+	if u, ok := plainUsage(raw); ok {
+		return u, true
+	}
 	var u struct {
 		Prompt     *uint64 `json:"prompt_tokens"`
 		Completion uint64  `json:"completion_tokens"`
@@ -191,4 +195,55 @@ func ReadUsage(body []byte) (Usage, bool) {
 		return Usage{*u.Input, u.Output, true}, true
 	}
 	return Usage{}, false
+}
+
+// plainUsage reads a valid usage object whose counts are plain numbers under plain keys, as
+// every server writes it; ok is false for all that encoding/json has to look at.
+func plainUsage(raw []byte) (u Usage, ok bool) {
+	s := scanner{b: raw}
+	if s.peek() != '{' {
+		return u, false
+	}
+	s.i++
+	prompt, input, plain := false, false, true
+	var old, in, oldOut, out uint64
+	err := s.members(1, func(key []byte, escaped bool) (bool, error) {
+		var into *uint64
+		switch string(key) {
+		case "prompt_tokens":
+			into, prompt = &old, true
+		case "completion_tokens":
+			into = &oldOut
+		case "input_tokens":
+			into, input = &in, true
+		case "output_tokens":
+			into = &out
+		default:
+			// encoding/json ignores case.
+			if n := len(key); escaped || (n == 12 || n == 13 || n == 17) && bytes.HasSuffix(bytes.ToLower(key), []byte("_tokens")) {
+				plain = false
+			}
+			return false, nil
+		}
+		s.space()
+		start := s.i
+		for s.i < len(s.b) && s.i-start < 18 && s.b[s.i]-'0' <= 9 {
+			s.i++
+		}
+		n, err := strconv.ParseUint(string(s.b[start:s.i]), 10, 64)
+		if c := s.peek(); err != nil || c != ',' && c != '}' && c != ' ' && c != '\t' && c != '\n' && c != '\r' {
+			plain = false
+			s.i = start
+			return false, nil
+		}
+		*into = n
+		return true, nil
+	})
+	switch {
+	case err != nil || !plain:
+		return Usage{}, false
+	case prompt:
+		return Usage{old, oldOut, true}, true
+	}
+	return Usage{in, out, true}, input
 }

@@ -1,0 +1,417 @@
+package inference
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/proxy/loop"
+	"github.com/outrigger-mesh/outrigger/proxy/upstream"
+	"github.com/outrigger-mesh/outrigger/xds/policy"
+)
+
+// onLoop has tests that need a whole mesh serve it from event loops that carry calls.
+var onLoop = flag.Bool("on-loop", false, "serve from event loops")
+
+// TestMain runs every test twice where there are event loops: with the handler alone, and
+// with loops that carry the simple calls.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	code := m.Run()
+	if runtime.GOOS == "linux" && code == 0 && flag.Lookup("test.fuzz").Value.String() == "" && flag.Lookup("test.bench").Value.String() == "" {
+		*onLoop = true
+		code = m.Run()
+	}
+	os.Exit(code)
+}
+
+// serveOnLoop serves h from an event loop, which carries calls over d's connections unless
+// d is nil.
+func serveOnLoop(tb testing.TB, h *Handler, d *upstream.Direct) (address string, s *loop.Server, end func()) {
+	tb.Helper()
+	o := loop.Options{Slow: h, Loops: 1, Grace: 5 * time.Second}
+	if d != nil {
+		o.Relay = h.Relay(d)
+	}
+	s, err := loop.New(o)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx, l) }()
+	var once sync.Once
+	end = func() {
+		once.Do(func() {
+			cancel()
+			if err := <-ended; err != nil {
+				tb.Error(err)
+			}
+		})
+	}
+	tb.Cleanup(end)
+	return l.Addr().String(), s, end
+}
+
+// script is a model server that answers its n-th request with the n-th step, byte for
+// byte; the last repeats.
+type script struct {
+	steps []exchangeStep
+	l     net.Listener
+	wg    sync.WaitGroup
+
+	mu   sync.Mutex
+	n    int
+	seen []string     // requests, in a normal form
+	left map[int]bool // by request: the other side closed before the answer was due
+	open map[net.Conn]bool
+}
+
+type exchangeStep struct {
+	pieces []string      // written one by one
+	gap    time.Duration // before each piece after the first
+	wait   bool          // no answer: until the other side closes
+	end    bool          // close the connection afterwards
+}
+
+func says(pieces ...string) exchangeStep { return exchangeStep{pieces: pieces} }
+
+func newScript(tb testing.TB, steps ...exchangeStep) *script {
+	tb.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	s := &script{steps: steps, l: l, left: map[int]bool{}, open: map[net.Conn]bool{}}
+	s.wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			s.mu.Lock()
+			s.open[c] = true
+			s.mu.Unlock()
+			s.wg.Go(func() { s.serve(c) })
+		}
+	})
+	tb.Cleanup(s.stop)
+	return s
+}
+
+func (s *script) stop() {
+	s.l.Close()
+	s.mu.Lock()
+	for c := range s.open {
+		c.Close()
+	}
+	s.mu.Unlock()
+	s.wg.Wait()
+}
+
+func (s *script) address() string { return s.l.Addr().String() }
+
+func (s *script) serve(c net.Conn) {
+	defer c.Close()
+	br := bufio.NewReader(c)
+	for {
+		r, err := http.ReadRequest(br)
+		if err != nil {
+			return
+		}
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return
+		}
+		s.mu.Lock()
+		n := s.n
+		s.n++
+		s.seen = append(s.seen, fmt.Sprintf("%s %s host-ok=%v %v length=%d %s", r.Method, r.RequestURI, r.Host == s.address(), plain(r.Header), r.ContentLength, body))
+		st := s.steps[min(n, len(s.steps)-1)]
+		s.mu.Unlock()
+		if st.wait {
+			_, err := br.ReadByte()
+			s.mu.Lock()
+			s.left[n] = err != nil
+			s.mu.Unlock()
+			return
+		}
+		for i, p := range st.pieces {
+			if i > 0 && st.gap > 0 {
+				t := time.NewTimer(st.gap)
+				<-t.C
+			}
+			if _, err := io.WriteString(c, p); err != nil {
+				return
+			}
+		}
+		if st.end {
+			return
+		}
+	}
+}
+
+// plain is a head in an order of its own, without what differs from run to run.
+func plain(h http.Header) string {
+	var lines []string
+	for k, v := range h {
+		if k != "Date" {
+			lines = append(lines, fmt.Sprintf("%s=%q", http.CanonicalHeaderKey(k), v))
+		}
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, " ")
+}
+
+// seenBy is one case as everybody sees it.
+type seenBy struct {
+	client   string
+	servers  [2][]string
+	outcomes string
+}
+
+// A call carried by a loop looks the same to the client, the model servers and the
+// statistics as one that the handler serves, whatever the server does.
+func TestOnLoopAsByHandler(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("event loops exist on Linux")
+	}
+	good := answerOf("gpt-v1", "one two three")
+	json := func(status, body string, more ...string) string {
+		return "HTTP/1.1 " + status + "\r\nContent-Type: application/json\r\n" + strings.Join(more, "") + fmt.Sprintf("Content-Length: %d\r\n\r\n", len(body)) + body
+	}
+	ok := says(json("200 OK", good))
+	long := `{"x":"` + strings.Repeat("y", 400<<10) + `"}`
+	chat := func(more ...string) string { return chatRequestOf(chatPath, chatBody("user-1", false), more...) }
+	failure := `{"error":{"message":"m","type":"server_error","code":"c","param":null}}`
+	for _, c := range []struct {
+		name    string
+		request string // default chat()
+		pieces  []string
+		first   []exchangeStep // of the first endpoint, after a call that went well
+		tune    func(*policy.Policy, *Options)
+		cut     time.Duration // the client leaves after so long
+		relayed bool          // the loop carries it to its end
+		refused bool          // a loop does not even begin
+	}{
+		{name: "whole answer", first: []exchangeStep{ok}, relayed: true},
+		{name: "in pieces", first: []exchangeStep{{pieces: []string{"HTTP/1.1 200 OK\r\nConte", "nt-Type: application/json\r\nContent-Length: 11\r\n\r\n", `{"a":`, `"bcd"}`}, gap: 5 * time.Millisecond}}, relayed: true},
+		{name: "long, in pieces", first: []exchangeStep{says(json("200 OK", long[:100<<10]))}, relayed: true},
+		{name: "fields", first: []exchangeStep{says("HTTP/1.1 200 Sure\r\ncontent-type: application/json; charset=utf-8\r\nX-Outrigger-Arm: forged\r\nX-One: 1\r\nX-One: 2\r\nKeep-Alive: timeout=5\r\nDate: Mon, 01 Jan 2024 00:00:00 GMT\r\nConnection: keep-alive\r\nProxy-Authenticate: Basic\r\nServer: m\r\nExpect: x\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\n{}")}, relayed: true},
+		{name: "bad request", first: []exchangeStep{says(json("400 Bad Request", failure))}, relayed: true},
+		{name: "not found", first: []exchangeStep{says(json("404 Not Found", failure))}, relayed: true},
+		{name: "empty", first: []exchangeStep{says(json("200 OK", ""))}, relayed: true},
+		{name: "server closes after it", first: []exchangeStep{{pieces: []string{json("200 OK", good, "Connection: close\r\n")}, end: true}}, relayed: true},
+		{name: "something follows", first: []exchangeStep{says(json("200 OK", good) + json("200 OK", `{"stolen":1}`)), ok}, relayed: true},
+		{name: "HTTP/1.0", first: []exchangeStep{{pieces: []string{"HTTP/1.0 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"}, end: true}}, relayed: true},
+		{name: "client says close", request: chat("Connection: close\r\n"), first: []exchangeStep{ok}, relayed: true},
+		{name: "user in a candidate", tune: func(p *policy.Policy, _ *Options) {
+			p.Models[0].Arms = []policy.Arm{{Name: "b", Version: "v1", Ranges: p.Models[0].Arms[0].Ranges}}
+		}, first: []exchangeStep{ok}, relayed: true},
+		{name: "fields of the request", request: chat("Accept-Encoding: gzip\r\nX-Outrigger-Bucket: 1\r\nX-Outrigger-Hops: 3\r\nX-Stainless-Retry-Count: 1\r\nConnection: keep-alive\r\nKeep-Alive: 3\r\nProxy-Authorization: x\r\nX-User-Id: u9\r\nx-lower: a\r\nUser-Agent: t\r\nX-Lower: b\r\n"), first: []exchangeStep{ok}, relayed: true},
+		{name: "body of 60 KiB", request: chatRequestOf(chatPath, `{"model":"gpt","messages":[{"role":"user","content":"`+strings.Repeat("z", 60<<10)+`"}]}`), first: []exchangeStep{ok}, relayed: true},
+		{name: "body after the head", pieces: []string{"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n", `{"model":`, `"gpt"}`}, first: []exchangeStep{ok}, relayed: true},
+		{name: "path with the name", request: chatRequestOf("/v2/models/gpt/versions/7/infer", `{"id":"1","inputs":[],"parameters":{"user_id":5}}`), first: []exchangeStep{ok}, relayed: true},
+		{name: "deployment and query", request: chatRequestOf("/openai/deployments/gpt/chat/completions?api-version=2024-10-21", `{"model":"gpt","messages":[]}`), first: []exchangeStep{ok}, relayed: true},
+		{name: "gemini", request: chatRequestOf("/v1beta/models/gpt:generateContent", `{"contents":[]}`), first: []exchangeStep{ok}, relayed: true},
+		{name: "adaptive limit", tune: func(_ *policy.Policy, o *Options) { o.Adaptive = true }, first: []exchangeStep{ok}, relayed: true},
+
+		{name: "busy", first: []exchangeStep{says(json("429 Too Many Requests", failure))}},
+		{name: "fails", first: []exchangeStep{says(json("500 Internal Server Error", failure))}},
+		{name: "fails, one attempt", tune: func(p *policy.Policy, _ *Options) { p.Models[0].MaxAttempts = 1 }, first: []exchangeStep{says(json("503 Service Unavailable", failure))}},
+		{name: "not implemented", first: []exchangeStep{says(json("501 Not Implemented", failure))}},
+		{name: "no content", first: []exchangeStep{says("HTTP/1.1 204 No Content\r\n\r\n")}},
+		{name: "chunked", first: []exchangeStep{says("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n")}},
+		{name: "chunked and cut", first: []exchangeStep{{pieces: []string{"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{"}, end: true}}},
+		{name: "a stream nobody asked for", first: []exchangeStep{says("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 14\r\n\r\ndata: [DONE]\n\n")}},
+		{name: "without type", first: []exchangeStep{says("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")}},
+		{name: "without length", first: []exchangeStep{{pieces: []string{"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{}"}, end: true}}},
+		{name: "interim answer", first: []exchangeStep{says("HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + json("200 OK", good))}},
+		{name: "switches protocols", first: []exchangeStep{says("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n")}},
+		{name: "cut in the head", first: []exchangeStep{{pieces: []string{"HTTP/1.1 200 OK\r\nContent-"}, end: true}}},
+		{name: "cut in the content", first: []exchangeStep{{pieces: []string{json("200 OK", good)[:200]}, end: true}}},
+		{name: "two lengths", first: []exchangeStep{says("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}")}},
+		{name: "length and coding", first: []exchangeStep{says("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}")}},
+		{name: "no HTTP", first: []exchangeStep{says("SSH-2.0-OpenSSH_9.6\r\n")}},
+		{name: "closed before a byte", first: []exchangeStep{{end: true}, ok}},
+		{name: "too long for a loop", first: []exchangeStep{says(json("200 OK", long))}},
+		{name: "names a field in Connection", first: []exchangeStep{says(json("200 OK", good, "Connection: x-gone\r\nX-Gone: 1\r\n"))}},
+		{name: "too late", tune: func(p *policy.Policy, _ *Options) { p.Models[0].Timeout = 150 * time.Millisecond }, first: []exchangeStep{{wait: true}}},
+		{name: "too late for one attempt", tune: func(_ *policy.Policy, o *Options) { o.TryTimeout = 100 * time.Millisecond }, first: []exchangeStep{{wait: true}}},
+		{name: "client leaves", cut: 50 * time.Millisecond, first: []exchangeStep{{wait: true}}},
+
+		{name: "stream", request: chatRequestOf(chatPath, chatBody("user-1", true)), first: []exchangeStep{says("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\ne\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")}, refused: true},
+		{name: "caller's time limit", request: chat("X-Request-Timeout: 30\r\n"), first: []exchangeStep{ok}, refused: true},
+		{name: "unknown model", request: chatRequestOf(chatPath, `{"model":"other"}`), first: []exchangeStep{ok}, refused: true},
+		{name: "no JSON", request: chatRequestOf(chatPath, `{"model":"gpt"`), first: []exchangeStep{ok}, refused: true},
+		{name: "model twice", request: chatRequestOf(chatPath, `{"model":"gpt","model":"other"}`), first: []exchangeStep{ok}, refused: true},
+		{name: "a loop of sidecars", request: chat("X-Outrigger-Hops: 8\r\n"), first: []exchangeStep{ok}, refused: true},
+		{name: "no number of hops", request: chat("X-Outrigger-Hops: x\r\n"), first: []exchangeStep{ok}, refused: true},
+		{name: "encoded body", request: chat("Content-Encoding: gzip\r\n"), first: []exchangeStep{ok}, refused: true},
+		{name: "trailers", request: chat("TE: trailers\r\nConnection: te\r\n"), first: []exchangeStep{ok}, refused: true},
+		{name: "other method", request: strings.Replace(chat(), "POST", "PUT", 1), first: []exchangeStep{ok}, refused: true},
+		{name: "expects", pieces: []string{"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 15\r\n\r\n", `{"model":"gpt"}`}, first: []exchangeStep{ok}, refused: true},
+		{name: "body never comes", pieces: []string{"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n", `{"model":"gpt"}`, ""}, first: []exchangeStep{ok}, refused: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			pieces := c.pieces
+			if pieces == nil {
+				if c.request == "" {
+					c.request = chat()
+				}
+				pieces = []string{c.request}
+			}
+			var seen [2]seenBy
+			for i, carried := range []bool{false, true} {
+				a, b := newScript(t, append([]exchangeStep{ok}, c.first...)...), newScript(t, ok)
+				p := newPolicy(0, []policy.Endpoint{at(a.address(), "eu"), at(b.address(), "us")}, nil)
+				d := upstream.NewDirect(upstream.TransportOptions{}, upstream.NewTransport(upstream.TransportOptions{}))
+				o := Options{Transport: d, Policy: newSource(p).get}
+				if c.tune != nil {
+					c.tune(p, &o)
+				}
+				h := mustNew(t, o)
+				on := d
+				if !carried {
+					on = nil
+				}
+				address, s, end := serveOnLoop(t, h, on)
+				// The first call is the handler's and leaves a connection for the loop.
+				if got := talk(t, address, 0, chat()); !strings.HasPrefix(got, "200 ") {
+					t.Fatal(got)
+				}
+				h.Recorder().Drain(time.Now())
+				before := s.Counts()
+				seen[i].client = talk(t, address, c.cut, pieces...)
+				end() // waits for handlers and calls
+				d.CloseIdleConnections()
+				a.stop()
+				b.stop()
+				seen[i].servers = [2][]string{a.seen, b.seen}
+				seen[i].outcomes = recorded(h)
+				if n := h.inflight.Load() + h.plan.Load().load(); n != 0 {
+					t.Errorf("%d places are still taken", n)
+				}
+				if got := s.Counts(); carried && (got.Relayed-before.Relayed == 1) != c.relayed {
+					t.Errorf("%d calls were relayed by the loop, want %v", got.Relayed-before.Relayed, c.relayed)
+				}
+			}
+			if seen[0].client != seen[1].client {
+				t.Errorf("the client got\n %.900s\nfrom the handler, and\n %.900s\nfrom the loop", seen[0].client, seen[1].client)
+			}
+			for i := range seen[0].servers {
+				if !slices.Equal(seen[0].servers[i], seen[1].servers[i]) {
+					t.Errorf("server %d got\n %.900q\nfrom the handler, and\n %.900q\nfrom the loop", i, seen[0].servers[i], seen[1].servers[i])
+				}
+			}
+			if seen[0].outcomes != seen[1].outcomes {
+				t.Errorf("the handler recorded\n %s\nthe loop\n %s", seen[0].outcomes, seen[1].outcomes)
+			}
+		})
+	}
+}
+
+// load is what a plan's limits hold.
+func (p *plan) load() (n int64) {
+	for _, t := range p.targets {
+		n += t.inflight.Load()
+	}
+	for _, g := range p.gates {
+		n += g.inflight.Load()
+	}
+	for _, g := range p.shares {
+		n += g.inflight.Load()
+	}
+	return n
+}
+
+func chatRequestOf(path, body string, more ...string) string {
+	return "POST " + path + " HTTP/1.1\r\nHost: front\r\nContent-Type: application/json\r\n" + strings.Join(more, "") + fmt.Sprintf("Content-Length: %d\r\n\r\n", len(body)) + body
+}
+
+// talk sends the pieces on a new connection, waiting a moment between them, and tells what
+// came back; an empty piece half-closes. With cut it closes the connection so long after.
+func talk(t *testing.T, address string, cut time.Duration, pieces ...string) string {
+	t.Helper()
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	for i, p := range pieces {
+		if i > 0 {
+			timer := time.NewTimer(20 * time.Millisecond)
+			<-timer.C
+		}
+		if p == "" {
+			c.(*net.TCPConn).CloseWrite()
+		} else if _, err := io.WriteString(c, p); err != nil {
+			return "write: " + err.Error()
+		}
+	}
+	if cut > 0 {
+		timer := time.NewTimer(cut)
+		<-timer.C
+		return "left"
+	}
+	br := bufio.NewReader(c)
+	var resp *http.Response
+	for { // interim answers are none
+		if resp, err = http.ReadResponse(br, &http.Request{Method: "POST"}); err != nil {
+			return "head: " + plainError(err)
+		}
+		if resp.StatusCode >= 200 {
+			break
+		}
+	}
+	body, err := io.ReadAll(resp.Body)
+	return fmt.Sprintf("%s %v %s close=%v %s", resp.Status, plain(resp.Header), body, resp.Close, plainError(err))
+}
+
+func plainError(err error) string {
+	var n net.Error
+	if errors.As(err, &n) && n.Timeout() {
+		return "timeout"
+	} else if err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+// recorded is what the recorder has, without times.
+func recorded(h *Handler) string {
+	var out bytes.Buffer
+	for _, d := range h.Recorder().Drain(time.Now()) {
+		d = proto.CloneOf(d)
+		d.LatencySumMs, d.LatencySketch, d.TtftSketch = 0, nil, nil
+		if d.FirstFailureUnixNano > 0 {
+			d.FirstFailureUnixNano = 1
+		}
+		d.Units = slices.DeleteFunc(d.Units, func(u *pb.UnitRow) bool { u.SumY = 0; return false })
+		fmt.Fprintf(&out, "%v\n", d)
+	}
+	// Messages print with random spaces.
+	return strings.Join(strings.Fields(out.String()), " ")
+}
