@@ -243,7 +243,7 @@ func (s *Server) Delivery() pb.DeliveryServer { return s.delivery }
 
 // RegisterGRPC adds Variables, Coherence, Reports, Outcomes, Admin, Delivery and ADS to a gRPC server.
 func (s *Server) RegisterGRPC(r grpc.ServiceRegistrar) {
-	pb.RegisterVariablesServer(r, s.vars)
+	pb.RegisterVariablesServer(r, s.vars.WithTokens())
 	pb.RegisterCoherenceServer(r, s.vars)
 	pb.RegisterReportsServer(r, s.monitor)
 	pb.RegisterOutcomesServer(r, outcomes{s: s})
@@ -257,7 +257,7 @@ func (s *Server) RegisterGRPC(r grpc.ServiceRegistrar) {
 // /readyz (it serves) and /metrics. Health is open to everybody and says nothing else.
 func (s *Server) Handler() http.Handler {
 	api := http.NewServeMux()
-	rest.Register(api, slices.Concat(rest.AdminRoutes(s.admin), rest.DeliveryRoutes(s.delivery), rest.VariableRoutes(s.vars), rest.OutcomeRoutes(s.trials.Record)))
+	rest.Register(api, slices.Concat(rest.AdminRoutes(s.admin), rest.DeliveryRoutes(s.delivery), rest.VariableRoutes(s.vars.WithTokens()), rest.OutcomeRoutes(s.trials.Record)))
 	api.Handle("POST /v1/metrics", s.otlp)
 	api.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
 		status.WriteHTTP(w, outrigger.Errorf(outrigger.NotFound, "%s %s not found", r.Method, r.URL.Path))

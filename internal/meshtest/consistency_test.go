@@ -2,6 +2,7 @@ package meshtest
 
 import (
 	"fmt"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -202,6 +203,63 @@ func TestTokensOfTheMeshAndOthers(t *testing.T) {
 			if _, err := w.Keys.Verify(r.Token); err != nil {
 				t.Errorf("the answer's token is no good: %v", err)
 			}
+		}
+	})
+}
+
+// Who writes through the control plane's own REST gets a token, with which a pod whose
+// node's feed is late reads that write; without it, the old value, which shows that the
+// token made the difference. A forged one at the control plane costs nothing but a read of
+// all there is, and is not signed anew.
+func TestTokenOfTheControlPlane(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := New(t, Options{Nodes: 1, PodsPerNode: 1})
+		defer w.Stop()
+		pod := w.Pods[0]
+		if err := pod.Register(bg(t), "s", "x", "0"); err != nil {
+			t.Fatal(err)
+		}
+		rest := func(method, body, token string) *httptest.ResponseRecorder {
+			req := httptest.NewRequest(method, "http://localhost/v1/variables/s/x", strings.NewReader(body))
+			req.RemoteAddr = "127.0.0.1:9"
+			req.Header.Set("Content-Type", "application/json")
+			if token != "" {
+				req.Header.Set(outrigger.HeaderToken, token)
+			}
+			rec := httptest.NewRecorder()
+			w.Control.Handler().ServeHTTP(rec, req)
+			if rec.Code != 200 {
+				t.Fatalf("%s: %d %s", method, rec.Code, rec.Body)
+			}
+			return rec
+		}
+		warm(t, pod, "x")
+		w.Net.SetDelay("control", pod.Host, 500*time.Millisecond)
+		token := rest("PUT", `{"value":7}`, "").Header().Get(outrigger.HeaderToken)
+		if _, err := w.Keys.Verify(token); err != nil {
+			t.Fatalf("the control plane's token %q: %v", token, err)
+		}
+		if r := mustGet(t, pod, "x"); r.Value != "0" {
+			t.Errorf("without the token the late pod reads %s: the test shows nothing", r.Value)
+		}
+		if r := mustGetWith(t, pod, "x", outrigger.HeaderToken, token); r.Value != "7" {
+			t.Errorf("with the token it reads %s", r.Value)
+		}
+		forged := token[:len(token)-2] + "zz"
+		rec := rest("GET", "", forged)
+		if got := rec.Header().Get(outrigger.HeaderToken); got == forged || !strings.Contains(rec.Body.String(), `7`) {
+			t.Errorf("a forged token: %s, token %q", rec.Body, got)
+		} else if _, err := w.Keys.Verify(got); err != nil {
+			t.Error(err)
+		}
+		w.Net.SetDelay("control", pod.Host, 0)
+		// And a pod's token is heeded at the control plane.
+		_, mine, err := pod.SetToken(bg(t), "s", "x", "8")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rec := rest("GET", "", mine); !strings.Contains(rec.Body.String(), `8`) {
+			t.Errorf("after the pod's write: %s", rec.Body)
 		}
 	})
 }
