@@ -26,6 +26,9 @@ type admin struct {
 	now     func() time.Time
 	started time.Time
 
+	allowExec bool // gates may run commands
+	glass     *breakGlass
+
 	// Live views, for answers only: nothing is decided on them.
 	regions  func() ([]*pb.Region, string) // nil = what the log says
 	monitor  monitorView
@@ -40,6 +43,9 @@ type monitorView interface {
 	VersionStats(model, version string) monitor.Stats
 	CacheStats() *pb.CacheStatus
 	Evidence(rollout string) []*pb.Evidence
+	Gates(rollout string) (gates []*pb.RolloutGateDecided, waiting string)
+	Judge(r *deploy.Rollout) ([]deploy.Result, error)
+	RequestsPerSecond(model string) float64
 }
 
 type ledgerView interface{ Ledger() []adsserver.NodeState }

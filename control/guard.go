@@ -27,7 +27,7 @@ type guard struct {
 func readMethod(name string) bool {
 	switch name {
 	case "GetModel", "ListModels", "ListExperiments", "ExperimentResults", "GetRollout", "ListRollouts",
-		"ListRegions", "ListAlerts", "Audit", "Status",
+		"PlanRollout", "GetDeployment", "ListRegions", "ListAlerts", "Audit", "Status",
 		"XdsStatus", "XdsConfig", "XdsDiff", "XdsPushLog", "XdsExplain":
 		return true
 	}

@@ -46,6 +46,7 @@ type publisher struct {
 	log      eventlog.Appender
 	out      pusher
 	compile  compile.Options
+	glass    *breakGlass   // nil = no overlay
 	debounce time.Duration // the longest pause between pushes of a burst
 	logger   *slog.Logger
 	took     metric.Float64Histogram
@@ -57,6 +58,7 @@ type publisher struct {
 
 	// Only run's goroutine.
 	tried   uint64 // the last position that was tried
+	turn    uint64 // of the overlay that went with it
 	any     bool   // a position was tried
 	failing bool
 	// What the last policy asks of connected clients that they do not fully do.
@@ -77,8 +79,13 @@ func (p *publisher) run(ctx context.Context) error {
 		if !pause(ctx, min(p.publish(ctx), p.debounce)) {
 			return nil
 		}
+		var wake <-chan struct{}
+		if p.glass != nil {
+			wake = p.glass.wake
+		}
 		select {
 		case <-p.facts.Changes():
+		case <-wake:
 		case <-ctx.Done():
 			return nil
 		}
@@ -105,12 +112,16 @@ func pause(ctx context.Context, d time.Duration) bool {
 func (p *publisher) publish(ctx context.Context) time.Duration {
 	f := p.facts.Facts()
 	position := f.PolicyPosition()
-	if p.any && position == p.tried {
+	options, turn := p.compile, uint64(0)
+	if p.glass != nil {
+		options.Kills, turn = p.glass.overlay()
+	}
+	if p.any && position == p.tried && turn == p.turn {
 		return 0
 	}
 	start := time.Now()
-	p.any, p.tried = true, position
-	err := p.push(f, position)
+	p.any, p.tried, p.turn = true, position, turn
+	err := p.push(f, position, options)
 	took := time.Since(start)
 	p.took.Record(ctx, took.Seconds())
 	if p.first != nil {
@@ -135,8 +146,8 @@ func (p *publisher) publish(ctx context.Context) time.Duration {
 	return took
 }
 
-func (p *publisher) push(f *facts.Facts, position uint64) error {
-	pol, err := compile.CompileWith(f, position, p.compile)
+func (p *publisher) push(f *facts.Facts, position uint64, options compile.Options) error {
+	pol, err := compile.CompileWith(f, position, options)
 	if err != nil {
 		return err
 	}

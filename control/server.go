@@ -61,6 +61,7 @@ import (
 
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/control/checks"
 	"github.com/outrigger-mesh/outrigger/control/compile"
 	"github.com/outrigger-mesh/outrigger/control/dashboard"
 	"github.com/outrigger-mesh/outrigger/control/delivery"
@@ -71,6 +72,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/control/trials"
 	"github.com/outrigger-mesh/outrigger/control/variables"
 	"github.com/outrigger-mesh/outrigger/deploy"
+	"github.com/outrigger-mesh/outrigger/experiments"
 	"github.com/outrigger-mesh/outrigger/internal/authz"
 	"github.com/outrigger-mesh/outrigger/internal/rest"
 	"github.com/outrigger-mesh/outrigger/internal/status"
@@ -105,6 +107,11 @@ type Options struct {
 	Regions func() ([]*pb.Region, string)
 	// Metrics serves /metrics; nil = 404.
 	Metrics http.Handler
+	// AllowExec lets automated_test gates run commands on this machine. Off by default:
+	// whoever may start a rollout could run anything.
+	AllowExec bool
+	// GlassFile is where emergency kills are kept until the log has them; "" = in memory.
+	GlassFile string
 	// Monitor, ADS and Variables tune the parts; what the Server wires itself (logs,
 	// ledgers, projections, meters) is overwritten.
 	Monitor   monitor.Options
@@ -127,6 +134,8 @@ type Server struct {
 	monitor   *monitor.Monitor
 	trials    *trials.Service
 	otlp      *otlp.Receiver
+	checks    *checks.Runner
+	glass     *breakGlass
 	publisher *publisher
 	nacks     *nackWatch
 	admin     *admin
@@ -187,12 +196,20 @@ func (s *Server) wireParts() (err error) {
 	}
 	m.Outcomes = s.trials.Ingest
 	s.otlp = otlp.New(otlp.Options{Sink: s.trials, Ready: s.isReady, Now: s.opts.Now})
+	m.Experiment = s.experiment
+	if s.checks, err = checks.New(checks.Options{Log: s.opts.Log, Rollouts: rolloutSource{s.facts}, Ended: s.endedRollout,
+		AllowExec: s.opts.AllowExec, Now: s.opts.Now, Logger: s.opts.Logger}); err != nil {
+		return err
+	}
+	if s.glass, err = newBreakGlass(s.opts.GlassFile, s.opts.Log, s.facts, s.opts.Now, s.opts.Logger); err != nil {
+		return err
+	}
 	s.monitor, err = monitor.New(m)
 	return err
 }
 
 func (s *Server) wirePublisher() (err error) {
-	s.publisher = &publisher{facts: s.facts, log: s.opts.Log, out: s.ads, compile: s.compileOptions(), debounce: s.opts.Debounce,
+	s.publisher = &publisher{facts: s.facts, log: s.opts.Log, out: s.ads, compile: s.compileOptions(), glass: s.glass, debounce: s.opts.Debounce,
 		logger: s.opts.Logger, first: make(chan struct{}), pushed: make(chan struct{}, 1)}
 	s.nacks = &nackWatch{out: s.ads, facts: s.facts, log: s.opts.Log, now: s.opts.Now, logger: s.opts.Logger}
 	if s.publisher.took, err = s.opts.Meter.Float64Histogram("outrigger.control.compile",
@@ -205,7 +222,7 @@ func (s *Server) wirePublisher() (err error) {
 }
 
 func (s *Server) wireAdmin() (err error) {
-	s.admin = &admin{log: s.opts.Log, facts: s.facts, region: s.opts.Region, now: s.opts.Now, started: s.opts.Now(),
+	s.admin = &admin{log: s.opts.Log, facts: s.facts, region: s.opts.Region, now: s.opts.Now, started: s.opts.Now(), allowExec: s.opts.AllowExec, glass: s.glass,
 		regions: s.opts.Regions, monitor: s.monitor, trials: s.trials, ledger: s.ads, feeds: s.vars, position: s.publisher.published.Load,
 		problems: func(f *facts.Facts) []problem { return problems(f, s.compileOptions()) }}
 	s.delivery = delivery.New(s.ads, s.opts.Now)
@@ -232,6 +249,37 @@ func (r rolloutSource) RunningRollouts() []deploy.Rollout {
 	default:
 		return nil
 	}
+}
+
+// endedRollout is the rollout of that id if it has ended.
+func (s *Server) endedRollout(id string) (deploy.Rollout, bool) {
+	r := s.facts.Facts().Rollout(id)
+	if r == nil || !r.State.Ended() {
+		return deploy.Rollout{}, false
+	}
+	return r.Rollout, true
+}
+
+// experiment is what an experiment gate asks: it passes when the experiment was concluded
+// with the candidate as the arm that gets the traffic.
+func (s *Server) experiment(name, model, candidate string) (deploy.Outcome, string) {
+	e := s.facts.Facts().Experiment(name)
+	switch {
+	case e == nil:
+		return deploy.Inconclusive, "experiment " + name + " is unknown"
+	case e.Model != model:
+		return deploy.Inconclusive, "experiment " + name + " is about model " + e.Model
+	case e.Life.Outcome == "":
+		return deploy.Inconclusive, "experiment " + name + " is " + e.State
+	case e.Life.Outcome == experiments.OutcomeInconclusive:
+		return deploy.Inconclusive, "experiment " + name + " ended inconclusive"
+	}
+	for _, arm := range e.Arms {
+		if arm.Name == e.Life.Serve && arm.Version == candidate {
+			return deploy.Pass, "experiment " + name + " was concluded for " + candidate
+		}
+	}
+	return deploy.Fail, "experiment " + name + " was concluded for arm " + e.Life.Serve
 }
 
 // Admin returns the admin API for callers inside the process, who need no admission.
@@ -302,7 +350,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	tried := s.publisher.first
 	for _, part := range []func(context.Context) error{
-		s.facts.Run, s.vars.Run, s.monitor.Run, s.trials.Run, s.publisher.run, s.publisher.record, s.nacks.run, s.dashboard.Run,
+		s.facts.Run, s.vars.Run, s.monitor.Run, s.trials.Run, s.checks.Run, s.glass.run, s.publisher.run, s.publisher.record, s.nacks.run, s.dashboard.Run,
 		func(ctx context.Context) error { return s.open(ctx, tried) },
 	} {
 		g.Go(func() error {

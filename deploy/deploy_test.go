@@ -130,7 +130,7 @@ func TestFoldChecksTheEnvelope(t *testing.T) {
 	}
 	got := r.PB(nil)
 	want := &pb.Rollout{Id: "r1", Model: "m", Candidate: "v2", LastGood: "v1", Phases: startEvent().Phases,
-		State: "running", WeightEpoch: 100, StartedAt: timestamppb.New(at(1)), PhaseSince: timestamppb.New(at(1))}
+		State: "running", Sequence: 1, Weight: 100, WeightEpoch: 100, StartedAt: timestamppb.New(at(1)), PhaseSince: timestamppb.New(at(1))}
 	for _, p := range want.Phases {
 		if p.MinDuration == nil {
 			p.MinDuration = durationpb.New(0)

@@ -9,12 +9,15 @@
 package compile
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/outrigger-mesh/outrigger"
 	"github.com/outrigger-mesh/outrigger/control/facts"
+	"github.com/outrigger-mesh/outrigger/experiments"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
 
@@ -32,6 +35,71 @@ const DefaultMaxAttempts = 2
 type Options struct {
 	// DeadMan is 0 for DefaultDeadMan.
 	DeadMan time.Duration
+	// Kills are versions taken out before the log knows: see Kill. They differ between
+	// replicas for as long as they are needed.
+	Kills []Kill
+}
+
+// Kill is a version of a model that must not serve, whatever the facts say. Its arms go
+// to what Instead names, and it travels as quarantined. Where nothing else could serve it
+// has no effect.
+type Kill struct{ Model, Version string }
+
+// Instead names the version that serves in place of one that is killed: the model's last
+// good version or champion or, failing those, one in production; "" if there is none.
+func Instead(m *facts.Model, killed string) string {
+	candidates := []string{m.Split.LastGood, m.Aliases[facts.Champion], m.Aliases[facts.LastGood]}
+	for i := range m.Versions {
+		if m.Versions[i].State == facts.Production {
+			candidates = append(candidates, m.Versions[i].Name)
+		}
+	}
+	for _, v := range candidates {
+		if v != killed && m.Version(v).Servable() {
+			return v
+		}
+	}
+	return ""
+}
+
+// without is the model as if the version were quarantined. The model given is not
+// modified.
+func without(m *facts.Model, killed string) *facts.Model {
+	instead := Instead(m, killed)
+	if instead == "" || m.Version(killed) == nil {
+		return m
+	}
+	out := *m
+	out.Versions = slices.Clone(m.Versions)
+	out.Version(killed).State = facts.Quarantined
+	if out.Split.LastGood == killed {
+		out.Split.LastGood = instead
+	}
+	out.Split.CandidateLive = false
+	var arms []policy.Arm
+	var moved []experiments.Range
+	for _, a := range m.Split.Arms {
+		if a.Version == killed || a.Version == instead {
+			moved = append(moved, a.Ranges...)
+			continue
+		}
+		arms = append(arms, a)
+	}
+	slices.SortFunc(moved, func(x, y experiments.Range) int { return cmp.Compare(x.Start, y.Start) })
+	joined := moved[:0]
+	for _, r := range moved {
+		if n := len(joined); n > 0 && joined[n-1].End == r.Start {
+			joined[n-1].End = r.End
+			continue
+		}
+		joined = append(joined, r)
+	}
+	if len(joined) > 0 {
+		arms = append(arms, policy.Arm{Name: facts.ArmStable, Version: instead, Ranges: joined})
+	}
+	slices.SortFunc(arms, func(x, y policy.Arm) int { return cmp.Compare(x.Name, y.Name) })
+	out.Split.Arms = arms
+	return &out
 }
 
 // Problem names a model whose plan could not be followed in full. Out is true when the
@@ -90,6 +158,11 @@ func Problems(f *facts.Facts, o Options) []Problem {
 
 // model compiles one model; text says why it must be left out, or is empty.
 func model(f *facts.Facts, m *facts.Model, o Options) (out *policy.Model, text string) {
+	for _, k := range o.Kills {
+		if k.Model == m.Name {
+			m = without(m, k.Version)
+		}
+	}
 	if len(m.Split.Arms) == 0 {
 		return nil, m.Split.Problem
 	}
@@ -108,6 +181,11 @@ func model(f *facts.Facts, m *facts.Model, o Options) (out *policy.Model, text s
 		}
 	}
 	wanted := needed(f, m)
+	for _, k := range o.Kills {
+		if k.Model == m.Name {
+			wanted[k.Version] = true // sidecars must learn that it is out
+		}
+	}
 	for i := range m.Versions {
 		v := &m.Versions[i]
 		if wanted[v.Name] {

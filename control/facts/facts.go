@@ -90,6 +90,7 @@ type Facts struct {
 	regions        map[string]*pb.Region
 	alerts         []*Alert          // in order of being raised
 	epochs         map[uint64]string // weight epochs in which an experiment's split was in force
+	deployment     *Deployment
 	sequences      map[string]uint64
 	pushed         uint64
 	skipped        Skipped
@@ -269,7 +270,7 @@ func Apply(f *Facts, e *pb.Event) *Facts {
 		return f // nearly every event of a log; passing over one allocates nothing
 	}
 	d := draft{Facts: *f, event: e}
-	reason, ours := "", true
+	reason, ours, push := "", true, true
 	switch p := e.GetPayload().(type) {
 	case *pb.Event_ModelVersionRegistered:
 		reason = d.versionRegistered(p.ModelVersionRegistered)
@@ -282,8 +283,16 @@ func Apply(f *Facts, e *pb.Event) *Facts {
 	case *pb.Event_ExperimentChanged:
 		reason = d.experimentChanged(p.ExperimentChanged)
 	case *pb.Event_RolloutStarted, *pb.Event_RolloutAdvanced, *pb.Event_RollbackStarted,
-		*pb.Event_RollbackCompleted, *pb.Event_RolloutEnded:
+		*pb.Event_RollbackCompleted, *pb.Event_RolloutEnded, *pb.Event_RolloutHeld, *pb.Event_RolloutResumed,
+		*pb.Event_RolloutSteppedBack, *pb.Event_RolloutDraining, *pb.Event_RolloutRamped, *pb.Event_RollbackDrillStarted:
 		reason = d.rolloutEvent()
+	case *pb.Event_RolloutApproved, *pb.Event_RolloutGateDecided, *pb.Event_RollbackDrillCompleted:
+		// Policy does not depend on these, so they cause no push.
+		reason = d.rolloutEvent()
+		push = false
+	case *pb.Event_DeploymentConfigured:
+		reason = d.deploymentConfigured(p.DeploymentConfigured)
+		push = false
 	case *pb.Event_RegionRegistered:
 		reason = d.regionRegistered(p.RegionRegistered)
 	case *pb.Event_RegionRemoved:
@@ -303,7 +312,9 @@ func Apply(f *Facts, e *pb.Event) *Facts {
 		d.skipped = Skipped{Count: d.skipped.Count + 1, Position: e.GetPosition(), Reason: reason}
 		return &d.Facts
 	}
-	d.policyPosition = e.GetPosition()
+	if push {
+		d.policyPosition = e.GetPosition()
+	}
 	return &d.Facts
 }
 

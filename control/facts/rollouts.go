@@ -68,6 +68,10 @@ func (d *draft) rolloutEvent() string {
 	}
 	d.rollouts = with(d.rollouts, id, next)
 	d.forgetRollouts()
+	switch d.event.GetPayload().(type) {
+	case *pb.Event_RolloutApproved, *pb.Event_RolloutGateDecided, *pb.Event_RollbackDrillCompleted:
+		return "" // the model stays as it is, and so does its label
+	}
 	return d.edit(next.Model, func(m *Model) string {
 		m.follow(next, d.event)
 		return ""
@@ -95,7 +99,11 @@ func (m *Model) follow(r *Rollout, e *pb.Event) {
 		m.Aliases[LastGood] = r.LastGood
 		m.setState(r.Candidate, Candidate, "rollout "+r.ID)
 	case *pb.Event_RollbackStarted:
-		m.setState(r.Candidate, Quarantined, r.Reason)
+		if r.Rollback.GetBlameless() {
+			m.setState(r.Candidate, Registered, r.Reason)
+		} else {
+			m.setState(r.Candidate, Quarantined, r.Reason)
+		}
 	case *pb.Event_RolloutEnded:
 		m.Rollout = ""
 		switch v := m.Version(r.Candidate); {

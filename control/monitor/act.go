@@ -22,7 +22,9 @@ type watch struct {
 	id    string
 	acted uint64 // rollout sequences up to this one need nothing more from us
 	phase int
+	since time.Time        // the phase began; with phase it tells one stay from the next
 	det   *deploy.Detector // nil until the first look at the phase
+	gates *deploy.Keeper   // of the phase; nil if they cannot be judged, which no rollout starts with
 	seen  map[*cell]seen   // how much of each cell the detector has had
 
 	rolling   bool
@@ -37,19 +39,21 @@ type seen struct{ requests, failed uint64 }
 
 func newWatch(id string) *watch { return &watch{id: id, seen: make(map[*cell]seen)} }
 
-// judge feeds the detector of a running rollout and does what Step says.
+// judge feeds the detector of a live rollout and does what Decide says.
 func (m *Monitor) judge(ctx context.Context, r *deploy.Rollout, w *watch) {
-	if w.det == nil || w.phase != r.Phase {
+	if w.det == nil || w.phase != r.Phase || !w.since.Equal(r.PhaseSince) {
 		cfg := m.opts.Detector
 		cfg.Alpha, cfg.WeightEpoch = r.Alpha, r.WeightEpoch
 		cfg.Horizon = uint64(max(1, 24*time.Hour/m.opts.Tick))
-		w.det, w.phase = deploy.NewDetector(cfg), r.Phase
+		w.det, w.phase, w.since = deploy.NewDetector(cfg), r.Phase, r.PhaseSince
+		w.gates = m.keeper(r)
 	}
 	if samples := m.counts.collect(r, w); len(samples) > 0 {
 		w.det.Observe(samples)
 	}
-	d := deploy.Step(*r, w.det, m.opts.Now())
-	m.publish(r.ID, d.Evidence)
+	now := m.opts.Now()
+	d := deploy.Decide(*r, w.det, deploy.Look(r, w.gates, m.observe(r, now), now), now)
+	m.publish(r, d)
 	switch {
 	case d.Breach && !w.alerted:
 		m.raiseAlert(ctx, w, d)
@@ -61,13 +65,67 @@ func (m *Monitor) judge(ctx context.Context, r *deploy.Rollout, w *watch) {
 		w.rolling = m.step(ctx, r, w, d.Kind.String(), m.rollback(r, d)...)
 	case deploy.Advance:
 		m.step(ctx, r, w, d.Kind.String(), eventlog.Write{Aggregate: aggregate(r), Events: []*pb.Event{{
-			Payload: &pb.Event_RolloutAdvanced{RolloutAdvanced: &pb.RolloutAdvanced{Phase: uint32(r.Phase + 1), Reason: d.Reason}}}}})
+			Payload: &pb.Event_RolloutAdvanced{RolloutAdvanced: deploy.Advanced(r, r.Phase+1, d.Reason, d.Gates)}}}})
 	case deploy.Complete:
 		m.step(ctx, r, w, d.Kind.String(),
 			eventlog.Write{Aggregate: aggregate(r), Events: []*pb.Event{{
 				Payload: &pb.Event_RolloutEnded{RolloutEnded: &pb.RolloutEnded{Outcome: string(deploy.Completed), Reason: d.Reason}}}}},
 			eventlog.Write{Aggregate: "model/" + r.Model, Events: []*pb.Event{{
 				Payload: &pb.Event_AliasMoved{AliasMoved: &pb.AliasMoved{Alias: "champion", From: r.LastGood, To: r.Candidate}}}}})
+	default:
+		m.drain(ctx, r, w, now)
+	}
+}
+
+// keeper compiles the gates of the present phase. The log holds only rollouts whose gates
+// were checked when they started; one that cannot be judged all the same (written by a
+// newer version) is left to people: without its gates it would advance unasked.
+func (m *Monitor) keeper(r *deploy.Rollout) *deploy.Keeper {
+	k, err := deploy.NewKeeper(r.CurrentPhase())
+	if err != nil {
+		m.opts.Logger.Error("the gates of a phase cannot be judged; it is not ended", "rollout", r.ID, "phase", r.CurrentPhase().Name, "error", err)
+		return deploy.Closed(r.CurrentPhase().Name, err)
+	}
+	return k
+}
+
+// drain takes the next step of a graceful rollback.
+func (m *Monitor) drain(ctx context.Context, r *deploy.Rollout, w *watch, now time.Time) {
+	if r.State != deploy.Draining {
+		return
+	}
+	weight, change, over := deploy.NextRamp(r, m.idle(r, now), now)
+	switch {
+	case change:
+		m.step(ctx, r, w, "ramp", eventlog.Write{Aggregate: aggregate(r), Events: []*pb.Event{{
+			Payload: &pb.Event_RolloutRamped{RolloutRamped: &pb.RolloutRamped{Weight: weight}}}}})
+	case over:
+		started := &pb.RollbackStarted{Reason: r.Reason, FromVersion: r.Candidate, ToVersion: r.LastGood, DecidedAt: timestamppb.New(now),
+			Mode: "graceful", ReturnPhase: uint32(r.ReturnPhase), Blameless: r.Drain.GetBlameless(), Metadata: r.Drain.GetMetadata(), Notify: r.Notify}
+		w.rolling = m.step(ctx, r, w, "drained", eventlog.Write{Aggregate: aggregate(r), Events: []*pb.Event{{
+			Payload: &pb.Event_RollbackStarted{RollbackStarted: started}}}})
+	}
+}
+
+// quiet is how long a candidate without weight must have reported nothing to be taken for
+// idle: several report intervals. A longer stream goes on undisturbed all the same.
+const quiet = 5 * time.Second
+
+// idle reports whether every sidecar has the weight 0 and none has finished a request of
+// the candidate for a while.
+func (m *Monitor) idle(r *deploy.Rollout, now time.Time) bool {
+	acked, _, done := m.opts.Ledger.Acked(r.WeightEpoch)
+	return done && len(acked) > 0 && now.Sub(r.RampedAt) >= quiet && now.Sub(m.counts.lastSeen(r.Model, r.Candidate)) >= quiet
+}
+
+// drill ends a rehearsal once every sidecar has the policy that came with it.
+func (m *Monitor) drill(ctx context.Context, r *deploy.Rollout, w *watch) {
+	now := m.opts.Now()
+	acked, laggards, done := m.opts.Ledger.Acked(r.DrillAt)
+	if took := now.Sub(r.DrillSince); done && len(acked) > 0 || took >= m.opts.AckTimeout {
+		m.step(ctx, r, w, "drilled", eventlog.Write{Aggregate: aggregate(r), Events: []*pb.Event{{
+			Payload: &pb.Event_RollbackDrillCompleted{RollbackDrillCompleted: &pb.RollbackDrillCompleted{
+				Push: r.DrillAt, Acked: uint32(len(acked)), Laggards: laggards, TotalMs: float64(took) / float64(time.Millisecond)}}}}})
 	}
 }
 
@@ -75,7 +133,7 @@ func (m *Monitor) judge(ctx context.Context, r *deploy.Rollout, w *watch) {
 // others are for people.
 func (m *Monitor) rollback(r *deploy.Rollout, d deploy.Decision) []eventlog.Write {
 	started := &pb.RollbackStarted{Reason: d.Reason, FromVersion: r.Candidate, ToVersion: r.LastGood,
-		Evidence: d.Evidence, DecidedAt: timestamppb.New(m.opts.Now())}
+		Evidence: d.Evidence, DecidedAt: timestamppb.New(m.opts.Now()), Mode: "automatic", ReturnPhase: uint32(r.ReturnPhase), Notify: r.Notify}
 	if !d.FirstBad.IsZero() {
 		started.FirstBadAt = timestamppb.New(d.FirstBad)
 	}
@@ -85,7 +143,7 @@ func (m *Monitor) rollback(r *deploy.Rollout, d deploy.Decision) []eventlog.Writ
 			ModelVersionState: &pb.ModelVersionState{Version: r.Candidate, State: "quarantined", Reason: d.Reason}}}}},
 		{Aggregate: "alert/" + r.ID, Events: []*pb.Event{{Payload: &pb.Event_AlertRaised{AlertRaised: &pb.AlertRaised{
 			Severity: "critical", Summary: fmt.Sprintf("rollout %s of %s rolled back: %s", r.ID, r.Model, d.Reason),
-			Numbers: numbers(d.Evidence)}}}}},
+			Numbers: numbers(d.Evidence), Notify: r.Notify}}}}},
 	}
 }
 

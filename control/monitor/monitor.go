@@ -38,6 +38,14 @@
 // RollbackCompleted and RolloutEnded. A laggard has by then been cut off for longer than
 // its dead-man lease and has returned to the last good version by itself.
 //
+// Gates and rollback conditions of a phase are judged in the same look, over the counts of
+// the candidate since its weight last changed: see deploy.Decide for the order, and
+// deploy.Metrics for what they may name. Comparisons with the last good version are made
+// region by region and weighted by where the candidate served, so that serving in a
+// worse region is no difference. A held rollout is watched, too: it does not advance, but
+// a proven regression rolls it back. A graceful rollback takes its steps here, and a drill
+// ends when every sidecar has acknowledged it.
+//
 // # Freshness
 //
 // A node that finds an entry it served as current outdated reports it; the alert
@@ -103,6 +111,9 @@ type Options struct {
 	// Detector overrides the detector's settings; Alpha, Horizon and WeightEpoch are set
 	// per rollout.
 	Detector deploy.Config
+	// Experiment says whether an experiment has concluded for a candidate of a model; nil =
+	// no experiment is known.
+	Experiment func(name, model, candidate string) (deploy.Outcome, string)
 	// Touch is told which sessions were used; at is the end of the window they were used
 	// in. It is called without locks held and must not block. May be nil.
 	Touch func(tenant, session string, at time.Time)
@@ -141,8 +152,8 @@ type Monitor struct {
 	counts *counts
 	stale  staleness
 
-	mu       sync.Mutex
-	evidence map[string][]*pb.Evidence // by rollout; replaced, never modified
+	mu    sync.Mutex
+	looks map[string]look // by rollout; replaced, never modified
 
 	// Only Run's goroutine.
 	watches map[string]*watch
@@ -177,7 +188,7 @@ func New(opts Options) (*Monitor, error) {
 		return nil, err
 	}
 	return &Monitor{opts: opts, inst: inst, counts: counts, wake: make(chan struct{}, 1),
-		evidence: make(map[string][]*pb.Evidence), watches: make(map[string]*watch)}, nil
+		looks: make(map[string]look), watches: make(map[string]*watch)}, nil
 }
 
 // Run looks at the rollouts until ctx ends and then returns nil. Call it once.
@@ -189,7 +200,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		// but not closer than a quarter tick to the last look.
 		last := time.Now()
 		due := last.Add(m.opts.Tick)
-		if m.look(ctx) {
+		if m.lookAll(ctx) {
 			due = last.Add(min(m.opts.Tick, ackPoll))
 		}
 		timer.Reset(time.Until(due))
@@ -209,8 +220,8 @@ func (m *Monitor) Run(ctx context.Context) error {
 	}
 }
 
-// look takes one look at every rollout and reports whether a rollback is under way.
-func (m *Monitor) look(ctx context.Context) (rollingBack bool) {
+// lookAll takes one look at every rollout and reports whether a rollback is under way.
+func (m *Monitor) lookAll(ctx context.Context) (rollingBack bool) {
 	m.alertStale(ctx)
 	rollouts := m.opts.Rollouts.RunningRollouts()
 	m.forgetAllBut(ctx, rollouts)
@@ -227,9 +238,12 @@ func (m *Monitor) look(ctx context.Context) (rollingBack bool) {
 			continue
 		}
 		switch r.State {
-		case deploy.Running:
+		case deploy.Running, deploy.Held, deploy.Draining:
 			w.rolling = false // we lost a race for the rollback, and the winner chose otherwise
-			m.judge(ctx, r, w)
+			if m.judge(ctx, r, w); r.DrillAt != 0 && r.Sequence > w.acted {
+				m.drill(ctx, r, w)
+				rollingBack = true
+			}
 		case deploy.RollingBack:
 			w.rolling = true
 			m.settle(ctx, r, w)
@@ -254,7 +268,7 @@ func (m *Monitor) forgetAllBut(ctx context.Context, rollouts []deploy.Rollout) {
 		}
 		delete(m.watches, id)
 		m.mu.Lock()
-		delete(m.evidence, id)
+		delete(m.looks, id)
 		m.mu.Unlock()
 	}
 }
@@ -265,13 +279,33 @@ func (m *Monitor) forgetAllBut(ctx context.Context, rollouts []deploy.Rollout) {
 func (m *Monitor) Evidence(rolloutID string) []*pb.Evidence {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.evidence[rolloutID]
+	return m.looks[rolloutID].evidence
 }
 
-func (m *Monitor) publish(id string, evidence []*pb.Evidence) {
+// Gates returns what the gates of the present phase said at the last look and what is
+// waited for; nothing if the rollout is not live. The caller must not modify it.
+func (m *Monitor) Gates(rolloutID string) (gates []*pb.RolloutGateDecided, waiting string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.evidence[id] = evidence
+	l := m.looks[rolloutID]
+	return l.gates, l.waiting
+}
+
+// look is what the last look at a rollout found, for answers.
+type look struct {
+	evidence []*pb.Evidence
+	gates    []*pb.RolloutGateDecided
+	waiting  string
+}
+
+func (m *Monitor) publish(r *deploy.Rollout, d deploy.Decision) {
+	l := look{evidence: d.Evidence, waiting: d.Reason}
+	for _, g := range d.Gates {
+		l.gates = append(l.gates, g.PB(r.Phase))
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.looks[r.ID] = l
 }
 
 // instruments are the monitor's own metrics.

@@ -197,6 +197,33 @@ func (o *operator) AdvanceRollout(ctx context.Context, r *pb.RolloutActionReques
 func (o *operator) AbortRollout(ctx context.Context, r *pb.RolloutActionRequest) (*pb.Rollout, error) {
 	return saw(o, ctx, "AbortRollout", r, &pb.Rollout{})
 }
+func (o *operator) PlanRollout(ctx context.Context, r *pb.StartRolloutRequest) (*pb.RolloutPlan, error) {
+	return saw(o, ctx, "PlanRollout", r, &pb.RolloutPlan{})
+}
+func (o *operator) HoldRollout(ctx context.Context, r *pb.RolloutActionRequest) (*pb.Rollout, error) {
+	return saw(o, ctx, "HoldRollout", r, &pb.Rollout{})
+}
+func (o *operator) ResumeRollout(ctx context.Context, r *pb.RolloutActionRequest) (*pb.Rollout, error) {
+	return saw(o, ctx, "ResumeRollout", r, &pb.Rollout{})
+}
+func (o *operator) RetryRollout(ctx context.Context, r *pb.RolloutActionRequest) (*pb.Rollout, error) {
+	return saw(o, ctx, "RetryRollout", r, &pb.Rollout{})
+}
+func (o *operator) ApproveRollout(ctx context.Context, r *pb.ApproveRolloutRequest) (*pb.Rollout, error) {
+	return saw(o, ctx, "ApproveRollout", r, &pb.Rollout{})
+}
+func (o *operator) RollbackRollout(ctx context.Context, r *pb.RollbackRolloutRequest) (*pb.Rollout, error) {
+	return saw(o, ctx, "RollbackRollout", r, &pb.Rollout{})
+}
+func (o *operator) BreakGlass(ctx context.Context, r *pb.BreakGlassRequest) (*pb.BreakGlassResponse, error) {
+	return saw(o, ctx, "BreakGlass", r, &pb.BreakGlassResponse{})
+}
+func (o *operator) ConfigureDeployment(ctx context.Context, r *pb.ConfigureDeploymentRequest) (*pb.DeploymentConfiguration, error) {
+	return saw(o, ctx, "ConfigureDeployment", r, &pb.DeploymentConfiguration{})
+}
+func (o *operator) GetDeployment(ctx context.Context, r *pb.NameRequest) (*pb.DeploymentConfiguration, error) {
+	return saw(o, ctx, "GetDeployment", r, &pb.DeploymentConfiguration{})
+}
 func (o *operator) GetRollout(ctx context.Context, r *pb.NameRequest) (*pb.Rollout, error) {
 	return saw(o, ctx, "GetRollout", r, &pb.Rollout{})
 }

@@ -165,17 +165,32 @@ func (r *reader) deployment(n *yaml.Node) (f File) {
 }
 
 func (r *reader) phase(name string, n *yaml.Node) Phase {
-	p := Phase{Name: name}
+	p := Phase{Name: name, At: at(n)}
 	r.mapping(n, fields{
-		"user_percentage": func(n *yaml.Node) { p.UserPercentage = r.number(n, 100) },
-		"duration":        func(n *yaml.Node) { p.Duration = r.duration(n) },
+		"user_percentage": func(n *yaml.Node) { p.UserPercentage, p.HasPercentage = r.number(n, 100), true },
+		"duration":        func(n *yaml.Node) { p.Duration, p.HasDuration = r.duration(n), true },
+		"steps": func(n *yaml.Node) {
+			r.list(n, func(c *yaml.Node) { p.Steps = append(p.Steps, r.number(c, 100)) })
+		},
+		"min_requests":     func(n *yaml.Node) { p.MinRequests = r.whole(n, 1<<40) },
+		"feature_flags":    func(n *yaml.Node) { p.FeatureFlags = r.texts(n) },
+		"monitoring_level": func(n *yaml.Node) { p.MonitoringLevel = r.text(n) },
+		"environment":      func(n *yaml.Node) { p.Environment = r.text(n) },
+		"rollback_threshold": func(n *yaml.Node) {
+			r.each(n, func(metric string, _, v *yaml.Node) {
+				p.Rollback = append(p.Rollback, Condition{Metric: metric, Op: ">", Value: r.quantity(v).Value, At: at(v)})
+			})
+		},
+		"gates": func(n *yaml.Node) {
+			r.each(n, func(name string, _, v *yaml.Node) { p.Gates = append(p.Gates, r.gate(name, v)) })
+		},
 		"success_criteria": func(n *yaml.Node) {
 			r.each(n, func(metric string, _, v *yaml.Node) {
 				op, value, ok := parseComparison(v.Value)
 				if v.Kind != yaml.ScalarNode || !ok {
 					r.fail(v, "criterion %q is %s; give a comparison with a number, like \"< 0.01\"", metric, shown(v))
 				}
-				p.Success = append(p.Success, Condition{metric, op, value})
+				p.Success = append(p.Success, Condition{metric, op, value, at(v)})
 			})
 		},
 	})
@@ -223,7 +238,7 @@ func (r *reader) group(name string, n *yaml.Node) Group {
 
 func (r *reader) alerts(n *yaml.Node) (out []Alert) {
 	r.each(n, func(metric string, _, v *yaml.Node) {
-		a := Alert{Metric: metric}
+		a := Alert{Metric: metric, At: at(v)}
 		r.mapping(v, fields{
 			"warning":  func(n *yaml.Node) { a.Warning = r.quantity(n) },
 			"critical": func(n *yaml.Node) { a.Critical = r.quantity(n) },
@@ -238,6 +253,7 @@ func (r *reader) rollback(n *yaml.Node) (b Rollback) {
 		"automatic_triggers": func(n *yaml.Node) {
 			r.list(n, func(c *yaml.Node) { b.Triggers = append(b.Triggers, r.trigger(c)) })
 		},
+		"cooldown":                 func(n *yaml.Node) { b.Cooldown = r.duration(n) },
 		"manual_approval_required": func(n *yaml.Node) { b.ManualApprovalRequired = r.boolean(n) },
 		"emergency_contacts": func(n *yaml.Node) {
 			r.list(n, func(c *yaml.Node) {
@@ -257,11 +273,11 @@ func (r *reader) trigger(n *yaml.Node) Condition {
 	s := r.text(n)
 	name, rest, compared := strings.Cut(s, " ")
 	if !compared {
-		return Condition{Metric: name}
+		return Condition{Metric: name, At: at(n)}
 	}
 	op, v, ok := parseComparison(strings.TrimSpace(rest))
 	if !ok {
 		r.fail(n, "trigger %q is neither a name nor a comparison like \"error_rate > 0.02\"", s)
 	}
-	return Condition{name, op, v}
+	return Condition{name, op, v, at(n)}
 }

@@ -12,6 +12,16 @@
 //   - a trigger is a comparison in one string ("error_rate > 0.02") or the bare name of
 //     a condition ("system_failure").
 //
+// # Phases
+//
+// Beside the keys of the published strategy (user_percentage, duration, success_criteria) a
+// phase may have rollback_threshold (a mapping from metric to the number it must not
+// exceed), steps (percentages), min_requests, feature_flags, monitoring_level, environment,
+// and gates, a mapping from name to a gate: kind, conditions, approvals, approvers, expiry,
+// hook, url, command, timeout, interval, metadata, dwell, hours, utc_offset, freezes,
+// experiment, on_inconclusive, on_fail, max_wait, dry_run. What a gate means is checked by
+// whoever starts a rollout (package deploy).
+//
 // Everything else is strict. A key nobody knows, a value of another type, a weight
 // below 0, a name given twice: each is refused with file, line and column, kind Invalid,
 // and nothing is returned. Lists and mappings keep the order of the file.
@@ -30,6 +40,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/outrigger-mesh/outrigger"
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 )
 
 // MaxBytes bounds a file, maxEntries any list or mapping in it.
@@ -47,12 +58,26 @@ type File struct {
 	Rollback    Rollback
 }
 
-// Phase is one step of a rollout.
+// Position is a place in the file, from 1.
+type Position struct{ Line, Column int }
+
+// Phase is one step of a rollout. Fields that the file leaves out are zero.
 type Phase struct {
 	Name           string
+	At             Position      `json:"-"`
 	UserPercentage float64       // 0..100
 	Duration       time.Duration // 0 = no limit
 	Success        []Condition
+
+	HasPercentage   bool              `json:"-"`
+	HasDuration     bool              `json:"-"`
+	Steps           []float64         `json:",omitempty"` // percentages, rising
+	MinRequests     uint64            `json:",omitempty"`
+	Rollback        []Condition       `json:",omitempty"` // rollback_threshold: "metric > number"
+	FeatureFlags    []string          `json:",omitempty"`
+	MonitoringLevel string            `json:",omitempty"`
+	Environment     string            `json:",omitempty"`
+	Gates           []*pb.RolloutGate `json:",omitempty"`
 }
 
 // Condition is a comparison, or without Op the name of something that happens.
@@ -60,6 +85,15 @@ type Condition struct {
 	Metric string
 	Op     string
 	Value  float64
+	At     Position `json:"-"`
+}
+
+// String returns the condition as an expression.
+func (c Condition) String() string {
+	if c.Op == "" {
+		return c.Metric
+	}
+	return c.Metric + " " + c.Op + " " + strconv.FormatFloat(c.Value, 'g', -1, 64)
 }
 
 // Experiment is one split between groups.
@@ -85,6 +119,7 @@ type Group struct {
 type Alert struct {
 	Metric            string
 	Warning, Critical Quantity
+	At                Position `json:"-"`
 }
 
 // Quantity is a number, in milliseconds when Duration is set.
@@ -98,6 +133,9 @@ type Rollback struct {
 	Triggers               []Condition
 	ManualApprovalRequired bool
 	Contacts               []Contact
+	// Cooldown is the time after a rollback in which the model is not rolled out again;
+	// 0 = the default.
+	Cooldown time.Duration `json:",omitempty"`
 }
 
 // Contact is a team; OnCall is true if it is woken.

@@ -9,6 +9,7 @@ package outriggerv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	structpb "google.golang.org/protobuf/types/known/structpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
@@ -1202,21 +1203,31 @@ func (x *ListExperimentsResponse) GetExperiments() []*Experiment {
 }
 
 type Rollout struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	Id                string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Model             string                 `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
-	Candidate         string                 `protobuf:"bytes,3,opt,name=candidate,proto3" json:"candidate,omitempty"`
-	LastGood          string                 `protobuf:"bytes,4,opt,name=last_good,json=lastGood,proto3" json:"last_good,omitempty"`
-	Phases            []*RolloutPhase        `protobuf:"bytes,5,rep,name=phases,proto3" json:"phases,omitempty"`
-	Phase             uint32                 `protobuf:"varint,6,opt,name=phase,proto3" json:"phase,omitempty"`
-	State             string                 `protobuf:"bytes,7,opt,name=state,proto3" json:"state,omitempty"` // running, rolling_back, rolled_back, completed, aborted
-	WeightEpoch       uint64                 `protobuf:"varint,8,opt,name=weight_epoch,json=weightEpoch,proto3" json:"weight_epoch,omitempty"`
-	Evidence          []*Evidence            `protobuf:"bytes,9,rep,name=evidence,proto3" json:"evidence,omitempty"` // as of now
-	StartedAt         *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	PhaseSince        *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=phase_since,json=phaseSince,proto3" json:"phase_since,omitempty"`
-	Rollback          *RollbackStarted       `protobuf:"bytes,12,opt,name=rollback,proto3" json:"rollback,omitempty"`
-	RollbackCompleted *RollbackCompleted     `protobuf:"bytes,13,opt,name=rollback_completed,json=rollbackCompleted,proto3" json:"rollback_completed,omitempty"`
-	Reason            string                 `protobuf:"bytes,14,opt,name=reason,proto3" json:"reason,omitempty"`
+	state             protoimpl.MessageState  `protogen:"open.v1"`
+	Id                string                  `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Model             string                  `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	Candidate         string                  `protobuf:"bytes,3,opt,name=candidate,proto3" json:"candidate,omitempty"`
+	LastGood          string                  `protobuf:"bytes,4,opt,name=last_good,json=lastGood,proto3" json:"last_good,omitempty"`
+	Phases            []*RolloutPhase         `protobuf:"bytes,5,rep,name=phases,proto3" json:"phases,omitempty"`
+	Phase             uint32                  `protobuf:"varint,6,opt,name=phase,proto3" json:"phase,omitempty"`
+	State             string                  `protobuf:"bytes,7,opt,name=state,proto3" json:"state,omitempty"` // running, rolling_back, rolled_back, completed, aborted
+	WeightEpoch       uint64                  `protobuf:"varint,8,opt,name=weight_epoch,json=weightEpoch,proto3" json:"weight_epoch,omitempty"`
+	Evidence          []*Evidence             `protobuf:"bytes,9,rep,name=evidence,proto3" json:"evidence,omitempty"` // as of now
+	StartedAt         *timestamppb.Timestamp  `protobuf:"bytes,10,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	PhaseSince        *timestamppb.Timestamp  `protobuf:"bytes,11,opt,name=phase_since,json=phaseSince,proto3" json:"phase_since,omitempty"`
+	Rollback          *RollbackStarted        `protobuf:"bytes,12,opt,name=rollback,proto3" json:"rollback,omitempty"`
+	RollbackCompleted *RollbackCompleted      `protobuf:"bytes,13,opt,name=rollback_completed,json=rollbackCompleted,proto3" json:"rollback_completed,omitempty"`
+	Reason            string                  `protobuf:"bytes,14,opt,name=reason,proto3" json:"reason,omitempty"`
+	Gates             []*RolloutGateDecided   `protobuf:"bytes,15,rep,name=gates,proto3" json:"gates,omitempty"`                                 // of the present phase, as of the last look
+	Approvals         []*RolloutApproved      `protobuf:"bytes,16,rep,name=approvals,proto3" json:"approvals,omitempty"`                         // of the present phase
+	Sequence          uint64                  `protobuf:"varint,17,opt,name=sequence,proto3" json:"sequence,omitempty"`                          // of its last event: what expected_sequence compares with
+	Weight            uint32                  `protobuf:"varint,18,opt,name=weight,proto3" json:"weight,omitempty"`                              // of the candidate, now, parts of 10 000
+	ReturnPhase       uint32                  `protobuf:"varint,19,opt,name=return_phase,json=returnPhase,proto3" json:"return_phase,omitempty"` // where a retry begins
+	RetryOf           string                  `protobuf:"bytes,20,opt,name=retry_of,json=retryOf,proto3" json:"retry_of,omitempty"`
+	Notify            []string                `protobuf:"bytes,21,rep,name=notify,proto3" json:"notify,omitempty"`
+	Drill             *RollbackDrillCompleted `protobuf:"bytes,22,opt,name=drill,proto3" json:"drill,omitempty"`     // the last one
+	Waiting           string                  `protobuf:"bytes,23,opt,name=waiting,proto3" json:"waiting,omitempty"` // for what, as of the last look
+	Author            string                  `protobuf:"bytes,24,opt,name=author,proto3" json:"author,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -1349,17 +1360,92 @@ func (x *Rollout) GetReason() string {
 	return ""
 }
 
+func (x *Rollout) GetGates() []*RolloutGateDecided {
+	if x != nil {
+		return x.Gates
+	}
+	return nil
+}
+
+func (x *Rollout) GetApprovals() []*RolloutApproved {
+	if x != nil {
+		return x.Approvals
+	}
+	return nil
+}
+
+func (x *Rollout) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *Rollout) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *Rollout) GetReturnPhase() uint32 {
+	if x != nil {
+		return x.ReturnPhase
+	}
+	return 0
+}
+
+func (x *Rollout) GetRetryOf() string {
+	if x != nil {
+		return x.RetryOf
+	}
+	return ""
+}
+
+func (x *Rollout) GetNotify() []string {
+	if x != nil {
+		return x.Notify
+	}
+	return nil
+}
+
+func (x *Rollout) GetDrill() *RollbackDrillCompleted {
+	if x != nil {
+		return x.Drill
+	}
+	return nil
+}
+
+func (x *Rollout) GetWaiting() string {
+	if x != nil {
+		return x.Waiting
+	}
+	return ""
+}
+
+func (x *Rollout) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
 type StartRolloutRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // empty = "<model>-<candidate>-<n>"
-	Model         string                 `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
-	Candidate     string                 `protobuf:"bytes,3,opt,name=candidate,proto3" json:"candidate,omitempty"`
-	Phases        []*RolloutPhase        `protobuf:"bytes,4,rep,name=phases,proto3" json:"phases,omitempty"` // empty = canary 1 %, limited 10 %, full 100 %
-	Alpha         float64                `protobuf:"fixed64,5,opt,name=alpha,proto3" json:"alpha,omitempty"` // 0 = 0.01
-	Actor         string                 `protobuf:"bytes,6,opt,name=actor,proto3" json:"actor,omitempty"`
-	Reason        string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Id                string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // empty = "<model>-<candidate>-<n>"
+	Model             string                 `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	Candidate         string                 `protobuf:"bytes,3,opt,name=candidate,proto3" json:"candidate,omitempty"`
+	Phases            []*RolloutPhase        `protobuf:"bytes,4,rep,name=phases,proto3" json:"phases,omitempty"` // empty = canary 1 %, limited 10 %, full 100 %
+	Alpha             float64                `protobuf:"fixed64,5,opt,name=alpha,proto3" json:"alpha,omitempty"` // 0 = 0.01
+	Actor             string                 `protobuf:"bytes,6,opt,name=actor,proto3" json:"actor,omitempty"`
+	Reason            string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	Plan              string                 `protobuf:"bytes,8,opt,name=plan,proto3" json:"plan,omitempty"`                                                         // "standard" = the five phases; empty = phases, else the configuration, else the default
+	Cooldown          *durationpb.Duration   `protobuf:"bytes,9,opt,name=cooldown,proto3" json:"cooldown,omitempty"`                                                 // 0 = 10 min
+	Force             bool                   `protobuf:"varint,10,opt,name=force,proto3" json:"force,omitempty"`                                                     // also while the cooldown of the last rollback lasts
+	RequestsPerSecond float64                `protobuf:"fixed64,11,opt,name=requests_per_second,json=requestsPerSecond,proto3" json:"requests_per_second,omitempty"` // PlanRollout: of the whole model; 0 = as measured
+	ManualRollback    bool                   `protobuf:"varint,12,opt,name=manual_rollback,json=manualRollback,proto3" json:"manual_rollback,omitempty"`             // what would roll back by itself holds and waits for a person
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *StartRolloutRequest) Reset() {
@@ -1441,13 +1527,52 @@ func (x *StartRolloutRequest) GetReason() string {
 	return ""
 }
 
+func (x *StartRolloutRequest) GetPlan() string {
+	if x != nil {
+		return x.Plan
+	}
+	return ""
+}
+
+func (x *StartRolloutRequest) GetCooldown() *durationpb.Duration {
+	if x != nil {
+		return x.Cooldown
+	}
+	return nil
+}
+
+func (x *StartRolloutRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *StartRolloutRequest) GetRequestsPerSecond() float64 {
+	if x != nil {
+		return x.RequestsPerSecond
+	}
+	return 0
+}
+
+func (x *StartRolloutRequest) GetManualRollback() bool {
+	if x != nil {
+		return x.ManualRollback
+	}
+	return false
+}
+
 type RolloutActionRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Actor         string                 `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
-	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Id               string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Actor            string                 `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
+	Reason           string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Metadata         map[string]string      `protobuf:"bytes,4,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Force            bool                   `protobuf:"varint,5,opt,name=force,proto3" json:"force,omitempty"`                                               // advance: also with gates that have not passed; retry: also during the cooldown
+	ToPhase          string                 `protobuf:"bytes,6,opt,name=to_phase,json=toPhase,proto3" json:"to_phase,omitempty"`                             // advance: name, empty = the next one
+	ExpectedSequence uint64                 `protobuf:"varint,7,opt,name=expected_sequence,json=expectedSequence,proto3" json:"expected_sequence,omitempty"` // refused (conflict) if the rollout has moved on; 0 = any
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *RolloutActionRequest) Reset() {
@@ -1501,6 +1626,714 @@ func (x *RolloutActionRequest) GetReason() string {
 	return ""
 }
 
+func (x *RolloutActionRequest) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+func (x *RolloutActionRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *RolloutActionRequest) GetToPhase() string {
+	if x != nil {
+		return x.ToPhase
+	}
+	return ""
+}
+
+func (x *RolloutActionRequest) GetExpectedSequence() uint64 {
+	if x != nil {
+		return x.ExpectedSequence
+	}
+	return 0
+}
+
+type ApproveRolloutRequest struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Id               string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Actor            string                 `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
+	Gate             string                 `protobuf:"bytes,3,opt,name=gate,proto3" json:"gate,omitempty"` // empty = the only one that waits for approval
+	Comment          string                 `protobuf:"bytes,4,opt,name=comment,proto3" json:"comment,omitempty"`
+	Withdraw         bool                   `protobuf:"varint,5,opt,name=withdraw,proto3" json:"withdraw,omitempty"`
+	ExpectedSequence uint64                 `protobuf:"varint,6,opt,name=expected_sequence,json=expectedSequence,proto3" json:"expected_sequence,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *ApproveRolloutRequest) Reset() {
+	*x = ApproveRolloutRequest{}
+	mi := &file_outrigger_v1_admin_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApproveRolloutRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApproveRolloutRequest) ProtoMessage() {}
+
+func (x *ApproveRolloutRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_admin_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApproveRolloutRequest.ProtoReflect.Descriptor instead.
+func (*ApproveRolloutRequest) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ApproveRolloutRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ApproveRolloutRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *ApproveRolloutRequest) GetGate() string {
+	if x != nil {
+		return x.Gate
+	}
+	return ""
+}
+
+func (x *ApproveRolloutRequest) GetComment() string {
+	if x != nil {
+		return x.Comment
+	}
+	return ""
+}
+
+func (x *ApproveRolloutRequest) GetWithdraw() bool {
+	if x != nil {
+		return x.Withdraw
+	}
+	return false
+}
+
+func (x *ApproveRolloutRequest) GetExpectedSequence() uint64 {
+	if x != nil {
+		return x.ExpectedSequence
+	}
+	return 0
+}
+
+type RollbackRolloutRequest struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Id               string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Actor            string                 `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
+	Reason           string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Mode             string                 `protobuf:"bytes,4,opt,name=mode,proto3" json:"mode,omitempty"`                                // manual (default: at once), graceful, drill
+	ToPhase          string                 `protobuf:"bytes,5,opt,name=to_phase,json=toPhase,proto3" json:"to_phase,omitempty"`           // back to this phase and hold, instead of to the last good version
+	Ramp             *durationpb.Duration   `protobuf:"bytes,6,opt,name=ramp,proto3" json:"ramp,omitempty"`                                // graceful: until weight 0, default 1 min
+	Drain            *durationpb.Duration   `protobuf:"bytes,7,opt,name=drain,proto3" json:"drain,omitempty"`                              // graceful: at most, for what is in flight, default 30 s
+	Blameless        bool                   `protobuf:"varint,8,opt,name=blameless,proto3" json:"blameless,omitempty"`                     // do not quarantine the candidate
+	SkipChecks       bool                   `protobuf:"varint,9,opt,name=skip_checks,json=skipChecks,proto3" json:"skip_checks,omitempty"` // graceful: without pre-checks
+	Metadata         map[string]string      `protobuf:"bytes,10,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	ExpectedSequence uint64                 `protobuf:"varint,11,opt,name=expected_sequence,json=expectedSequence,proto3" json:"expected_sequence,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *RollbackRolloutRequest) Reset() {
+	*x = RollbackRolloutRequest{}
+	mi := &file_outrigger_v1_admin_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackRolloutRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackRolloutRequest) ProtoMessage() {}
+
+func (x *RollbackRolloutRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_admin_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackRolloutRequest.ProtoReflect.Descriptor instead.
+func (*RollbackRolloutRequest) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RollbackRolloutRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RollbackRolloutRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *RollbackRolloutRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RollbackRolloutRequest) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *RollbackRolloutRequest) GetToPhase() string {
+	if x != nil {
+		return x.ToPhase
+	}
+	return ""
+}
+
+func (x *RollbackRolloutRequest) GetRamp() *durationpb.Duration {
+	if x != nil {
+		return x.Ramp
+	}
+	return nil
+}
+
+func (x *RollbackRolloutRequest) GetDrain() *durationpb.Duration {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
+func (x *RollbackRolloutRequest) GetBlameless() bool {
+	if x != nil {
+		return x.Blameless
+	}
+	return false
+}
+
+func (x *RollbackRolloutRequest) GetSkipChecks() bool {
+	if x != nil {
+		return x.SkipChecks
+	}
+	return false
+}
+
+func (x *RollbackRolloutRequest) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+func (x *RollbackRolloutRequest) GetExpectedSequence() uint64 {
+	if x != nil {
+		return x.ExpectedSequence
+	}
+	return 0
+}
+
+type BreakGlassRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Model         string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"` // taken out; empty = the candidate of the running rollout
+	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"` // required
+	Ttl           *durationpb.Duration   `protobuf:"bytes,5,opt,name=ttl,proto3" json:"ttl,omitempty"`       // until the log has it, at most; default 1 h, up to 24 h
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BreakGlassRequest) Reset() {
+	*x = BreakGlassRequest{}
+	mi := &file_outrigger_v1_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BreakGlassRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BreakGlassRequest) ProtoMessage() {}
+
+func (x *BreakGlassRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BreakGlassRequest.ProtoReflect.Descriptor instead.
+func (*BreakGlassRequest) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *BreakGlassRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *BreakGlassRequest) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *BreakGlassRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *BreakGlassRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *BreakGlassRequest) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+type BreakGlassResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Model         string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	Serves        string                 `protobuf:"bytes,3,opt,name=serves,proto3" json:"serves,omitempty"` // instead
+	Until         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=until,proto3" json:"until,omitempty"`
+	Recorded      bool                   `protobuf:"varint,5,opt,name=recorded,proto3" json:"recorded,omitempty"` // the log has it
+	Pending       string                 `protobuf:"bytes,6,opt,name=pending,proto3" json:"pending,omitempty"`    // why it does not, yet
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BreakGlassResponse) Reset() {
+	*x = BreakGlassResponse{}
+	mi := &file_outrigger_v1_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BreakGlassResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BreakGlassResponse) ProtoMessage() {}
+
+func (x *BreakGlassResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BreakGlassResponse.ProtoReflect.Descriptor instead.
+func (*BreakGlassResponse) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *BreakGlassResponse) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *BreakGlassResponse) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *BreakGlassResponse) GetServes() string {
+	if x != nil {
+		return x.Serves
+	}
+	return ""
+}
+
+func (x *BreakGlassResponse) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *BreakGlassResponse) GetRecorded() bool {
+	if x != nil {
+		return x.Recorded
+	}
+	return false
+}
+
+func (x *BreakGlassResponse) GetPending() string {
+	if x != nil {
+		return x.Pending
+	}
+	return ""
+}
+
+type RolloutPlan struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Rollout           *Rollout               `protobuf:"bytes,1,opt,name=rollout,proto3" json:"rollout,omitempty"` // as it would start
+	Forecasts         []*GateForecast        `protobuf:"bytes,2,rep,name=forecasts,proto3" json:"forecasts,omitempty"`
+	Warnings          []string               `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	RequestsPerSecond float64                `protobuf:"fixed64,4,opt,name=requests_per_second,json=requestsPerSecond,proto3" json:"requests_per_second,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *RolloutPlan) Reset() {
+	*x = RolloutPlan{}
+	mi := &file_outrigger_v1_admin_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RolloutPlan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RolloutPlan) ProtoMessage() {}
+
+func (x *RolloutPlan) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_admin_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RolloutPlan.ProtoReflect.Descriptor instead.
+func (*RolloutPlan) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *RolloutPlan) GetRollout() *Rollout {
+	if x != nil {
+		return x.Rollout
+	}
+	return nil
+}
+
+func (x *RolloutPlan) GetForecasts() []*GateForecast {
+	if x != nil {
+		return x.Forecasts
+	}
+	return nil
+}
+
+func (x *RolloutPlan) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *RolloutPlan) GetRequestsPerSecond() float64 {
+	if x != nil {
+		return x.RequestsPerSecond
+	}
+	return 0
+}
+
+type GateForecast struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Phase         string                 `protobuf:"bytes,1,opt,name=phase,proto3" json:"phase,omitempty"`
+	Gate          string                 `protobuf:"bytes,2,opt,name=gate,proto3" json:"gate,omitempty"`
+	Needs         string                 `protobuf:"bytes,3,opt,name=needs,proto3" json:"needs,omitempty"`        // in words
+	Requests      uint64                 `protobuf:"varint,4,opt,name=requests,proto3" json:"requests,omitempty"` // of the candidate; 0 = none
+	Expected      *durationpb.Duration   `protobuf:"bytes,5,opt,name=expected,proto3" json:"expected,omitempty"`  // 0 = cannot be said
+	Provable      bool                   `protobuf:"varint,6,opt,name=provable,proto3" json:"provable,omitempty"` // within the phase
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GateForecast) Reset() {
+	*x = GateForecast{}
+	mi := &file_outrigger_v1_admin_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GateForecast) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GateForecast) ProtoMessage() {}
+
+func (x *GateForecast) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_admin_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GateForecast.ProtoReflect.Descriptor instead.
+func (*GateForecast) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *GateForecast) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *GateForecast) GetGate() string {
+	if x != nil {
+		return x.Gate
+	}
+	return ""
+}
+
+func (x *GateForecast) GetNeeds() string {
+	if x != nil {
+		return x.Needs
+	}
+	return ""
+}
+
+func (x *GateForecast) GetRequests() uint64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *GateForecast) GetExpected() *durationpb.Duration {
+	if x != nil {
+		return x.Expected
+	}
+	return nil
+}
+
+func (x *GateForecast) GetProvable() bool {
+	if x != nil {
+		return x.Provable
+	}
+	return false
+}
+
+type ConfigureDeploymentRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Text          []byte                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	DryRun        bool                   `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // validate only
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfigureDeploymentRequest) Reset() {
+	*x = ConfigureDeploymentRequest{}
+	mi := &file_outrigger_v1_admin_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfigureDeploymentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfigureDeploymentRequest) ProtoMessage() {}
+
+func (x *ConfigureDeploymentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_admin_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfigureDeploymentRequest.ProtoReflect.Descriptor instead.
+func (*ConfigureDeploymentRequest) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ConfigureDeploymentRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ConfigureDeploymentRequest) GetText() []byte {
+	if x != nil {
+		return x.Text
+	}
+	return nil
+}
+
+func (x *ConfigureDeploymentRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *ConfigureDeploymentRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ConfigureDeploymentRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type DeploymentConfiguration struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Text          []byte                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	Sha256        string                 `protobuf:"bytes,3,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	Actor         string                 `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`
+	Notes         []string               `protobuf:"bytes,6,rep,name=notes,proto3" json:"notes,omitempty"` // defaults, precedence and contradictions, "line:column: text"
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeploymentConfiguration) Reset() {
+	*x = DeploymentConfiguration{}
+	mi := &file_outrigger_v1_admin_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeploymentConfiguration) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeploymentConfiguration) ProtoMessage() {}
+
+func (x *DeploymentConfiguration) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_admin_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeploymentConfiguration.ProtoReflect.Descriptor instead.
+func (*DeploymentConfiguration) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *DeploymentConfiguration) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DeploymentConfiguration) GetText() []byte {
+	if x != nil {
+		return x.Text
+	}
+	return nil
+}
+
+func (x *DeploymentConfiguration) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *DeploymentConfiguration) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *DeploymentConfiguration) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *DeploymentConfiguration) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
 type ListRolloutsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Rollouts      []*Rollout             `protobuf:"bytes,1,rep,name=rollouts,proto3" json:"rollouts,omitempty"`
@@ -1510,7 +2343,7 @@ type ListRolloutsResponse struct {
 
 func (x *ListRolloutsResponse) Reset() {
 	*x = ListRolloutsResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[19]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1522,7 +2355,7 @@ func (x *ListRolloutsResponse) String() string {
 func (*ListRolloutsResponse) ProtoMessage() {}
 
 func (x *ListRolloutsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[19]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1535,7 +2368,7 @@ func (x *ListRolloutsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRolloutsResponse.ProtoReflect.Descriptor instead.
 func (*ListRolloutsResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListRolloutsResponse) GetRollouts() []*Rollout {
@@ -1555,7 +2388,7 @@ type ListRegionsResponse struct {
 
 func (x *ListRegionsResponse) Reset() {
 	*x = ListRegionsResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[20]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1567,7 +2400,7 @@ func (x *ListRegionsResponse) String() string {
 func (*ListRegionsResponse) ProtoMessage() {}
 
 func (x *ListRegionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[20]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1580,7 +2413,7 @@ func (x *ListRegionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRegionsResponse.ProtoReflect.Descriptor instead.
 func (*ListRegionsResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListRegionsResponse) GetRegions() []*Region {
@@ -1611,7 +2444,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[21]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1623,7 +2456,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[21]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1636,7 +2469,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Alert) GetId() string {
@@ -1690,7 +2523,7 @@ type ListAlertsResponse struct {
 
 func (x *ListAlertsResponse) Reset() {
 	*x = ListAlertsResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[22]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1702,7 +2535,7 @@ func (x *ListAlertsResponse) String() string {
 func (*ListAlertsResponse) ProtoMessage() {}
 
 func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[22]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1715,7 +2548,7 @@ func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAlertsResponse.ProtoReflect.Descriptor instead.
 func (*ListAlertsResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListAlertsResponse) GetAlerts() []*Alert {
@@ -1741,7 +2574,7 @@ type AuditRequest struct {
 
 func (x *AuditRequest) Reset() {
 	*x = AuditRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[23]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1753,7 +2586,7 @@ func (x *AuditRequest) String() string {
 func (*AuditRequest) ProtoMessage() {}
 
 func (x *AuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[23]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1766,7 +2599,7 @@ func (x *AuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRequest.ProtoReflect.Descriptor instead.
 func (*AuditRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *AuditRequest) GetAggregatePrefix() string {
@@ -1835,7 +2668,7 @@ type AuditResponse struct {
 
 func (x *AuditResponse) Reset() {
 	*x = AuditResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[24]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1847,7 +2680,7 @@ func (x *AuditResponse) String() string {
 func (*AuditResponse) ProtoMessage() {}
 
 func (x *AuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[24]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1860,7 +2693,7 @@ func (x *AuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditResponse.ProtoReflect.Descriptor instead.
 func (*AuditResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AuditResponse) GetEvents() []*Event {
@@ -1897,7 +2730,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[25]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1909,7 +2742,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[25]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1922,7 +2755,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StatusResponse) GetRegion() string {
@@ -2024,7 +2857,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[26]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2036,7 +2869,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[26]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2049,7 +2882,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *NodeStatus) GetNode() *Node {
@@ -2108,7 +2941,7 @@ type CacheStatus struct {
 
 func (x *CacheStatus) Reset() {
 	*x = CacheStatus{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[27]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2120,7 +2953,7 @@ func (x *CacheStatus) String() string {
 func (*CacheStatus) ProtoMessage() {}
 
 func (x *CacheStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[27]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2133,7 +2966,7 @@ func (x *CacheStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheStatus.ProtoReflect.Descriptor instead.
 func (*CacheStatus) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CacheStatus) GetHitsProcess() uint64 {
@@ -2182,7 +3015,7 @@ var File_outrigger_v1_admin_proto protoreflect.FileDescriptor
 
 const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x18outrigger/v1/admin.proto\x12\foutrigger.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19outrigger/v1/events.proto\x1a\x18outrigger/v1/types.proto\"!\n" +
+	"\x18outrigger/v1/admin.proto\x12\foutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19outrigger/v1/events.proto\x1a\x18outrigger/v1/types.proto\"!\n" +
 	"\vNameRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"&\n" +
 	"\x0eListRequestAll\x12\x14\n" +
@@ -2292,7 +3125,7 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
 	"\x05actor\x18\x04 \x01(\tR\x05actor\"U\n" +
 	"\x17ListExperimentsResponse\x12:\n" +
-	"\vexperiments\x18\x01 \x03(\v2\x18.outrigger.v1.ExperimentR\vexperiments\"\xbc\x04\n" +
+	"\vexperiments\x18\x01 \x03(\v2\x18.outrigger.v1.ExperimentR\vexperiments\"\xa9\a\n" +
 	"\aRollout\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12\x1c\n" +
@@ -2310,7 +3143,17 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"phaseSince\x129\n" +
 	"\brollback\x18\f \x01(\v2\x1d.outrigger.v1.RollbackStartedR\brollback\x12N\n" +
 	"\x12rollback_completed\x18\r \x01(\v2\x1f.outrigger.v1.RollbackCompletedR\x11rollbackCompleted\x12\x16\n" +
-	"\x06reason\x18\x0e \x01(\tR\x06reason\"\xd1\x01\n" +
+	"\x06reason\x18\x0e \x01(\tR\x06reason\x126\n" +
+	"\x05gates\x18\x0f \x03(\v2 .outrigger.v1.RolloutGateDecidedR\x05gates\x12;\n" +
+	"\tapprovals\x18\x10 \x03(\v2\x1d.outrigger.v1.RolloutApprovedR\tapprovals\x12\x1a\n" +
+	"\bsequence\x18\x11 \x01(\x04R\bsequence\x12\x16\n" +
+	"\x06weight\x18\x12 \x01(\rR\x06weight\x12!\n" +
+	"\freturn_phase\x18\x13 \x01(\rR\vreturnPhase\x12\x19\n" +
+	"\bretry_of\x18\x14 \x01(\tR\aretryOf\x12\x16\n" +
+	"\x06notify\x18\x15 \x03(\tR\x06notify\x12:\n" +
+	"\x05drill\x18\x16 \x01(\v2$.outrigger.v1.RollbackDrillCompletedR\x05drill\x12\x18\n" +
+	"\awaiting\x18\x17 \x01(\tR\awaiting\x12\x16\n" +
+	"\x06author\x18\x18 \x01(\tR\x06author\"\x8b\x03\n" +
 	"\x13StartRolloutRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12\x1c\n" +
@@ -2318,11 +3161,86 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\x06phases\x18\x04 \x03(\v2\x1a.outrigger.v1.RolloutPhaseR\x06phases\x12\x14\n" +
 	"\x05alpha\x18\x05 \x01(\x01R\x05alpha\x12\x14\n" +
 	"\x05actor\x18\x06 \x01(\tR\x05actor\x12\x16\n" +
-	"\x06reason\x18\a \x01(\tR\x06reason\"T\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12\x12\n" +
+	"\x04plan\x18\b \x01(\tR\x04plan\x125\n" +
+	"\bcooldown\x18\t \x01(\v2\x19.google.protobuf.DurationR\bcooldown\x12\x14\n" +
+	"\x05force\x18\n" +
+	" \x01(\bR\x05force\x12.\n" +
+	"\x13requests_per_second\x18\v \x01(\x01R\x11requestsPerSecond\x12'\n" +
+	"\x0fmanual_rollback\x18\f \x01(\bR\x0emanualRollback\"\xbd\x02\n" +
 	"\x14RolloutActionRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05actor\x18\x02 \x01(\tR\x05actor\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"I\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12L\n" +
+	"\bmetadata\x18\x04 \x03(\v20.outrigger.v1.RolloutActionRequest.MetadataEntryR\bmetadata\x12\x14\n" +
+	"\x05force\x18\x05 \x01(\bR\x05force\x12\x19\n" +
+	"\bto_phase\x18\x06 \x01(\tR\atoPhase\x12+\n" +
+	"\x11expected_sequence\x18\a \x01(\x04R\x10expectedSequence\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb4\x01\n" +
+	"\x15ApproveRolloutRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05actor\x18\x02 \x01(\tR\x05actor\x12\x12\n" +
+	"\x04gate\x18\x03 \x01(\tR\x04gate\x12\x18\n" +
+	"\acomment\x18\x04 \x01(\tR\acomment\x12\x1a\n" +
+	"\bwithdraw\x18\x05 \x01(\bR\bwithdraw\x12+\n" +
+	"\x11expected_sequence\x18\x06 \x01(\x04R\x10expectedSequence\"\xde\x03\n" +
+	"\x16RollbackRolloutRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05actor\x18\x02 \x01(\tR\x05actor\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x12\n" +
+	"\x04mode\x18\x04 \x01(\tR\x04mode\x12\x19\n" +
+	"\bto_phase\x18\x05 \x01(\tR\atoPhase\x12-\n" +
+	"\x04ramp\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x04ramp\x12/\n" +
+	"\x05drain\x18\a \x01(\v2\x19.google.protobuf.DurationR\x05drain\x12\x1c\n" +
+	"\tblameless\x18\b \x01(\bR\tblameless\x12\x1f\n" +
+	"\vskip_checks\x18\t \x01(\bR\n" +
+	"skipChecks\x12N\n" +
+	"\bmetadata\x18\n" +
+	" \x03(\v22.outrigger.v1.RollbackRolloutRequest.MetadataEntryR\bmetadata\x12+\n" +
+	"\x11expected_sequence\x18\v \x01(\x04R\x10expectedSequence\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9e\x01\n" +
+	"\x11BreakGlassRequest\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12+\n" +
+	"\x03ttl\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"\xc4\x01\n" +
+	"\x12BreakGlassResponse\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x16\n" +
+	"\x06serves\x18\x03 \x01(\tR\x06serves\x120\n" +
+	"\x05until\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x1a\n" +
+	"\brecorded\x18\x05 \x01(\bR\brecorded\x12\x18\n" +
+	"\apending\x18\x06 \x01(\tR\apending\"\xc4\x01\n" +
+	"\vRolloutPlan\x12/\n" +
+	"\arollout\x18\x01 \x01(\v2\x15.outrigger.v1.RolloutR\arollout\x128\n" +
+	"\tforecasts\x18\x02 \x03(\v2\x1a.outrigger.v1.GateForecastR\tforecasts\x12\x1a\n" +
+	"\bwarnings\x18\x03 \x03(\tR\bwarnings\x12.\n" +
+	"\x13requests_per_second\x18\x04 \x01(\x01R\x11requestsPerSecond\"\xbd\x01\n" +
+	"\fGateForecast\x12\x14\n" +
+	"\x05phase\x18\x01 \x01(\tR\x05phase\x12\x12\n" +
+	"\x04gate\x18\x02 \x01(\tR\x04gate\x12\x14\n" +
+	"\x05needs\x18\x03 \x01(\tR\x05needs\x12\x1a\n" +
+	"\brequests\x18\x04 \x01(\x04R\brequests\x125\n" +
+	"\bexpected\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\bexpected\x12\x1a\n" +
+	"\bprovable\x18\x06 \x01(\bR\bprovable\"\x8b\x01\n" +
+	"\x1aConfigureDeploymentRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\fR\x04text\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x17\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun\"\xb7\x01\n" +
+	"\x17DeploymentConfiguration\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\fR\x04text\x12\x16\n" +
+	"\x06sha256\x18\x03 \x01(\tR\x06sha256\x120\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x14\n" +
+	"\x05actor\x18\x05 \x01(\tR\x05actor\x12\x14\n" +
+	"\x05notes\x18\x06 \x03(\tR\x05notes\"I\n" +
 	"\x14ListRolloutsResponse\x121\n" +
 	"\brollouts\x18\x01 \x03(\v2\x15.outrigger.v1.RolloutR\brollouts\"]\n" +
 	"\x13ListRegionsResponse\x12.\n" +
@@ -2383,7 +3301,7 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"hitsOrigin\x12!\n" +
 	"\fstale_served\x18\x04 \x01(\x04R\vstaleServed\x125\n" +
 	"\x17invalidation_lag_p50_ms\x18\x05 \x01(\x01R\x14invalidationLagP50Ms\x125\n" +
-	"\x17invalidation_lag_p99_ms\x18\x06 \x01(\x01R\x14invalidationLagP99Ms2\x99\f\n" +
+	"\x17invalidation_lag_p99_ms\x18\x06 \x01(\x01R\x14invalidationLagP99Ms2\xf1\x11\n" +
 	"\x05Admin\x12V\n" +
 	"\x14RegisterModelVersion\x12).outrigger.v1.RegisterModelVersionRequest\x1a\x13.outrigger.v1.Model\x12J\n" +
 	"\x0eConfigureModel\x12#.outrigger.v1.ConfigureModelRequest\x1a\x13.outrigger.v1.Model\x12V\n" +
@@ -2399,7 +3317,17 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\x0fListExperiments\x12\x1c.outrigger.v1.ListRequestAll\x1a%.outrigger.v1.ListExperimentsResponse\x12H\n" +
 	"\fStartRollout\x12!.outrigger.v1.StartRolloutRequest\x1a\x15.outrigger.v1.Rollout\x12K\n" +
 	"\x0eAdvanceRollout\x12\".outrigger.v1.RolloutActionRequest\x1a\x15.outrigger.v1.Rollout\x12I\n" +
-	"\fAbortRollout\x12\".outrigger.v1.RolloutActionRequest\x1a\x15.outrigger.v1.Rollout\x12>\n" +
+	"\fAbortRollout\x12\".outrigger.v1.RolloutActionRequest\x1a\x15.outrigger.v1.Rollout\x12K\n" +
+	"\vPlanRollout\x12!.outrigger.v1.StartRolloutRequest\x1a\x19.outrigger.v1.RolloutPlan\x12H\n" +
+	"\vHoldRollout\x12\".outrigger.v1.RolloutActionRequest\x1a\x15.outrigger.v1.Rollout\x12J\n" +
+	"\rResumeRollout\x12\".outrigger.v1.RolloutActionRequest\x1a\x15.outrigger.v1.Rollout\x12L\n" +
+	"\x0eApproveRollout\x12#.outrigger.v1.ApproveRolloutRequest\x1a\x15.outrigger.v1.Rollout\x12I\n" +
+	"\fRetryRollout\x12\".outrigger.v1.RolloutActionRequest\x1a\x15.outrigger.v1.Rollout\x12N\n" +
+	"\x0fRollbackRollout\x12$.outrigger.v1.RollbackRolloutRequest\x1a\x15.outrigger.v1.Rollout\x12O\n" +
+	"\n" +
+	"BreakGlass\x12\x1f.outrigger.v1.BreakGlassRequest\x1a .outrigger.v1.BreakGlassResponse\x12f\n" +
+	"\x13ConfigureDeployment\x12(.outrigger.v1.ConfigureDeploymentRequest\x1a%.outrigger.v1.DeploymentConfiguration\x12Q\n" +
+	"\rGetDeployment\x12\x19.outrigger.v1.NameRequest\x1a%.outrigger.v1.DeploymentConfiguration\x12>\n" +
 	"\n" +
 	"GetRollout\x12\x19.outrigger.v1.NameRequest\x1a\x15.outrigger.v1.Rollout\x12P\n" +
 	"\fListRollouts\x12\x1c.outrigger.v1.ListRequestAll\x1a\".outrigger.v1.ListRolloutsResponse\x12N\n" +
@@ -2421,7 +3349,7 @@ func file_outrigger_v1_admin_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_admin_proto_rawDescData
 }
 
-var file_outrigger_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_outrigger_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_outrigger_v1_admin_proto_goTypes = []any{
 	(*NameRequest)(nil),                 // 0: outrigger.v1.NameRequest
 	(*ListRequestAll)(nil),              // 1: outrigger.v1.ListRequestAll
@@ -2442,126 +3370,172 @@ var file_outrigger_v1_admin_proto_goTypes = []any{
 	(*Rollout)(nil),                     // 16: outrigger.v1.Rollout
 	(*StartRolloutRequest)(nil),         // 17: outrigger.v1.StartRolloutRequest
 	(*RolloutActionRequest)(nil),        // 18: outrigger.v1.RolloutActionRequest
-	(*ListRolloutsResponse)(nil),        // 19: outrigger.v1.ListRolloutsResponse
-	(*ListRegionsResponse)(nil),         // 20: outrigger.v1.ListRegionsResponse
-	(*Alert)(nil),                       // 21: outrigger.v1.Alert
-	(*ListAlertsResponse)(nil),          // 22: outrigger.v1.ListAlertsResponse
-	(*AuditRequest)(nil),                // 23: outrigger.v1.AuditRequest
-	(*AuditResponse)(nil),               // 24: outrigger.v1.AuditResponse
-	(*StatusResponse)(nil),              // 25: outrigger.v1.StatusResponse
-	(*NodeStatus)(nil),                  // 26: outrigger.v1.NodeStatus
-	(*CacheStatus)(nil),                 // 27: outrigger.v1.CacheStatus
-	nil,                                 // 28: outrigger.v1.ModelVersion.MetadataEntry
-	nil,                                 // 29: outrigger.v1.Model.AliasesEntry
-	nil,                                 // 30: outrigger.v1.RegisterModelVersionRequest.MetadataEntry
-	nil,                                 // 31: outrigger.v1.Alert.NumbersEntry
-	(*Endpoint)(nil),                    // 32: outrigger.v1.Endpoint
-	(*timestamppb.Timestamp)(nil),       // 33: google.protobuf.Timestamp
-	(*ExperimentArm)(nil),               // 34: outrigger.v1.ExperimentArm
-	(*ExperimentPlan)(nil),              // 35: outrigger.v1.ExperimentPlan
-	(*structpb.Struct)(nil),             // 36: google.protobuf.Struct
-	(*RolloutPhase)(nil),                // 37: outrigger.v1.RolloutPhase
-	(*Evidence)(nil),                    // 38: outrigger.v1.Evidence
-	(*RollbackStarted)(nil),             // 39: outrigger.v1.RollbackStarted
-	(*RollbackCompleted)(nil),           // 40: outrigger.v1.RollbackCompleted
-	(*Region)(nil),                      // 41: outrigger.v1.Region
-	(*Event)(nil),                       // 42: outrigger.v1.Event
-	(*Node)(nil),                        // 43: outrigger.v1.Node
+	(*ApproveRolloutRequest)(nil),       // 19: outrigger.v1.ApproveRolloutRequest
+	(*RollbackRolloutRequest)(nil),      // 20: outrigger.v1.RollbackRolloutRequest
+	(*BreakGlassRequest)(nil),           // 21: outrigger.v1.BreakGlassRequest
+	(*BreakGlassResponse)(nil),          // 22: outrigger.v1.BreakGlassResponse
+	(*RolloutPlan)(nil),                 // 23: outrigger.v1.RolloutPlan
+	(*GateForecast)(nil),                // 24: outrigger.v1.GateForecast
+	(*ConfigureDeploymentRequest)(nil),  // 25: outrigger.v1.ConfigureDeploymentRequest
+	(*DeploymentConfiguration)(nil),     // 26: outrigger.v1.DeploymentConfiguration
+	(*ListRolloutsResponse)(nil),        // 27: outrigger.v1.ListRolloutsResponse
+	(*ListRegionsResponse)(nil),         // 28: outrigger.v1.ListRegionsResponse
+	(*Alert)(nil),                       // 29: outrigger.v1.Alert
+	(*ListAlertsResponse)(nil),          // 30: outrigger.v1.ListAlertsResponse
+	(*AuditRequest)(nil),                // 31: outrigger.v1.AuditRequest
+	(*AuditResponse)(nil),               // 32: outrigger.v1.AuditResponse
+	(*StatusResponse)(nil),              // 33: outrigger.v1.StatusResponse
+	(*NodeStatus)(nil),                  // 34: outrigger.v1.NodeStatus
+	(*CacheStatus)(nil),                 // 35: outrigger.v1.CacheStatus
+	nil,                                 // 36: outrigger.v1.ModelVersion.MetadataEntry
+	nil,                                 // 37: outrigger.v1.Model.AliasesEntry
+	nil,                                 // 38: outrigger.v1.RegisterModelVersionRequest.MetadataEntry
+	nil,                                 // 39: outrigger.v1.RolloutActionRequest.MetadataEntry
+	nil,                                 // 40: outrigger.v1.RollbackRolloutRequest.MetadataEntry
+	nil,                                 // 41: outrigger.v1.Alert.NumbersEntry
+	(*Endpoint)(nil),                    // 42: outrigger.v1.Endpoint
+	(*timestamppb.Timestamp)(nil),       // 43: google.protobuf.Timestamp
+	(*ExperimentArm)(nil),               // 44: outrigger.v1.ExperimentArm
+	(*ExperimentPlan)(nil),              // 45: outrigger.v1.ExperimentPlan
+	(*structpb.Struct)(nil),             // 46: google.protobuf.Struct
+	(*RolloutPhase)(nil),                // 47: outrigger.v1.RolloutPhase
+	(*Evidence)(nil),                    // 48: outrigger.v1.Evidence
+	(*RollbackStarted)(nil),             // 49: outrigger.v1.RollbackStarted
+	(*RollbackCompleted)(nil),           // 50: outrigger.v1.RollbackCompleted
+	(*RolloutGateDecided)(nil),          // 51: outrigger.v1.RolloutGateDecided
+	(*RolloutApproved)(nil),             // 52: outrigger.v1.RolloutApproved
+	(*RollbackDrillCompleted)(nil),      // 53: outrigger.v1.RollbackDrillCompleted
+	(*durationpb.Duration)(nil),         // 54: google.protobuf.Duration
+	(*Region)(nil),                      // 55: outrigger.v1.Region
+	(*Event)(nil),                       // 56: outrigger.v1.Event
+	(*Node)(nil),                        // 57: outrigger.v1.Node
 }
 var file_outrigger_v1_admin_proto_depIdxs = []int32{
-	32, // 0: outrigger.v1.ModelVersion.endpoints:type_name -> outrigger.v1.Endpoint
-	28, // 1: outrigger.v1.ModelVersion.metadata:type_name -> outrigger.v1.ModelVersion.MetadataEntry
-	33, // 2: outrigger.v1.ModelVersion.registered_at:type_name -> google.protobuf.Timestamp
+	42, // 0: outrigger.v1.ModelVersion.endpoints:type_name -> outrigger.v1.Endpoint
+	36, // 1: outrigger.v1.ModelVersion.metadata:type_name -> outrigger.v1.ModelVersion.MetadataEntry
+	43, // 2: outrigger.v1.ModelVersion.registered_at:type_name -> google.protobuf.Timestamp
 	3,  // 3: outrigger.v1.ModelVersion.stats:type_name -> outrigger.v1.VersionStats
 	2,  // 4: outrigger.v1.Model.versions:type_name -> outrigger.v1.ModelVersion
-	29, // 5: outrigger.v1.Model.aliases:type_name -> outrigger.v1.Model.AliasesEntry
-	34, // 6: outrigger.v1.Model.arms:type_name -> outrigger.v1.ExperimentArm
-	32, // 7: outrigger.v1.RegisterModelVersionRequest.endpoints:type_name -> outrigger.v1.Endpoint
-	30, // 8: outrigger.v1.RegisterModelVersionRequest.metadata:type_name -> outrigger.v1.RegisterModelVersionRequest.MetadataEntry
+	37, // 5: outrigger.v1.Model.aliases:type_name -> outrigger.v1.Model.AliasesEntry
+	44, // 6: outrigger.v1.Model.arms:type_name -> outrigger.v1.ExperimentArm
+	42, // 7: outrigger.v1.RegisterModelVersionRequest.endpoints:type_name -> outrigger.v1.Endpoint
+	38, // 8: outrigger.v1.RegisterModelVersionRequest.metadata:type_name -> outrigger.v1.RegisterModelVersionRequest.MetadataEntry
 	4,  // 9: outrigger.v1.ListModelsResponse.models:type_name -> outrigger.v1.Model
-	34, // 10: outrigger.v1.Experiment.arms:type_name -> outrigger.v1.ExperimentArm
-	33, // 11: outrigger.v1.Experiment.changed_at:type_name -> google.protobuf.Timestamp
-	35, // 12: outrigger.v1.Experiment.plan:type_name -> outrigger.v1.ExperimentPlan
-	33, // 13: outrigger.v1.Experiment.started_at:type_name -> google.protobuf.Timestamp
-	33, // 14: outrigger.v1.Experiment.ended_at:type_name -> google.protobuf.Timestamp
-	34, // 15: outrigger.v1.CreateExperimentRequest.arms:type_name -> outrigger.v1.ExperimentArm
-	35, // 16: outrigger.v1.CreateExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
-	35, // 17: outrigger.v1.PlanExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
+	44, // 10: outrigger.v1.Experiment.arms:type_name -> outrigger.v1.ExperimentArm
+	43, // 11: outrigger.v1.Experiment.changed_at:type_name -> google.protobuf.Timestamp
+	45, // 12: outrigger.v1.Experiment.plan:type_name -> outrigger.v1.ExperimentPlan
+	43, // 13: outrigger.v1.Experiment.started_at:type_name -> google.protobuf.Timestamp
+	43, // 14: outrigger.v1.Experiment.ended_at:type_name -> google.protobuf.Timestamp
+	44, // 15: outrigger.v1.CreateExperimentRequest.arms:type_name -> outrigger.v1.ExperimentArm
+	45, // 16: outrigger.v1.CreateExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
+	45, // 17: outrigger.v1.PlanExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
 	10, // 18: outrigger.v1.ExperimentResultsResponse.experiment:type_name -> outrigger.v1.Experiment
-	36, // 19: outrigger.v1.ExperimentResultsResponse.results:type_name -> google.protobuf.Struct
-	36, // 20: outrigger.v1.ExperimentResultsResponse.ledger:type_name -> google.protobuf.Struct
+	46, // 19: outrigger.v1.ExperimentResultsResponse.results:type_name -> google.protobuf.Struct
+	46, // 20: outrigger.v1.ExperimentResultsResponse.ledger:type_name -> google.protobuf.Struct
 	10, // 21: outrigger.v1.ListExperimentsResponse.experiments:type_name -> outrigger.v1.Experiment
-	37, // 22: outrigger.v1.Rollout.phases:type_name -> outrigger.v1.RolloutPhase
-	38, // 23: outrigger.v1.Rollout.evidence:type_name -> outrigger.v1.Evidence
-	33, // 24: outrigger.v1.Rollout.started_at:type_name -> google.protobuf.Timestamp
-	33, // 25: outrigger.v1.Rollout.phase_since:type_name -> google.protobuf.Timestamp
-	39, // 26: outrigger.v1.Rollout.rollback:type_name -> outrigger.v1.RollbackStarted
-	40, // 27: outrigger.v1.Rollout.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
-	37, // 28: outrigger.v1.StartRolloutRequest.phases:type_name -> outrigger.v1.RolloutPhase
-	16, // 29: outrigger.v1.ListRolloutsResponse.rollouts:type_name -> outrigger.v1.Rollout
-	41, // 30: outrigger.v1.ListRegionsResponse.regions:type_name -> outrigger.v1.Region
-	31, // 31: outrigger.v1.Alert.numbers:type_name -> outrigger.v1.Alert.NumbersEntry
-	33, // 32: outrigger.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
-	33, // 33: outrigger.v1.Alert.resolved_at:type_name -> google.protobuf.Timestamp
-	21, // 34: outrigger.v1.ListAlertsResponse.alerts:type_name -> outrigger.v1.Alert
-	33, // 35: outrigger.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
-	33, // 36: outrigger.v1.AuditRequest.until:type_name -> google.protobuf.Timestamp
-	42, // 37: outrigger.v1.AuditResponse.events:type_name -> outrigger.v1.Event
-	26, // 38: outrigger.v1.StatusResponse.nodes:type_name -> outrigger.v1.NodeStatus
-	4,  // 39: outrigger.v1.StatusResponse.models:type_name -> outrigger.v1.Model
-	16, // 40: outrigger.v1.StatusResponse.rollouts:type_name -> outrigger.v1.Rollout
-	27, // 41: outrigger.v1.StatusResponse.cache:type_name -> outrigger.v1.CacheStatus
-	41, // 42: outrigger.v1.StatusResponse.regions:type_name -> outrigger.v1.Region
-	21, // 43: outrigger.v1.StatusResponse.alerts:type_name -> outrigger.v1.Alert
-	33, // 44: outrigger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	33, // 45: outrigger.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
-	43, // 46: outrigger.v1.NodeStatus.node:type_name -> outrigger.v1.Node
-	33, // 47: outrigger.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
-	5,  // 48: outrigger.v1.Admin.RegisterModelVersion:input_type -> outrigger.v1.RegisterModelVersionRequest
-	6,  // 49: outrigger.v1.Admin.ConfigureModel:input_type -> outrigger.v1.ConfigureModelRequest
-	7,  // 50: outrigger.v1.Admin.SetModelVersionState:input_type -> outrigger.v1.SetModelVersionStateRequest
-	8,  // 51: outrigger.v1.Admin.MoveAlias:input_type -> outrigger.v1.MoveAliasRequest
-	0,  // 52: outrigger.v1.Admin.GetModel:input_type -> outrigger.v1.NameRequest
-	1,  // 53: outrigger.v1.Admin.ListModels:input_type -> outrigger.v1.ListRequestAll
-	11, // 54: outrigger.v1.Admin.CreateExperiment:input_type -> outrigger.v1.CreateExperimentRequest
-	14, // 55: outrigger.v1.Admin.SetExperimentState:input_type -> outrigger.v1.SetExperimentStateRequest
-	12, // 56: outrigger.v1.Admin.PlanExperiment:input_type -> outrigger.v1.PlanExperimentRequest
-	0,  // 57: outrigger.v1.Admin.ExperimentResults:input_type -> outrigger.v1.NameRequest
-	1,  // 58: outrigger.v1.Admin.ListExperiments:input_type -> outrigger.v1.ListRequestAll
-	17, // 59: outrigger.v1.Admin.StartRollout:input_type -> outrigger.v1.StartRolloutRequest
-	18, // 60: outrigger.v1.Admin.AdvanceRollout:input_type -> outrigger.v1.RolloutActionRequest
-	18, // 61: outrigger.v1.Admin.AbortRollout:input_type -> outrigger.v1.RolloutActionRequest
-	0,  // 62: outrigger.v1.Admin.GetRollout:input_type -> outrigger.v1.NameRequest
-	1,  // 63: outrigger.v1.Admin.ListRollouts:input_type -> outrigger.v1.ListRequestAll
-	1,  // 64: outrigger.v1.Admin.ListRegions:input_type -> outrigger.v1.ListRequestAll
-	1,  // 65: outrigger.v1.Admin.ListAlerts:input_type -> outrigger.v1.ListRequestAll
-	23, // 66: outrigger.v1.Admin.Audit:input_type -> outrigger.v1.AuditRequest
-	1,  // 67: outrigger.v1.Admin.Status:input_type -> outrigger.v1.ListRequestAll
-	4,  // 68: outrigger.v1.Admin.RegisterModelVersion:output_type -> outrigger.v1.Model
-	4,  // 69: outrigger.v1.Admin.ConfigureModel:output_type -> outrigger.v1.Model
-	4,  // 70: outrigger.v1.Admin.SetModelVersionState:output_type -> outrigger.v1.Model
-	4,  // 71: outrigger.v1.Admin.MoveAlias:output_type -> outrigger.v1.Model
-	4,  // 72: outrigger.v1.Admin.GetModel:output_type -> outrigger.v1.Model
-	9,  // 73: outrigger.v1.Admin.ListModels:output_type -> outrigger.v1.ListModelsResponse
-	10, // 74: outrigger.v1.Admin.CreateExperiment:output_type -> outrigger.v1.Experiment
-	10, // 75: outrigger.v1.Admin.SetExperimentState:output_type -> outrigger.v1.Experiment
-	10, // 76: outrigger.v1.Admin.PlanExperiment:output_type -> outrigger.v1.Experiment
-	13, // 77: outrigger.v1.Admin.ExperimentResults:output_type -> outrigger.v1.ExperimentResultsResponse
-	15, // 78: outrigger.v1.Admin.ListExperiments:output_type -> outrigger.v1.ListExperimentsResponse
-	16, // 79: outrigger.v1.Admin.StartRollout:output_type -> outrigger.v1.Rollout
-	16, // 80: outrigger.v1.Admin.AdvanceRollout:output_type -> outrigger.v1.Rollout
-	16, // 81: outrigger.v1.Admin.AbortRollout:output_type -> outrigger.v1.Rollout
-	16, // 82: outrigger.v1.Admin.GetRollout:output_type -> outrigger.v1.Rollout
-	19, // 83: outrigger.v1.Admin.ListRollouts:output_type -> outrigger.v1.ListRolloutsResponse
-	20, // 84: outrigger.v1.Admin.ListRegions:output_type -> outrigger.v1.ListRegionsResponse
-	22, // 85: outrigger.v1.Admin.ListAlerts:output_type -> outrigger.v1.ListAlertsResponse
-	24, // 86: outrigger.v1.Admin.Audit:output_type -> outrigger.v1.AuditResponse
-	25, // 87: outrigger.v1.Admin.Status:output_type -> outrigger.v1.StatusResponse
-	68, // [68:88] is the sub-list for method output_type
-	48, // [48:68] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	47, // 22: outrigger.v1.Rollout.phases:type_name -> outrigger.v1.RolloutPhase
+	48, // 23: outrigger.v1.Rollout.evidence:type_name -> outrigger.v1.Evidence
+	43, // 24: outrigger.v1.Rollout.started_at:type_name -> google.protobuf.Timestamp
+	43, // 25: outrigger.v1.Rollout.phase_since:type_name -> google.protobuf.Timestamp
+	49, // 26: outrigger.v1.Rollout.rollback:type_name -> outrigger.v1.RollbackStarted
+	50, // 27: outrigger.v1.Rollout.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
+	51, // 28: outrigger.v1.Rollout.gates:type_name -> outrigger.v1.RolloutGateDecided
+	52, // 29: outrigger.v1.Rollout.approvals:type_name -> outrigger.v1.RolloutApproved
+	53, // 30: outrigger.v1.Rollout.drill:type_name -> outrigger.v1.RollbackDrillCompleted
+	47, // 31: outrigger.v1.StartRolloutRequest.phases:type_name -> outrigger.v1.RolloutPhase
+	54, // 32: outrigger.v1.StartRolloutRequest.cooldown:type_name -> google.protobuf.Duration
+	39, // 33: outrigger.v1.RolloutActionRequest.metadata:type_name -> outrigger.v1.RolloutActionRequest.MetadataEntry
+	54, // 34: outrigger.v1.RollbackRolloutRequest.ramp:type_name -> google.protobuf.Duration
+	54, // 35: outrigger.v1.RollbackRolloutRequest.drain:type_name -> google.protobuf.Duration
+	40, // 36: outrigger.v1.RollbackRolloutRequest.metadata:type_name -> outrigger.v1.RollbackRolloutRequest.MetadataEntry
+	54, // 37: outrigger.v1.BreakGlassRequest.ttl:type_name -> google.protobuf.Duration
+	43, // 38: outrigger.v1.BreakGlassResponse.until:type_name -> google.protobuf.Timestamp
+	16, // 39: outrigger.v1.RolloutPlan.rollout:type_name -> outrigger.v1.Rollout
+	24, // 40: outrigger.v1.RolloutPlan.forecasts:type_name -> outrigger.v1.GateForecast
+	54, // 41: outrigger.v1.GateForecast.expected:type_name -> google.protobuf.Duration
+	43, // 42: outrigger.v1.DeploymentConfiguration.since:type_name -> google.protobuf.Timestamp
+	16, // 43: outrigger.v1.ListRolloutsResponse.rollouts:type_name -> outrigger.v1.Rollout
+	55, // 44: outrigger.v1.ListRegionsResponse.regions:type_name -> outrigger.v1.Region
+	41, // 45: outrigger.v1.Alert.numbers:type_name -> outrigger.v1.Alert.NumbersEntry
+	43, // 46: outrigger.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
+	43, // 47: outrigger.v1.Alert.resolved_at:type_name -> google.protobuf.Timestamp
+	29, // 48: outrigger.v1.ListAlertsResponse.alerts:type_name -> outrigger.v1.Alert
+	43, // 49: outrigger.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
+	43, // 50: outrigger.v1.AuditRequest.until:type_name -> google.protobuf.Timestamp
+	56, // 51: outrigger.v1.AuditResponse.events:type_name -> outrigger.v1.Event
+	34, // 52: outrigger.v1.StatusResponse.nodes:type_name -> outrigger.v1.NodeStatus
+	4,  // 53: outrigger.v1.StatusResponse.models:type_name -> outrigger.v1.Model
+	16, // 54: outrigger.v1.StatusResponse.rollouts:type_name -> outrigger.v1.Rollout
+	35, // 55: outrigger.v1.StatusResponse.cache:type_name -> outrigger.v1.CacheStatus
+	55, // 56: outrigger.v1.StatusResponse.regions:type_name -> outrigger.v1.Region
+	29, // 57: outrigger.v1.StatusResponse.alerts:type_name -> outrigger.v1.Alert
+	43, // 58: outrigger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	43, // 59: outrigger.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
+	57, // 60: outrigger.v1.NodeStatus.node:type_name -> outrigger.v1.Node
+	43, // 61: outrigger.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
+	5,  // 62: outrigger.v1.Admin.RegisterModelVersion:input_type -> outrigger.v1.RegisterModelVersionRequest
+	6,  // 63: outrigger.v1.Admin.ConfigureModel:input_type -> outrigger.v1.ConfigureModelRequest
+	7,  // 64: outrigger.v1.Admin.SetModelVersionState:input_type -> outrigger.v1.SetModelVersionStateRequest
+	8,  // 65: outrigger.v1.Admin.MoveAlias:input_type -> outrigger.v1.MoveAliasRequest
+	0,  // 66: outrigger.v1.Admin.GetModel:input_type -> outrigger.v1.NameRequest
+	1,  // 67: outrigger.v1.Admin.ListModels:input_type -> outrigger.v1.ListRequestAll
+	11, // 68: outrigger.v1.Admin.CreateExperiment:input_type -> outrigger.v1.CreateExperimentRequest
+	14, // 69: outrigger.v1.Admin.SetExperimentState:input_type -> outrigger.v1.SetExperimentStateRequest
+	12, // 70: outrigger.v1.Admin.PlanExperiment:input_type -> outrigger.v1.PlanExperimentRequest
+	0,  // 71: outrigger.v1.Admin.ExperimentResults:input_type -> outrigger.v1.NameRequest
+	1,  // 72: outrigger.v1.Admin.ListExperiments:input_type -> outrigger.v1.ListRequestAll
+	17, // 73: outrigger.v1.Admin.StartRollout:input_type -> outrigger.v1.StartRolloutRequest
+	18, // 74: outrigger.v1.Admin.AdvanceRollout:input_type -> outrigger.v1.RolloutActionRequest
+	18, // 75: outrigger.v1.Admin.AbortRollout:input_type -> outrigger.v1.RolloutActionRequest
+	17, // 76: outrigger.v1.Admin.PlanRollout:input_type -> outrigger.v1.StartRolloutRequest
+	18, // 77: outrigger.v1.Admin.HoldRollout:input_type -> outrigger.v1.RolloutActionRequest
+	18, // 78: outrigger.v1.Admin.ResumeRollout:input_type -> outrigger.v1.RolloutActionRequest
+	19, // 79: outrigger.v1.Admin.ApproveRollout:input_type -> outrigger.v1.ApproveRolloutRequest
+	18, // 80: outrigger.v1.Admin.RetryRollout:input_type -> outrigger.v1.RolloutActionRequest
+	20, // 81: outrigger.v1.Admin.RollbackRollout:input_type -> outrigger.v1.RollbackRolloutRequest
+	21, // 82: outrigger.v1.Admin.BreakGlass:input_type -> outrigger.v1.BreakGlassRequest
+	25, // 83: outrigger.v1.Admin.ConfigureDeployment:input_type -> outrigger.v1.ConfigureDeploymentRequest
+	0,  // 84: outrigger.v1.Admin.GetDeployment:input_type -> outrigger.v1.NameRequest
+	0,  // 85: outrigger.v1.Admin.GetRollout:input_type -> outrigger.v1.NameRequest
+	1,  // 86: outrigger.v1.Admin.ListRollouts:input_type -> outrigger.v1.ListRequestAll
+	1,  // 87: outrigger.v1.Admin.ListRegions:input_type -> outrigger.v1.ListRequestAll
+	1,  // 88: outrigger.v1.Admin.ListAlerts:input_type -> outrigger.v1.ListRequestAll
+	31, // 89: outrigger.v1.Admin.Audit:input_type -> outrigger.v1.AuditRequest
+	1,  // 90: outrigger.v1.Admin.Status:input_type -> outrigger.v1.ListRequestAll
+	4,  // 91: outrigger.v1.Admin.RegisterModelVersion:output_type -> outrigger.v1.Model
+	4,  // 92: outrigger.v1.Admin.ConfigureModel:output_type -> outrigger.v1.Model
+	4,  // 93: outrigger.v1.Admin.SetModelVersionState:output_type -> outrigger.v1.Model
+	4,  // 94: outrigger.v1.Admin.MoveAlias:output_type -> outrigger.v1.Model
+	4,  // 95: outrigger.v1.Admin.GetModel:output_type -> outrigger.v1.Model
+	9,  // 96: outrigger.v1.Admin.ListModels:output_type -> outrigger.v1.ListModelsResponse
+	10, // 97: outrigger.v1.Admin.CreateExperiment:output_type -> outrigger.v1.Experiment
+	10, // 98: outrigger.v1.Admin.SetExperimentState:output_type -> outrigger.v1.Experiment
+	10, // 99: outrigger.v1.Admin.PlanExperiment:output_type -> outrigger.v1.Experiment
+	13, // 100: outrigger.v1.Admin.ExperimentResults:output_type -> outrigger.v1.ExperimentResultsResponse
+	15, // 101: outrigger.v1.Admin.ListExperiments:output_type -> outrigger.v1.ListExperimentsResponse
+	16, // 102: outrigger.v1.Admin.StartRollout:output_type -> outrigger.v1.Rollout
+	16, // 103: outrigger.v1.Admin.AdvanceRollout:output_type -> outrigger.v1.Rollout
+	16, // 104: outrigger.v1.Admin.AbortRollout:output_type -> outrigger.v1.Rollout
+	23, // 105: outrigger.v1.Admin.PlanRollout:output_type -> outrigger.v1.RolloutPlan
+	16, // 106: outrigger.v1.Admin.HoldRollout:output_type -> outrigger.v1.Rollout
+	16, // 107: outrigger.v1.Admin.ResumeRollout:output_type -> outrigger.v1.Rollout
+	16, // 108: outrigger.v1.Admin.ApproveRollout:output_type -> outrigger.v1.Rollout
+	16, // 109: outrigger.v1.Admin.RetryRollout:output_type -> outrigger.v1.Rollout
+	16, // 110: outrigger.v1.Admin.RollbackRollout:output_type -> outrigger.v1.Rollout
+	22, // 111: outrigger.v1.Admin.BreakGlass:output_type -> outrigger.v1.BreakGlassResponse
+	26, // 112: outrigger.v1.Admin.ConfigureDeployment:output_type -> outrigger.v1.DeploymentConfiguration
+	26, // 113: outrigger.v1.Admin.GetDeployment:output_type -> outrigger.v1.DeploymentConfiguration
+	16, // 114: outrigger.v1.Admin.GetRollout:output_type -> outrigger.v1.Rollout
+	27, // 115: outrigger.v1.Admin.ListRollouts:output_type -> outrigger.v1.ListRolloutsResponse
+	28, // 116: outrigger.v1.Admin.ListRegions:output_type -> outrigger.v1.ListRegionsResponse
+	30, // 117: outrigger.v1.Admin.ListAlerts:output_type -> outrigger.v1.ListAlertsResponse
+	32, // 118: outrigger.v1.Admin.Audit:output_type -> outrigger.v1.AuditResponse
+	33, // 119: outrigger.v1.Admin.Status:output_type -> outrigger.v1.StatusResponse
+	91, // [91:120] is the sub-list for method output_type
+	62, // [62:91] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_admin_proto_init() }
@@ -2578,7 +3552,7 @@ func file_outrigger_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_admin_proto_rawDesc), len(file_outrigger_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

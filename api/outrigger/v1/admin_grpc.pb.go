@@ -33,6 +33,15 @@ const (
 	Admin_StartRollout_FullMethodName         = "/outrigger.v1.Admin/StartRollout"
 	Admin_AdvanceRollout_FullMethodName       = "/outrigger.v1.Admin/AdvanceRollout"
 	Admin_AbortRollout_FullMethodName         = "/outrigger.v1.Admin/AbortRollout"
+	Admin_PlanRollout_FullMethodName          = "/outrigger.v1.Admin/PlanRollout"
+	Admin_HoldRollout_FullMethodName          = "/outrigger.v1.Admin/HoldRollout"
+	Admin_ResumeRollout_FullMethodName        = "/outrigger.v1.Admin/ResumeRollout"
+	Admin_ApproveRollout_FullMethodName       = "/outrigger.v1.Admin/ApproveRollout"
+	Admin_RetryRollout_FullMethodName         = "/outrigger.v1.Admin/RetryRollout"
+	Admin_RollbackRollout_FullMethodName      = "/outrigger.v1.Admin/RollbackRollout"
+	Admin_BreakGlass_FullMethodName           = "/outrigger.v1.Admin/BreakGlass"
+	Admin_ConfigureDeployment_FullMethodName  = "/outrigger.v1.Admin/ConfigureDeployment"
+	Admin_GetDeployment_FullMethodName        = "/outrigger.v1.Admin/GetDeployment"
 	Admin_GetRollout_FullMethodName           = "/outrigger.v1.Admin/GetRollout"
 	Admin_ListRollouts_FullMethodName         = "/outrigger.v1.Admin/ListRollouts"
 	Admin_ListRegions_FullMethodName          = "/outrigger.v1.Admin/ListRegions"
@@ -62,6 +71,18 @@ type AdminClient interface {
 	StartRollout(ctx context.Context, in *StartRolloutRequest, opts ...grpc.CallOption) (*Rollout, error)
 	AdvanceRollout(ctx context.Context, in *RolloutActionRequest, opts ...grpc.CallOption) (*Rollout, error)
 	AbortRollout(ctx context.Context, in *RolloutActionRequest, opts ...grpc.CallOption) (*Rollout, error)
+	// PlanRollout says what StartRollout would do, and changes nothing.
+	PlanRollout(ctx context.Context, in *StartRolloutRequest, opts ...grpc.CallOption) (*RolloutPlan, error)
+	HoldRollout(ctx context.Context, in *RolloutActionRequest, opts ...grpc.CallOption) (*Rollout, error)
+	ResumeRollout(ctx context.Context, in *RolloutActionRequest, opts ...grpc.CallOption) (*Rollout, error)
+	ApproveRollout(ctx context.Context, in *ApproveRolloutRequest, opts ...grpc.CallOption) (*Rollout, error)
+	RetryRollout(ctx context.Context, in *RolloutActionRequest, opts ...grpc.CallOption) (*Rollout, error)
+	RollbackRollout(ctx context.Context, in *RollbackRolloutRequest, opts ...grpc.CallOption) (*Rollout, error)
+	// BreakGlass takes a version out of this replica's policy at once, before anything is
+	// in the log and also while the log takes no writes.
+	BreakGlass(ctx context.Context, in *BreakGlassRequest, opts ...grpc.CallOption) (*BreakGlassResponse, error)
+	ConfigureDeployment(ctx context.Context, in *ConfigureDeploymentRequest, opts ...grpc.CallOption) (*DeploymentConfiguration, error)
+	GetDeployment(ctx context.Context, in *NameRequest, opts ...grpc.CallOption) (*DeploymentConfiguration, error)
 	GetRollout(ctx context.Context, in *NameRequest, opts ...grpc.CallOption) (*Rollout, error)
 	ListRollouts(ctx context.Context, in *ListRequestAll, opts ...grpc.CallOption) (*ListRolloutsResponse, error)
 	ListRegions(ctx context.Context, in *ListRequestAll, opts ...grpc.CallOption) (*ListRegionsResponse, error)
@@ -218,6 +239,96 @@ func (c *adminClient) AbortRollout(ctx context.Context, in *RolloutActionRequest
 	return out, nil
 }
 
+func (c *adminClient) PlanRollout(ctx context.Context, in *StartRolloutRequest, opts ...grpc.CallOption) (*RolloutPlan, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RolloutPlan)
+	err := c.cc.Invoke(ctx, Admin_PlanRollout_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) HoldRollout(ctx context.Context, in *RolloutActionRequest, opts ...grpc.CallOption) (*Rollout, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Rollout)
+	err := c.cc.Invoke(ctx, Admin_HoldRollout_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) ResumeRollout(ctx context.Context, in *RolloutActionRequest, opts ...grpc.CallOption) (*Rollout, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Rollout)
+	err := c.cc.Invoke(ctx, Admin_ResumeRollout_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) ApproveRollout(ctx context.Context, in *ApproveRolloutRequest, opts ...grpc.CallOption) (*Rollout, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Rollout)
+	err := c.cc.Invoke(ctx, Admin_ApproveRollout_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) RetryRollout(ctx context.Context, in *RolloutActionRequest, opts ...grpc.CallOption) (*Rollout, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Rollout)
+	err := c.cc.Invoke(ctx, Admin_RetryRollout_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) RollbackRollout(ctx context.Context, in *RollbackRolloutRequest, opts ...grpc.CallOption) (*Rollout, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Rollout)
+	err := c.cc.Invoke(ctx, Admin_RollbackRollout_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) BreakGlass(ctx context.Context, in *BreakGlassRequest, opts ...grpc.CallOption) (*BreakGlassResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BreakGlassResponse)
+	err := c.cc.Invoke(ctx, Admin_BreakGlass_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) ConfigureDeployment(ctx context.Context, in *ConfigureDeploymentRequest, opts ...grpc.CallOption) (*DeploymentConfiguration, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeploymentConfiguration)
+	err := c.cc.Invoke(ctx, Admin_ConfigureDeployment_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) GetDeployment(ctx context.Context, in *NameRequest, opts ...grpc.CallOption) (*DeploymentConfiguration, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeploymentConfiguration)
+	err := c.cc.Invoke(ctx, Admin_GetDeployment_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminClient) GetRollout(ctx context.Context, in *NameRequest, opts ...grpc.CallOption) (*Rollout, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Rollout)
@@ -299,6 +410,18 @@ type AdminServer interface {
 	StartRollout(context.Context, *StartRolloutRequest) (*Rollout, error)
 	AdvanceRollout(context.Context, *RolloutActionRequest) (*Rollout, error)
 	AbortRollout(context.Context, *RolloutActionRequest) (*Rollout, error)
+	// PlanRollout says what StartRollout would do, and changes nothing.
+	PlanRollout(context.Context, *StartRolloutRequest) (*RolloutPlan, error)
+	HoldRollout(context.Context, *RolloutActionRequest) (*Rollout, error)
+	ResumeRollout(context.Context, *RolloutActionRequest) (*Rollout, error)
+	ApproveRollout(context.Context, *ApproveRolloutRequest) (*Rollout, error)
+	RetryRollout(context.Context, *RolloutActionRequest) (*Rollout, error)
+	RollbackRollout(context.Context, *RollbackRolloutRequest) (*Rollout, error)
+	// BreakGlass takes a version out of this replica's policy at once, before anything is
+	// in the log and also while the log takes no writes.
+	BreakGlass(context.Context, *BreakGlassRequest) (*BreakGlassResponse, error)
+	ConfigureDeployment(context.Context, *ConfigureDeploymentRequest) (*DeploymentConfiguration, error)
+	GetDeployment(context.Context, *NameRequest) (*DeploymentConfiguration, error)
 	GetRollout(context.Context, *NameRequest) (*Rollout, error)
 	ListRollouts(context.Context, *ListRequestAll) (*ListRolloutsResponse, error)
 	ListRegions(context.Context, *ListRequestAll) (*ListRegionsResponse, error)
@@ -356,6 +479,33 @@ func (UnimplementedAdminServer) AdvanceRollout(context.Context, *RolloutActionRe
 }
 func (UnimplementedAdminServer) AbortRollout(context.Context, *RolloutActionRequest) (*Rollout, error) {
 	return nil, status.Error(codes.Unimplemented, "method AbortRollout not implemented")
+}
+func (UnimplementedAdminServer) PlanRollout(context.Context, *StartRolloutRequest) (*RolloutPlan, error) {
+	return nil, status.Error(codes.Unimplemented, "method PlanRollout not implemented")
+}
+func (UnimplementedAdminServer) HoldRollout(context.Context, *RolloutActionRequest) (*Rollout, error) {
+	return nil, status.Error(codes.Unimplemented, "method HoldRollout not implemented")
+}
+func (UnimplementedAdminServer) ResumeRollout(context.Context, *RolloutActionRequest) (*Rollout, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResumeRollout not implemented")
+}
+func (UnimplementedAdminServer) ApproveRollout(context.Context, *ApproveRolloutRequest) (*Rollout, error) {
+	return nil, status.Error(codes.Unimplemented, "method ApproveRollout not implemented")
+}
+func (UnimplementedAdminServer) RetryRollout(context.Context, *RolloutActionRequest) (*Rollout, error) {
+	return nil, status.Error(codes.Unimplemented, "method RetryRollout not implemented")
+}
+func (UnimplementedAdminServer) RollbackRollout(context.Context, *RollbackRolloutRequest) (*Rollout, error) {
+	return nil, status.Error(codes.Unimplemented, "method RollbackRollout not implemented")
+}
+func (UnimplementedAdminServer) BreakGlass(context.Context, *BreakGlassRequest) (*BreakGlassResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method BreakGlass not implemented")
+}
+func (UnimplementedAdminServer) ConfigureDeployment(context.Context, *ConfigureDeploymentRequest) (*DeploymentConfiguration, error) {
+	return nil, status.Error(codes.Unimplemented, "method ConfigureDeployment not implemented")
+}
+func (UnimplementedAdminServer) GetDeployment(context.Context, *NameRequest) (*DeploymentConfiguration, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetDeployment not implemented")
 }
 func (UnimplementedAdminServer) GetRollout(context.Context, *NameRequest) (*Rollout, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetRollout not implemented")
@@ -648,6 +798,168 @@ func _Admin_AbortRollout_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_PlanRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StartRolloutRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).PlanRollout(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_PlanRollout_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).PlanRollout(ctx, req.(*StartRolloutRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_HoldRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RolloutActionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).HoldRollout(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_HoldRollout_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).HoldRollout(ctx, req.(*RolloutActionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_ResumeRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RolloutActionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ResumeRollout(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ResumeRollout_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ResumeRollout(ctx, req.(*RolloutActionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_ApproveRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ApproveRolloutRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ApproveRollout(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ApproveRollout_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ApproveRollout(ctx, req.(*ApproveRolloutRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_RetryRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RolloutActionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).RetryRollout(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_RetryRollout_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).RetryRollout(ctx, req.(*RolloutActionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_RollbackRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RollbackRolloutRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).RollbackRollout(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_RollbackRollout_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).RollbackRollout(ctx, req.(*RollbackRolloutRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_BreakGlass_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BreakGlassRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).BreakGlass(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_BreakGlass_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).BreakGlass(ctx, req.(*BreakGlassRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_ConfigureDeployment_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ConfigureDeploymentRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ConfigureDeployment(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ConfigureDeployment_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ConfigureDeployment(ctx, req.(*ConfigureDeploymentRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_GetDeployment_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(NameRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).GetDeployment(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_GetDeployment_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).GetDeployment(ctx, req.(*NameRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Admin_GetRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(NameRequest)
 	if err := dec(in); err != nil {
@@ -818,6 +1130,42 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "AbortRollout",
 			Handler:    _Admin_AbortRollout_Handler,
+		},
+		{
+			MethodName: "PlanRollout",
+			Handler:    _Admin_PlanRollout_Handler,
+		},
+		{
+			MethodName: "HoldRollout",
+			Handler:    _Admin_HoldRollout_Handler,
+		},
+		{
+			MethodName: "ResumeRollout",
+			Handler:    _Admin_ResumeRollout_Handler,
+		},
+		{
+			MethodName: "ApproveRollout",
+			Handler:    _Admin_ApproveRollout_Handler,
+		},
+		{
+			MethodName: "RetryRollout",
+			Handler:    _Admin_RetryRollout_Handler,
+		},
+		{
+			MethodName: "RollbackRollout",
+			Handler:    _Admin_RollbackRollout_Handler,
+		},
+		{
+			MethodName: "BreakGlass",
+			Handler:    _Admin_BreakGlass_Handler,
+		},
+		{
+			MethodName: "ConfigureDeployment",
+			Handler:    _Admin_ConfigureDeployment_Handler,
+		},
+		{
+			MethodName: "GetDeployment",
+			Handler:    _Admin_GetDeployment_Handler,
 		},
 		{
 			MethodName: "GetRollout",

@@ -56,11 +56,21 @@ type Event struct {
 	//	*Event_RollbackStarted
 	//	*Event_RollbackCompleted
 	//	*Event_RolloutEnded
+	//	*Event_RolloutHeld
+	//	*Event_RolloutResumed
+	//	*Event_RolloutApproved
+	//	*Event_RolloutGateDecided
+	//	*Event_RolloutSteppedBack
 	//	*Event_RegionRegistered
 	//	*Event_RegionRemoved
 	//	*Event_AlertRaised
 	//	*Event_AlertResolved
 	//	*Event_PushRecorded
+	//	*Event_RolloutDraining
+	//	*Event_RolloutRamped
+	//	*Event_RollbackDrillStarted
+	//	*Event_RollbackDrillCompleted
+	//	*Event_DeploymentConfigured
 	Payload       isEvent_Payload `protobuf_oneof:"payload"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -315,6 +325,51 @@ func (x *Event) GetRolloutEnded() *RolloutEnded {
 	return nil
 }
 
+func (x *Event) GetRolloutHeld() *RolloutHeld {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_RolloutHeld); ok {
+			return x.RolloutHeld
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetRolloutResumed() *RolloutResumed {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_RolloutResumed); ok {
+			return x.RolloutResumed
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetRolloutApproved() *RolloutApproved {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_RolloutApproved); ok {
+			return x.RolloutApproved
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetRolloutGateDecided() *RolloutGateDecided {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_RolloutGateDecided); ok {
+			return x.RolloutGateDecided
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetRolloutSteppedBack() *RolloutSteppedBack {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_RolloutSteppedBack); ok {
+			return x.RolloutSteppedBack
+		}
+	}
+	return nil
+}
+
 func (x *Event) GetRegionRegistered() *RegionRegistered {
 	if x != nil {
 		if x, ok := x.Payload.(*Event_RegionRegistered); ok {
@@ -355,6 +410,51 @@ func (x *Event) GetPushRecorded() *PushRecorded {
 	if x != nil {
 		if x, ok := x.Payload.(*Event_PushRecorded); ok {
 			return x.PushRecorded
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetRolloutDraining() *RolloutDraining {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_RolloutDraining); ok {
+			return x.RolloutDraining
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetRolloutRamped() *RolloutRamped {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_RolloutRamped); ok {
+			return x.RolloutRamped
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetRollbackDrillStarted() *RollbackDrillStarted {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_RollbackDrillStarted); ok {
+			return x.RollbackDrillStarted
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetRollbackDrillCompleted() *RollbackDrillCompleted {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_RollbackDrillCompleted); ok {
+			return x.RollbackDrillCompleted
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetDeploymentConfigured() *DeploymentConfigured {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_DeploymentConfigured); ok {
+			return x.DeploymentConfigured
 		}
 	}
 	return nil
@@ -424,6 +524,26 @@ type Event_RolloutEnded struct {
 	RolloutEnded *RolloutEnded `protobuf:"bytes,64,opt,name=rollout_ended,json=rolloutEnded,proto3,oneof"`
 }
 
+type Event_RolloutHeld struct {
+	RolloutHeld *RolloutHeld `protobuf:"bytes,65,opt,name=rollout_held,json=rolloutHeld,proto3,oneof"`
+}
+
+type Event_RolloutResumed struct {
+	RolloutResumed *RolloutResumed `protobuf:"bytes,66,opt,name=rollout_resumed,json=rolloutResumed,proto3,oneof"`
+}
+
+type Event_RolloutApproved struct {
+	RolloutApproved *RolloutApproved `protobuf:"bytes,67,opt,name=rollout_approved,json=rolloutApproved,proto3,oneof"`
+}
+
+type Event_RolloutGateDecided struct {
+	RolloutGateDecided *RolloutGateDecided `protobuf:"bytes,68,opt,name=rollout_gate_decided,json=rolloutGateDecided,proto3,oneof"`
+}
+
+type Event_RolloutSteppedBack struct {
+	RolloutSteppedBack *RolloutSteppedBack `protobuf:"bytes,69,opt,name=rollout_stepped_back,json=rolloutSteppedBack,proto3,oneof"`
+}
+
 type Event_RegionRegistered struct {
 	RegionRegistered *RegionRegistered `protobuf:"bytes,70,opt,name=region_registered,json=regionRegistered,proto3,oneof"`
 }
@@ -442,6 +562,26 @@ type Event_AlertResolved struct {
 
 type Event_PushRecorded struct {
 	PushRecorded *PushRecorded `protobuf:"bytes,90,opt,name=push_recorded,json=pushRecorded,proto3,oneof"`
+}
+
+type Event_RolloutDraining struct {
+	RolloutDraining *RolloutDraining `protobuf:"bytes,100,opt,name=rollout_draining,json=rolloutDraining,proto3,oneof"`
+}
+
+type Event_RolloutRamped struct {
+	RolloutRamped *RolloutRamped `protobuf:"bytes,101,opt,name=rollout_ramped,json=rolloutRamped,proto3,oneof"`
+}
+
+type Event_RollbackDrillStarted struct {
+	RollbackDrillStarted *RollbackDrillStarted `protobuf:"bytes,102,opt,name=rollback_drill_started,json=rollbackDrillStarted,proto3,oneof"`
+}
+
+type Event_RollbackDrillCompleted struct {
+	RollbackDrillCompleted *RollbackDrillCompleted `protobuf:"bytes,103,opt,name=rollback_drill_completed,json=rollbackDrillCompleted,proto3,oneof"`
+}
+
+type Event_DeploymentConfigured struct {
+	DeploymentConfigured *DeploymentConfigured `protobuf:"bytes,110,opt,name=deployment_configured,json=deploymentConfigured,proto3,oneof"`
 }
 
 func (*Event_SessionCreated) isEvent_Payload() {}
@@ -474,6 +614,16 @@ func (*Event_RollbackCompleted) isEvent_Payload() {}
 
 func (*Event_RolloutEnded) isEvent_Payload() {}
 
+func (*Event_RolloutHeld) isEvent_Payload() {}
+
+func (*Event_RolloutResumed) isEvent_Payload() {}
+
+func (*Event_RolloutApproved) isEvent_Payload() {}
+
+func (*Event_RolloutGateDecided) isEvent_Payload() {}
+
+func (*Event_RolloutSteppedBack) isEvent_Payload() {}
+
 func (*Event_RegionRegistered) isEvent_Payload() {}
 
 func (*Event_RegionRemoved) isEvent_Payload() {}
@@ -483,6 +633,16 @@ func (*Event_AlertRaised) isEvent_Payload() {}
 func (*Event_AlertResolved) isEvent_Payload() {}
 
 func (*Event_PushRecorded) isEvent_Payload() {}
+
+func (*Event_RolloutDraining) isEvent_Payload() {}
+
+func (*Event_RolloutRamped) isEvent_Payload() {}
+
+func (*Event_RollbackDrillStarted) isEvent_Payload() {}
+
+func (*Event_RollbackDrillCompleted) isEvent_Payload() {}
+
+func (*Event_DeploymentConfigured) isEvent_Payload() {}
 
 type SessionCreated struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1439,14 +1599,20 @@ func (x *ExperimentMetric) GetMargin() float64 {
 }
 
 type RolloutStarted struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Model         string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
-	Candidate     string                 `protobuf:"bytes,2,opt,name=candidate,proto3" json:"candidate,omitempty"`
-	LastGood      string                 `protobuf:"bytes,3,opt,name=last_good,json=lastGood,proto3" json:"last_good,omitempty"`
-	Phases        []*RolloutPhase        `protobuf:"bytes,4,rep,name=phases,proto3" json:"phases,omitempty"`
-	Alpha         float64                `protobuf:"fixed64,5,opt,name=alpha,proto3" json:"alpha,omitempty"` // false-rollback probability per phase
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Model          string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	Candidate      string                 `protobuf:"bytes,2,opt,name=candidate,proto3" json:"candidate,omitempty"`
+	LastGood       string                 `protobuf:"bytes,3,opt,name=last_good,json=lastGood,proto3" json:"last_good,omitempty"`
+	Phases         []*RolloutPhase        `protobuf:"bytes,4,rep,name=phases,proto3" json:"phases,omitempty"`
+	Alpha          float64                `protobuf:"fixed64,5,opt,name=alpha,proto3" json:"alpha,omitempty"`                                         // false-rollback probability per phase
+	RetryOf        string                 `protobuf:"bytes,6,opt,name=retry_of,json=retryOf,proto3" json:"retry_of,omitempty"`                        // the rollout this one tries again, "" = none
+	FirstPhase     uint32                 `protobuf:"varint,7,opt,name=first_phase,json=firstPhase,proto3" json:"first_phase,omitempty"`              // index of the phase it begins in
+	Cooldown       *durationpb.Duration   `protobuf:"bytes,8,opt,name=cooldown,proto3" json:"cooldown,omitempty"`                                     // after a rollback, until the model may be rolled out again
+	Notify         []string               `protobuf:"bytes,9,rep,name=notify,proto3" json:"notify,omitempty"`                                         // whom to tell, those on call first
+	Author         string                 `protobuf:"bytes,10,opt,name=author,proto3" json:"author,omitempty"`                                        // who asked for it, and may not approve it
+	ManualRollback bool                   `protobuf:"varint,11,opt,name=manual_rollback,json=manualRollback,proto3" json:"manual_rollback,omitempty"` // what would roll back by itself holds and waits for a person
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *RolloutStarted) Reset() {
@@ -1514,14 +1680,63 @@ func (x *RolloutStarted) GetAlpha() float64 {
 	return 0
 }
 
+func (x *RolloutStarted) GetRetryOf() string {
+	if x != nil {
+		return x.RetryOf
+	}
+	return ""
+}
+
+func (x *RolloutStarted) GetFirstPhase() uint32 {
+	if x != nil {
+		return x.FirstPhase
+	}
+	return 0
+}
+
+func (x *RolloutStarted) GetCooldown() *durationpb.Duration {
+	if x != nil {
+		return x.Cooldown
+	}
+	return nil
+}
+
+func (x *RolloutStarted) GetNotify() []string {
+	if x != nil {
+		return x.Notify
+	}
+	return nil
+}
+
+func (x *RolloutStarted) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
+func (x *RolloutStarted) GetManualRollback() bool {
+	if x != nil {
+		return x.ManualRollback
+	}
+	return false
+}
+
 type RolloutPhase struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Weight        uint32                 `protobuf:"varint,2,opt,name=weight,proto3" json:"weight,omitempty"` // parts of 10 000 that go to the candidate
-	MinDuration   *durationpb.Duration   `protobuf:"bytes,3,opt,name=min_duration,json=minDuration,proto3" json:"min_duration,omitempty"`
-	MinRequests   uint64                 `protobuf:"varint,4,opt,name=min_requests,json=minRequests,proto3" json:"min_requests,omitempty"` // candidate requests before the phase may end
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Name            string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Weight          uint32                 `protobuf:"varint,2,opt,name=weight,proto3" json:"weight,omitempty"` // parts of 10 000 that go to the candidate
+	MinDuration     *durationpb.Duration   `protobuf:"bytes,3,opt,name=min_duration,json=minDuration,proto3" json:"min_duration,omitempty"`
+	MinRequests     uint64                 `protobuf:"varint,4,opt,name=min_requests,json=minRequests,proto3" json:"min_requests,omitempty"`   // candidate requests before the phase may end
+	Stage           string                 `protobuf:"bytes,5,opt,name=stage,proto3" json:"stage,omitempty"`                                   // the phase this is a step of; empty = name
+	Gates           []*RolloutGate         `protobuf:"bytes,6,rep,name=gates,proto3" json:"gates,omitempty"`                                   // all must pass before the phase ends
+	RollbackWhen    []string               `protobuf:"bytes,7,rep,name=rollback_when,json=rollbackWhen,proto3" json:"rollback_when,omitempty"` // conditions: one that certainly holds rolls back
+	FeatureFlags    []string               `protobuf:"bytes,8,rep,name=feature_flags,json=featureFlags,proto3" json:"feature_flags,omitempty"`
+	MonitoringLevel string                 `protobuf:"bytes,9,opt,name=monitoring_level,json=monitoringLevel,proto3" json:"monitoring_level,omitempty"` // debug info warn error
+	Environment     string                 `protobuf:"bytes,10,opt,name=environment,proto3" json:"environment,omitempty"`                               // empty = that of this mesh; in another one the weight is 0
+	Share           uint32                 `protobuf:"varint,11,opt,name=share,proto3" json:"share,omitempty"`                                          // parts of 10 000 of the environment's units; weight is what this mesh serves
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *RolloutPhase) Reset() {
@@ -1582,18 +1797,322 @@ func (x *RolloutPhase) GetMinRequests() uint64 {
 	return 0
 }
 
+func (x *RolloutPhase) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *RolloutPhase) GetGates() []*RolloutGate {
+	if x != nil {
+		return x.Gates
+	}
+	return nil
+}
+
+func (x *RolloutPhase) GetRollbackWhen() []string {
+	if x != nil {
+		return x.RollbackWhen
+	}
+	return nil
+}
+
+func (x *RolloutPhase) GetFeatureFlags() []string {
+	if x != nil {
+		return x.FeatureFlags
+	}
+	return nil
+}
+
+func (x *RolloutPhase) GetMonitoringLevel() string {
+	if x != nil {
+		return x.MonitoringLevel
+	}
+	return ""
+}
+
+func (x *RolloutPhase) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *RolloutPhase) GetShare() uint32 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
+}
+
+// RolloutGate is one thing a phase must pass. Which fields count depends on kind.
+type RolloutGate struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Kind           string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`                                            // metrics_threshold manual_approval automated_test time_based experiment
+	Conditions     []string               `protobuf:"bytes,3,rep,name=conditions,proto3" json:"conditions,omitempty"`                                // metrics_threshold: all must certainly hold
+	Approvals      uint32                 `protobuf:"varint,4,opt,name=approvals,proto3" json:"approvals,omitempty"`                                 // manual_approval: how many different people, default 1
+	Approvers      []string               `protobuf:"bytes,5,rep,name=approvers,proto3" json:"approvers,omitempty"`                                  // manual_approval: who may; empty = everybody but the author
+	Expiry         *durationpb.Duration   `protobuf:"bytes,6,opt,name=expiry,proto3" json:"expiry,omitempty"`                                        // manual_approval: an approval counts for this long; 0 = the phase
+	Check          *RolloutCheck          `protobuf:"bytes,7,opt,name=check,proto3" json:"check,omitempty"`                                          // automated_test
+	Dwell          *durationpb.Duration   `protobuf:"bytes,8,opt,name=dwell,proto3" json:"dwell,omitempty"`                                          // time_based: since the phase began
+	Hours          []string               `protobuf:"bytes,9,rep,name=hours,proto3" json:"hours,omitempty"`                                          // time_based: "mon-fri 09:00-17:00"; empty = always
+	UtcOffset      string                 `protobuf:"bytes,10,opt,name=utc_offset,json=utcOffset,proto3" json:"utc_offset,omitempty"`                // time_based: of hours, like "+02:00"; empty = UTC
+	Freezes        []string               `protobuf:"bytes,11,rep,name=freezes,proto3" json:"freezes,omitempty"`                                     // time_based: "2026-12-20/2027-01-02", days in utc_offset, both included
+	Experiment     string                 `protobuf:"bytes,12,opt,name=experiment,proto3" json:"experiment,omitempty"`                               // experiment: must have concluded for the candidate
+	OnInconclusive string                 `protobuf:"bytes,13,opt,name=on_inconclusive,json=onInconclusive,proto3" json:"on_inconclusive,omitempty"` // hold (default) rollback advance; applies once max_wait has passed
+	OnFail         string                 `protobuf:"bytes,14,opt,name=on_fail,json=onFail,proto3" json:"on_fail,omitempty"`                         // hold (default) rollback
+	MaxWait        *durationpb.Duration   `protobuf:"bytes,15,opt,name=max_wait,json=maxWait,proto3" json:"max_wait,omitempty"`                      // since the phase began; 0 = wait for ever
+	DryRun         bool                   `protobuf:"varint,16,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`                        // judged and shown, never obeyed
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RolloutGate) Reset() {
+	*x = RolloutGate{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RolloutGate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RolloutGate) ProtoMessage() {}
+
+func (x *RolloutGate) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RolloutGate.ProtoReflect.Descriptor instead.
+func (*RolloutGate) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *RolloutGate) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RolloutGate) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *RolloutGate) GetConditions() []string {
+	if x != nil {
+		return x.Conditions
+	}
+	return nil
+}
+
+func (x *RolloutGate) GetApprovals() uint32 {
+	if x != nil {
+		return x.Approvals
+	}
+	return 0
+}
+
+func (x *RolloutGate) GetApprovers() []string {
+	if x != nil {
+		return x.Approvers
+	}
+	return nil
+}
+
+func (x *RolloutGate) GetExpiry() *durationpb.Duration {
+	if x != nil {
+		return x.Expiry
+	}
+	return nil
+}
+
+func (x *RolloutGate) GetCheck() *RolloutCheck {
+	if x != nil {
+		return x.Check
+	}
+	return nil
+}
+
+func (x *RolloutGate) GetDwell() *durationpb.Duration {
+	if x != nil {
+		return x.Dwell
+	}
+	return nil
+}
+
+func (x *RolloutGate) GetHours() []string {
+	if x != nil {
+		return x.Hours
+	}
+	return nil
+}
+
+func (x *RolloutGate) GetUtcOffset() string {
+	if x != nil {
+		return x.UtcOffset
+	}
+	return ""
+}
+
+func (x *RolloutGate) GetFreezes() []string {
+	if x != nil {
+		return x.Freezes
+	}
+	return nil
+}
+
+func (x *RolloutGate) GetExperiment() string {
+	if x != nil {
+		return x.Experiment
+	}
+	return ""
+}
+
+func (x *RolloutGate) GetOnInconclusive() string {
+	if x != nil {
+		return x.OnInconclusive
+	}
+	return ""
+}
+
+func (x *RolloutGate) GetOnFail() string {
+	if x != nil {
+		return x.OnFail
+	}
+	return ""
+}
+
+func (x *RolloutGate) GetMaxWait() *durationpb.Duration {
+	if x != nil {
+		return x.MaxWait
+	}
+	return nil
+}
+
+func (x *RolloutGate) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+// RolloutCheck is a test somebody else runs. A status of 200 to 202, exit code 0 or
+// SERVING passes; every other answer fails; no answer is inconclusive and is asked again.
+type RolloutCheck struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hook          string                 `protobuf:"bytes,1,opt,name=hook,proto3" json:"hook,omitempty"`                                                                                   // confirm-rollout pre-rollout rollout confirm-traffic-increase confirm-promotion rollback post-rollout event
+	Url           string                 `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`                                                                                     // http://…, https://…, grpc://host:port[/service]
+	Command       []string               `protobuf:"bytes,3,rep,name=command,proto3" json:"command,omitempty"`                                                                             // program and arguments, instead of url
+	Timeout       *durationpb.Duration   `protobuf:"bytes,4,opt,name=timeout,proto3" json:"timeout,omitempty"`                                                                             // of one try, default 10 s
+	Interval      *durationpb.Duration   `protobuf:"bytes,5,opt,name=interval,proto3" json:"interval,omitempty"`                                                                           // between tries, default 10 s
+	Metadata      map[string]string      `protobuf:"bytes,6,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // sent along
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RolloutCheck) Reset() {
+	*x = RolloutCheck{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RolloutCheck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RolloutCheck) ProtoMessage() {}
+
+func (x *RolloutCheck) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RolloutCheck.ProtoReflect.Descriptor instead.
+func (*RolloutCheck) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RolloutCheck) GetHook() string {
+	if x != nil {
+		return x.Hook
+	}
+	return ""
+}
+
+func (x *RolloutCheck) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *RolloutCheck) GetCommand() []string {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
+func (x *RolloutCheck) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *RolloutCheck) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
+func (x *RolloutCheck) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
 type RolloutAdvanced struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Phase         uint32                 `protobuf:"varint,1,opt,name=phase,proto3" json:"phase,omitempty"` // index into phases
 	WeightEpoch   uint64                 `protobuf:"varint,2,opt,name=weight_epoch,json=weightEpoch,proto3" json:"weight_epoch,omitempty"`
 	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Approvers     []string               `protobuf:"bytes,4,rep,name=approvers,proto3" json:"approvers,omitempty"`
+	Metadata      map[string]string      `protobuf:"bytes,5,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // of whoever advanced it
+	Gates         []*RolloutGateDecided  `protobuf:"bytes,6,rep,name=gates,proto3" json:"gates,omitempty"`                                                                                 // what each gate of the phase that ended said
+	Forced        bool                   `protobuf:"varint,7,opt,name=forced,proto3" json:"forced,omitempty"`                                                                              // gates had not passed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RolloutAdvanced) Reset() {
 	*x = RolloutAdvanced{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[16]
+	mi := &file_outrigger_v1_events_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1605,7 +2124,7 @@ func (x *RolloutAdvanced) String() string {
 func (*RolloutAdvanced) ProtoMessage() {}
 
 func (x *RolloutAdvanced) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[16]
+	mi := &file_outrigger_v1_events_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1618,7 +2137,7 @@ func (x *RolloutAdvanced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutAdvanced.ProtoReflect.Descriptor instead.
 func (*RolloutAdvanced) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{16}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RolloutAdvanced) GetPhase() uint32 {
@@ -1642,6 +2161,634 @@ func (x *RolloutAdvanced) GetReason() string {
 	return ""
 }
 
+func (x *RolloutAdvanced) GetApprovers() []string {
+	if x != nil {
+		return x.Approvers
+	}
+	return nil
+}
+
+func (x *RolloutAdvanced) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+func (x *RolloutAdvanced) GetGates() []*RolloutGateDecided {
+	if x != nil {
+		return x.Gates
+	}
+	return nil
+}
+
+func (x *RolloutAdvanced) GetForced() bool {
+	if x != nil {
+		return x.Forced
+	}
+	return false
+}
+
+type RolloutHeld struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RolloutHeld) Reset() {
+	*x = RolloutHeld{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RolloutHeld) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RolloutHeld) ProtoMessage() {}
+
+func (x *RolloutHeld) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RolloutHeld.ProtoReflect.Descriptor instead.
+func (*RolloutHeld) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *RolloutHeld) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type RolloutResumed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RolloutResumed) Reset() {
+	*x = RolloutResumed{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RolloutResumed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RolloutResumed) ProtoMessage() {}
+
+func (x *RolloutResumed) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RolloutResumed.ProtoReflect.Descriptor instead.
+func (*RolloutResumed) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RolloutResumed) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// RolloutApproved is one person's yes to one gate of the present phase.
+type RolloutApproved struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Phase         uint32                 `protobuf:"varint,1,opt,name=phase,proto3" json:"phase,omitempty"`
+	Gate          string                 `protobuf:"bytes,2,opt,name=gate,proto3" json:"gate,omitempty"`
+	Approver      string                 `protobuf:"bytes,3,opt,name=approver,proto3" json:"approver,omitempty"`
+	Comment       string                 `protobuf:"bytes,4,opt,name=comment,proto3" json:"comment,omitempty"`
+	Withdrawn     bool                   `protobuf:"varint,5,opt,name=withdrawn,proto3" json:"withdrawn,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RolloutApproved) Reset() {
+	*x = RolloutApproved{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RolloutApproved) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RolloutApproved) ProtoMessage() {}
+
+func (x *RolloutApproved) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RolloutApproved.ProtoReflect.Descriptor instead.
+func (*RolloutApproved) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *RolloutApproved) GetPhase() uint32 {
+	if x != nil {
+		return x.Phase
+	}
+	return 0
+}
+
+func (x *RolloutApproved) GetGate() string {
+	if x != nil {
+		return x.Gate
+	}
+	return ""
+}
+
+func (x *RolloutApproved) GetApprover() string {
+	if x != nil {
+		return x.Approver
+	}
+	return ""
+}
+
+func (x *RolloutApproved) GetComment() string {
+	if x != nil {
+		return x.Comment
+	}
+	return ""
+}
+
+func (x *RolloutApproved) GetWithdrawn() bool {
+	if x != nil {
+		return x.Withdrawn
+	}
+	return false
+}
+
+// RolloutGateDecided is what a gate said.
+type RolloutGateDecided struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Phase         uint32                 `protobuf:"varint,1,opt,name=phase,proto3" json:"phase,omitempty"`
+	Gate          string                 `protobuf:"bytes,2,opt,name=gate,proto3" json:"gate,omitempty"`
+	Outcome       string                 `protobuf:"bytes,3,opt,name=outcome,proto3" json:"outcome,omitempty"` // pass fail inconclusive
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	DryRun        bool                   `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RolloutGateDecided) Reset() {
+	*x = RolloutGateDecided{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RolloutGateDecided) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RolloutGateDecided) ProtoMessage() {}
+
+func (x *RolloutGateDecided) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RolloutGateDecided.ProtoReflect.Descriptor instead.
+func (*RolloutGateDecided) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *RolloutGateDecided) GetPhase() uint32 {
+	if x != nil {
+		return x.Phase
+	}
+	return 0
+}
+
+func (x *RolloutGateDecided) GetGate() string {
+	if x != nil {
+		return x.Gate
+	}
+	return ""
+}
+
+func (x *RolloutGateDecided) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *RolloutGateDecided) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RolloutGateDecided) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+// RolloutSteppedBack returns to an earlier phase and holds there.
+type RolloutSteppedBack struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Phase         uint32                 `protobuf:"varint,1,opt,name=phase,proto3" json:"phase,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RolloutSteppedBack) Reset() {
+	*x = RolloutSteppedBack{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RolloutSteppedBack) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RolloutSteppedBack) ProtoMessage() {}
+
+func (x *RolloutSteppedBack) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RolloutSteppedBack.ProtoReflect.Descriptor instead.
+func (*RolloutSteppedBack) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *RolloutSteppedBack) GetPhase() uint32 {
+	if x != nil {
+		return x.Phase
+	}
+	return 0
+}
+
+func (x *RolloutSteppedBack) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// RolloutDraining begins a graceful rollback: the weight falls in steps to 0.
+type RolloutDraining struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	Weights       []uint32               `protobuf:"varint,2,rep,packed,name=weights,proto3" json:"weights,omitempty"`                                                                     // falling; the last is 0
+	Every         *durationpb.Duration   `protobuf:"bytes,3,opt,name=every,proto3" json:"every,omitempty"`                                                                                 // one step
+	Drain         *durationpb.Duration   `protobuf:"bytes,4,opt,name=drain,proto3" json:"drain,omitempty"`                                                                                 // at 0, for what is in flight, at most
+	Blameless     bool                   `protobuf:"varint,5,opt,name=blameless,proto3" json:"blameless,omitempty"`                                                                        // of the rollback at its end
+	Metadata      map[string]string      `protobuf:"bytes,6,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // of the rollback at its end
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RolloutDraining) Reset() {
+	*x = RolloutDraining{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RolloutDraining) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RolloutDraining) ProtoMessage() {}
+
+func (x *RolloutDraining) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RolloutDraining.ProtoReflect.Descriptor instead.
+func (*RolloutDraining) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *RolloutDraining) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RolloutDraining) GetWeights() []uint32 {
+	if x != nil {
+		return x.Weights
+	}
+	return nil
+}
+
+func (x *RolloutDraining) GetEvery() *durationpb.Duration {
+	if x != nil {
+		return x.Every
+	}
+	return nil
+}
+
+func (x *RolloutDraining) GetDrain() *durationpb.Duration {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
+func (x *RolloutDraining) GetBlameless() bool {
+	if x != nil {
+		return x.Blameless
+	}
+	return false
+}
+
+func (x *RolloutDraining) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+type RolloutRamped struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Weight        uint32                 `protobuf:"varint,1,opt,name=weight,proto3" json:"weight,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RolloutRamped) Reset() {
+	*x = RolloutRamped{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RolloutRamped) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RolloutRamped) ProtoMessage() {}
+
+func (x *RolloutRamped) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RolloutRamped.ProtoReflect.Descriptor instead.
+func (*RolloutRamped) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *RolloutRamped) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+// RollbackDrillStarted rehearses a rollback: everything a rollback does, but the weights
+// stay as they are.
+type RollbackDrillStarted struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackDrillStarted) Reset() {
+	*x = RollbackDrillStarted{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackDrillStarted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackDrillStarted) ProtoMessage() {}
+
+func (x *RollbackDrillStarted) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackDrillStarted.ProtoReflect.Descriptor instead.
+func (*RollbackDrillStarted) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *RollbackDrillStarted) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type RollbackDrillCompleted struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Push          uint64                 `protobuf:"varint,1,opt,name=push,proto3" json:"push,omitempty"` // policy position every sidecar acknowledged
+	Acked         uint32                 `protobuf:"varint,2,opt,name=acked,proto3" json:"acked,omitempty"`
+	Laggards      []string               `protobuf:"bytes,3,rep,name=laggards,proto3" json:"laggards,omitempty"`
+	TotalMs       float64                `protobuf:"fixed64,4,opt,name=total_ms,json=totalMs,proto3" json:"total_ms,omitempty"` // from the commit until every sidecar had it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackDrillCompleted) Reset() {
+	*x = RollbackDrillCompleted{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackDrillCompleted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackDrillCompleted) ProtoMessage() {}
+
+func (x *RollbackDrillCompleted) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackDrillCompleted.ProtoReflect.Descriptor instead.
+func (*RollbackDrillCompleted) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *RollbackDrillCompleted) GetPush() uint64 {
+	if x != nil {
+		return x.Push
+	}
+	return 0
+}
+
+func (x *RollbackDrillCompleted) GetAcked() uint32 {
+	if x != nil {
+		return x.Acked
+	}
+	return 0
+}
+
+func (x *RollbackDrillCompleted) GetLaggards() []string {
+	if x != nil {
+		return x.Laggards
+	}
+	return nil
+}
+
+func (x *RollbackDrillCompleted) GetTotalMs() float64 {
+	if x != nil {
+		return x.TotalMs
+	}
+	return 0
+}
+
+// DeploymentConfigured is a deployment plan as somebody wrote it: what rollouts that
+// name no phases follow from now on.
+type DeploymentConfigured struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // of the file
+	Text          []byte                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	Sha256        string                 `protobuf:"bytes,3,opt,name=sha256,proto3" json:"sha256,omitempty"` // of text, hexadecimal
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeploymentConfigured) Reset() {
+	*x = DeploymentConfigured{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeploymentConfigured) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeploymentConfigured) ProtoMessage() {}
+
+func (x *DeploymentConfigured) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeploymentConfigured.ProtoReflect.Descriptor instead.
+func (*DeploymentConfigured) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *DeploymentConfigured) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DeploymentConfigured) GetText() []byte {
+	if x != nil {
+		return x.Text
+	}
+	return nil
+}
+
+func (x *DeploymentConfigured) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
 type RollbackStarted struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
@@ -1650,13 +2797,18 @@ type RollbackStarted struct {
 	Evidence      []*Evidence            `protobuf:"bytes,4,rep,name=evidence,proto3" json:"evidence,omitempty"`
 	FirstBadAt    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=first_bad_at,json=firstBadAt,proto3" json:"first_bad_at,omitempty"`
 	DecidedAt     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=decided_at,json=decidedAt,proto3" json:"decided_at,omitempty"`
+	Mode          string                 `protobuf:"bytes,7,opt,name=mode,proto3" json:"mode,omitempty"`                                   // automatic manual graceful emergency
+	ReturnPhase   uint32                 `protobuf:"varint,8,opt,name=return_phase,json=returnPhase,proto3" json:"return_phase,omitempty"` // where a retry begins: one before the phase that failed
+	Metadata      map[string]string      `protobuf:"bytes,9,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Blameless     bool                   `protobuf:"varint,10,opt,name=blameless,proto3" json:"blameless,omitempty"` // the candidate is not quarantined
+	Notify        []string               `protobuf:"bytes,11,rep,name=notify,proto3" json:"notify,omitempty"`        // whom to tell, those on call first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RollbackStarted) Reset() {
 	*x = RollbackStarted{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[17]
+	mi := &file_outrigger_v1_events_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1668,7 +2820,7 @@ func (x *RollbackStarted) String() string {
 func (*RollbackStarted) ProtoMessage() {}
 
 func (x *RollbackStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[17]
+	mi := &file_outrigger_v1_events_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1681,7 +2833,7 @@ func (x *RollbackStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackStarted.ProtoReflect.Descriptor instead.
 func (*RollbackStarted) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{17}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RollbackStarted) GetReason() string {
@@ -1726,6 +2878,41 @@ func (x *RollbackStarted) GetDecidedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *RollbackStarted) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *RollbackStarted) GetReturnPhase() uint32 {
+	if x != nil {
+		return x.ReturnPhase
+	}
+	return 0
+}
+
+func (x *RollbackStarted) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+func (x *RollbackStarted) GetBlameless() bool {
+	if x != nil {
+		return x.Blameless
+	}
+	return false
+}
+
+func (x *RollbackStarted) GetNotify() []string {
+	if x != nil {
+		return x.Notify
+	}
+	return nil
+}
+
 // Evidence is every number the decision was made on, per stratum.
 type Evidence struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
@@ -1743,7 +2930,7 @@ type Evidence struct {
 
 func (x *Evidence) Reset() {
 	*x = Evidence{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[18]
+	mi := &file_outrigger_v1_events_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1755,7 +2942,7 @@ func (x *Evidence) String() string {
 func (*Evidence) ProtoMessage() {}
 
 func (x *Evidence) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[18]
+	mi := &file_outrigger_v1_events_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1768,7 +2955,7 @@ func (x *Evidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
 func (*Evidence) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{18}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Evidence) GetStratum() string {
@@ -1839,7 +3026,7 @@ type RollbackCompleted struct {
 
 func (x *RollbackCompleted) Reset() {
 	*x = RollbackCompleted{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[19]
+	mi := &file_outrigger_v1_events_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1851,7 +3038,7 @@ func (x *RollbackCompleted) String() string {
 func (*RollbackCompleted) ProtoMessage() {}
 
 func (x *RollbackCompleted) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[19]
+	mi := &file_outrigger_v1_events_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1864,7 +3051,7 @@ func (x *RollbackCompleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackCompleted.ProtoReflect.Descriptor instead.
 func (*RollbackCompleted) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{19}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RollbackCompleted) GetPush() uint64 {
@@ -1905,7 +3092,7 @@ type RolloutEnded struct {
 
 func (x *RolloutEnded) Reset() {
 	*x = RolloutEnded{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[20]
+	mi := &file_outrigger_v1_events_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1917,7 +3104,7 @@ func (x *RolloutEnded) String() string {
 func (*RolloutEnded) ProtoMessage() {}
 
 func (x *RolloutEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[20]
+	mi := &file_outrigger_v1_events_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1930,7 +3117,7 @@ func (x *RolloutEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutEnded.ProtoReflect.Descriptor instead.
 func (*RolloutEnded) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{20}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RolloutEnded) GetOutcome() string {
@@ -1956,7 +3143,7 @@ type RegionRegistered struct {
 
 func (x *RegionRegistered) Reset() {
 	*x = RegionRegistered{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[21]
+	mi := &file_outrigger_v1_events_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1968,7 +3155,7 @@ func (x *RegionRegistered) String() string {
 func (*RegionRegistered) ProtoMessage() {}
 
 func (x *RegionRegistered) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[21]
+	mi := &file_outrigger_v1_events_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1981,7 +3168,7 @@ func (x *RegionRegistered) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionRegistered.ProtoReflect.Descriptor instead.
 func (*RegionRegistered) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{21}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RegionRegistered) GetRegion() *Region {
@@ -2000,7 +3187,7 @@ type RegionRemoved struct {
 
 func (x *RegionRemoved) Reset() {
 	*x = RegionRemoved{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[22]
+	mi := &file_outrigger_v1_events_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2012,7 +3199,7 @@ func (x *RegionRemoved) String() string {
 func (*RegionRemoved) ProtoMessage() {}
 
 func (x *RegionRemoved) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[22]
+	mi := &file_outrigger_v1_events_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2025,7 +3212,7 @@ func (x *RegionRemoved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionRemoved.ProtoReflect.Descriptor instead.
 func (*RegionRemoved) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{22}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RegionRemoved) GetReason() string {
@@ -2040,13 +3227,14 @@ type AlertRaised struct {
 	Severity      string                 `protobuf:"bytes,1,opt,name=severity,proto3" json:"severity,omitempty"` // low medium high critical
 	Summary       string                 `protobuf:"bytes,2,opt,name=summary,proto3" json:"summary,omitempty"`
 	Numbers       map[string]string      `protobuf:"bytes,3,rep,name=numbers,proto3" json:"numbers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Notify        []string               `protobuf:"bytes,4,rep,name=notify,proto3" json:"notify,omitempty"` // whom to tell, those on call first; empty = as configured
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AlertRaised) Reset() {
 	*x = AlertRaised{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[23]
+	mi := &file_outrigger_v1_events_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2058,7 +3246,7 @@ func (x *AlertRaised) String() string {
 func (*AlertRaised) ProtoMessage() {}
 
 func (x *AlertRaised) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[23]
+	mi := &file_outrigger_v1_events_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2071,7 +3259,7 @@ func (x *AlertRaised) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlertRaised.ProtoReflect.Descriptor instead.
 func (*AlertRaised) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{23}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *AlertRaised) GetSeverity() string {
@@ -2095,6 +3283,13 @@ func (x *AlertRaised) GetNumbers() map[string]string {
 	return nil
 }
 
+func (x *AlertRaised) GetNotify() []string {
+	if x != nil {
+		return x.Notify
+	}
+	return nil
+}
+
 type AlertResolved struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
@@ -2104,7 +3299,7 @@ type AlertResolved struct {
 
 func (x *AlertResolved) Reset() {
 	*x = AlertResolved{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[24]
+	mi := &file_outrigger_v1_events_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2116,7 +3311,7 @@ func (x *AlertResolved) String() string {
 func (*AlertResolved) ProtoMessage() {}
 
 func (x *AlertResolved) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[24]
+	mi := &file_outrigger_v1_events_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2129,7 +3324,7 @@ func (x *AlertResolved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlertResolved.ProtoReflect.Descriptor instead.
 func (*AlertResolved) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{24}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *AlertResolved) GetReason() string {
@@ -2150,7 +3345,7 @@ type PushRecorded struct {
 
 func (x *PushRecorded) Reset() {
 	*x = PushRecorded{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[25]
+	mi := &file_outrigger_v1_events_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2162,7 +3357,7 @@ func (x *PushRecorded) String() string {
 func (*PushRecorded) ProtoMessage() {}
 
 func (x *PushRecorded) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[25]
+	mi := &file_outrigger_v1_events_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2175,7 +3370,7 @@ func (x *PushRecorded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushRecorded.ProtoReflect.Descriptor instead.
 func (*PushRecorded) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{25}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PushRecorded) GetPush() uint64 {
@@ -2203,7 +3398,7 @@ var File_outrigger_v1_events_proto protoreflect.FileDescriptor
 
 const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\n" +
-	"\x19outrigger/v1/events.proto\x12\foutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18outrigger/v1/types.proto\"\xf4\x0e\n" +
+	"\x19outrigger/v1/events.proto\x12\foutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18outrigger/v1/types.proto\"\xa0\x15\n" +
 	"\x05Event\x12\x1c\n" +
 	"\taggregate\x18\x01 \x01(\tR\taggregate\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x1a\n" +
@@ -2233,12 +3428,22 @@ const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\x10rollout_advanced\x18= \x01(\v2\x1d.outrigger.v1.RolloutAdvancedH\x00R\x0frolloutAdvanced\x12J\n" +
 	"\x10rollback_started\x18> \x01(\v2\x1d.outrigger.v1.RollbackStartedH\x00R\x0frollbackStarted\x12P\n" +
 	"\x12rollback_completed\x18? \x01(\v2\x1f.outrigger.v1.RollbackCompletedH\x00R\x11rollbackCompleted\x12A\n" +
-	"\rrollout_ended\x18@ \x01(\v2\x1a.outrigger.v1.RolloutEndedH\x00R\frolloutEnded\x12M\n" +
+	"\rrollout_ended\x18@ \x01(\v2\x1a.outrigger.v1.RolloutEndedH\x00R\frolloutEnded\x12>\n" +
+	"\frollout_held\x18A \x01(\v2\x19.outrigger.v1.RolloutHeldH\x00R\vrolloutHeld\x12G\n" +
+	"\x0frollout_resumed\x18B \x01(\v2\x1c.outrigger.v1.RolloutResumedH\x00R\x0erolloutResumed\x12J\n" +
+	"\x10rollout_approved\x18C \x01(\v2\x1d.outrigger.v1.RolloutApprovedH\x00R\x0frolloutApproved\x12T\n" +
+	"\x14rollout_gate_decided\x18D \x01(\v2 .outrigger.v1.RolloutGateDecidedH\x00R\x12rolloutGateDecided\x12T\n" +
+	"\x14rollout_stepped_back\x18E \x01(\v2 .outrigger.v1.RolloutSteppedBackH\x00R\x12rolloutSteppedBack\x12M\n" +
 	"\x11region_registered\x18F \x01(\v2\x1e.outrigger.v1.RegionRegisteredH\x00R\x10regionRegistered\x12D\n" +
 	"\x0eregion_removed\x18G \x01(\v2\x1b.outrigger.v1.RegionRemovedH\x00R\rregionRemoved\x12>\n" +
 	"\falert_raised\x18P \x01(\v2\x19.outrigger.v1.AlertRaisedH\x00R\valertRaised\x12D\n" +
 	"\x0ealert_resolved\x18Q \x01(\v2\x1b.outrigger.v1.AlertResolvedH\x00R\ralertResolved\x12A\n" +
-	"\rpush_recorded\x18Z \x01(\v2\x1a.outrigger.v1.PushRecordedH\x00R\fpushRecorded\x1a;\n" +
+	"\rpush_recorded\x18Z \x01(\v2\x1a.outrigger.v1.PushRecordedH\x00R\fpushRecorded\x12J\n" +
+	"\x10rollout_draining\x18d \x01(\v2\x1d.outrigger.v1.RolloutDrainingH\x00R\x0frolloutDraining\x12D\n" +
+	"\x0erollout_ramped\x18e \x01(\v2\x1b.outrigger.v1.RolloutRampedH\x00R\rrolloutRamped\x12Z\n" +
+	"\x16rollback_drill_started\x18f \x01(\v2\".outrigger.v1.RollbackDrillStartedH\x00R\x14rollbackDrillStarted\x12`\n" +
+	"\x18rollback_drill_completed\x18g \x01(\v2$.outrigger.v1.RollbackDrillCompletedH\x00R\x16rollbackDrillCompleted\x12Y\n" +
+	"\x15deployment_configured\x18n \x01(\v2\".outrigger.v1.DeploymentConfiguredH\x00R\x14deploymentConfigured\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\t\n" +
@@ -2336,22 +3541,120 @@ const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12&\n" +
 	"\x0flower_is_better\x18\x03 \x01(\bR\rlowerIsBetter\x12\x16\n" +
-	"\x06margin\x18\x04 \x01(\x01R\x06margin\"\xab\x01\n" +
+	"\x06margin\x18\x04 \x01(\x01R\x06margin\"\xf7\x02\n" +
 	"\x0eRolloutStarted\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x1c\n" +
 	"\tcandidate\x18\x02 \x01(\tR\tcandidate\x12\x1b\n" +
 	"\tlast_good\x18\x03 \x01(\tR\blastGood\x122\n" +
 	"\x06phases\x18\x04 \x03(\v2\x1a.outrigger.v1.RolloutPhaseR\x06phases\x12\x14\n" +
-	"\x05alpha\x18\x05 \x01(\x01R\x05alpha\"\x9b\x01\n" +
+	"\x05alpha\x18\x05 \x01(\x01R\x05alpha\x12\x19\n" +
+	"\bretry_of\x18\x06 \x01(\tR\aretryOf\x12\x1f\n" +
+	"\vfirst_phase\x18\a \x01(\rR\n" +
+	"firstPhase\x125\n" +
+	"\bcooldown\x18\b \x01(\v2\x19.google.protobuf.DurationR\bcooldown\x12\x16\n" +
+	"\x06notify\x18\t \x03(\tR\x06notify\x12\x16\n" +
+	"\x06author\x18\n" +
+	" \x01(\tR\x06author\x12'\n" +
+	"\x0fmanual_rollback\x18\v \x01(\bR\x0emanualRollback\"\x8f\x03\n" +
 	"\fRolloutPhase\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06weight\x18\x02 \x01(\rR\x06weight\x12<\n" +
 	"\fmin_duration\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\vminDuration\x12!\n" +
-	"\fmin_requests\x18\x04 \x01(\x04R\vminRequests\"b\n" +
+	"\fmin_requests\x18\x04 \x01(\x04R\vminRequests\x12\x14\n" +
+	"\x05stage\x18\x05 \x01(\tR\x05stage\x12/\n" +
+	"\x05gates\x18\x06 \x03(\v2\x19.outrigger.v1.RolloutGateR\x05gates\x12#\n" +
+	"\rrollback_when\x18\a \x03(\tR\frollbackWhen\x12#\n" +
+	"\rfeature_flags\x18\b \x03(\tR\ffeatureFlags\x12)\n" +
+	"\x10monitoring_level\x18\t \x01(\tR\x0fmonitoringLevel\x12 \n" +
+	"\venvironment\x18\n" +
+	" \x01(\tR\venvironment\x12\x14\n" +
+	"\x05share\x18\v \x01(\rR\x05share\"\xa7\x04\n" +
+	"\vRolloutGate\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x1e\n" +
+	"\n" +
+	"conditions\x18\x03 \x03(\tR\n" +
+	"conditions\x12\x1c\n" +
+	"\tapprovals\x18\x04 \x01(\rR\tapprovals\x12\x1c\n" +
+	"\tapprovers\x18\x05 \x03(\tR\tapprovers\x121\n" +
+	"\x06expiry\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x06expiry\x120\n" +
+	"\x05check\x18\a \x01(\v2\x1a.outrigger.v1.RolloutCheckR\x05check\x12/\n" +
+	"\x05dwell\x18\b \x01(\v2\x19.google.protobuf.DurationR\x05dwell\x12\x14\n" +
+	"\x05hours\x18\t \x03(\tR\x05hours\x12\x1d\n" +
+	"\n" +
+	"utc_offset\x18\n" +
+	" \x01(\tR\tutcOffset\x12\x18\n" +
+	"\afreezes\x18\v \x03(\tR\afreezes\x12\x1e\n" +
+	"\n" +
+	"experiment\x18\f \x01(\tR\n" +
+	"experiment\x12'\n" +
+	"\x0fon_inconclusive\x18\r \x01(\tR\x0eonInconclusive\x12\x17\n" +
+	"\aon_fail\x18\x0e \x01(\tR\x06onFail\x124\n" +
+	"\bmax_wait\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\amaxWait\x12\x17\n" +
+	"\adry_run\x18\x10 \x01(\bR\x06dryRun\"\xbd\x02\n" +
+	"\fRolloutCheck\x12\x12\n" +
+	"\x04hook\x18\x01 \x01(\tR\x04hook\x12\x10\n" +
+	"\x03url\x18\x02 \x01(\tR\x03url\x12\x18\n" +
+	"\acommand\x18\x03 \x03(\tR\acommand\x123\n" +
+	"\atimeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x125\n" +
+	"\binterval\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\binterval\x12D\n" +
+	"\bmetadata\x18\x06 \x03(\v2(.outrigger.v1.RolloutCheck.MetadataEntryR\bmetadata\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd6\x02\n" +
 	"\x0fRolloutAdvanced\x12\x14\n" +
 	"\x05phase\x18\x01 \x01(\rR\x05phase\x12!\n" +
 	"\fweight_epoch\x18\x02 \x01(\x04R\vweightEpoch\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x98\x02\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x1c\n" +
+	"\tapprovers\x18\x04 \x03(\tR\tapprovers\x12G\n" +
+	"\bmetadata\x18\x05 \x03(\v2+.outrigger.v1.RolloutAdvanced.MetadataEntryR\bmetadata\x126\n" +
+	"\x05gates\x18\x06 \x03(\v2 .outrigger.v1.RolloutGateDecidedR\x05gates\x12\x16\n" +
+	"\x06forced\x18\a \x01(\bR\x06forced\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"%\n" +
+	"\vRolloutHeld\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"(\n" +
+	"\x0eRolloutResumed\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"\x8f\x01\n" +
+	"\x0fRolloutApproved\x12\x14\n" +
+	"\x05phase\x18\x01 \x01(\rR\x05phase\x12\x12\n" +
+	"\x04gate\x18\x02 \x01(\tR\x04gate\x12\x1a\n" +
+	"\bapprover\x18\x03 \x01(\tR\bapprover\x12\x18\n" +
+	"\acomment\x18\x04 \x01(\tR\acomment\x12\x1c\n" +
+	"\twithdrawn\x18\x05 \x01(\bR\twithdrawn\"\x89\x01\n" +
+	"\x12RolloutGateDecided\x12\x14\n" +
+	"\x05phase\x18\x01 \x01(\rR\x05phase\x12\x12\n" +
+	"\x04gate\x18\x02 \x01(\tR\x04gate\x12\x18\n" +
+	"\aoutcome\x18\x03 \x01(\tR\aoutcome\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x17\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun\"B\n" +
+	"\x12RolloutSteppedBack\x12\x14\n" +
+	"\x05phase\x18\x01 \x01(\rR\x05phase\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xc9\x02\n" +
+	"\x0fRolloutDraining\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
+	"\aweights\x18\x02 \x03(\rR\aweights\x12/\n" +
+	"\x05every\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05every\x12/\n" +
+	"\x05drain\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05drain\x12\x1c\n" +
+	"\tblameless\x18\x05 \x01(\bR\tblameless\x12G\n" +
+	"\bmetadata\x18\x06 \x03(\v2+.outrigger.v1.RolloutDraining.MetadataEntryR\bmetadata\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"'\n" +
+	"\rRolloutRamped\x12\x16\n" +
+	"\x06weight\x18\x01 \x01(\rR\x06weight\".\n" +
+	"\x14RollbackDrillStarted\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"y\n" +
+	"\x16RollbackDrillCompleted\x12\x12\n" +
+	"\x04push\x18\x01 \x01(\x04R\x04push\x12\x14\n" +
+	"\x05acked\x18\x02 \x01(\rR\x05acked\x12\x1a\n" +
+	"\blaggards\x18\x03 \x03(\tR\blaggards\x12\x19\n" +
+	"\btotal_ms\x18\x04 \x01(\x01R\atotalMs\"V\n" +
+	"\x14DeploymentConfigured\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\fR\x04text\x12\x16\n" +
+	"\x06sha256\x18\x03 \x01(\tR\x06sha256\"\x8b\x04\n" +
 	"\x0fRollbackStarted\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12!\n" +
 	"\ffrom_version\x18\x02 \x01(\tR\vfromVersion\x12\x1d\n" +
@@ -2361,7 +3664,16 @@ const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\ffirst_bad_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"firstBadAt\x129\n" +
 	"\n" +
-	"decided_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tdecidedAt\"\xae\x02\n" +
+	"decided_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tdecidedAt\x12\x12\n" +
+	"\x04mode\x18\a \x01(\tR\x04mode\x12!\n" +
+	"\freturn_phase\x18\b \x01(\rR\vreturnPhase\x12G\n" +
+	"\bmetadata\x18\t \x03(\v2+.outrigger.v1.RollbackStarted.MetadataEntryR\bmetadata\x12\x1c\n" +
+	"\tblameless\x18\n" +
+	" \x01(\bR\tblameless\x12\x16\n" +
+	"\x06notify\x18\v \x03(\tR\x06notify\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xae\x02\n" +
 	"\bEvidence\x12\x18\n" +
 	"\astratum\x18\x01 \x01(\tR\astratum\x12-\n" +
 	"\x12candidate_requests\x18\x02 \x01(\x04R\x11candidateRequests\x12-\n" +
@@ -2382,11 +3694,12 @@ const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\x10RegionRegistered\x12,\n" +
 	"\x06region\x18\x01 \x01(\v2\x14.outrigger.v1.RegionR\x06region\"'\n" +
 	"\rRegionRemoved\x12\x16\n" +
-	"\x06reason\x18\x01 \x01(\tR\x06reason\"\xc1\x01\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"\xd9\x01\n" +
 	"\vAlertRaised\x12\x1a\n" +
 	"\bseverity\x18\x01 \x01(\tR\bseverity\x12\x18\n" +
 	"\asummary\x18\x02 \x01(\tR\asummary\x12@\n" +
-	"\anumbers\x18\x03 \x03(\v2&.outrigger.v1.AlertRaised.NumbersEntryR\anumbers\x1a:\n" +
+	"\anumbers\x18\x03 \x03(\v2&.outrigger.v1.AlertRaised.NumbersEntryR\anumbers\x12\x16\n" +
+	"\x06notify\x18\x04 \x03(\tR\x06notify\x1a:\n" +
 	"\fNumbersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"'\n" +
@@ -2409,7 +3722,7 @@ func file_outrigger_v1_events_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_events_proto_rawDescData
 }
 
-var file_outrigger_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_outrigger_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_outrigger_v1_events_proto_goTypes = []any{
 	(*Event)(nil),                  // 0: outrigger.v1.Event
 	(*SessionCreated)(nil),         // 1: outrigger.v1.SessionCreated
@@ -2427,33 +3740,49 @@ var file_outrigger_v1_events_proto_goTypes = []any{
 	(*ExperimentMetric)(nil),       // 13: outrigger.v1.ExperimentMetric
 	(*RolloutStarted)(nil),         // 14: outrigger.v1.RolloutStarted
 	(*RolloutPhase)(nil),           // 15: outrigger.v1.RolloutPhase
-	(*RolloutAdvanced)(nil),        // 16: outrigger.v1.RolloutAdvanced
-	(*RollbackStarted)(nil),        // 17: outrigger.v1.RollbackStarted
-	(*Evidence)(nil),               // 18: outrigger.v1.Evidence
-	(*RollbackCompleted)(nil),      // 19: outrigger.v1.RollbackCompleted
-	(*RolloutEnded)(nil),           // 20: outrigger.v1.RolloutEnded
-	(*RegionRegistered)(nil),       // 21: outrigger.v1.RegionRegistered
-	(*RegionRemoved)(nil),          // 22: outrigger.v1.RegionRemoved
-	(*AlertRaised)(nil),            // 23: outrigger.v1.AlertRaised
-	(*AlertResolved)(nil),          // 24: outrigger.v1.AlertResolved
-	(*PushRecorded)(nil),           // 25: outrigger.v1.PushRecorded
-	nil,                            // 26: outrigger.v1.Event.MetadataEntry
-	nil,                            // 27: outrigger.v1.SessionCreated.MetadataEntry
-	nil,                            // 28: outrigger.v1.VariableRegistered.MetadataEntry
-	nil,                            // 29: outrigger.v1.VariableSet.MetadataEntry
-	nil,                            // 30: outrigger.v1.ModelVersionRegistered.MetadataEntry
-	nil,                            // 31: outrigger.v1.ExperimentArm.ConfigurationEntry
-	nil,                            // 32: outrigger.v1.AlertRaised.NumbersEntry
-	(*timestamppb.Timestamp)(nil),  // 33: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 34: google.protobuf.Duration
-	(*Value)(nil),                  // 35: outrigger.v1.Value
-	(*Version)(nil),                // 36: outrigger.v1.Version
-	(*Endpoint)(nil),               // 37: outrigger.v1.Endpoint
-	(*Region)(nil),                 // 38: outrigger.v1.Region
+	(*RolloutGate)(nil),            // 16: outrigger.v1.RolloutGate
+	(*RolloutCheck)(nil),           // 17: outrigger.v1.RolloutCheck
+	(*RolloutAdvanced)(nil),        // 18: outrigger.v1.RolloutAdvanced
+	(*RolloutHeld)(nil),            // 19: outrigger.v1.RolloutHeld
+	(*RolloutResumed)(nil),         // 20: outrigger.v1.RolloutResumed
+	(*RolloutApproved)(nil),        // 21: outrigger.v1.RolloutApproved
+	(*RolloutGateDecided)(nil),     // 22: outrigger.v1.RolloutGateDecided
+	(*RolloutSteppedBack)(nil),     // 23: outrigger.v1.RolloutSteppedBack
+	(*RolloutDraining)(nil),        // 24: outrigger.v1.RolloutDraining
+	(*RolloutRamped)(nil),          // 25: outrigger.v1.RolloutRamped
+	(*RollbackDrillStarted)(nil),   // 26: outrigger.v1.RollbackDrillStarted
+	(*RollbackDrillCompleted)(nil), // 27: outrigger.v1.RollbackDrillCompleted
+	(*DeploymentConfigured)(nil),   // 28: outrigger.v1.DeploymentConfigured
+	(*RollbackStarted)(nil),        // 29: outrigger.v1.RollbackStarted
+	(*Evidence)(nil),               // 30: outrigger.v1.Evidence
+	(*RollbackCompleted)(nil),      // 31: outrigger.v1.RollbackCompleted
+	(*RolloutEnded)(nil),           // 32: outrigger.v1.RolloutEnded
+	(*RegionRegistered)(nil),       // 33: outrigger.v1.RegionRegistered
+	(*RegionRemoved)(nil),          // 34: outrigger.v1.RegionRemoved
+	(*AlertRaised)(nil),            // 35: outrigger.v1.AlertRaised
+	(*AlertResolved)(nil),          // 36: outrigger.v1.AlertResolved
+	(*PushRecorded)(nil),           // 37: outrigger.v1.PushRecorded
+	nil,                            // 38: outrigger.v1.Event.MetadataEntry
+	nil,                            // 39: outrigger.v1.SessionCreated.MetadataEntry
+	nil,                            // 40: outrigger.v1.VariableRegistered.MetadataEntry
+	nil,                            // 41: outrigger.v1.VariableSet.MetadataEntry
+	nil,                            // 42: outrigger.v1.ModelVersionRegistered.MetadataEntry
+	nil,                            // 43: outrigger.v1.ExperimentArm.ConfigurationEntry
+	nil,                            // 44: outrigger.v1.RolloutCheck.MetadataEntry
+	nil,                            // 45: outrigger.v1.RolloutAdvanced.MetadataEntry
+	nil,                            // 46: outrigger.v1.RolloutDraining.MetadataEntry
+	nil,                            // 47: outrigger.v1.RollbackStarted.MetadataEntry
+	nil,                            // 48: outrigger.v1.AlertRaised.NumbersEntry
+	(*timestamppb.Timestamp)(nil),  // 49: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 50: google.protobuf.Duration
+	(*Value)(nil),                  // 51: outrigger.v1.Value
+	(*Version)(nil),                // 52: outrigger.v1.Version
+	(*Endpoint)(nil),               // 53: outrigger.v1.Endpoint
+	(*Region)(nil),                 // 54: outrigger.v1.Region
 }
 var file_outrigger_v1_events_proto_depIdxs = []int32{
-	33, // 0: outrigger.v1.Event.at:type_name -> google.protobuf.Timestamp
-	26, // 1: outrigger.v1.Event.metadata:type_name -> outrigger.v1.Event.MetadataEntry
+	49, // 0: outrigger.v1.Event.at:type_name -> google.protobuf.Timestamp
+	38, // 1: outrigger.v1.Event.metadata:type_name -> outrigger.v1.Event.MetadataEntry
 	1,  // 2: outrigger.v1.Event.session_created:type_name -> outrigger.v1.SessionCreated
 	2,  // 3: outrigger.v1.Event.session_deleted:type_name -> outrigger.v1.SessionDeleted
 	3,  // 4: outrigger.v1.Event.variable_registered:type_name -> outrigger.v1.VariableRegistered
@@ -2465,47 +3794,72 @@ var file_outrigger_v1_events_proto_depIdxs = []int32{
 	9,  // 10: outrigger.v1.Event.model_configured:type_name -> outrigger.v1.ModelConfigured
 	10, // 11: outrigger.v1.Event.experiment_changed:type_name -> outrigger.v1.ExperimentChanged
 	14, // 12: outrigger.v1.Event.rollout_started:type_name -> outrigger.v1.RolloutStarted
-	16, // 13: outrigger.v1.Event.rollout_advanced:type_name -> outrigger.v1.RolloutAdvanced
-	17, // 14: outrigger.v1.Event.rollback_started:type_name -> outrigger.v1.RollbackStarted
-	19, // 15: outrigger.v1.Event.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
-	20, // 16: outrigger.v1.Event.rollout_ended:type_name -> outrigger.v1.RolloutEnded
-	21, // 17: outrigger.v1.Event.region_registered:type_name -> outrigger.v1.RegionRegistered
-	22, // 18: outrigger.v1.Event.region_removed:type_name -> outrigger.v1.RegionRemoved
-	23, // 19: outrigger.v1.Event.alert_raised:type_name -> outrigger.v1.AlertRaised
-	24, // 20: outrigger.v1.Event.alert_resolved:type_name -> outrigger.v1.AlertResolved
-	25, // 21: outrigger.v1.Event.push_recorded:type_name -> outrigger.v1.PushRecorded
-	34, // 22: outrigger.v1.SessionCreated.ttl:type_name -> google.protobuf.Duration
-	27, // 23: outrigger.v1.SessionCreated.metadata:type_name -> outrigger.v1.SessionCreated.MetadataEntry
-	35, // 24: outrigger.v1.VariableRegistered.value:type_name -> outrigger.v1.Value
-	28, // 25: outrigger.v1.VariableRegistered.metadata:type_name -> outrigger.v1.VariableRegistered.MetadataEntry
-	36, // 26: outrigger.v1.VariableRegistered.version:type_name -> outrigger.v1.Version
-	35, // 27: outrigger.v1.VariableSet.value:type_name -> outrigger.v1.Value
-	29, // 28: outrigger.v1.VariableSet.metadata:type_name -> outrigger.v1.VariableSet.MetadataEntry
-	36, // 29: outrigger.v1.VariableSet.version:type_name -> outrigger.v1.Version
-	36, // 30: outrigger.v1.VariableDeleted.version:type_name -> outrigger.v1.Version
-	37, // 31: outrigger.v1.ModelVersionRegistered.endpoints:type_name -> outrigger.v1.Endpoint
-	30, // 32: outrigger.v1.ModelVersionRegistered.metadata:type_name -> outrigger.v1.ModelVersionRegistered.MetadataEntry
-	34, // 33: outrigger.v1.ModelConfigured.timeout:type_name -> google.protobuf.Duration
-	11, // 34: outrigger.v1.ExperimentChanged.arms:type_name -> outrigger.v1.ExperimentArm
-	12, // 35: outrigger.v1.ExperimentChanged.plan:type_name -> outrigger.v1.ExperimentPlan
-	31, // 36: outrigger.v1.ExperimentArm.configuration:type_name -> outrigger.v1.ExperimentArm.ConfigurationEntry
-	13, // 37: outrigger.v1.ExperimentPlan.metrics:type_name -> outrigger.v1.ExperimentMetric
-	13, // 38: outrigger.v1.ExperimentPlan.guardrails:type_name -> outrigger.v1.ExperimentMetric
-	34, // 39: outrigger.v1.ExperimentPlan.min_duration:type_name -> google.protobuf.Duration
-	34, // 40: outrigger.v1.ExperimentPlan.max_duration:type_name -> google.protobuf.Duration
-	15, // 41: outrigger.v1.RolloutStarted.phases:type_name -> outrigger.v1.RolloutPhase
-	34, // 42: outrigger.v1.RolloutPhase.min_duration:type_name -> google.protobuf.Duration
-	18, // 43: outrigger.v1.RollbackStarted.evidence:type_name -> outrigger.v1.Evidence
-	33, // 44: outrigger.v1.RollbackStarted.first_bad_at:type_name -> google.protobuf.Timestamp
-	33, // 45: outrigger.v1.RollbackStarted.decided_at:type_name -> google.protobuf.Timestamp
-	33, // 46: outrigger.v1.RollbackCompleted.acked_at:type_name -> google.protobuf.Timestamp
-	38, // 47: outrigger.v1.RegionRegistered.region:type_name -> outrigger.v1.Region
-	32, // 48: outrigger.v1.AlertRaised.numbers:type_name -> outrigger.v1.AlertRaised.NumbersEntry
-	49, // [49:49] is the sub-list for method output_type
-	49, // [49:49] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	18, // 13: outrigger.v1.Event.rollout_advanced:type_name -> outrigger.v1.RolloutAdvanced
+	29, // 14: outrigger.v1.Event.rollback_started:type_name -> outrigger.v1.RollbackStarted
+	31, // 15: outrigger.v1.Event.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
+	32, // 16: outrigger.v1.Event.rollout_ended:type_name -> outrigger.v1.RolloutEnded
+	19, // 17: outrigger.v1.Event.rollout_held:type_name -> outrigger.v1.RolloutHeld
+	20, // 18: outrigger.v1.Event.rollout_resumed:type_name -> outrigger.v1.RolloutResumed
+	21, // 19: outrigger.v1.Event.rollout_approved:type_name -> outrigger.v1.RolloutApproved
+	22, // 20: outrigger.v1.Event.rollout_gate_decided:type_name -> outrigger.v1.RolloutGateDecided
+	23, // 21: outrigger.v1.Event.rollout_stepped_back:type_name -> outrigger.v1.RolloutSteppedBack
+	33, // 22: outrigger.v1.Event.region_registered:type_name -> outrigger.v1.RegionRegistered
+	34, // 23: outrigger.v1.Event.region_removed:type_name -> outrigger.v1.RegionRemoved
+	35, // 24: outrigger.v1.Event.alert_raised:type_name -> outrigger.v1.AlertRaised
+	36, // 25: outrigger.v1.Event.alert_resolved:type_name -> outrigger.v1.AlertResolved
+	37, // 26: outrigger.v1.Event.push_recorded:type_name -> outrigger.v1.PushRecorded
+	24, // 27: outrigger.v1.Event.rollout_draining:type_name -> outrigger.v1.RolloutDraining
+	25, // 28: outrigger.v1.Event.rollout_ramped:type_name -> outrigger.v1.RolloutRamped
+	26, // 29: outrigger.v1.Event.rollback_drill_started:type_name -> outrigger.v1.RollbackDrillStarted
+	27, // 30: outrigger.v1.Event.rollback_drill_completed:type_name -> outrigger.v1.RollbackDrillCompleted
+	28, // 31: outrigger.v1.Event.deployment_configured:type_name -> outrigger.v1.DeploymentConfigured
+	50, // 32: outrigger.v1.SessionCreated.ttl:type_name -> google.protobuf.Duration
+	39, // 33: outrigger.v1.SessionCreated.metadata:type_name -> outrigger.v1.SessionCreated.MetadataEntry
+	51, // 34: outrigger.v1.VariableRegistered.value:type_name -> outrigger.v1.Value
+	40, // 35: outrigger.v1.VariableRegistered.metadata:type_name -> outrigger.v1.VariableRegistered.MetadataEntry
+	52, // 36: outrigger.v1.VariableRegistered.version:type_name -> outrigger.v1.Version
+	51, // 37: outrigger.v1.VariableSet.value:type_name -> outrigger.v1.Value
+	41, // 38: outrigger.v1.VariableSet.metadata:type_name -> outrigger.v1.VariableSet.MetadataEntry
+	52, // 39: outrigger.v1.VariableSet.version:type_name -> outrigger.v1.Version
+	52, // 40: outrigger.v1.VariableDeleted.version:type_name -> outrigger.v1.Version
+	53, // 41: outrigger.v1.ModelVersionRegistered.endpoints:type_name -> outrigger.v1.Endpoint
+	42, // 42: outrigger.v1.ModelVersionRegistered.metadata:type_name -> outrigger.v1.ModelVersionRegistered.MetadataEntry
+	50, // 43: outrigger.v1.ModelConfigured.timeout:type_name -> google.protobuf.Duration
+	11, // 44: outrigger.v1.ExperimentChanged.arms:type_name -> outrigger.v1.ExperimentArm
+	12, // 45: outrigger.v1.ExperimentChanged.plan:type_name -> outrigger.v1.ExperimentPlan
+	43, // 46: outrigger.v1.ExperimentArm.configuration:type_name -> outrigger.v1.ExperimentArm.ConfigurationEntry
+	13, // 47: outrigger.v1.ExperimentPlan.metrics:type_name -> outrigger.v1.ExperimentMetric
+	13, // 48: outrigger.v1.ExperimentPlan.guardrails:type_name -> outrigger.v1.ExperimentMetric
+	50, // 49: outrigger.v1.ExperimentPlan.min_duration:type_name -> google.protobuf.Duration
+	50, // 50: outrigger.v1.ExperimentPlan.max_duration:type_name -> google.protobuf.Duration
+	15, // 51: outrigger.v1.RolloutStarted.phases:type_name -> outrigger.v1.RolloutPhase
+	50, // 52: outrigger.v1.RolloutStarted.cooldown:type_name -> google.protobuf.Duration
+	50, // 53: outrigger.v1.RolloutPhase.min_duration:type_name -> google.protobuf.Duration
+	16, // 54: outrigger.v1.RolloutPhase.gates:type_name -> outrigger.v1.RolloutGate
+	50, // 55: outrigger.v1.RolloutGate.expiry:type_name -> google.protobuf.Duration
+	17, // 56: outrigger.v1.RolloutGate.check:type_name -> outrigger.v1.RolloutCheck
+	50, // 57: outrigger.v1.RolloutGate.dwell:type_name -> google.protobuf.Duration
+	50, // 58: outrigger.v1.RolloutGate.max_wait:type_name -> google.protobuf.Duration
+	50, // 59: outrigger.v1.RolloutCheck.timeout:type_name -> google.protobuf.Duration
+	50, // 60: outrigger.v1.RolloutCheck.interval:type_name -> google.protobuf.Duration
+	44, // 61: outrigger.v1.RolloutCheck.metadata:type_name -> outrigger.v1.RolloutCheck.MetadataEntry
+	45, // 62: outrigger.v1.RolloutAdvanced.metadata:type_name -> outrigger.v1.RolloutAdvanced.MetadataEntry
+	22, // 63: outrigger.v1.RolloutAdvanced.gates:type_name -> outrigger.v1.RolloutGateDecided
+	50, // 64: outrigger.v1.RolloutDraining.every:type_name -> google.protobuf.Duration
+	50, // 65: outrigger.v1.RolloutDraining.drain:type_name -> google.protobuf.Duration
+	46, // 66: outrigger.v1.RolloutDraining.metadata:type_name -> outrigger.v1.RolloutDraining.MetadataEntry
+	30, // 67: outrigger.v1.RollbackStarted.evidence:type_name -> outrigger.v1.Evidence
+	49, // 68: outrigger.v1.RollbackStarted.first_bad_at:type_name -> google.protobuf.Timestamp
+	49, // 69: outrigger.v1.RollbackStarted.decided_at:type_name -> google.protobuf.Timestamp
+	47, // 70: outrigger.v1.RollbackStarted.metadata:type_name -> outrigger.v1.RollbackStarted.MetadataEntry
+	49, // 71: outrigger.v1.RollbackCompleted.acked_at:type_name -> google.protobuf.Timestamp
+	54, // 72: outrigger.v1.RegionRegistered.region:type_name -> outrigger.v1.Region
+	48, // 73: outrigger.v1.AlertRaised.numbers:type_name -> outrigger.v1.AlertRaised.NumbersEntry
+	74, // [74:74] is the sub-list for method output_type
+	74, // [74:74] is the sub-list for method input_type
+	74, // [74:74] is the sub-list for extension type_name
+	74, // [74:74] is the sub-list for extension extendee
+	0,  // [0:74] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_events_proto_init() }
@@ -2530,11 +3884,21 @@ func file_outrigger_v1_events_proto_init() {
 		(*Event_RollbackStarted)(nil),
 		(*Event_RollbackCompleted)(nil),
 		(*Event_RolloutEnded)(nil),
+		(*Event_RolloutHeld)(nil),
+		(*Event_RolloutResumed)(nil),
+		(*Event_RolloutApproved)(nil),
+		(*Event_RolloutGateDecided)(nil),
+		(*Event_RolloutSteppedBack)(nil),
 		(*Event_RegionRegistered)(nil),
 		(*Event_RegionRemoved)(nil),
 		(*Event_AlertRaised)(nil),
 		(*Event_AlertResolved)(nil),
 		(*Event_PushRecorded)(nil),
+		(*Event_RolloutDraining)(nil),
+		(*Event_RolloutRamped)(nil),
+		(*Event_RollbackDrillStarted)(nil),
+		(*Event_RollbackDrillCompleted)(nil),
+		(*Event_DeploymentConfigured)(nil),
 	}
 	file_outrigger_v1_events_proto_msgTypes[4].OneofWrappers = []any{}
 	type x struct{}
@@ -2543,7 +3907,7 @@ func file_outrigger_v1_events_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_events_proto_rawDesc), len(file_outrigger_v1_events_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
