@@ -28,13 +28,14 @@ func readMethod(name string) bool {
 	switch name {
 	case "GetModel", "ListModels", "ListExperiments", "ExperimentResults", "GetRollout", "ListRollouts",
 		"PlanRollout", "GetDeployment", "ListRegions", "ListAlerts", "Audit", "Status",
-		"XdsStatus", "XdsConfig", "XdsDiff", "XdsPushLog", "XdsExplain":
+		"XdsStatus", "XdsConfig", "XdsDiff", "XdsPushLog", "XdsExplain", "XdsLoad",
+		"FetchClientStatus", "StreamClientStatus":
 		return true
 	}
 	return false
 }
 
-// registrar registers services whose unary methods all pass the guard first.
+// registrar registers services whose calls all pass the guard first.
 type registrar struct {
 	grpc.ServiceRegistrar
 	guard *guard
@@ -46,6 +47,17 @@ func (g registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
 	guarded.Methods = make([]grpc.MethodDesc, len(desc.Methods))
 	for i, m := range desc.Methods {
 		guarded.Methods[i] = grpc.MethodDesc{MethodName: m.MethodName, Handler: g.guard.method(m)}
+	}
+	guarded.Streams = make([]grpc.StreamDesc, len(desc.Streams))
+	for i, d := range desc.Streams {
+		handler := d.Handler
+		d.Handler = func(srv any, st grpc.ServerStream) error {
+			if err := g.guard.admitRPC(st.Context(), !readMethod(d.StreamName)); err != nil {
+				return status.ToGRPC(err)
+			}
+			return handler(srv, st)
+		}
+		guarded.Streams[i] = d
 	}
 	g.ServiceRegistrar.RegisterService(&guarded, impl)
 }

@@ -279,7 +279,7 @@ func TestGRPCAccess(t *testing.T) {
 	}
 	reads := 0
 	for _, m := range slices.Concat(services["outrigger.v1.Admin"].Methods, services["outrigger.v1.Delivery"].Methods) {
-		read := slices.Contains([]string{"XdsStatus", "XdsConfig", "XdsDiff", "XdsPushLog", "XdsExplain"}, m.MethodName) ||
+		read := slices.Contains([]string{"XdsStatus", "XdsConfig", "XdsDiff", "XdsPushLog", "XdsExplain", "XdsLoad"}, m.MethodName) ||
 			strings.HasPrefix(m.MethodName, "Get") || strings.HasPrefix(m.MethodName, "List") || slices.Contains([]string{"Audit", "Status", "ExperimentResults", "PlanRollout"}, m.MethodName)
 		if read {
 			reads++
@@ -294,10 +294,25 @@ func TestGRPCAccess(t *testing.T) {
 			t.Errorf("%s with the token was refused", m.MethodName)
 		}
 	}
-	if reads != 12+5 || len(services["outrigger.v1.Admin"].Methods) != 29 {
+	if reads != 12+6 || len(services["outrigger.v1.Admin"].Methods) != 29 {
 		t.Fatalf("%d of %d methods read", reads, len(services["outrigger.v1.Admin"].Methods))
 	}
+	csds := services["envoy.service.status.v3.ClientStatusDiscoveryService"]
+	if csds == nil || len(csds.Streams) != 1 || len(csds.Methods) != 1 || !refused(csds.Methods[0], remote) {
+		t.Fatalf("client status is not guarded: %+v", csds)
+	}
+	if err := csds.Streams[0].Handler(nil, serverStream{ctx: remote}); !outrigger.IsKind(status.FromGRPC(err, nil), outrigger.Unauthorised) {
+		t.Errorf("a stream of client status from elsewhere without a token: %v", err)
+	}
 }
+
+// serverStream is a stream that has only a context.
+type serverStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s serverStream) Context() context.Context { return s.ctx }
 
 type netAddr struct{ network, text string }
 

@@ -289,7 +289,7 @@ func (s *Server) Admin() pb.AdminServer { return s.admin }
 // Delivery returns what is known of configuration delivery, like Admin.
 func (s *Server) Delivery() pb.DeliveryServer { return s.delivery }
 
-// RegisterGRPC adds Variables, Coherence, Reports, Outcomes, Admin, Delivery and ADS to a gRPC server.
+// RegisterGRPC adds Variables, Coherence, Reports, Outcomes, Admin, Delivery, client status (CSDS), load reports (LRS) and ADS to a gRPC server.
 func (s *Server) RegisterGRPC(r grpc.ServiceRegistrar) {
 	pb.RegisterVariablesServer(r, s.vars.WithTokens())
 	pb.RegisterCoherenceServer(r, s.vars)
@@ -298,6 +298,7 @@ func (s *Server) RegisterGRPC(r grpc.ServiceRegistrar) {
 	colmetrics.RegisterMetricsServiceServer(r, s.otlp)
 	pb.RegisterAdminServer(registrar{r, s.guard}, s.admin)
 	pb.RegisterDeliveryServer(registrar{r, s.guard}, s.delivery)
+	s.ads.RegisterStatus(registrar{r, s.guard})
 	s.ads.Register(r)
 }
 

@@ -3,6 +3,7 @@ package delivery
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"strings"
 
@@ -208,6 +209,25 @@ func (s *Service) XdsExplain(_ context.Context, r *pb.XdsExplainRequest) (*pb.Xd
 		}
 		out.Live = out.Live && x.Verdict == adsserver.VerdictLive
 		out.Answers = append(out.Answers, &pb.XdsExplanation{Resource: res, Push: x.Push, Since: wire.TimePB(x.Since), AtLatest: x.AtLatest, Why: x.Why})
+	}
+	return out, nil
+}
+
+// XdsLoad returns what clients without a sidecar reported.
+func (s *Service) XdsLoad(_ context.Context, r *pb.XdsLoadRequest) (*pb.XdsLoadResponse, error) {
+	rows, refused := s.ads.Loads()
+	out := &pb.XdsLoadResponse{Refused: refused}
+	for i := range rows {
+		l := &rows[i]
+		if r.GetModel() != "" && l.Model != r.GetModel() || r.GetGroup() != "" && l.Group != r.GetGroup() {
+			continue
+		}
+		row := &pb.XdsLoadRow{Group: l.Group, Model: l.Model, Version: l.Version, Region: l.Region, Issued: l.Issued,
+			Succeeded: l.Succeeded, Failed: l.Failed, Dropped: l.Dropped, At: wire.TimePB(l.At)}
+		for _, name := range slices.Sorted(maps.Keys(l.Metrics)) {
+			row.Metrics = append(row.Metrics, &pb.XdsLoadMetric{Name: name, Requests: l.Metrics[name].Requests, Total: l.Metrics[name].Total})
+		}
+		out.Rows = append(out.Rows, row)
 	}
 	return out, nil
 }

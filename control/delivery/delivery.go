@@ -56,6 +56,7 @@ type Source interface {
 	SetAt(node, push string) (id string, set []adsserver.Resource, err error)
 	Pushes(only string) []adsserver.Push
 	Explain(node, typeURL, name string) ([]adsserver.Explanation, error)
+	Loads() (rows []adsserver.Load, refused uint64)
 }
 
 // Service implements pb.DeliveryServer. Its errors are outrigger.Errors.

@@ -76,6 +76,7 @@ func DeliveryRoutes(d pb.DeliveryServer) []Route {
 		{Pattern: "GET /v1/xds/diff", Handler: unary(d.XdsDiff)},
 		{Pattern: "GET /v1/xds/push-log", Handler: unary(d.XdsPushLog)},
 		{Pattern: "GET /v1/xds/explain", Handler: unary(d.XdsExplain)},
+		{Pattern: "GET /v1/xds/load", Handler: unary(d.XdsLoad)},
 	}
 }
 

@@ -24,6 +24,10 @@
 //     model, and a position below the current one. PublishForced does not.
 //   - Removed clusters stay served until all connected streams accepted the routes that
 //     no longer need them.
+//   - What every node was sent and has in force is known per resource (Nodes, Config,
+//     Explain), as is how the newest MaxPushes pushes of a group went (Pushes, SetAt).
+//     The same is served as CSDS (RegisterStatus).
+//   - Load reports are counted per cluster and region (Loads), named metrics included.
 //   - The ledger counts a position as accepted by a sidecar when every response of that
 //     push was ACKed and no rejection stands.
 //
@@ -51,6 +55,7 @@ import (
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	lrs "github.com/envoyproxy/go-control-plane/envoy/service/load_stats/v3"
 	"go.opentelemetry.io/otel/metric"
 	"google.golang.org/grpc"
 
@@ -88,6 +93,8 @@ type Options struct {
 	Isolation time.Duration
 	// MaxStreams bounds concurrent streams; 0 = 50,000.
 	MaxStreams int
+	// Loads is told what load reports say; nil = nobody.
+	Loads LoadSink
 }
 
 // Defaults of Options, and how long a node that is gone stays in the ledger.
@@ -105,6 +112,9 @@ type Server struct {
 	ledger  *ledger
 	ids     atomic.Uint64 // of typeStates
 	streams atomic.Int64
+
+	loads       loads
+	loadStreams atomic.Int64
 
 	mu     sync.Mutex
 	groups map[string]*group
@@ -128,11 +138,14 @@ func New(opt Options) *Server {
 	return &Server{
 		opt: opt, log: opt.Logger, metrics: newMetrics(opt.Meter),
 		ledger: newLedger(max(ledgerRetention, opt.Isolation)), groups: make(map[string]*group),
+		loads: loads{rows: make(map[loadKey]*Load)},
 	}
 }
 
-// Register adds the aggregated discovery service to a gRPC server.
+// Register adds the aggregated discovery service and the load reporting service to a
+// gRPC server.
 func (s *Server) Register(r grpc.ServiceRegistrar) {
+	lrs.RegisterLoadReportingServiceServer(r, &loadReports{srv: s})
 	discovery.RegisterAggregatedDiscoveryServiceServer(r, &ads{srv: s})
 }
 

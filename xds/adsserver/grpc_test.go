@@ -57,11 +57,16 @@ func (b *backend) Check(context.Context, *grpc_health_v1.HealthCheckRequest) (*g
 // dials its control plane itself.
 func listen(t *testing.T, register func(grpc.ServiceRegistrar)) string {
 	t.Helper()
+	return listenWith(t, register)
+}
+
+func listenWith(t *testing.T, register func(grpc.ServiceRegistrar), opts ...grpc.ServerOption) string {
+	t.Helper()
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	gs := grpc.NewServer()
+	gs := grpc.NewServer(opts...)
 	register(gs)
 	done := make(chan struct{})
 	go func() { defer close(done); _ = gs.Serve(lis) }() // ends with Stop

@@ -47,12 +47,16 @@ func bubble(t *testing.T, opt adsserver.Options, f func(w *world)) {
 
 // serve starts a gRPC server for srv on an in-memory listener and dials it.
 func (w *world) serve(srv *adsserver.Server) *grpc.ClientConn {
+	return w.serveOn(srv.Register, grpc.WithTransportCredentials(insecure.NewCredentials()))
+}
+
+func (w *world) serveOn(register func(grpc.ServiceRegistrar), opts ...grpc.DialOption) *grpc.ClientConn {
 	lis := bufconn.Listen(1 << 16)
 	gs := grpc.NewServer()
-	srv.Register(gs)
+	register(gs)
 	go func() { _ = gs.Serve(lis) }() // ends with Stop
-	conn, err := grpc.NewClient("passthrough:///ads", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }))
+	conn, err := grpc.NewClient("passthrough:///ads", append(opts,
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }))...)
 	if err != nil {
 		w.t.Fatal(err)
 	}

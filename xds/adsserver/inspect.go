@@ -264,8 +264,11 @@ func (s *Server) Config(node string) ([]Held, error) {
 	if err != nil {
 		return nil, err
 	}
-	current := s.group(l.Group).current.Load()
-	var out []Held
+	return l.config(s.group(l.Group).current.Load()), nil
+}
+
+// config is Config of one line.
+func (l *line) config(current *generation) (out []Held) {
 	for i := range l.types {
 		v := &l.types[i]
 		names := make(map[string]struct{})
@@ -291,7 +294,7 @@ func (s *Server) Config(node string) ([]Held, error) {
 	slices.SortFunc(out, func(a, b Held) int {
 		return cmp.Or(cmp.Compare(rank(a.Type), rank(b.Type)), cmp.Compare(a.Type, b.Type), cmp.Compare(a.Name, b.Name))
 	})
-	return out, nil
+	return out
 }
 
 // Resource is one resource of a set.

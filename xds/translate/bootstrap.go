@@ -85,11 +85,12 @@ func envoyBootstrap(o BootstrapOptions) ([]byte, error) {
 			LdsConfig: adsSource(), CdsConfig: adsSource(),
 			AdsConfig: &core.ApiConfigSource{
 				ApiType: core.ApiConfigSource_DELTA_GRPC, TransportApiVersion: core.ApiVersion_V3, SetNodeOnFirstMessageOnly: true,
-				GrpcServices: []*core.GrpcService{{TargetSpecifier: &core.GrpcService_EnvoyGrpc_{
-					EnvoyGrpc: &core.GrpcService_EnvoyGrpc{ClusterName: controlCluster},
-				}}},
+				GrpcServices: controlService(),
 			},
 		},
+		ClusterManager: &bootstrap.ClusterManager{LoadStatsConfig: &core.ApiConfigSource{
+			ApiType: core.ApiConfigSource_GRPC, TransportApiVersion: core.ApiVersion_V3, GrpcServices: controlService(),
+		}},
 		LayeredRuntime: &bootstrap.LayeredRuntime{Layers: []*bootstrap.RuntimeLayer{
 			{Name: xds.RuntimeName, LayerSpecifier: &bootstrap.RuntimeLayer_RtdsLayer_{
 				RtdsLayer: &bootstrap.RuntimeLayer_RtdsLayer{Name: xds.RuntimeName, RtdsConfig: adsSource()},
@@ -116,6 +117,12 @@ func envoyBootstrap(o BootstrapOptions) ([]byte, error) {
 		return nil, outrigger.Wrap(outrigger.Internal, err, "bootstrap")
 	}
 	return indented(v)
+}
+
+func controlService() []*core.GrpcService {
+	return []*core.GrpcService{{TargetSpecifier: &core.GrpcService_EnvoyGrpc_{
+		EnvoyGrpc: &core.GrpcService_EnvoyGrpc{ClusterName: controlCluster},
+	}}}
 }
 
 func controlPlane(address string) (*cluster.Cluster, error) {

@@ -51,11 +51,18 @@ func (e *encoder) cluster(m *policy.Model, v *policy.Version) (*cluster.Cluster,
 	switch e.kind {
 	case KindGRPC:
 		ejectByShare(out.OutlierDetection, v)
+		reportLoads(out)
+		out.LrsServer = &core.ConfigSource{ResourceApiVersion: core.ApiVersion_V3,
+			ConfigSourceSpecifier: &core.ConfigSource_Self{Self: &core.SelfConfigSource{TransportApiVersion: core.ApiVersion_V3}}}
 	case KindEnvoy:
+		reportLoads(out) // to where its bootstrap says
 		return out, e.envoyCluster(out, m, v)
 	}
 	return out, nil
 }
+
+// reportLoads asks for the named metrics of endpoints in load reports (gRFC A85).
+func reportLoads(c *cluster.Cluster) { c.LrsReportEndpointMetrics = []string{"named_metrics.*"} }
 
 // ejectByShare says the same in the words gRPC knows. success_rate stays off.
 func ejectByShare(od *cluster.OutlierDetection, v *policy.Version) {

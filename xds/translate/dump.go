@@ -99,6 +99,16 @@ func redactAny(a *anypb.Any) error {
 	return anypb.MarshalFrom(a, inner, proto.MarshalOptions{Deterministic: true})
 }
 
+// RedactAny is a copy of a packed resource with the secrets blanked as in Dump. Errors have
+// kind Internal.
+func RedactAny(a *anypb.Any) (*anypb.Any, error) {
+	out := &anypb.Any{TypeUrl: a.GetTypeUrl(), Value: a.GetValue()}
+	if err := redactAny(out); err != nil {
+		return nil, outrigger.Wrap(outrigger.Internal, err, "redact")
+	}
+	return out, nil
+}
+
 // blank says that there is a secret without saying which.
 func blank(m protoreflect.Message, f protoreflect.FieldDescriptor) {
 	switch {

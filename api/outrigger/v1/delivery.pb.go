@@ -1425,6 +1425,287 @@ func (x *XdsExplanation) GetWhy() string {
 	return ""
 }
 
+type XdsLoadRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Model         string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"` // empty = all
+	Group         string                 `protobuf:"bytes,2,opt,name=group,proto3" json:"group,omitempty"` // empty = all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *XdsLoadRequest) Reset() {
+	*x = XdsLoadRequest{}
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *XdsLoadRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*XdsLoadRequest) ProtoMessage() {}
+
+func (x *XdsLoadRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use XdsLoadRequest.ProtoReflect.Descriptor instead.
+func (*XdsLoadRequest) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *XdsLoadRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *XdsLoadRequest) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+// XdsLoadResponse is what clients without a sidecar reported since this replica started.
+type XdsLoadResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rows          []*XdsLoadRow          `protobuf:"bytes,1,rep,name=rows,proto3" json:"rows,omitempty"`        // by group, model, version and region
+	Refused       uint64                 `protobuf:"varint,2,opt,name=refused,proto3" json:"refused,omitempty"` // rows about clusters nobody serves, or for want of room
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *XdsLoadResponse) Reset() {
+	*x = XdsLoadResponse{}
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *XdsLoadResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*XdsLoadResponse) ProtoMessage() {}
+
+func (x *XdsLoadResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use XdsLoadResponse.ProtoReflect.Descriptor instead.
+func (*XdsLoadResponse) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *XdsLoadResponse) GetRows() []*XdsLoadRow {
+	if x != nil {
+		return x.Rows
+	}
+	return nil
+}
+
+func (x *XdsLoadResponse) GetRefused() uint64 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
+type XdsLoadRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	Model         string                 `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	Version       string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	Region        string                 `protobuf:"bytes,4,opt,name=region,proto3" json:"region,omitempty"` // of the endpoints; empty where the client cannot tell
+	Issued        uint64                 `protobuf:"varint,5,opt,name=issued,proto3" json:"issued,omitempty"`
+	Succeeded     uint64                 `protobuf:"varint,6,opt,name=succeeded,proto3" json:"succeeded,omitempty"`
+	Failed        uint64                 `protobuf:"varint,7,opt,name=failed,proto3" json:"failed,omitempty"`
+	Dropped       uint64                 `protobuf:"varint,8,opt,name=dropped,proto3" json:"dropped,omitempty"` // refused by policy before they were sent
+	Metrics       []*XdsLoadMetric       `protobuf:"bytes,9,rep,name=metrics,proto3" json:"metrics,omitempty"`  // ORCA, by name
+	At            *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=at,proto3" json:"at,omitempty"`           // of the last report
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *XdsLoadRow) Reset() {
+	*x = XdsLoadRow{}
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *XdsLoadRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*XdsLoadRow) ProtoMessage() {}
+
+func (x *XdsLoadRow) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use XdsLoadRow.ProtoReflect.Descriptor instead.
+func (*XdsLoadRow) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *XdsLoadRow) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *XdsLoadRow) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *XdsLoadRow) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *XdsLoadRow) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *XdsLoadRow) GetIssued() uint64 {
+	if x != nil {
+		return x.Issued
+	}
+	return 0
+}
+
+func (x *XdsLoadRow) GetSucceeded() uint64 {
+	if x != nil {
+		return x.Succeeded
+	}
+	return 0
+}
+
+func (x *XdsLoadRow) GetFailed() uint64 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *XdsLoadRow) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
+func (x *XdsLoadRow) GetMetrics() []*XdsLoadMetric {
+	if x != nil {
+		return x.Metrics
+	}
+	return nil
+}
+
+func (x *XdsLoadRow) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+type XdsLoadMetric struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Requests      uint64                 `protobuf:"varint,2,opt,name=requests,proto3" json:"requests,omitempty"` // that carried it
+	Total         float64                `protobuf:"fixed64,3,opt,name=total,proto3" json:"total,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *XdsLoadMetric) Reset() {
+	*x = XdsLoadMetric{}
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *XdsLoadMetric) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*XdsLoadMetric) ProtoMessage() {}
+
+func (x *XdsLoadMetric) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use XdsLoadMetric.ProtoReflect.Descriptor instead.
+func (*XdsLoadMetric) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *XdsLoadMetric) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *XdsLoadMetric) GetRequests() uint64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *XdsLoadMetric) GetTotal() float64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
 var File_outrigger_v1_delivery_proto protoreflect.FileDescriptor
 
 const file_outrigger_v1_delivery_proto_rawDesc = "" +
@@ -1548,7 +1829,30 @@ const file_outrigger_v1_delivery_proto_rawDesc = "" +
 	"\x04push\x18\x02 \x01(\tR\x04push\x120\n" +
 	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1b\n" +
 	"\tat_latest\x18\x04 \x01(\bR\batLatest\x12\x10\n" +
-	"\x03why\x18\x05 \x01(\tR\x03why2\x90\x03\n" +
+	"\x03why\x18\x05 \x01(\tR\x03why\"<\n" +
+	"\x0eXdsLoadRequest\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12\x14\n" +
+	"\x05group\x18\x02 \x01(\tR\x05group\"Y\n" +
+	"\x0fXdsLoadResponse\x12,\n" +
+	"\x04rows\x18\x01 \x03(\v2\x18.outrigger.v1.XdsLoadRowR\x04rows\x12\x18\n" +
+	"\arefused\x18\x02 \x01(\x04R\arefused\"\xb5\x02\n" +
+	"\n" +
+	"XdsLoadRow\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\tR\x05group\x12\x14\n" +
+	"\x05model\x18\x02 \x01(\tR\x05model\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\x12\x16\n" +
+	"\x06region\x18\x04 \x01(\tR\x06region\x12\x16\n" +
+	"\x06issued\x18\x05 \x01(\x04R\x06issued\x12\x1c\n" +
+	"\tsucceeded\x18\x06 \x01(\x04R\tsucceeded\x12\x16\n" +
+	"\x06failed\x18\a \x01(\x04R\x06failed\x12\x18\n" +
+	"\adropped\x18\b \x01(\x04R\adropped\x125\n" +
+	"\ametrics\x18\t \x03(\v2\x1b.outrigger.v1.XdsLoadMetricR\ametrics\x12*\n" +
+	"\x02at\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"U\n" +
+	"\rXdsLoadMetric\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\brequests\x18\x02 \x01(\x04R\brequests\x12\x14\n" +
+	"\x05total\x18\x03 \x01(\x01R\x05total2\xd8\x03\n" +
 	"\bDelivery\x12L\n" +
 	"\tXdsStatus\x12\x1e.outrigger.v1.XdsStatusRequest\x1a\x1f.outrigger.v1.XdsStatusResponse\x12L\n" +
 	"\tXdsConfig\x12\x1e.outrigger.v1.XdsConfigRequest\x1a\x1f.outrigger.v1.XdsConfigResponse\x12F\n" +
@@ -1556,7 +1860,8 @@ const file_outrigger_v1_delivery_proto_rawDesc = "" +
 	"\n" +
 	"XdsPushLog\x12\x1f.outrigger.v1.XdsPushLogRequest\x1a .outrigger.v1.XdsPushLogResponse\x12O\n" +
 	"\n" +
-	"XdsExplain\x12\x1f.outrigger.v1.XdsExplainRequest\x1a .outrigger.v1.XdsExplainResponseBBZ@github.com/outrigger-mesh/outrigger/api/outrigger/v1;outriggerv1b\x06proto3"
+	"XdsExplain\x12\x1f.outrigger.v1.XdsExplainRequest\x1a .outrigger.v1.XdsExplainResponse\x12F\n" +
+	"\aXdsLoad\x12\x1c.outrigger.v1.XdsLoadRequest\x1a\x1d.outrigger.v1.XdsLoadResponseBBZ@github.com/outrigger-mesh/outrigger/api/outrigger/v1;outriggerv1b\x06proto3"
 
 var (
 	file_outrigger_v1_delivery_proto_rawDescOnce sync.Once
@@ -1570,7 +1875,7 @@ func file_outrigger_v1_delivery_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_delivery_proto_rawDescData
 }
 
-var file_outrigger_v1_delivery_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_outrigger_v1_delivery_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_outrigger_v1_delivery_proto_goTypes = []any{
 	(*XdsNack)(nil),               // 0: outrigger.v1.XdsNack
 	(*XdsStatusRequest)(nil),      // 1: outrigger.v1.XdsStatusRequest
@@ -1590,46 +1895,55 @@ var file_outrigger_v1_delivery_proto_goTypes = []any{
 	(*XdsExplainRequest)(nil),     // 15: outrigger.v1.XdsExplainRequest
 	(*XdsExplainResponse)(nil),    // 16: outrigger.v1.XdsExplainResponse
 	(*XdsExplanation)(nil),        // 17: outrigger.v1.XdsExplanation
-	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
-	(*Node)(nil),                  // 19: outrigger.v1.Node
+	(*XdsLoadRequest)(nil),        // 18: outrigger.v1.XdsLoadRequest
+	(*XdsLoadResponse)(nil),       // 19: outrigger.v1.XdsLoadResponse
+	(*XdsLoadRow)(nil),            // 20: outrigger.v1.XdsLoadRow
+	(*XdsLoadMetric)(nil),         // 21: outrigger.v1.XdsLoadMetric
+	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
+	(*Node)(nil),                  // 23: outrigger.v1.Node
 }
 var file_outrigger_v1_delivery_proto_depIdxs = []int32{
-	18, // 0: outrigger.v1.XdsNack.at:type_name -> google.protobuf.Timestamp
+	22, // 0: outrigger.v1.XdsNack.at:type_name -> google.protobuf.Timestamp
 	3,  // 1: outrigger.v1.XdsStatusResponse.nodes:type_name -> outrigger.v1.XdsNode
-	18, // 2: outrigger.v1.XdsStatusResponse.now:type_name -> google.protobuf.Timestamp
-	19, // 3: outrigger.v1.XdsNode.node:type_name -> outrigger.v1.Node
-	18, // 4: outrigger.v1.XdsNode.since:type_name -> google.protobuf.Timestamp
+	22, // 2: outrigger.v1.XdsStatusResponse.now:type_name -> google.protobuf.Timestamp
+	23, // 3: outrigger.v1.XdsNode.node:type_name -> outrigger.v1.Node
+	22, // 4: outrigger.v1.XdsNode.since:type_name -> google.protobuf.Timestamp
 	0,  // 5: outrigger.v1.XdsNode.nack:type_name -> outrigger.v1.XdsNack
 	4,  // 6: outrigger.v1.XdsNode.types:type_name -> outrigger.v1.XdsType
-	18, // 7: outrigger.v1.XdsType.sent_at:type_name -> google.protobuf.Timestamp
-	18, // 8: outrigger.v1.XdsType.acked_at:type_name -> google.protobuf.Timestamp
+	22, // 7: outrigger.v1.XdsType.sent_at:type_name -> google.protobuf.Timestamp
+	22, // 8: outrigger.v1.XdsType.acked_at:type_name -> google.protobuf.Timestamp
 	0,  // 9: outrigger.v1.XdsType.nack:type_name -> outrigger.v1.XdsNack
 	7,  // 10: outrigger.v1.XdsConfigResponse.resources:type_name -> outrigger.v1.XdsResource
 	0,  // 11: outrigger.v1.XdsResource.nack:type_name -> outrigger.v1.XdsNack
 	10, // 12: outrigger.v1.XdsDiffResponse.changes:type_name -> outrigger.v1.XdsChange
 	13, // 13: outrigger.v1.XdsPushLogResponse.pushes:type_name -> outrigger.v1.XdsPush
-	18, // 14: outrigger.v1.XdsPush.at:type_name -> google.protobuf.Timestamp
+	22, // 14: outrigger.v1.XdsPush.at:type_name -> google.protobuf.Timestamp
 	14, // 15: outrigger.v1.XdsPush.nodes:type_name -> outrigger.v1.XdsDelivery
-	18, // 16: outrigger.v1.XdsDelivery.sent_at:type_name -> google.protobuf.Timestamp
+	22, // 16: outrigger.v1.XdsDelivery.sent_at:type_name -> google.protobuf.Timestamp
 	0,  // 17: outrigger.v1.XdsDelivery.nack:type_name -> outrigger.v1.XdsNack
 	17, // 18: outrigger.v1.XdsExplainResponse.answers:type_name -> outrigger.v1.XdsExplanation
 	7,  // 19: outrigger.v1.XdsExplanation.resource:type_name -> outrigger.v1.XdsResource
-	18, // 20: outrigger.v1.XdsExplanation.since:type_name -> google.protobuf.Timestamp
-	1,  // 21: outrigger.v1.Delivery.XdsStatus:input_type -> outrigger.v1.XdsStatusRequest
-	5,  // 22: outrigger.v1.Delivery.XdsConfig:input_type -> outrigger.v1.XdsConfigRequest
-	8,  // 23: outrigger.v1.Delivery.XdsDiff:input_type -> outrigger.v1.XdsDiffRequest
-	11, // 24: outrigger.v1.Delivery.XdsPushLog:input_type -> outrigger.v1.XdsPushLogRequest
-	15, // 25: outrigger.v1.Delivery.XdsExplain:input_type -> outrigger.v1.XdsExplainRequest
-	2,  // 26: outrigger.v1.Delivery.XdsStatus:output_type -> outrigger.v1.XdsStatusResponse
-	6,  // 27: outrigger.v1.Delivery.XdsConfig:output_type -> outrigger.v1.XdsConfigResponse
-	9,  // 28: outrigger.v1.Delivery.XdsDiff:output_type -> outrigger.v1.XdsDiffResponse
-	12, // 29: outrigger.v1.Delivery.XdsPushLog:output_type -> outrigger.v1.XdsPushLogResponse
-	16, // 30: outrigger.v1.Delivery.XdsExplain:output_type -> outrigger.v1.XdsExplainResponse
-	26, // [26:31] is the sub-list for method output_type
-	21, // [21:26] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	22, // 20: outrigger.v1.XdsExplanation.since:type_name -> google.protobuf.Timestamp
+	20, // 21: outrigger.v1.XdsLoadResponse.rows:type_name -> outrigger.v1.XdsLoadRow
+	21, // 22: outrigger.v1.XdsLoadRow.metrics:type_name -> outrigger.v1.XdsLoadMetric
+	22, // 23: outrigger.v1.XdsLoadRow.at:type_name -> google.protobuf.Timestamp
+	1,  // 24: outrigger.v1.Delivery.XdsStatus:input_type -> outrigger.v1.XdsStatusRequest
+	5,  // 25: outrigger.v1.Delivery.XdsConfig:input_type -> outrigger.v1.XdsConfigRequest
+	8,  // 26: outrigger.v1.Delivery.XdsDiff:input_type -> outrigger.v1.XdsDiffRequest
+	11, // 27: outrigger.v1.Delivery.XdsPushLog:input_type -> outrigger.v1.XdsPushLogRequest
+	15, // 28: outrigger.v1.Delivery.XdsExplain:input_type -> outrigger.v1.XdsExplainRequest
+	18, // 29: outrigger.v1.Delivery.XdsLoad:input_type -> outrigger.v1.XdsLoadRequest
+	2,  // 30: outrigger.v1.Delivery.XdsStatus:output_type -> outrigger.v1.XdsStatusResponse
+	6,  // 31: outrigger.v1.Delivery.XdsConfig:output_type -> outrigger.v1.XdsConfigResponse
+	9,  // 32: outrigger.v1.Delivery.XdsDiff:output_type -> outrigger.v1.XdsDiffResponse
+	12, // 33: outrigger.v1.Delivery.XdsPushLog:output_type -> outrigger.v1.XdsPushLogResponse
+	16, // 34: outrigger.v1.Delivery.XdsExplain:output_type -> outrigger.v1.XdsExplainResponse
+	19, // 35: outrigger.v1.Delivery.XdsLoad:output_type -> outrigger.v1.XdsLoadResponse
+	30, // [30:36] is the sub-list for method output_type
+	24, // [24:30] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_delivery_proto_init() }
@@ -1644,7 +1958,7 @@ func file_outrigger_v1_delivery_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_delivery_proto_rawDesc), len(file_outrigger_v1_delivery_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

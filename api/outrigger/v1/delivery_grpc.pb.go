@@ -24,6 +24,7 @@ const (
 	Delivery_XdsDiff_FullMethodName    = "/outrigger.v1.Delivery/XdsDiff"
 	Delivery_XdsPushLog_FullMethodName = "/outrigger.v1.Delivery/XdsPushLog"
 	Delivery_XdsExplain_FullMethodName = "/outrigger.v1.Delivery/XdsExplain"
+	Delivery_XdsLoad_FullMethodName    = "/outrigger.v1.Delivery/XdsLoad"
 )
 
 // DeliveryClient is the client API for Delivery service.
@@ -39,6 +40,7 @@ type DeliveryClient interface {
 	XdsDiff(ctx context.Context, in *XdsDiffRequest, opts ...grpc.CallOption) (*XdsDiffResponse, error)
 	XdsPushLog(ctx context.Context, in *XdsPushLogRequest, opts ...grpc.CallOption) (*XdsPushLogResponse, error)
 	XdsExplain(ctx context.Context, in *XdsExplainRequest, opts ...grpc.CallOption) (*XdsExplainResponse, error)
+	XdsLoad(ctx context.Context, in *XdsLoadRequest, opts ...grpc.CallOption) (*XdsLoadResponse, error)
 }
 
 type deliveryClient struct {
@@ -99,6 +101,16 @@ func (c *deliveryClient) XdsExplain(ctx context.Context, in *XdsExplainRequest, 
 	return out, nil
 }
 
+func (c *deliveryClient) XdsLoad(ctx context.Context, in *XdsLoadRequest, opts ...grpc.CallOption) (*XdsLoadResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(XdsLoadResponse)
+	err := c.cc.Invoke(ctx, Delivery_XdsLoad_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // DeliveryServer is the server API for Delivery service.
 // All implementations must embed UnimplementedDeliveryServer
 // for forward compatibility.
@@ -112,6 +124,7 @@ type DeliveryServer interface {
 	XdsDiff(context.Context, *XdsDiffRequest) (*XdsDiffResponse, error)
 	XdsPushLog(context.Context, *XdsPushLogRequest) (*XdsPushLogResponse, error)
 	XdsExplain(context.Context, *XdsExplainRequest) (*XdsExplainResponse, error)
+	XdsLoad(context.Context, *XdsLoadRequest) (*XdsLoadResponse, error)
 	mustEmbedUnimplementedDeliveryServer()
 }
 
@@ -136,6 +149,9 @@ func (UnimplementedDeliveryServer) XdsPushLog(context.Context, *XdsPushLogReques
 }
 func (UnimplementedDeliveryServer) XdsExplain(context.Context, *XdsExplainRequest) (*XdsExplainResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method XdsExplain not implemented")
+}
+func (UnimplementedDeliveryServer) XdsLoad(context.Context, *XdsLoadRequest) (*XdsLoadResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method XdsLoad not implemented")
 }
 func (UnimplementedDeliveryServer) mustEmbedUnimplementedDeliveryServer() {}
 func (UnimplementedDeliveryServer) testEmbeddedByValue()                  {}
@@ -248,6 +264,24 @@ func _Delivery_XdsExplain_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Delivery_XdsLoad_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(XdsLoadRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DeliveryServer).XdsLoad(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Delivery_XdsLoad_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DeliveryServer).XdsLoad(ctx, req.(*XdsLoadRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Delivery_ServiceDesc is the grpc.ServiceDesc for Delivery service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -274,6 +308,10 @@ var Delivery_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "XdsExplain",
 			Handler:    _Delivery_XdsExplain_Handler,
+		},
+		{
+			MethodName: "XdsLoad",
+			Handler:    _Delivery_XdsLoad_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
