@@ -88,6 +88,9 @@ func checkConfiguration(arms []*pb.ExperimentArm) error {
 			return outrigger.Errorf(outrigger.Invalid, "arm %q: configuration: %v", arm.GetName(), err)
 		}
 		for k, v := range arm.GetConfiguration() {
+			if err := outrigger.CheckName("configuration", k); err != nil {
+				return outrigger.Errorf(outrigger.Invalid, "arm %q: %v", arm.GetName(), err)
+			}
 			if !json.Valid([]byte(v)) {
 				return invalid("arm %q: configuration %q is %q, which is not JSON", arm.GetName(), k, v)
 			}

@@ -12,7 +12,7 @@
 // proxy/http2, which answers the unary reads of variables from memory too; other gRPC calls
 // go to the bridge and the native variable service, unknown ones are forwarded byte for
 // byte. HTTP, of either version, goes to variables (/v1/variables, /v1/sessions), to
-// inference (the OpenAI paths), /v1/outcomes to the control plane, or on to the configured upstream. TLS and unknown protocols
+// inference (the OpenAI paths), /v1/outcomes to the control plane, /ofrep/v1 (flags), or on to the configured upstream. TLS and unknown protocols
 // are passed to the upstream address as they are when there is one, and refused otherwise.
 //
 // Promises: the listener answers as soon as Run starts, before the first policy and
@@ -51,6 +51,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/proxy/intercept"
 	"github.com/outrigger-mesh/outrigger/proxy/intercept/redirect"
 	"github.com/outrigger-mesh/outrigger/proxy/loop"
+	"github.com/outrigger-mesh/outrigger/proxy/ofrep"
 	"github.com/outrigger-mesh/outrigger/proxy/upstream"
 	"github.com/outrigger-mesh/outrigger/proxy/variable"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
@@ -250,6 +251,8 @@ func (s *Sidecar) wireHTTP(vo variable.Options, others http.Handler) {
 	if s.opts.Reports != nil {
 		rest.Register(vars, rest.OutcomeRoutes(outcomes{to: pb.NewOutcomesClient(s.opts.Reports)}.Record))
 	}
+	flags := ofrep.New(ofrep.Options{Policy: func() *policy.Policy { p, _ := s.opts.Policy(); return p }, Region: s.opts.Node.Region,
+		Recorder: s.inference.Recorder()})
 	if others == nil {
 		others = http.HandlerFunc(notServed)
 	}
@@ -264,6 +267,8 @@ func (s *Sidecar) wireHTTP(vo variable.Options, others http.Handler) {
 				s.inference.ServeHTTP(w, r)
 			case isVariablePath(r.URL.Path):
 				vars.ServeHTTP(w, r)
+			case ofrep.Match(r):
+				flags.ServeHTTP(w, r)
 			default:
 				others.ServeHTTP(w, r)
 			}

@@ -168,7 +168,7 @@ func model(f *facts.Facts, m *facts.Model, o Options) (out *policy.Model, text s
 	}
 	out = &policy.Model{
 		Name: m.Name, Salt: m.Split.Salt, Unit: m.Unit, WeightEpoch: m.WeightEpoch,
-		Arms: m.Split.Arms, LastGood: m.Split.LastGood,
+		Experiment: m.Split.Experiment, Arms: m.Split.Arms, LastGood: m.Split.LastGood,
 		Timeout: m.Timeout, MaxAttempts: m.MaxAttempts,
 	}
 	if out.MaxAttempts == 0 {

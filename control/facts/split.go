@@ -3,8 +3,10 @@ package facts
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 
+	"github.com/outrigger-mesh/outrigger"
 	"github.com/outrigger-mesh/outrigger/experiments"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
@@ -28,7 +30,9 @@ type Split struct {
 	// Salt of the bucket rule: an experiment has its own, so that who is in which arm of
 	// one test says nothing about the next.
 	Salt string
-	Arms []policy.Arm
+	// Experiment is the running one that decides; empty if none does.
+	Experiment string
+	Arms       []policy.Arm
 	// LastGood is what to return to; empty only without a servable version.
 	LastGood string
 	// CandidateLive is true while a rollout sends anything to its candidate.
@@ -99,7 +103,7 @@ func (d *draft) split(m *Model) Split {
 		s.LastGood = lg
 	}
 	if e := d.experiments[m.Experiment]; e != nil {
-		s.Salt = saltExperiment + e.Name
+		s.Salt, s.Experiment = saltExperiment+e.Name, e.Name
 		s.Arms, s.Problem = splitExperiment(m, e, stable)
 		return s
 	}
@@ -147,7 +151,7 @@ func splitExperiment(m *Model, e *Experiment, stable string) (arms []policy.Arm,
 		switch {
 		case len(a.Ranges) == 0: // weight 0
 		case m.Version(a.Version).Servable():
-			arms = append(arms, policy.Arm{Name: a.Name, Version: a.Version, Ranges: a.Ranges})
+			arms = append(arms, policy.Arm{Name: a.Name, Version: a.Version, Ranges: a.Ranges, Settings: settings(a.Configuration)})
 		default:
 			rest = append(rest, a.Ranges...)
 			problem = fmt.Sprintf("arm %q of experiment %q names version %q, which is not servable; its requests go to %q", a.Name, e.Name, a.Version, stable)
@@ -158,6 +162,18 @@ func splitExperiment(m *Model, e *Experiment, stable string) (arms []policy.Arm,
 	}
 	slices.SortFunc(arms, byName)
 	return arms, problem
+}
+
+// settings are an arm's configuration by name. A name that no policy takes, of an event
+// from before names were checked, is left out: the model must not go with it.
+func settings(configuration map[string]string) (out []policy.Setting) {
+	for _, name := range slices.Sorted(maps.Keys(configuration)) {
+		if outrigger.CheckName("configuration", name) != nil {
+			continue
+		}
+		out = append(out, policy.Setting{Name: name, JSON: configuration[name]})
+	}
+	return out
 }
 
 // join sorts ranges and merges neighbours, in place.

@@ -216,6 +216,35 @@ func (r *Recorder) addUnit(s *recorderShard, c *cell, o *Outcome, ms float64) {
 	}
 }
 
+// Expose records that a unit was exposed to an arm without a request to a model: a unit
+// row of no requests. Bounds are those of Record; a unit that has a row is exposed already.
+func (r *Recorder) Expose(model, version, arm, region string, epoch uint64, unit uint32) {
+	s := &r.shards[unit%recorderShards]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := cellKey{model, version, arm, region, epoch}
+	c := s.cells[k]
+	if c == nil {
+		if len(s.cells) >= share(r.o.MaxCells) {
+			r.dropped.Add(1)
+			return
+		}
+		c = &cell{}
+		s.cells[k] = c
+	}
+	switch {
+	case c.units[unit] != nil:
+	case s.units >= share(r.o.MaxUnits):
+		c.delta.UnitsDropped++
+	default:
+		if c.units == nil {
+			c.units = map[uint32]*pb.UnitRow{}
+		}
+		c.units[unit] = &pb.UnitRow{Unit: unit}
+		s.units++
+	}
+}
+
 func (r *Recorder) total(s *recorderShard, o *Outcome) *Total {
 	k := totalKey{o.Model, o.Version, o.Arm}
 	t := s.totals[k]

@@ -40,6 +40,8 @@ func (m *Model) Normalise() Model {
 	out.Arms = cloneOrNil(m.Arms)
 	for i := range out.Arms {
 		out.Arms[i].Ranges = mergeRanges(out.Arms[i].Ranges)
+		out.Arms[i].Settings = cloneOrNil(out.Arms[i].Settings)
+		slices.SortFunc(out.Arms[i].Settings, func(a, b Setting) int { return cmp.Compare(a.Name, b.Name) })
 	}
 	slices.SortStableFunc(out.Arms, func(a, b Arm) int { return cmp.Compare(a.Name, b.Name) })
 	out.Access = cloneOrNil(m.Access)

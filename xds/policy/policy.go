@@ -33,6 +33,8 @@ type Model struct {
 	WeightEpoch uint64
 	// Arms cover the buckets [0, experiments.Buckets) exactly once, together.
 	Arms []Arm
+	// Experiment is the name of the experiment whose arms these are; empty if none.
+	Experiment string
 	// Versions are all versions an arm may name, plus LastGood.
 	Versions []Version
 	// LastGood is the version to fall back to; empty if none. It also takes over the
@@ -82,7 +84,12 @@ type Arm struct {
 	Name    string
 	Version string
 	Ranges  []experiments.Range
+	// Settings are what applications find under this arm, by name.
+	Settings []Setting
 }
+
+// Setting is one value an arm gives to applications, as JSON.
+type Setting struct{ Name, JSON string }
 
 // Version is one deployable thing behind a model; it becomes one xDS cluster.
 type Version struct {

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"encoding/json"
 	"strconv"
 	"strings"
 	"time"
@@ -14,16 +15,18 @@ import (
 // sum of endpoint weights of a version within the 32 bits xDS clients allow
 // (MaxEndpoints · MaxWeight < 2^32), and keep retries from multiplying an outage.
 const (
-	MaxModels    = 4096
-	MaxVersions  = 256 // per model
-	MaxArms      = 256 // per model
-	MaxRegions   = 1024
-	MaxEndpoints = 4096      // per version
-	MaxWeight    = 1_000_000 // per endpoint
-	MaxAttempts  = 16
-	MaxAccess    = 256            // per model
-	MaxDelay     = time.Minute    // of Fault
-	MaxDuration  = 24 * time.Hour // of Timeout, DeadMan and OpenFor
+	MaxModels       = 4096
+	MaxVersions     = 256 // per model
+	MaxArms         = 256 // per model
+	MaxRegions      = 1024
+	MaxEndpoints    = 4096      // per version
+	MaxWeight       = 1_000_000 // per endpoint
+	MaxAttempts     = 16
+	MaxAccess       = 256         // per model
+	MaxSettings     = 256         // per arm
+	MaxDelay        = time.Minute // of Fault
+	MaxSettingBytes = 64 << 10
+	MaxDuration     = 24 * time.Hour // of Timeout, DeadMan and OpenFor
 )
 
 // Validate reports the first rule p breaks, as an error of kind Invalid that names the
@@ -239,12 +242,31 @@ func (m *Model) validateArms() error {
 		if !Assigned(a.Name) {
 			return outrigger.Errorf(outrigger.Invalid, "arm name %q is reserved for requests outside of the split; choose another", a.Name)
 		}
+		if err := a.validateSettings(); err != nil {
+			return err
+		}
 		v := m.Version(a.Version)
 		if v == nil {
 			return outrigger.Errorf(outrigger.Invalid, "arm %q names version %q, which is not among the versions", a.Name, a.Version)
 		}
 		if v.Quarantined && len(a.Ranges) > 0 && m.LastGood == "" {
 			return outrigger.Errorf(outrigger.Invalid, "arm %q sends buckets to quarantined version %q and there is no last_good; set one or move the buckets", a.Name, a.Version)
+		}
+	}
+	return nil
+}
+
+func (a *Arm) validateSettings() error {
+	if err := limit("settings of arm "+strconv.Quote(a.Name), len(a.Settings), MaxSettings); err != nil {
+		return err
+	}
+	seen := make(map[string]bool, len(a.Settings))
+	for _, s := range a.Settings {
+		if err := unique("setting", s.Name, seen); err != nil {
+			return err
+		}
+		if len(s.JSON) > MaxSettingBytes || !json.Valid([]byte(s.JSON)) {
+			return outrigger.Errorf(outrigger.Invalid, "setting %q of arm %q has %d bytes; give JSON of at most %d", s.Name, a.Name, len(s.JSON), MaxSettingBytes)
 		}
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/types/known/structpb"
+	"slices"
 
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
@@ -61,7 +62,7 @@ func DecodeModel(res *Resources, name string) (policy.Model, error) {
 		return policy.Model{}, bad(xds.TypeModelPolicy, name, "missing or under another name")
 	}
 	m := policy.Model{
-		Name: name, Salt: mp.GetSalt(), Unit: experiments.Unit(mp.GetUnit()), WeightEpoch: mp.GetWeightEpoch(),
+		Name: name, Salt: mp.GetSalt(), Unit: experiments.Unit(mp.GetUnit()), WeightEpoch: mp.GetWeightEpoch(), Experiment: mp.GetExperiment(),
 		LastGood: mp.GetLastGood(), DeadMan: mp.GetDeadManLease().AsDuration(), MaxAttempts: 1,
 	}
 	for _, vp := range mp.GetVersions() {
@@ -73,6 +74,15 @@ func DecodeModel(res *Resources, name string) (policy.Model, error) {
 	}
 	if err := decodeSplit(res, &m); err != nil {
 		return policy.Model{}, err
+	}
+	for _, ap := range mp.GetArms() {
+		i := slices.IndexFunc(m.Arms, func(a policy.Arm) bool { return a.Name == ap.GetName() })
+		if i < 0 {
+			return policy.Model{}, bad(xds.TypeModelPolicy, name, "settings of arm %q, which no route names", ap.GetName())
+		}
+		for _, s := range ap.GetSettings() {
+			m.Arms[i].Settings = append(m.Arms[i].Settings, policy.Setting{Name: s.GetName(), JSON: s.GetJson()})
+		}
 	}
 	if err := m.Validate(); err != nil {
 		return policy.Model{}, bad(xds.TypeModelPolicy, name, "%v", err)

@@ -175,7 +175,17 @@ func (e *encoder) target(m *policy.Model, v *policy.Version) string {
 func encodeModelPolicy(m *policy.Model, changedAt uint64) *pb.ModelPolicy {
 	out := &pb.ModelPolicy{
 		Name: m.Name, Salt: m.Salt, Unit: string(m.Unit), WeightEpoch: m.WeightEpoch,
-		LastGood: m.LastGood, Position: changedAt,
+		LastGood: m.LastGood, Position: changedAt, Experiment: m.Experiment,
+	}
+	for _, a := range m.Arms {
+		if len(a.Settings) == 0 {
+			continue
+		}
+		ap := &pb.ArmPolicy{Name: a.Name}
+		for _, s := range a.Settings {
+			ap.Settings = append(ap.Settings, &pb.ArmSetting{Name: s.Name, Json: s.JSON})
+		}
+		out.Arms = append(out.Arms, ap)
 	}
 	if m.DeadMan > 0 {
 		out.DeadManLease = durationpb.New(m.DeadMan)

@@ -111,6 +111,9 @@ func Features() []Feature {
 		{"assignment by unit", models(func(m *policy.Model) bool { return len(m.Arms) > 1 }), all(full,
 			approx("the application must send "+bucketHeader+"; calls without it are split by weight, each for itself"),
 			approx("units are read from headers and the fields model, user, safety_identifier, prompt_cache_key, metadata and parameters of JSON bodies, models named in paths are not seen"))},
+		{"settings of arms", models(func(m *policy.Model) bool {
+			return slices.ContainsFunc(m.Arms, func(a policy.Arm) bool { return len(a.Settings) > 0 })
+		}), all(full, ignored("applications find settings at a sidecar only (OFREP)"), ignored("applications find settings at a sidecar only (OFREP)"))},
 		{"upstream model name", versions(func(m *policy.Model, v *policy.Version) bool { return v.Upstream != "" && v.Upstream != m.Name }), all(full,
 			ignored("the body is not rewritten; the endpoint must accept the model's logical name"),
 			ignored("the body is not rewritten; the endpoint must accept the model's logical name"))},

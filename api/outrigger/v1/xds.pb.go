@@ -36,6 +36,8 @@ type ModelPolicy struct {
 	Versions      []*VersionPolicy       `protobuf:"bytes,6,rep,name=versions,proto3" json:"versions,omitempty"`
 	DeadManLease  *durationpb.Duration   `protobuf:"bytes,7,opt,name=dead_man_lease,json=deadManLease,proto3" json:"dead_man_lease,omitempty"` // 0 = no candidate live
 	Position      uint64                 `protobuf:"varint,8,opt,name=position,proto3" json:"position,omitempty"`                              // log position this resource last changed at
+	Experiment    string                 `protobuf:"bytes,9,opt,name=experiment,proto3" json:"experiment,omitempty"`                           // whose arms the routes divide units between; empty = none
+	Arms          []*ArmPolicy           `protobuf:"bytes,10,rep,name=arms,proto3" json:"arms,omitempty"`                                      // those of the routes that carry settings, by name
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -126,6 +128,125 @@ func (x *ModelPolicy) GetPosition() uint64 {
 	return 0
 }
 
+func (x *ModelPolicy) GetExperiment() string {
+	if x != nil {
+		return x.Experiment
+	}
+	return ""
+}
+
+func (x *ModelPolicy) GetArms() []*ArmPolicy {
+	if x != nil {
+		return x.Arms
+	}
+	return nil
+}
+
+// ArmPolicy is what an arm says beside its version: settings for the application.
+type ArmPolicy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Settings      []*ArmSetting          `protobuf:"bytes,2,rep,name=settings,proto3" json:"settings,omitempty"` // by name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ArmPolicy) Reset() {
+	*x = ArmPolicy{}
+	mi := &file_outrigger_v1_xds_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ArmPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ArmPolicy) ProtoMessage() {}
+
+func (x *ArmPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_xds_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ArmPolicy.ProtoReflect.Descriptor instead.
+func (*ArmPolicy) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_xds_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ArmPolicy) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ArmPolicy) GetSettings() []*ArmSetting {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
+type ArmSetting struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Json          string                 `protobuf:"bytes,2,opt,name=json,proto3" json:"json,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ArmSetting) Reset() {
+	*x = ArmSetting{}
+	mi := &file_outrigger_v1_xds_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ArmSetting) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ArmSetting) ProtoMessage() {}
+
+func (x *ArmSetting) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_xds_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ArmSetting.ProtoReflect.Descriptor instead.
+func (*ArmSetting) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_xds_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ArmSetting) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ArmSetting) GetJson() string {
+	if x != nil {
+		return x.Json
+	}
+	return ""
+}
+
 type VersionPolicy struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
@@ -138,7 +259,7 @@ type VersionPolicy struct {
 
 func (x *VersionPolicy) Reset() {
 	*x = VersionPolicy{}
-	mi := &file_outrigger_v1_xds_proto_msgTypes[1]
+	mi := &file_outrigger_v1_xds_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -150,7 +271,7 @@ func (x *VersionPolicy) String() string {
 func (*VersionPolicy) ProtoMessage() {}
 
 func (x *VersionPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_xds_proto_msgTypes[1]
+	mi := &file_outrigger_v1_xds_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -163,7 +284,7 @@ func (x *VersionPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionPolicy.ProtoReflect.Descriptor instead.
 func (*VersionPolicy) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_xds_proto_rawDescGZIP(), []int{1}
+	return file_outrigger_v1_xds_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *VersionPolicy) GetVersion() string {
@@ -205,7 +326,7 @@ type MeshPolicy struct {
 
 func (x *MeshPolicy) Reset() {
 	*x = MeshPolicy{}
-	mi := &file_outrigger_v1_xds_proto_msgTypes[2]
+	mi := &file_outrigger_v1_xds_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -217,7 +338,7 @@ func (x *MeshPolicy) String() string {
 func (*MeshPolicy) ProtoMessage() {}
 
 func (x *MeshPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_xds_proto_msgTypes[2]
+	mi := &file_outrigger_v1_xds_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -230,7 +351,7 @@ func (x *MeshPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshPolicy.ProtoReflect.Descriptor instead.
 func (*MeshPolicy) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_xds_proto_rawDescGZIP(), []int{2}
+	return file_outrigger_v1_xds_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *MeshPolicy) GetRegions() []*Region {
@@ -251,7 +372,7 @@ var File_outrigger_v1_xds_proto protoreflect.FileDescriptor
 
 const file_outrigger_v1_xds_proto_rawDesc = "" +
 	"\n" +
-	"\x16outrigger/v1/xds.proto\x12\foutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18outrigger/v1/types.proto\"\x9f\x02\n" +
+	"\x16outrigger/v1/xds.proto\x12\foutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18outrigger/v1/types.proto\"\xec\x02\n" +
 	"\vModelPolicy\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04salt\x18\x02 \x01(\tR\x04salt\x12\x12\n" +
@@ -260,7 +381,19 @@ const file_outrigger_v1_xds_proto_rawDesc = "" +
 	"\tlast_good\x18\x05 \x01(\tR\blastGood\x127\n" +
 	"\bversions\x18\x06 \x03(\v2\x1b.outrigger.v1.VersionPolicyR\bversions\x12?\n" +
 	"\x0edead_man_lease\x18\a \x01(\v2\x19.google.protobuf.DurationR\fdeadManLease\x12\x1a\n" +
-	"\bposition\x18\b \x01(\x04R\bposition\"\x8c\x01\n" +
+	"\bposition\x18\b \x01(\x04R\bposition\x12\x1e\n" +
+	"\n" +
+	"experiment\x18\t \x01(\tR\n" +
+	"experiment\x12+\n" +
+	"\x04arms\x18\n" +
+	" \x03(\v2\x17.outrigger.v1.ArmPolicyR\x04arms\"U\n" +
+	"\tArmPolicy\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x124\n" +
+	"\bsettings\x18\x02 \x03(\v2\x18.outrigger.v1.ArmSettingR\bsettings\"4\n" +
+	"\n" +
+	"ArmSetting\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04json\x18\x02 \x01(\tR\x04json\"\x8c\x01\n" +
 	"\rVersionPolicy\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12%\n" +
@@ -283,23 +416,27 @@ func file_outrigger_v1_xds_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_xds_proto_rawDescData
 }
 
-var file_outrigger_v1_xds_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_outrigger_v1_xds_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_outrigger_v1_xds_proto_goTypes = []any{
 	(*ModelPolicy)(nil),         // 0: outrigger.v1.ModelPolicy
-	(*VersionPolicy)(nil),       // 1: outrigger.v1.VersionPolicy
-	(*MeshPolicy)(nil),          // 2: outrigger.v1.MeshPolicy
-	(*durationpb.Duration)(nil), // 3: google.protobuf.Duration
-	(*Region)(nil),              // 4: outrigger.v1.Region
+	(*ArmPolicy)(nil),           // 1: outrigger.v1.ArmPolicy
+	(*ArmSetting)(nil),          // 2: outrigger.v1.ArmSetting
+	(*VersionPolicy)(nil),       // 3: outrigger.v1.VersionPolicy
+	(*MeshPolicy)(nil),          // 4: outrigger.v1.MeshPolicy
+	(*durationpb.Duration)(nil), // 5: google.protobuf.Duration
+	(*Region)(nil),              // 6: outrigger.v1.Region
 }
 var file_outrigger_v1_xds_proto_depIdxs = []int32{
-	1, // 0: outrigger.v1.ModelPolicy.versions:type_name -> outrigger.v1.VersionPolicy
-	3, // 1: outrigger.v1.ModelPolicy.dead_man_lease:type_name -> google.protobuf.Duration
-	4, // 2: outrigger.v1.MeshPolicy.regions:type_name -> outrigger.v1.Region
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	3, // 0: outrigger.v1.ModelPolicy.versions:type_name -> outrigger.v1.VersionPolicy
+	5, // 1: outrigger.v1.ModelPolicy.dead_man_lease:type_name -> google.protobuf.Duration
+	1, // 2: outrigger.v1.ModelPolicy.arms:type_name -> outrigger.v1.ArmPolicy
+	2, // 3: outrigger.v1.ArmPolicy.settings:type_name -> outrigger.v1.ArmSetting
+	6, // 4: outrigger.v1.MeshPolicy.regions:type_name -> outrigger.v1.Region
+	5, // [5:5] is the sub-list for method output_type
+	5, // [5:5] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_xds_proto_init() }
@@ -314,7 +451,7 @@ func file_outrigger_v1_xds_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_xds_proto_rawDesc), len(file_outrigger_v1_xds_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -108,6 +108,10 @@ func arms(t *rapid.T, versions []policy.Version) []policy.Arm {
 	out := make([]policy.Arm, 0, 4)
 	for _, name := range names(t, "arm", 1, 4, false) {
 		out = append(out, policy.Arm{Name: name, Version: versions[rapid.IntRange(0, len(versions)-1).Draw(t, "arm_version")].Name})
+		for _, s := range names(t, "setting", 0, 3, false) {
+			a := &out[len(out)-1]
+			a.Settings = append(a.Settings, policy.Setting{Name: s, JSON: rapid.SampledFrom([]string{"true", `"x"`, "1.5", `{"a":[1]}`}).Draw(t, "json")})
+		}
 	}
 	cuts := rapid.SliceOfN(rapid.Uint32Range(1, experiments.Buckets-1), 0, 5).Draw(t, "cuts")
 	cuts = append(cuts, 0, experiments.Buckets)
