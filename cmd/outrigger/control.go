@@ -43,6 +43,8 @@ type controlFlags struct {
 	regionsFile        string
 	consul             string
 	consulTokenFile    string
+	deployment         string
+	allowExec          bool
 	deadMan            time.Duration
 	tick               time.Duration
 	late               time.Duration
@@ -69,6 +71,8 @@ REST and the status page.`}
 	f.StringVar(&c.regionsFile, "regions-file", "", "file that lists the regions, when there is no Consul")
 	f.StringVar(&c.consul, "consul", "", "address of the Consul agent; registers this region and follows the others")
 	f.StringVar(&c.consulTokenFile, "consul-token-file", "", "file with the Consul ACL token")
+	f.StringVar(&c.deployment, "deployment", "", "deployment plan that rollouts follow which name no phases; looked at every 2 s, a bad file changes nothing")
+	f.BoolVar(&c.allowExec, "allow-exec-checks", false, "let gates of rollouts run programs on this machine")
 	f.DurationVar(&c.deadMan, "dead-man", 10*time.Second, "how long a cut-off sidecar may go on serving a candidate")
 	f.DurationVar(&c.tick, "monitor-tick", time.Second, "how often evidence is weighed; failures are weighed at once")
 	f.DurationVar(&c.late, "late-outcomes", 10*time.Minute, "how long after its end an experiment takes outcomes; its units stay in memory")
@@ -88,6 +92,11 @@ REST and the status page.`}
 func (c *controlFlags) validate() error {
 	if c.consul != "" && c.regionsFile != "" {
 		return errors.New("--consul and --regions-file exclude each other; keep one")
+	}
+	if c.deployment != "" {
+		if _, _, err := loadPlan(c.deployment); err != nil {
+			return err
+		}
 	}
 	if c.tick < 50*time.Millisecond || c.tick > time.Minute {
 		return fmt.Errorf("--monitor-tick is %v; give 50ms to 1m", c.tick)
@@ -157,7 +166,7 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 		return configError{err}
 	}
 	s, err := control.New(control.Options{
-		Log: log, AdminToken: token, Hosts: c.hosts, DeadMan: c.deadMan, Late: c.late, Regions: topo.view, Metrics: p.tel.Handler(),
+		Log: log, AdminToken: token, Hosts: c.hosts, DeadMan: c.deadMan, AllowExec: c.allowExec, GlassFile: filepath.Join(c.data, "emergency.json"), Late: c.late, Regions: topo.view, Metrics: p.tel.Handler(),
 		Region:    &pb.Region{Name: c.region, Gateway: c.gateway, Latitude: c.latitude, Longitude: c.longitude},
 		Variables: variables.Options{SessionKeys: keys.Keys},
 		Monitor:   monitor.Options{Tick: c.tick}, Logger: p.log, Meter: p.tel.Meter("control")})
@@ -170,6 +179,10 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 	p.run("heap", func(ctx context.Context) error { heap.Keep(ctx, 64<<20); return nil })
 	p.run("session keys", keys.Run)
 	p.run("regions", topo.run)
+	if c.deployment != "" {
+		plan := &planFile{path: c.deployment, ready: s.Ready(), apply: s.Admin().ConfigureDeployment, logger: p.log}
+		p.run("deployment plan", plan.run)
+	}
 	p.becomeReady(s.Ready())
 	if err := p.announce(); err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
@@ -18,13 +19,14 @@ import (
 func rolloutCommand(g *globals) *cobra.Command {
 	cmd := group("rollout", "Roll a model version out in phases, or back")
 	c := addClientFlags(cmd, g)
-	cmd.AddCommand(rolloutStart(c),
-		rolloutAction(c, "advance", "Move to the next phase now", func(a pb.AdminClient, ctx context.Context, r *pb.RolloutActionRequest) (*pb.Rollout, error) {
-			return a.AdvanceRollout(ctx, r)
-		}),
-		rolloutAction(c, "abort", "Roll back to the last good version", func(a pb.AdminClient, ctx context.Context, r *pb.RolloutActionRequest) (*pb.Rollout, error) {
-			return a.AbortRollout(ctx, r)
-		}),
+	cmd.AddCommand(rolloutStart(c, "start", "Start rolling a version out"), rolloutStart(c, "plan", "Print what start would do, how long each gate needs, and what it cannot prove"),
+		rolloutAction(c, "advance", "Move to the next phase now; gates must have passed", pb.AdminClient.AdvanceRollout),
+		rolloutAction(c, "promote", "The same as advance", pb.AdminClient.AdvanceRollout),
+		rolloutAction(c, "hold", "Keep the weight as it is until resume", pb.AdminClient.HoldRollout),
+		rolloutAction(c, "resume", "Let a held rollout go on", pb.AdminClient.ResumeRollout),
+		rolloutAction(c, "abort", "Roll back to the last good version; the candidate is not blamed", pb.AdminClient.AbortRollout),
+		rolloutAction(c, "retry", "Start again by the same plan, one phase before the one that failed", pb.AdminClient.RetryRollout),
+		rolloutApprove(c), rolloutRollback(c), rolloutWatch(c),
 		&cobra.Command{Use: "list", Short: "List rollouts", Args: exactArgs(),
 			RunE: c.verb(false, func(ctx context.Context, cl *client, _ []string) error {
 				r, err := cl.admin.ListRollouts(ctx, &pb.ListRequestAll{})
@@ -33,7 +35,7 @@ func rolloutCommand(g *globals) *cobra.Command {
 				}
 				return cl.out.message(r, func(w io.Writer) { printRollouts(w, r.Rollouts) })
 			})},
-		&cobra.Command{Use: "show ID", Short: "Print one rollout with its evidence", Args: exactArgs("ID"),
+		&cobra.Command{Use: "status ID", Aliases: []string{"show"}, Short: "Print one rollout with its gates and evidence", Args: exactArgs("ID"),
 			RunE: c.verb(false, func(ctx context.Context, cl *client, args []string) error {
 				r, err := cl.admin.GetRollout(ctx, &pb.NameRequest{Name: args[0]})
 				if err != nil {
@@ -44,24 +46,44 @@ func rolloutCommand(g *globals) *cobra.Command {
 	return cmd
 }
 
-func rolloutStart(c *clientFlags) *cobra.Command {
+// rolloutStart is the verbs start and plan, which take the same arguments.
+func rolloutStart(c *clientFlags, verb, short string) *cobra.Command {
 	var phases []string
-	var id, reason string
-	var alpha float64
-	cmd := &cobra.Command{Use: "start MODEL CANDIDATE", Short: "Start rolling a version out", Args: exactArgs("MODEL", "CANDIDATE")}
+	var from string
+	req := &pb.StartRolloutRequest{}
+	var cooldown time.Duration
+	cmd := &cobra.Command{Use: verb + " MODEL CANDIDATE", Short: short, Args: exactArgs("MODEL", "CANDIDATE")}
 	f := cmd.Flags()
-	f.StringSliceVar(&phases, "phase", nil, "name=weight[:min-duration[:min-requests]], weight in parts of 10000; repeatable (default canary 1 %, limited 10 %, full 100 %)")
-	f.StringVar(&id, "id", "", "name of the rollout (default MODEL-CANDIDATE-n)")
-	f.StringVar(&reason, "reason", "", "why, for the audit")
-	f.Float64Var(&alpha, "alpha", 0, "accepted probability of a false rollback per phase (default 0.01)")
+	f.StringSliceVar(&phases, "phase", nil, "name=weight[:min-duration[:min-requests]], weight in parts of 10000; repeatable (default the configured plan, else canary 1 %, limited 10 %, full 100 %)")
+	f.StringVar(&req.Plan, "plan", "", `"standard": development, staging, canary, limited_production, full_production`)
+	f.StringVar(&from, "from", "", "deployment plan whose phases are followed")
+	f.StringVar(&req.Id, "id", "", "name of the rollout (default MODEL-CANDIDATE-n)")
+	f.StringVar(&req.Reason, "reason", "", "why, for the audit")
+	f.Float64Var(&req.Alpha, "alpha", 0, "accepted probability of a false rollback per phase (default 0.01)")
+	f.DurationVar(&cooldown, "cooldown", 0, "after a rollback, until the model may be rolled out again (default 10m, or the plan's)")
+	f.BoolVar(&req.Force, "force", false, "also during the cooldown")
+	if verb == "plan" {
+		f.Float64Var(&req.RequestsPerSecond, "rps", 0, "expected requests of the model per second (default as measured)")
+	}
 	cmd.RunE = c.verb(false, func(ctx context.Context, cl *client, args []string) error {
-		req := &pb.StartRolloutRequest{Id: id, Model: args[0], Candidate: args[1], Alpha: alpha, Actor: c.actor, Reason: reason}
+		req.Model, req.Candidate, req.Actor = args[0], args[1], c.actor
+		if from != "" {
+			if err := readPlan(req, from); err != nil {
+				return err
+			}
+		}
 		for _, p := range phases {
 			ph, err := parsePhase(p)
 			if err != nil {
 				return err
 			}
 			req.Phases = append(req.Phases, ph)
+		}
+		if cooldown != 0 {
+			req.Cooldown = durationPB(cooldown)
+		}
+		if verb == "plan" {
+			return cl.printPlan(ctx, req)
 		}
 		r, err := cl.admin.StartRollout(ctx, req)
 		if err != nil {
@@ -99,12 +121,22 @@ func parsePhase(s string) (*pb.RolloutPhase, error) {
 	return out, nil
 }
 
-func rolloutAction(c *clientFlags, use, short string, do func(pb.AdminClient, context.Context, *pb.RolloutActionRequest) (*pb.Rollout, error)) *cobra.Command {
-	var reason string
+func rolloutAction(c *clientFlags, use, short string, do func(pb.AdminClient, context.Context, *pb.RolloutActionRequest, ...grpc.CallOption) (*pb.Rollout, error)) *cobra.Command {
+	req := &pb.RolloutActionRequest{}
 	cmd := &cobra.Command{Use: use + " ID", Short: short, Args: exactArgs("ID")}
-	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit")
+	f := cmd.Flags()
+	f.StringVar(&req.Reason, "reason", "", "why, for the audit")
+	f.Uint64Var(&req.ExpectedSequence, "expect", 0, "refuse if the rollout's last event is not this one (see status --output json)")
+	if use == "advance" || use == "promote" || use == "retry" {
+		f.BoolVar(&req.Force, "force", false, "also with gates that have not passed, or during the cooldown")
+	}
+	if use == "advance" || use == "promote" {
+		f.StringVar(&req.ToPhase, "to", "", "phase to move to (default the next one)")
+		f.StringToStringVar(&req.Metadata, "metadata", nil, "key=value, recorded with the approval")
+	}
 	cmd.RunE = c.verb(false, func(ctx context.Context, cl *client, args []string) error {
-		r, err := do(cl.admin, ctx, &pb.RolloutActionRequest{Id: args[0], Actor: c.actor, Reason: reason})
+		req.Id, req.Actor = args[0], c.actor
+		r, err := do(cl.admin, ctx, req)
 		if err != nil {
 			return err
 		}
@@ -115,22 +147,6 @@ func rolloutAction(c *clientFlags, use, short string, do func(pb.AdminClient, co
 
 func (c *client) printRollout(r *pb.Rollout) error {
 	return c.out.message(r, func(w io.Writer) { printRollouts(w, []*pb.Rollout{r}) })
-}
-
-func printRollouts(w io.Writer, rollouts []*pb.Rollout) {
-	fmt.Fprintln(w, "ROLLOUT\tMODEL\tCANDIDATE\tLAST GOOD\tSTATE\tPHASE\tWEIGHT\tREASON")
-	for _, r := range rollouts {
-		phase, weight := "-", "-"
-		if int(r.Phase) < len(r.Phases) {
-			phase = r.Phases[r.Phase].Name
-			weight = fmt.Sprintf("%.2f%%", float64(r.Phases[r.Phase].Weight)/100)
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Id, r.Model, r.Candidate, r.LastGood, r.State, phase, weight, r.Reason)
-		for _, e := range r.Evidence {
-			fmt.Fprintf(w, "  stratum %s\tcandidate %d/%d failed\tbaseline %d/%d failed\tE %.3g\tSR %.3g\trolls back at E ≥ %.3g\t\t\n", e.Stratum,
-				e.CandidateFailures, e.CandidateRequests, e.BaselineFailures, e.BaselineRequests, e.EValue, e.SrValue, e.Threshold)
-		}
-	}
 }
 
 func regionCommand(g *globals) *cobra.Command {
