@@ -50,7 +50,7 @@ generate-check: generate ## fail when generated code is not what the .proto file
 lint: $(TOOLS)/staticcheck ## gofmt, vet, staticcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet $(PACKAGES)
-	cd bench/peers && $(GO) vet ./...
+	cd bench/peers && ../../.ci/retry $(GO) list -deps -test ./... >/dev/null && $(GO) vet ./...
 	$(TOOLS)/staticcheck $(PACKAGES)
 
 ci: lint generate-check ## race detector, long slices, generated-code check
@@ -58,7 +58,7 @@ ci: lint generate-check ## race detector, long slices, generated-code check
 	OUTRIGGER_LONG=1 $(GO) test -timeout 30m $(PACKAGES)
 
 $(TOOLS)/protoc-gen-go $(TOOLS)/staticcheck: .ci/tools/go.mod
-	cd .ci/tools && GOBIN=$(TOOLS) $(GO) install tool
+	cd .ci/tools && GOBIN=$(TOOLS) ../retry $(GO) install tool
 	@touch $(TOOLS)/*
 
 clean:              ## remove what was built

@@ -61,7 +61,7 @@ func startSocketAgent(t *testing.T, dir string, n *memnet.Network) *socketAgent 
 // eventually reads until an answer comes from a tier.
 func eventually(t *testing.T, s *cache.Store, name, json string, from outrigger.Tier) {
 	t.Helper()
-	poll, limit := time.NewTicker(5*time.Millisecond), time.NewTimer(15*time.Second)
+	poll, limit := time.NewTicker(5*time.Millisecond), time.NewTimer(time.Minute)
 	defer poll.Stop()
 	defer limit.Stop()
 	var got string

@@ -116,7 +116,7 @@ func throughHTTP2(url string) error {
 // both counts have stood still for a while; it returns them.
 func settle(t *testing.T, maxGoroutines, maxDescriptors int) (goroutines, descriptors int) {
 	t.Helper()
-	limit := time.NewTimer(20 * time.Second)
+	limit := time.NewTimer(time.Minute)
 	defer limit.Stop()
 	look := time.NewTicker(20 * time.Millisecond)
 	defer look.Stop()

@@ -61,7 +61,7 @@ func attach(t *testing.T, path string) *node.Attachment {
 
 func wait(t *testing.T, what string, done <-chan struct{}) {
 	t.Helper()
-	limit := time.NewTimer(10 * time.Second)
+	limit := time.NewTimer(time.Minute)
 	defer limit.Stop()
 	select {
 	case <-done:
@@ -127,7 +127,7 @@ func TestHandOverPeerSendsData(t *testing.T) {
 	defer c.Close()
 	_, err = c.Write([]byte("hello"))
 	must(t, err)
-	must(t, c.SetReadDeadline(time.Now().Add(10*time.Second)))
+	must(t, c.SetReadDeadline(time.Now().Add(time.Minute)))
 	b := make([]byte, 64)
 	for err == nil {
 		_, err = c.Read(b)

@@ -149,7 +149,7 @@ func TestTenantOfAProcess(t *testing.T) {
 // until polls what has no event of its own.
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	poll, limit := time.NewTicker(5*time.Millisecond), time.NewTimer(20*time.Second)
+	poll, limit := time.NewTicker(5*time.Millisecond), time.NewTimer(time.Minute)
 	defer poll.Stop()
 	defer limit.Stop()
 	for !ok() {

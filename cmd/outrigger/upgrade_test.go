@@ -262,7 +262,7 @@ func (l *traffic) run(workers, perConn int) {
 }
 
 func (l *traffic) connection(turn, n int) error {
-	c, err := net.DialTimeout("tcp", l.address, 10*time.Second)
+	c, err := net.DialTimeout("tcp", l.address, time.Minute)
 	if err != nil {
 		return err
 	}

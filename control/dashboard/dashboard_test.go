@@ -307,7 +307,7 @@ func TestScriptRuns(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, node, "testdata/run.js", "assets/dashboard.js", dir).CombinedOutput()
 	if err != nil {

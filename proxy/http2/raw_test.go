@@ -27,7 +27,7 @@ func dialRaw(t testing.TB, address string) *raw {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	r := &raw{t: t, Conn: c, Framer: xhttp2.NewFramer(c, c)}

@@ -29,7 +29,7 @@ func TestAdopt(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { client.Close() })
-		if err := client.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		if err := client.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 		c, err := elsewhere.Accept()

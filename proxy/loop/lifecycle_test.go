@@ -104,7 +104,7 @@ func TestGraceEnds(t *testing.T) {
 			entered.Wait()
 			begin := time.Now()
 			s.wait(t)
-			if d := time.Since(begin); d < 40*time.Millisecond || d > 5*time.Second {
+			if d := time.Since(begin); d < 40*time.Millisecond || d > time.Minute {
 				t.Errorf("Run ended %v after its context, the grace is 50 ms", d)
 			}
 			eventually(t, "every goroutine ends", func() bool { return runtime.NumGoroutine() <= before })
@@ -162,7 +162,7 @@ func TestMaxConns(t *testing.T) {
 		if _, err := c.r.Peek(1); err == nil {
 			t.Error("served above the limit")
 		}
-		_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		_ = c.SetReadDeadline(time.Now().Add(time.Minute))
 		a.Close()
 		c.want("GET", 200, "/fast/c")
 	})

@@ -128,7 +128,7 @@ func TestDescriptorsRunOut(t *testing.T) {
 		t.Fatal("the last is served while the first are open: the limit was not reached")
 	}
 	for i, c := range clients { // the kernel queues them in order
-		_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		_ = c.SetReadDeadline(time.Now().Add(time.Minute))
 		c.want("GET", 200, fmt.Sprintf("/fast/%d", i))
 		c.send(get("/slow/again"))
 		c.want("GET", 200, "/slow/again\n")

@@ -82,7 +82,7 @@ func TestCallsOverTheWire(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	limited, stop := context.WithTimeout(context.Background(), 10*time.Second)
+	limited, stop := context.WithTimeout(context.Background(), time.Minute)
 	defer stop()
 	var md metadata.MD
 	for range 3 {

@@ -106,7 +106,7 @@ func TestRealHealthServer(t *testing.T) {
 
 	p := New(Options{Targets: func() []Target { return nil }})
 	defer p.closeAll()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := p.healthCheck(ctx, l.Addr().String()); err != nil {
 		t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -54,16 +55,22 @@ func envoyBinary(t testing.TB) string {
 	return found[0]
 }
 
-// freePort is a loopback address nobody listens on. Somebody could take it before it is
-// used; then the client says so and the test fails.
+// freePort is a loopback address nobody listens on. It is below the ports that systems
+// give to connections and to listeners on port 0, so that nothing which runs beside this
+// test takes it before it is used.
 func freePort(t testing.TB) string {
 	t.Helper()
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	var err error
+	for range 100 {
+		var lis net.Listener
+		lis, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(22_000)))
+		if err == nil {
+			defer lis.Close()
+			return lis.Addr().String()
+		}
 	}
-	defer lis.Close()
-	return lis.Addr().String()
+	t.Fatal(err)
+	return ""
 }
 
 // envoy is a running Envoy that follows a Server of this process.
@@ -84,7 +91,7 @@ func startEnvoy(t *testing.T, srv *adsserver.Server, control string, p *policy.P
 	binary := envoyBinary(t)
 	e := &envoy{t: t, srv: srv, egress: freePort(t), admin: freePort(t), log: filepath.Join(t.TempDir(), "envoy.log")}
 	e.opt.Envoy = translate.EnvoyOptions{Egress: e.egress, Capture: freePort(t)}
-	e.http = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}, Timeout: 20 * time.Second}
+	e.http = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}, Timeout: time.Minute}
 	t.Cleanup(e.http.CloseIdleConnections)
 	e.position = p.Position - 1
 	e.publish(p)
@@ -168,7 +175,7 @@ func (e *envoy) settled() {
 // for conditions nothing announces.
 func eventually(t *testing.T, done func() (string, bool), changed func() <-chan struct{}) {
 	t.Helper()
-	deadline := time.NewTimer(20 * time.Second)
+	deadline := time.NewTimer(time.Minute)
 	defer deadline.Stop()
 	look := time.NewTicker(20 * time.Millisecond)
 	defer look.Stop()

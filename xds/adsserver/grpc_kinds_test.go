@@ -89,7 +89,7 @@ func goCaller(t *testing.T, ads string) caller {
 }
 
 func check(c grpc_health_v1.HealthClient, bucket int) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if bucket >= 0 {
 		ctx = metadata.AppendToOutgoingContext(ctx, outrigger.HeaderBucket, strconv.Itoa(bucket))
@@ -122,7 +122,7 @@ func processCaller(t *testing.T, ads, id, program string, args ...string) caller
 	}
 	t.Cleanup(func() {
 		_ = in.Close() // ends the program's loop, also when this process dies
-		stop := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
+		stop := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() })
 		defer stop.Stop()
 		if err := cmd.Wait(); err != nil && !t.Failed() {
 			t.Errorf("%s: %v\n%s", id, err, &said)

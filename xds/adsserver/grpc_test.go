@@ -113,7 +113,7 @@ func twoVersions(position uint64, canary uint32, v1, v2 *backend) *policy.Policy
 // call makes one RPC; bucket < 0 sends no bucket header.
 func call(t *testing.T, c grpc_health_v1.HealthClient, bucket int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if bucket >= 0 {
 		ctx = metadata.AppendToOutgoingContext(ctx, outrigger.HeaderBucket, strconv.Itoa(bucket))
@@ -191,7 +191,7 @@ func TestRealGrpcClient(t *testing.T) {
 // accepted waits until every node in the ledger has accepted a position.
 func accepted(t *testing.T, srv *adsserver.Server, position uint64) {
 	t.Helper()
-	deadline := time.NewTimer(20 * time.Second)
+	deadline := time.NewTimer(time.Minute)
 	defer deadline.Stop()
 	for {
 		changed := srv.Changed()

@@ -102,7 +102,7 @@ func (r *rig) client() *net.TCPConn {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(func() { c.Close() })
-	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		r.t.Fatal(err)
 	}
 	return c.(*net.TCPConn)
@@ -188,7 +188,7 @@ func TestSlowHTTP(t *testing.T) {
 
 // A quick client is not dialled for.
 func TestHTTP(t *testing.T) {
-	r := newRig(t, Outbound, routed, Options{Routes: routes, Patience: 10 * time.Second})
+	r := newRig(t, Outbound, routed, Options{Routes: routes, Patience: time.Minute})
 	c := r.client()
 	r.send(c, "GET / HTTP/1.1\r\n\r\n")
 	got, err := r.s.HTTP().Accept()
@@ -221,7 +221,7 @@ func TestServerNames(t *testing.T) {
 	names := []Name{{"*.example.com", netip.MustParseAddrPort("10.9.0.1:443")}, {"api.example.com", netip.MustParseAddrPort("10.9.0.2:443")}}
 	f := func(name, want string) {
 		t.Helper()
-		r := newRig(t, Outbound, routed, Options{Routes: routes, Names: names, Patience: 10 * time.Second})
+		r := newRig(t, Outbound, routed, Options{Routes: routes, Names: names, Patience: time.Minute})
 		c := r.client()
 		go func() { _ = tls.Client(c, &tls.Config{ServerName: name}).Handshake() }() // ends with c
 		if got := <-r.dialled; got != want {
@@ -309,7 +309,7 @@ func TestBound(t *testing.T) {
 	first.Close()
 	far.Close()
 	r.send(<-r.there, "hi")
-	if err := second.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := second.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := bufio.NewReader(second).Peek(2); !bytes.Equal(got, []byte("hi")) {
