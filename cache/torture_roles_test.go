@@ -60,7 +60,10 @@ func TestMain(m *testing.M) {
 	}
 }
 
-const tortureKeys = 32
+const (
+	tortureKeys = 32
+	tortureKept = 4096 // changes in the authority's log
+)
 
 func tortureName(k int) string { return "k" + strconv.Itoa(k) }
 
@@ -86,15 +89,17 @@ func tortureVersion(k int, json string) (version int64, whole bool) {
 }
 
 // originRole is the authority: an empty log of a new incarnation that writes all keys
-// before it serves, and then writes without end. A version is the time of its write; what
-// was committed is in the ledger, with the time at which that was certain.
+// before it serves, and then writes without end, as fast as it can. Its log is bounded, so
+// an agent that cannot follow is reset. A version is the time of its write; what
+// was committed is in the life's ledger, with the time at which that was certain.
 func originRole(dir string, life int) error {
 	o := origintest.New()
+	o.Keep(tortureKept)
 	for range life {
 		o.Restore() // another incarnation
 	}
 	o.CreateSession(context.Background(), &pb.CreateSessionRequest{Id: "s"})
-	ledger, err := os.OpenFile(filepath.Join(dir, "ledger"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	ledger, err := os.Create(ledgerPath(dir, life))
 	if err != nil {
 		return err
 	}
@@ -118,22 +123,22 @@ func originRole(dir string, life int) error {
 	pb.RegisterVariablesServer(g, o)
 	pb.RegisterCoherenceServer(g, o)
 	go g.Serve(l)
-	t := time.NewTicker(time.Millisecond)
-	defer t.Stop()
-	for n := 0; ; {
-		<-t.C
-		for range 4 {
-			// Few keys change often, the others seldom: copies of them live long enough to age.
-			k := n % 4
-			if n%16 == 0 {
-				k = n / 16 % tortureKeys
-			}
-			n++
-			if err := put(k); err != nil {
-				return err
-			}
+	for n := 0; ; n++ {
+		// Few keys change often, the others seldom: copies of them live long enough to age.
+		k := n % 4
+		if n%256 == 0 {
+			k = n / 256 % tortureKeys
+		}
+		if err := put(k); err != nil {
+			return err
 		}
 	}
+}
+
+// ledgerPath is the ledger of one life: who is killed may leave a part of a record, and what
+// follows it would be read as other records.
+func ledgerPath(dir string, life int) string {
+	return filepath.Join(dir, "ledger."+strconv.Itoa(life))
 }
 
 // listen takes a socket's path over from a process that was killed.
@@ -202,17 +207,12 @@ func (r tortureRecord) encode() []byte {
 	return b
 }
 
-// decodeRecords reads what is whole; a killed process may leave a part at the end.
-func decodeRecords(b []byte) []tortureRecord {
-	var out []tortureRecord
-	for ; len(b) >= recordBytes; b = b[recordBytes:] {
-		v := [6]int64{}
-		for i := range v {
-			v[i] = int64(binary.LittleEndian.Uint64(b[8*i:]))
-		}
-		out = append(out, tortureRecord{v[0], v[1], v[2], v[3], v[4], v[5]})
+func decodeRecord(b []byte) tortureRecord {
+	v := [6]int64{}
+	for i := range v {
+		v[i] = int64(binary.LittleEndian.Uint64(b[8*i:]))
 	}
-	return out
+	return tortureRecord{v[0], v[1], v[2], v[3], v[4], v[5]}
 }
 
 // readLoop records one answer after another, in bursts, into the file of this life.
@@ -315,6 +315,15 @@ func readAll(path string) ([]tortureRecord, error) {
 		return nil, err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(f)
-	return decodeRecords(b), err
+	in := bufio.NewReaderSize(f, 1<<16)
+	var out []tortureRecord
+	for b := make([]byte, recordBytes); ; {
+		// A killed process may leave a part of a record at the end.
+		if _, err := io.ReadFull(in, b); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return out, nil
+		} else if err != nil {
+			return out, err
+		}
+		out = append(out, decodeRecord(b))
+	}
 }

@@ -34,7 +34,7 @@ type keySequence struct {
 
 func hitRatioRow() row {
 	return row{id: "cache.hit_ratio", unit: "% hits", better: "higher", run: runHitRatio,
-		what: "requests the process tier's policy (cache/tier) answers, in a sequential replay of the same keys for all; the first fifth warms up"}
+		what: "requests the process tier's policy (cache/tier: recent and frequent entries, admission by frequency, an adaptive share of recent ones) answers, in a sequential replay of the same keys for all; the first fifth warms up; the aim is within two points of the best peer"}
 }
 
 func madeSequences() []keySequence {

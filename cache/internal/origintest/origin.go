@@ -38,7 +38,9 @@ type Origin struct {
 
 	mu          sync.Mutex
 	incarnation uint64
-	log         []*pb.Change
+	log         []*pb.Change // what follows position base
+	base        uint64
+	keep        int // changes that are kept at least; 0 for all
 	vars        map[outrigger.Key]*pb.Variable
 	sessions    map[string]bool
 	counters    map[outrigger.Key]int32
@@ -60,7 +62,7 @@ func New() *Origin {
 }
 
 func (o *Origin) clear() {
-	o.log, o.vars, o.counters = nil, map[outrigger.Key]*pb.Variable{}, map[outrigger.Key]int32{}
+	o.base, o.log, o.vars, o.counters = 0, nil, map[outrigger.Key]*pb.Variable{}, map[outrigger.Key]int32{}
 	o.sessions = map[string]bool{outrigger.DefaultTenant + "/s": true}
 }
 
@@ -99,6 +101,13 @@ func (o *Origin) Restore() {
 	o.clear()
 	o.wake()
 }
+
+// Keep bounds the log: of the changes before the last n, up to as many again are kept.
+// Feeds that are further behind are reset.
+func (o *Origin) Keep(n int) { o.mu.Lock(); o.keep = n; o.mu.Unlock() }
+
+// head is the position of the last change; the mutex is held.
+func (o *Origin) head() uint64 { return o.base + uint64(len(o.log)) }
 
 // Fail makes every call fail with err; nil ends that.
 func (o *Origin) Fail(err error) { o.mu.Lock(); o.fail = err; o.mu.Unlock() }
@@ -175,7 +184,7 @@ func (o *Origin) write(k outrigger.Key, json []byte, metadata map[string]string)
 		counter++
 	}
 	o.counters[k] = counter
-	p := uint64(len(o.log) + 1)
+	p := o.head() + 1
 	v := &pb.Variable{Id: fmt.Sprintf("var_%s_%d", k.Name, 1), Key: wire.KeyPB(k), Value: &pb.Value{Type: "integer", Json: json}, Metadata: metadata,
 		Version: &pb.Version{Counter: counter, Dot: &pb.Dot{Region: Region, Incarnation: o.incarnation, Position: p}}}
 	o.vars[k] = v
@@ -188,8 +197,11 @@ func (o *Origin) write(k outrigger.Key, json []byte, metadata map[string]string)
 }
 
 func (o *Origin) append(c *pb.Change) {
-	c.Position, c.CommittedUnixNano = uint64(len(o.log)+1), uint64(time.Now().UnixNano())
+	c.Position, c.CommittedUnixNano = o.head()+1, uint64(time.Now().UnixNano())
 	o.log = append(o.log, c)
+	if over := len(o.log) - o.keep; o.keep > 0 && over >= o.keep {
+		o.log, o.base = slices.Clone(o.log[over:]), o.base+uint64(over)
+	}
 	o.wake()
 }
 
@@ -233,7 +245,7 @@ func (o *Origin) Read(ctx context.Context, r *pb.ReadRequest) (*pb.ReadResponse,
 	if o.fail != nil {
 		return nil, status.ToGRPC(o.fail)
 	}
-	head := uint64(len(o.log))
+	head := o.head()
 	if r.GetMinPosition() > head {
 		return nil, status.ToGRPC(outrigger.Errorf(outrigger.Unavailable, "min_position is %d, applied is %d", r.GetMinPosition(), head))
 	}
@@ -249,12 +261,12 @@ func (o *Origin) Read(ctx context.Context, r *pb.ReadRequest) (*pb.ReadResponse,
 func (o *Origin) Changes(_ context.Context, r *pb.ChangesRequest) (*pb.ChangesResponse, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	head := uint64(len(o.log))
-	if r.GetIncarnation() != o.incarnation || r.GetFrom() > head {
+	head := o.head()
+	if r.GetIncarnation() != o.incarnation || r.GetFrom() > head || r.GetFrom() < o.base {
 		return nil, status.ToGRPC(outrigger.Errorf(outrigger.Stale, "not kept"))
 	}
 	to := min(r.GetTo(), head)
-	return &pb.ChangesResponse{Changes: slices.Clone(o.log[r.GetFrom():to]), CompleteTo: to}, nil
+	return &pb.ChangesResponse{Changes: slices.Clone(o.log[r.GetFrom()-o.base : max(to, r.GetFrom())-o.base]), CompleteTo: to}, nil
 }
 
 // Feed implements pb.CoherenceServer.
@@ -288,8 +300,8 @@ func (o *Origin) feed(stream grpc.BidiStreamingServer[pb.FeedRequest, pb.FeedFra
 	o.mu.Lock()
 	incarnation, sent, lost := o.incarnation, s.GetFrom(), o.lose
 	f := &pb.FeedFrame{Incarnation: incarnation, Region: Region}
-	if s.GetIncarnation() != incarnation || sent > uint64(len(o.log)) {
-		sent = uint64(len(o.log))
+	if s.GetIncarnation() != incarnation || sent > o.head() || sent < o.base {
+		sent = o.head()
 		f.Kind = &pb.FeedFrame_Reset_{Reset_: &pb.Reset{From: sent}}
 	} else {
 		f.Kind = &pb.FeedFrame_Changes{Changes: &pb.Changes{Previous: sent, Through: sent}}
@@ -305,9 +317,14 @@ func (o *Origin) feed(stream grpc.BidiStreamingServer[pb.FeedRequest, pb.FeedFra
 				o.mu.Unlock()
 				return status.ToGRPC(outrigger.Errorf(outrigger.Unavailable, "this log is closed"))
 			}
-			grown, head := o.grown, uint64(len(o.log))
+			grown, head := o.grown, o.head()
+			if sent < o.base {
+				sent = head
+				f = &pb.FeedFrame{Kind: &pb.FeedFrame_Reset_{Reset_: &pb.Reset{From: sent, Reason: "too far behind"}}}
+				break
+			}
 			if sent < head {
-				changes := &pb.Changes{Previous: sent, Through: head, Changes: slices.Clone(o.log[sent:head])}
+				changes := &pb.Changes{Previous: sent, Through: head, Changes: slices.Clone(o.log[sent-o.base:])}
 				sent = head
 				if lost < o.lose {
 					lost++

@@ -133,7 +133,7 @@ func (o *Origin) Delete(_ context.Context, r *pb.GetRequest) (*pb.DeleteResponse
 	o.mu.Lock()
 	delete(o.vars, k)
 	o.counters[k]++
-	version := &pb.Version{Counter: o.counters[k], Dot: &pb.Dot{Region: Region, Incarnation: o.incarnation, Position: uint64(len(o.log) + 1)}}
+	version := &pb.Version{Counter: o.counters[k], Dot: &pb.Dot{Region: Region, Incarnation: o.incarnation, Position: o.head() + 1}}
 	o.append(&pb.Change{Key: wire.KeyPB(k), Deleted: true, Version: version})
 	o.mu.Unlock()
 	o.answered()
@@ -156,10 +156,11 @@ func (o *Origin) List(_ context.Context, r *pb.ListRequest) (*pb.ListResponse, e
 // Watch implements pb.VariablesServer: changes of one session from now on.
 func (o *Origin) Watch(r *pb.WatchRequest, out grpc.ServerStreamingServer[pb.WatchEvent]) error {
 	o.mu.Lock()
-	at := len(o.log)
+	at := o.head()
 	for {
-		for ; at < len(o.log); at++ {
-			c := o.log[at]
+		for ; at < o.head(); at++ {
+			at = max(at, o.base)
+			c := o.log[at-o.base]
 			if c.GetScope() != pb.Change_KEY || c.GetKey().GetSession() != r.GetSession() {
 				continue
 			}
