@@ -14,6 +14,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -52,9 +53,10 @@ type Telemetry struct {
 	Tracer     trace.TracerProvider
 	Propagator propagation.TextMapPropagator
 
-	metrics  *sdkmetric.MeterProvider
-	traces   *sdktrace.TracerProvider // nil when off
-	registry *prometheus.Registry
+	metrics    *sdkmetric.MeterProvider
+	histograms *histograms
+	traces     *sdktrace.TracerProvider // nil when off
+	registry   *prometheus.Registry
 }
 
 // New builds the instruments. Errors have kind Invalid and name the setting.
@@ -74,13 +76,15 @@ func New(ctx context.Context, o Options) (*Telemetry, error) {
 	)
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	exp, err := otelprom.New(otelprom.WithRegisterer(reg))
+	own := &histograms{start: time.Now(), of: map[instrumentName]collector{}}
+	exp, err := otelprom.New(otelprom.WithRegisterer(reg), otelprom.WithProducer(own))
 	if err != nil {
 		return nil, fmt.Errorf("prometheus exporter: %w", err)
 	}
 	t := &Telemetry{
 		Logger:     logger,
 		Propagator: propagation.NewCompositeTextMapPropagator(propagation.TraceContext{}, propagation.Baggage{}),
+		histograms: own,
 		metrics:    sdkmetric.NewMeterProvider(sdkmetric.WithReader(exp), sdkmetric.WithResource(res)),
 		registry:   reg,
 	}
@@ -99,7 +103,9 @@ func New(ctx context.Context, o Options) (*Telemetry, error) {
 }
 
 // Meter returns the meter of one package; name is its import path's last elements.
-func (t *Telemetry) Meter(name string) metric.Meter { return t.metrics.Meter(name) }
+func (t *Telemetry) Meter(name string) metric.Meter {
+	return meter{Meter: t.metrics.Meter(name), all: t.histograms, scope: name}
+}
 
 // Handler serves the metrics in Prometheus text and OpenMetrics form.
 func (t *Telemetry) Handler() http.Handler {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/outrigger-mesh/outrigger"
@@ -41,10 +42,11 @@ type call struct {
 	flight   *answers.Flight // that this request leads; nil = none
 	complete bool            // the answer is out, and was whole
 
-	asked   int         // bytes of the request's body
-	again   bool        // the client's own retry of a request that was counted
-	hops    int         // forwarders before this one; of calls on a loop
-	resumed *resumption // the attempt a loop has begun; nil = none
+	asked   int                    // bytes of the request's body
+	again   bool                   // the client's own retry of a request that was counted
+	hops    int                    // forwarders before this one; of calls on a loop
+	resumed *resumption            // the attempt a loop has begun; nil = none
+	bound   *atomic.Pointer[bound] // of the endpoint; nil unless a loop carries the call
 
 	plan   *plan
 	model  *modelPlan

@@ -45,7 +45,6 @@ type inlineCall struct {
 	targets []*target
 	report  func(error)
 	began   time.Time // of the attempt
-	entered time.Time // the version's gate
 }
 
 // resumption is what the handler takes over.
@@ -167,6 +166,7 @@ func (c *inlineCall) Start(q *http1.Request, body, dst []byte) (out []byte, limi
 	if err != nil {
 		return nil, 0, false
 	}
+	c.bound = &c.t.bound
 	c.report, c.began, c.attempts, c.region = report, c.start, 1, c.t.endpoint.Region
 	c.t.inflight.Add(1)
 	c.model.budget.deposit()
@@ -253,7 +253,7 @@ func (c *inlineCall) Finish(a *http1.Answer, content, dst, date []byte, closing 
 // Resume implements loop.Call.
 func (c *inlineCall) Resume(w http.ResponseWriter, r *http.Request, p loop.Progress) {
 	defer c.h.inflight.Add(-1)
-	c.w, c.r, c.resumed = w, r, &resumption{from: c, Progress: p}
+	c.w, c.r, c.bound, c.resumed = w, r, nil, &resumption{from: c, Progress: p}
 	if !c.readBody() { // the loop has read it: cannot happen
 		if p.Conn != nil {
 			p.Conn.Close()

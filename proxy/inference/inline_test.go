@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"runtime"
 	"slices"
@@ -21,6 +22,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/internal/telemetry"
 	"github.com/outrigger-mesh/outrigger/proxy/loop"
 	"github.com/outrigger-mesh/outrigger/proxy/upstream"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
@@ -287,7 +289,11 @@ func TestOnLoopAsByHandler(t *testing.T) {
 				a, b := newScript(t, append([]exchangeStep{ok}, c.first...)...), newScript(t, ok)
 				p := newPolicy(0, []policy.Endpoint{at(a.address(), "eu"), at(b.address(), "us")}, nil)
 				d := upstream.NewDirect(upstream.TransportOptions{}, upstream.NewTransport(upstream.TransportOptions{}))
-				o := Options{Transport: d, Policy: newSource(p).get}
+				tel, err := telemetry.New(t.Context(), telemetry.Options{Service: "test", LogTo: io.Discard})
+				if err != nil {
+					t.Fatal(err)
+				}
+				o := Options{Transport: d, Policy: newSource(p).get, Meter: tel.Meter("inference")}
 				if c.tune != nil {
 					c.tune(p, &o)
 				}
@@ -309,7 +315,7 @@ func TestOnLoopAsByHandler(t *testing.T) {
 				a.stop()
 				b.stop()
 				seen[i].servers = [2][]string{a.seen, b.seen}
-				seen[i].outcomes = recorded(h)
+				seen[i].outcomes = recorded(h) + measured(tel)
 				if n := h.inflight.Load() + h.plan.Load().load(); n != 0 {
 					t.Errorf("%d places are still taken", n)
 				}
@@ -414,4 +420,18 @@ func recorded(h *Handler) string {
 	}
 	// Messages print with random spaces.
 	return strings.Join(strings.Fields(out.String()), " ")
+}
+
+// measured is what the GenAI metrics say, without times.
+func measured(tel *telemetry.Telemetry) (out string) {
+	w := httptest.NewRecorder()
+	tel.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	var lines []string
+	for line := range strings.Lines(w.Body.String()) {
+		if strings.HasPrefix(line, "gen_ai_") && strings.Contains(line, "_count{") || strings.HasPrefix(line, "gen_ai_client_token_usage_sum") {
+			lines = append(lines, line)
+		}
+	}
+	slices.Sort(lines)
+	return "\n" + strings.Join(lines, "")
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/outrigger-mesh/outrigger"
 	"github.com/outrigger-mesh/outrigger/proxy/inference/shape"
+	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
 
 // metrics are the instruments of OpenTelemetry's GenAI semantic conventions, with the
@@ -88,6 +89,12 @@ func (c *call) labels(k labelKey) metric.MeasurementOption {
 	if o := c.plan.labels.get(k); o != nil {
 		return o
 	}
+	o := metric.WithAttributeSet(c.attributes(k))
+	c.plan.labels.put(k, o)
+	return o
+}
+
+func (c *call) attributes(k labelKey) attribute.Set {
 	kv := []attribute.KeyValue{
 		attribute.String("gen_ai.operation.name", k.op),
 		attribute.String("gen_ai.provider.name", c.api.Family.Provider()), // the API spoken
@@ -103,9 +110,61 @@ func (c *call) labels(k labelKey) metric.MeasurementOption {
 	if k.tokenType != "" {
 		kv = append(kv, attribute.String("gen_ai.token.type", k.tokenType), attribute.Bool("outrigger.token.estimated", k.estimated))
 	}
-	o := metric.WithAttributeSet(attribute.NewSet(kv...))
-	c.plan.labels.put(k, o)
-	return o
+	return attribute.NewSet(kv...)
+}
+
+// bound are the measurements of successful calls under one key, with nothing left to look
+// up. Each target has those of its last call on a loop.
+type bound struct {
+	plan     *plan
+	api      *shape.API
+	version  *policy.Version
+	arm, tag string
+	reported bool
+
+	duration func(float64)
+	in, out  func(int64)
+}
+
+// bind returns nil if the instruments cannot be bound (package telemetry says how).
+func (m *metrics) bind(c *call, k labelKey) *bound {
+	duration, ok := m.duration.(interface {
+		Bind(attribute.Set) func(float64)
+	})
+	tokens, ok2 := m.tokens.(interface {
+		Bind(attribute.Set) func(int64)
+	})
+	if !ok || !ok2 {
+		return nil
+	}
+	b := &bound{plan: c.plan, api: c.api, version: c.assign.Version, arm: k.arm, tag: k.tag, reported: c.usage.Reported, duration: duration.Bind(c.attributes(k))}
+	k.tag, k.estimated, k.tokenType = "", !c.usage.Reported, "input"
+	b.in = tokens.Bind(c.attributes(k))
+	k.tokenType = "output"
+	b.out = tokens.Bind(c.attributes(k))
+	return b
+}
+
+// carried records a call that went well on a loop; false if it has to be done as ever.
+func (m *metrics) carried(c *call, end ending, d time.Duration) bool {
+	if c.bound == nil || end.failed || end.cancelled || c.h.o.Prices != nil {
+		return false
+	}
+	b := c.bound.Load()
+	if b == nil || b.plan != c.plan || b.api != c.api || b.version != c.assign.Version || b.arm != c.assign.Arm || b.tag != end.tag || b.reported != c.usage.Reported {
+		if b = m.bind(c, c.labelKey(end)); b == nil {
+			return false
+		}
+		c.bound.Store(b)
+	}
+	b.duration(d.Seconds())
+	b.in(int64(c.usage.In))
+	b.out(int64(c.usage.Out))
+	return true
+}
+
+func (c *call) labelKey(end ending) labelKey {
+	return labelKey{op: c.api.Operation, provider: c.api.Family, model: c.assign.Model.Name, version: c.assign.Version.Name, arm: c.assign.Arm, region: c.region, tag: end.tag}
 }
 
 // labelSets are the attribute sets of one plan. A map of its own kind, because a sync.Map
@@ -133,14 +192,14 @@ func (l *labelSets) put(k labelKey, o metric.MeasurementOption) {
 // finished records one logical request. Background: measurements must not be lost
 // because the request's context has ended.
 func (m *metrics) finished(c *call, end ending, d time.Duration) {
-	if m == nil {
+	if m == nil || m.carried(c, end, d) {
 		return
 	}
 	ctx := context.Background()
 	if c.r != nil { // exemplars point to the caller's trace
 		ctx = context.WithoutCancel(c.r.Context())
 	}
-	k := labelKey{op: c.api.Operation, provider: c.api.Family, model: c.assign.Model.Name, version: c.assign.Version.Name, arm: c.assign.Arm, region: c.region, tag: end.tag}
+	k := c.labelKey(end)
 	m.duration.Record(ctx, d.Seconds(), c.labels(k))
 	k.tag = ""
 	if c.ttft > 0 {

@@ -127,6 +127,7 @@ type target struct {
 
 	dial   string       // host:port, for the pool of connections
 	misfit atomic.Int64 // Unix ns until which calls are not carried by a loop
+	bound  atomic.Pointer[bound]
 }
 
 // out reports whether the endpoint is ejected at now (Unix ns).

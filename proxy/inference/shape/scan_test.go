@@ -169,3 +169,42 @@ func TestReadUsage(t *testing.T) {
 		}
 	}
 }
+
+// Usage objects that are read without encoding/json are read alike, and the others left to
+// it; strings end where they end, wherever that is in a word.
+func TestPlainUsage(t *testing.T) {
+	for _, tt := range []struct {
+		raw   string
+		want  Usage
+		plain bool
+	}{
+		{`{"prompt_tokens":12,"completion_tokens":180,"total_tokens":192}`, Usage{12, 180, true}, true},
+		{`{ "input_tokens" : 3 , "output_tokens" : 4 , "x" : {"prompt_tokens":9} }`, Usage{3, 4, true}, true},
+		{`{"prompt_tokens":1,"input_tokens":2,"prompt_tokens":5}`, Usage{5, 0, true}, true},
+		{`{"completion_tokens":1}`, Usage{}, false},
+		{`{"prompt_tokens":null,"input_tokens":7}`, Usage{7, 0, true}, false},
+		{`{"prompt_tokens":1.5}`, Usage{}, false},
+		{`{"prompt_tokens":1e2}`, Usage{}, false},
+		{`{"prompt_tokens":-1}`, Usage{}, false},
+		{`{"prompt_tokens":"1"}`, Usage{}, false},
+		{`{"Prompt_Tokens":8}`, Usage{8, 0, true}, false},
+		{`{"prompt\u005ftokens":8}`, Usage{8, 0, true}, false},
+		{`{"prompt_tokens":99999999999999999999}`, Usage{}, false},
+		{`{"prompt_tokens":18446744073709551615}`, Usage{1<<64 - 1, 0, true}, false},
+		{`null`, Usage{}, false},
+	} {
+		if got, ok := plainUsage([]byte(tt.raw)); ok != tt.plain || ok && got != tt.want {
+			t.Errorf("%s: %+v, %v", tt.raw, got, ok)
+		}
+		if got, ok := ReadUsage([]byte(`{"usage":` + tt.raw + `}`)); got != tt.want || ok != tt.want.Reported {
+			t.Errorf("%s: %+v, %v from ReadUsage", tt.raw, got, ok)
+		}
+	}
+	for n := range 40 {
+		for _, tail := range []string{`"`, `\`, "\x1f", "\x00"} {
+			if got := plainRun([]byte(strings.Repeat("é", n/2) + strings.Repeat("~", n%2) + tail + "abcdefgh")); got > n/2*2+n%2 {
+				t.Errorf("%d plain bytes before %q at %d", got, tail, n)
+			}
+		}
+	}
+}

@@ -219,10 +219,7 @@ func plainUsage(raw []byte) (u Usage, ok bool) {
 		case "output_tokens":
 			into = &out
 		default:
-			// encoding/json ignores case.
-			if n := len(key); escaped || (n == 12 || n == 13 || n == 17) && bytes.HasSuffix(bytes.ToLower(key), []byte("_tokens")) {
-				plain = false
-			}
+			plain = plain && !escaped && !looksLikeCount(key)
 			return false, nil
 		}
 		s.space()
@@ -246,4 +243,14 @@ func plainUsage(raw []byte) (u Usage, ok bool) {
 		return Usage{old, oldOut, true}, true
 	}
 	return Usage{in, out, true}, input
+}
+
+// looksLikeCount: encoding/json ignores the case of names.
+func looksLikeCount(key []byte) bool {
+	for _, name := range [...]string{"prompt_tokens", "completion_tokens", "input_tokens", "output_tokens"} {
+		if len(key) == len(name) && bytes.EqualFold(key, []byte(name)) {
+			return true
+		}
+	}
+	return false
 }
