@@ -192,7 +192,7 @@ func eventually(t *testing.T, done func() (string, bool), changed func() <-chan 
 		case <-wake:
 		case <-look.C:
 		case <-deadline.C:
-			t.Fatalf("after 20 s: %s", state)
+			t.Fatalf("after a minute: %s", state)
 		}
 	}
 }
@@ -262,6 +262,20 @@ func (e *envoy) runtimeValue(key string) string {
 		e.t.Fatal(err)
 	}
 	return out.Entries[key].Final
+}
+
+// ejected reports whether outlier detection has taken u out of a cluster.
+func (e *envoy) ejected(u *upstream) bool {
+	resp, err := e.http.Get("http://" + e.admin + "/clusters")
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(resp.Body)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	return strings.Contains(string(raw), "::"+u.addr+"::health_flags::/failed_outlier_check")
 }
 
 // upstream is one HTTP endpoint that answers with its name.

@@ -260,6 +260,8 @@ func envoyEjection(t *testing.T, e *envoy, v1, v2 *upstream) {
 	e.put(p)
 	eventually(t, func() (string, bool) { e.ask(); return "the bad endpoint is never asked", bad.calls.Load() >= 5 }, nil)
 	before := bad.calls.Load()
+	// The failure is counted where the request is served, and acted on by another thread.
+	eventually(t, func() (string, bool) { return "the bad endpoint is not ejected", e.ejected(bad) }, nil)
 	for range 300 {
 		if a := e.ask(); a.status != 200 {
 			t.Fatalf("after the ejection: %+v", a)

@@ -183,6 +183,23 @@ func (f *fleet) until(c command, what string, seen func(outcome) bool) {
 	eventually(f.T, func() (string, bool) { o := f.call(c); return what + ": " + o.Why, seen(o) }, nil)
 }
 
+// ordinary waits until nothing is left in force of the policies before this one: each
+// version alone answers its buckets, and every call.
+func (f *fleet) ordinary() {
+	f.Helper()
+	const n = 40
+	eventually(f.T, func() (string, bool) {
+		f.reset()
+		canary := f.call(command{N: n, Bucket: 5, Parallel: 1})
+		b := f.v2.calls.Load()
+		stable := f.call(command{N: n, Bucket: 5000, Parallel: 1})
+		a := f.v1.calls.Load()
+		return fmt.Sprintf("%+v, %d by v2; %+v, %d by v1; want %d each", canary, b, stable, a, n),
+			canary.OK == n && stable.OK == n && a == n && b == n
+	}, nil)
+	f.reset()
+}
+
 func (f *fleet) reset() { f.v1.calls.Store(0); f.v2.calls.Store(0) }
 
 func serving(bs ...*backend) (out []policy.Endpoint) {
@@ -219,9 +236,9 @@ func TestProxylessClients(t *testing.T) {
 					sub := *f
 					sub.T = t
 					s.run(&sub)
-					sub.put(arms(serving(f.v1), serving(f.v2)))
+					sub.putTwice(arms(serving(f.v1), serving(f.v2)))
 					f.position = sub.position
-					sub.until(command{N: 1, Bucket: 5000, Parallel: 1}, "no answer", func(o outcome) bool { return o.OK == 1 })
+					sub.ordinary()
 				})
 			}
 			for _, n := range srv.Ledger() {
@@ -310,6 +327,7 @@ func grpcPriorities(f *fleet) {
 	es := append([]policy.Endpoint{{Address: freePort(f.T), Region: "eu", Weight: 1}}, serving(f.v1)...)
 	es[1].Priority, es[1].Region = 1, "us"
 	f.put(arms(es, nil))
+	f.until(command{N: 5, Bucket: 5, Parallel: 1}, "v2 is still served", func(outcome) bool { return f.v2.calls.Swap(0) == 0 })
 	f.reset()
 	if o := f.call(command{N: 300, Bucket: 5000, Parallel: 4}); o.Failed != 0 || f.v1.calls.Load() != 300 {
 		f.Errorf("%+v, %d by the second priority; want all 300", o, f.v1.calls.Load())
