@@ -83,6 +83,10 @@ func (m *mesh) start(ctx context.Context) error {
 		}
 		m.models = append(m.models, c)
 	}
+	// The control plane listens before it has applied its log, and refuses changes until then.
+	if err := m.awaitReady(ctx); err != nil {
+		return err
+	}
 	if err := m.register(ctx, m.models); err != nil {
 		return err
 	}
