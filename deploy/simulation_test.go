@@ -151,6 +151,19 @@ func TestDetectorNeverBlamesTheInnocent(t *testing.T) {
 	}
 }
 
+// A day of a healthy canary, 864 000 requests of it, a hundred times.
+func TestHealthyDays(t *testing.T) {
+	if raceEnabled {
+		t.Skip("millions of steps of code that starts no goroutine; the race detector has nothing to find")
+	}
+	t.Parallel()
+	o := repeat(100, 86_400, 0, canary(always(.01), always(.01)))
+	t.Logf("%v", o)
+	if o.rolled > 1 {
+		t.Errorf("%v; want at most 1 %%", o)
+	}
+}
+
 func TestDetectorFindsRegressions(t *testing.T) {
 	if raceEnabled {
 		t.Skip("millions of steps of code that starts no goroutine; the race detector has nothing to find")
