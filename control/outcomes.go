@@ -3,6 +3,8 @@ package control
 import (
 	"context"
 
+	"google.golang.org/grpc"
+
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/internal/status"
 )
@@ -21,4 +23,19 @@ func (o outcomes) Record(ctx context.Context, r *pb.RecordOutcomesRequest) (*pb.
 	}
 	out, err := o.s.trials.Record(ctx, r)
 	return out, status.ToGRPC(err)
+}
+
+// reports refuses deltas while the control plane catches up, so that they are sent again
+// when their experiments are known.
+type reports struct {
+	pb.ReportsServer
+	s *Server
+}
+
+// Push implements pb.ReportsServer.
+func (r reports) Push(stream grpc.BidiStreamingServer[pb.Delta, pb.DeltaAck]) error {
+	if err := r.s.isReady(); err != nil {
+		return status.ToGRPC(err)
+	}
+	return r.ReportsServer.Push(stream)
 }

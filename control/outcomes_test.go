@@ -272,3 +272,44 @@ func TestOutcomesREST(t *testing.T) {
 		}
 	})
 }
+
+// Evidence survives a restart, an orderly one wholly: units, outcomes, ids and sequences,
+// so that what reporters and sellers send again after it still counts once.
+func TestEvidenceSurvivesRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := memory.New()
+		p := start(t, log, nil)
+		epoch := p.late(&pb.ExperimentMetric{Name: "converted", Kind: "proportion"}, &pb.ExperimentMetric{Name: "success_rate"})
+		p.expose(epoch, "n1/a", 0, 1000)
+		orders := &pb.RecordOutcomesRequest{RequestId: "orders"}
+		for i := range 100 {
+			orders.Outcomes = append(orders.Outcomes, converted(i, ""))
+		}
+		p.record(orders)
+		before := p.results()
+		p.stop()
+		again := start(t, log, nil)
+		if after := again.results(); fmt.Sprint(after.Results.AsMap()["arms"]) != fmt.Sprint(before.Results.AsMap()["arms"]) || fmt.Sprint(after.Ledger) != fmt.Sprint(before.Ledger) {
+			t.Errorf("after the restart\n%v\n%v\nwant\n%v\n%v", after.Results.AsMap()["arms"], after.Ledger, before.Results.AsMap()["arms"], before.Ledger)
+		}
+		again.expose(epoch, "n1/a", 0, 1000) // its acknowledgement was lost
+		if out := again.record(orders); out.Repeated != 100 || out.Counted != 0 {
+			t.Errorf("outcomes again: %v", out)
+		}
+		if rows := again.results().Ledger.AsMap()["rows"]; rows != 1000.0 {
+			t.Errorf("%v rows, want 1000", rows)
+		}
+		again.expose(epoch, "n1/b", 1000, 1010)
+		if rows := again.results().Ledger.AsMap()["rows"]; rows != 1010.0 {
+			t.Errorf("%v rows after a new report, want 1010", rows)
+		}
+		again.stop()
+		// A snapshot nobody can read costs evidence, not the control plane.
+		if err := log.SaveSnapshot(context.Background(), "trials", log.Head(), []byte("rubbish")); err != nil {
+			t.Fatal(err)
+		}
+		if rows := start(t, log, nil).results().Ledger.AsMap()["rows"]; rows != 0.0 {
+			t.Errorf("%v rows from rubbish", rows)
+		}
+	})
+}

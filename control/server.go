@@ -191,7 +191,7 @@ func (s *Server) wireParts() (err error) {
 	m := s.opts.Monitor
 	m.Log, m.Rollouts, m.Ledger, m.Touch = s.opts.Log, rolloutSource{s.facts}, s.ads, s.vars.Touch
 	m.Now, m.Logger, m.Meter = s.opts.Now, s.opts.Logger, s.opts.Meter
-	if s.trials, err = trials.New(trials.Options{Log: s.opts.Log, Facts: s.facts.Facts, Ready: s.facts.Ready(), Late: s.opts.Late, Now: s.opts.Now, Logger: s.opts.Logger}); err != nil {
+	if s.trials, err = trials.New(trials.Options{Log: s.opts.Log, Facts: s.facts.Facts, Ready: s.facts.Ready(), Snapshots: s.opts.Log, Late: s.opts.Late, Now: s.opts.Now, Logger: s.opts.Logger}); err != nil {
 		return err
 	}
 	m.Outcomes = s.trials.Ingest
@@ -293,7 +293,7 @@ func (s *Server) Delivery() pb.DeliveryServer { return s.delivery }
 func (s *Server) RegisterGRPC(r grpc.ServiceRegistrar) {
 	pb.RegisterVariablesServer(r, s.vars.WithTokens())
 	pb.RegisterCoherenceServer(r, s.vars)
-	pb.RegisterReportsServer(r, s.monitor)
+	pb.RegisterReportsServer(r, reports{s.monitor, s})
 	pb.RegisterOutcomesServer(r, outcomes{s: s})
 	colmetrics.RegisterMetricsServiceServer(r, s.otlp)
 	pb.RegisterAdminServer(registrar{r, s.guard}, s.admin)
@@ -367,7 +367,7 @@ func (s *Server) Run(ctx context.Context) error {
 
 // open waits for the parts, registers the region and declares the server ready.
 func (s *Server) open(ctx context.Context, tried <-chan struct{}) error {
-	for _, c := range []<-chan struct{}{s.facts.Ready(), s.vars.Ready(), tried} {
+	for _, c := range []<-chan struct{}{s.facts.Ready(), s.vars.Ready(), s.trials.Loaded(), tried} {
 		select {
 		case <-c:
 		case <-ctx.Done():

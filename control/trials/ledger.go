@@ -152,6 +152,15 @@ func (l *ledger) take(sh *shard, n int64) bool {
 	return true
 }
 
+// counters are all that is counted, in the order of the stored form.
+func (l *ledger) counters() []*atomic.Uint64 {
+	return []*atomic.Uint64{&l.rows, &l.full, &l.bad, &l.late, &l.dropped, &l.outcomes, &l.repeated}
+}
+
+// valuesCost is what a unit's first value takes of the budget: a unit with values is
+// several times the size of one without.
+func (l *ledger) valuesCost() int64 { return 1 + int64(l.named)/6 }
+
 // release gives the units back to the budget; the ledger must not be used afterwards.
 func (l *ledger) release() {
 	for i := range l.shards {

@@ -37,6 +37,9 @@ func (s *Service) Record(_ context.Context, r *pb.RecordOutcomesRequest) (*pb.Re
 	if n := len(r.GetRequestId()); n > maxIDBytes {
 		return nil, outrigger.Errorf(outrigger.Invalid, "request_id is %d bytes long, the limit is %d", n, maxIDBytes)
 	}
+	s.counting.RLock()
+	defer s.counting.RUnlock()
+	s.news.Store(true)
 	f, now := s.opts.Facts(), s.opts.Now()
 	out := &pb.RecordOutcomesResponse{}
 	for i, o := range r.GetOutcomes() {
@@ -140,8 +143,7 @@ func (l *ledger) outcome(u uint32, metric int, v sample, id string) (repeated bo
 		}
 	}
 	if known.values == nil {
-		// A unit with values is several times the size of one without.
-		if !l.take(sh, 1+int64(l.named)/6) {
+		if !l.take(sh, l.valuesCost()) {
 			return false, outrigger.Errorf(outrigger.Exhausted, "the unit ledger is full; end another experiment or raise the limit")
 		}
 		known.values = make([]sample, l.named)
@@ -192,6 +194,9 @@ func (s *Service) Find(experiment, metric string, now time.Time) (otlp.Target, e
 // Observe counts what a series of an application adds: for a unit like an outcome without
 // an id, else for an arm, where it is only shown.
 func (s *Service) Observe(o otlp.Observation, now time.Time) error {
+	s.counting.RLock()
+	defer s.counting.RUnlock()
+	s.news.Store(true)
 	t, e, err := s.named(o.Experiment, now)
 	if err != nil {
 		return err
