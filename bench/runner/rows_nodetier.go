@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -156,9 +157,35 @@ func runMemory(ctx context.Context, e *env, r row) ([]result, error) {
 	})
 }
 
-// madeUp is an authority that has every variable and no feed.
+// madeUp is an authority that has every variable, and a feed on which nothing happens.
 type madeUp struct {
 	pb.UnimplementedCoherenceServer
+}
+
+// Feed takes every selection and answers every heartbeat: an agent's table holds only
+// what its feed would tell it a change of.
+func (madeUp) Feed(stream pb.Coherence_FeedServer) error {
+	for {
+		req, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		f := &pb.FeedFrame{Incarnation: 1, Region: "bench", Selective: true}
+		selected := func(s *pb.Select) {
+			f.Kind = &pb.FeedFrame_Selected{Selected: &pb.Selected{Number: s.GetNumber(), Position: 1}}
+		}
+		switch k := req.GetKind().(type) {
+		case *pb.FeedRequest_Subscribe:
+			selected(k.Subscribe.GetSelect())
+		case *pb.FeedRequest_Select:
+			selected(k.Select)
+		case *pb.FeedRequest_Heartbeat:
+			f.Kind = &pb.FeedFrame_Ack{Ack: &pb.HeartbeatAck{Sent: k.Heartbeat.GetSent(), Head: 1}}
+		}
+		if err := stream.Send(f); err != nil {
+			return err
+		}
+	}
 }
 
 func (madeUp) Read(_ context.Context, req *pb.ReadRequest) (*pb.ReadResponse, error) {
@@ -190,38 +217,54 @@ func childMemory(ctx context.Context, _ []string, _ io.Reader) (out any, err err
 		return nil, err
 	}
 	f.run(ctx, a.Run)
-	for i := 0; i < memoryKeys; {
+	var all []int
+	for i := range memoryKeys {
+		all = append(all, i)
+	}
+	// The first reads come before the feed carries their sessions, and are read again.
+	for missing := all; len(missing) > 0; missing = notHeld(a, all) {
+		if err := readAll(ctx, a, missing); err != nil {
+			return nil, fmt.Errorf("%d of %d variables are not in the table: %w", len(missing), memoryKeys, err)
+		}
+	}
+
+	debug.FreeOSMemory() // what a moment without load would do
+	return residentOf(os.Getpid())
+}
+
+// readAll reads variables by their number, in batches.
+func readAll(ctx context.Context, a *node.Agent, numbers []int) error {
+	for batch := range slices.Chunk(numbers, outrigger.MaxBatch) {
 		req := &pb.ReadRequest{}
-		for range outrigger.MaxBatch {
+		for _, i := range batch {
 			req.Keys = append(req.Keys, memoryKey(i))
-			i++
 		}
 		for { // Run may not have begun yet
 			_, err := a.Read(ctx, req)
 			if err == nil {
 				break
 			}
-			if gstatus.Code(err) != codes.Unavailable || i > outrigger.MaxBatch || !pause(ctx, time.Millisecond) {
-				return nil, err
+			if gstatus.Code(err) != codes.Unavailable || !pause(ctx, time.Millisecond) {
+				return err
 			}
 		}
 	}
-	held := 0
+	return ctx.Err()
+}
+
+// notHeld says which of them the agent's table does not have as they are.
+func notHeld(a *node.Agent, numbers []int) (missing []int) {
 	var buf []byte
-	for i := range memoryKeys {
+	for _, i := range numbers {
 		k := memoryKey(i)
 		e, b := a.Table().Get(outrigger.Key{Tenant: k.Tenant, Session: k.Session, Name: k.Name}.String(), buf[:0])
 		buf = b
 		v := &pb.Variable{}
-		if e.State == shm.Present && proto.Unmarshal(b, v) == nil && len(v.GetValue().GetJson()) == valueBytes {
-			held++
+		if e.State != shm.Present || proto.Unmarshal(b, v) != nil || len(v.GetValue().GetJson()) != valueBytes {
+			missing = append(missing, i)
 		}
 	}
-	if held != memoryKeys {
-		return nil, fmt.Errorf("the table holds %d of %d variables", held, memoryKeys)
-	}
-	debug.FreeOSMemory() // what a moment without load would do
-	return residentOf(os.Getpid())
+	return missing
 }
 
 // residentOf reads a process's memory: shared mappings, private pages, and both together.
