@@ -37,7 +37,7 @@
 // was counted after the last snapshot is lost, from all arms alike; an orderly end stores
 // all. A snapshot that cannot be read is logged and evidence starts empty, while the plan,
 // its looks and the time since the start are in the log. Counting pauses while a snapshot
-// is copied (about 0.2 s for a million units). Partition from the log: the append is
+// is copied in memory, for longer the more units there are. Partition from the log: the append is
 // tried again every Tick. Several replicas judge what is reported to them alone.
 // Overload: MaxUnits bounds the units of all experiments together (about 100 bytes
 // each; one with outcomes counts for several); further ones are left out whatever their arm, and counted. Bad input: rows that
