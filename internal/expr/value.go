@@ -15,7 +15,7 @@ import (
 // unknown.
 type metric struct{ m Measure }
 
-var metricType = types.NewTypeValue("outrigger.metric", traits.ComparerType)
+var metricType = types.NewObjectType("outrigger.metric", traits.ComparerType)
 
 // Compare implements traits.Comparer: 1 if certainly greater, -1 if certainly less, 0 if
 // certainly equal, unknown otherwise.
