@@ -264,8 +264,8 @@ func (e *envoy) runtimeValue(key string) string {
 	return out.Entries[key].Final
 }
 
-// ejected reports whether outlier detection has taken u out of a cluster.
-func (e *envoy) ejected(u *upstream) bool {
+// ejected reports whether outlier detection has taken the endpoint out of a cluster.
+func (e *envoy) ejected(address string) bool {
 	resp, err := e.http.Get("http://" + e.admin + "/clusters")
 	if err != nil {
 		e.t.Fatal(err)
@@ -275,7 +275,7 @@ func (e *envoy) ejected(u *upstream) bool {
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	return strings.Contains(string(raw), "::"+u.addr+"::health_flags::/failed_outlier_check")
+	return strings.Contains(string(raw), "::"+address+"::health_flags::/failed_outlier_check")
 }
 
 // upstream is one HTTP endpoint that answers with its name.
