@@ -59,7 +59,7 @@ var topLevel = []string{"proxy", "xds", "control", "cache", "region", "experimen
 
 // pure packages decide; they do no I/O, keep no time and start nothing.
 var pure = []string{"cache/version", "cache/coherence", "xds/policy", "region", "experiments",
-	"experiments/algorithms", "deploy", "internal/expr"}
+	"experiments/algorithms", "deploy", "deploy/models", "internal/expr"}
 
 var bannedInPure = []string{"net", "net/http", "os", "io/fs", "sync", "sync/atomic", "math/rand", "syscall", "time/tzdata"}
 

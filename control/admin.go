@@ -61,9 +61,15 @@ func (a *admin) modelPB(m *facts.Model) *pb.Model {
 	for i := range m.Versions {
 		out.Versions = append(out.Versions, a.versionPB(m.Name, &m.Versions[i]))
 	}
+	out.Arms = splitPB(m)
+	return out
+}
+
+// splitPB shows how requests are divided.
+func splitPB(m *facts.Model) (out []*pb.ExperimentArm) {
 	for i := range m.Split.Arms {
 		arm := &m.Split.Arms[i]
-		out.Arms = append(out.Arms, &pb.ExperimentArm{Name: arm.Name, Version: arm.Version, Weight: arm.Weight()})
+		out = append(out, &pb.ExperimentArm{Name: arm.Name, Version: arm.Version, Weight: arm.Weight()})
 	}
 	return out
 }
@@ -77,7 +83,8 @@ func (a *admin) versionPB(model string, v *facts.Version) *pb.ModelVersion {
 		stats.P50Ms, stats.P99Ms = s.Window.P50, s.Window.P99
 	}
 	out := &pb.ModelVersion{Version: v.Name, UpstreamModel: v.Upstream, Metadata: v.Metadata, State: v.State,
-		RegisteredAt: wire.TimePB(v.RegisteredAt), Stats: stats}
+		RegisteredAt: wire.TimePB(v.RegisteredAt), Stats: stats, Number: v.Number, Digest: v.Digest, Parameters: v.Parameters,
+		Pins: v.Pins, Parents: v.Parents, Artifact: v.Artifact, Reason: v.Reason}
 	for _, e := range v.Endpoints {
 		out.Endpoints = append(out.Endpoints, &pb.Endpoint{Address: e.Address, Region: e.Region, Weight: e.Weight})
 	}

@@ -26,7 +26,7 @@ type guard struct {
 // mutating one needs.
 func readMethod(name string) bool {
 	switch name {
-	case "GetModel", "ListModels", "ListExperiments", "ExperimentResults", "GetRollout", "ListRollouts",
+	case "GetModel", "ListModels", "ServedAt", "ListExperiments", "ExperimentResults", "GetRollout", "ListRollouts",
 		"PlanRollout", "GetDeployment", "ListRegions", "ListAlerts", "Audit", "Status",
 		"XdsStatus", "XdsConfig", "XdsDiff", "XdsPushLog", "XdsExplain", "XdsLoad",
 		"FetchClientStatus", "StreamClientStatus":

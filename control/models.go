@@ -10,7 +10,9 @@ import (
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/control/eventlog"
 	"github.com/outrigger-mesh/outrigger/control/facts"
+	"github.com/outrigger-mesh/outrigger/deploy/models"
 	"github.com/outrigger-mesh/outrigger/experiments"
+	"github.com/outrigger-mesh/outrigger/internal/wire"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
 
@@ -35,8 +37,12 @@ func (a *admin) RegisterModelVersion(ctx context.Context, r *pb.RegisterModelVer
 			}
 			return nil, outrigger.Errorf(outrigger.Exists, "version %q of model %q is registered already; versions are immutable, choose another name", r.GetVersion(), m.Name)
 		}
+		if err := checkParents(f, r); err != nil {
+			return nil, err
+		}
 		events := []*pb.Event{{Payload: &pb.Event_ModelVersionRegistered{ModelVersionRegistered: &pb.ModelVersionRegistered{
-			Version: r.GetVersion(), UpstreamModel: r.GetUpstreamModel(), Endpoints: r.GetEndpoints(), Metadata: r.GetMetadata()}}}}
+			Version: r.GetVersion(), UpstreamModel: r.GetUpstreamModel(), Endpoints: r.GetEndpoints(), Metadata: r.GetMetadata(),
+			Parameters: r.GetParameters(), Pins: r.GetPins(), Parents: r.GetParents(), Artifact: r.GetArtifact(), Digest: registered(r).Digest()}}}}
 		if m == nil || len(m.Versions) == 0 {
 			events = append(events, versionState(r.GetVersion(), facts.Production, "first version"),
 				aliasMoved(facts.Champion, "", r.GetVersion()))
@@ -44,6 +50,34 @@ func (a *admin) RegisterModelVersion(ctx context.Context, r *pb.RegisterModelVer
 		return []eventlog.Write{toModel(f, r.GetModel(), events...)}, nil
 	})
 	return a.modelReply(f, err, r.GetModel())
+}
+
+// registered is the content a registration asks for.
+func registered(r *pb.RegisterModelVersionRequest) models.Content {
+	c := models.Content{Upstream: r.GetUpstreamModel(), Artifact: r.GetArtifact(), Parameters: r.GetParameters(), Pins: r.GetPins()}
+	if c.Upstream == "" {
+		c.Upstream = r.GetModel()
+	}
+	return c
+}
+
+// checkParents wants a lineage of versions that are registered already, each once.
+func checkParents(f *facts.Facts, r *pb.RegisterModelVersionRequest) error {
+	if n := len(r.GetParents()); n > models.MaxParents {
+		return invalid("parents has %d entries, the limit is %d", n, models.MaxParents)
+	}
+	seen := map[string]bool{}
+	for _, p := range r.GetParents() {
+		m, v := models.Parent(r.GetModel(), p)
+		if seen[m+"@"+v] {
+			return invalid("parents names %s twice", p)
+		}
+		seen[m+"@"+v] = true
+		if _, _, err := version(f, m, v); err != nil {
+			return outrigger.Errorf(outrigger.NotFound, "parents: %v", err)
+		}
+	}
+	return nil
 }
 
 // ConfigureModel sets what is randomised, how long a request may take and how often it is
@@ -121,14 +155,17 @@ func (a *admin) SetModelVersionState(ctx context.Context, r *pb.SetModelVersionS
 
 // mayEnter applies the rules of states set by hand.
 func mayEnter(f *facts.Facts, m *facts.Model, v *facts.Version, state string) error {
+	if state == facts.Candidate {
+		return invalid("state candidate is set by starting a rollout; by hand there are registered, validated, shadow, production, quarantined, retired")
+	}
 	if r := f.Rollout(m.Rollout); r != nil && (v.Name == r.Candidate || v.Name == r.LastGood) {
 		return locked("version %q takes part in rollout %q of model %q; abort the rollout first", v.Name, r.ID, m.Name)
 	}
+	if err := models.CheckMove(m.Name, v.Name, models.State(v.State), models.State(state)); err != nil {
+		return err
+	}
 	switch state {
 	case facts.Production:
-		if !v.Servable() {
-			return locked("version %q of model %q is %s; set it to registered first", v.Name, m.Name, v.State)
-		}
 		return mayPromote(m)
 	case facts.Registered:
 		if m.Aliases[facts.Champion] == v.Name && v.Servable() {
@@ -141,7 +178,7 @@ func mayEnter(f *facts.Facts, m *facts.Model, v *facts.Version, state string) er
 		}
 		return nil
 	}
-	return invalid("state %q is not one of registered, production, quarantined, retired (candidate is set by starting a rollout)", state)
+	return nil
 }
 
 // mayPromote refuses to change the champion under a test that compares with it.
@@ -199,6 +236,29 @@ func (a *admin) MoveAlias(ctx context.Context, r *pb.MoveAliasRequest) (*pb.Mode
 		return []eventlog.Write{toModel(f, m.Name, events...)}, nil
 	})
 	return a.modelReply(f, err, r.GetModel())
+}
+
+// ServedAt says which versions answered at a moment, by folding the log again up to it.
+func (a *admin) ServedAt(ctx context.Context, r *pb.ServedAtRequest) (*pb.ServedAtResponse, error) {
+	now := a.now()
+	at := now
+	if r.GetAt() != nil {
+		if err := r.GetAt().CheckValid(); err != nil {
+			return nil, invalid("at is not a valid time")
+		}
+		if at = r.GetAt().AsTime(); at.After(now) {
+			return nil, invalid("at is %s, which is after now, %s", at.Format(time.RFC3339Nano), now.UTC().Format(time.RFC3339Nano))
+		}
+	}
+	if _, err := a.facts.Wait(ctx, a.log.Head()); err != nil {
+		return nil, err
+	}
+	s, err := a.facts.ServedAt(r.GetModel(), at)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ServedAtResponse{Model: s.Model.Name, At: wire.TimePB(at), Position: s.Position, Aliases: s.Model.Aliases, Arms: splitPB(s.Model),
+		WeightEpoch: s.Model.WeightEpoch, Since: wire.TimePB(s.Since), Actor: s.Actor, Rollout: s.Model.Rollout, Experiment: s.Model.Experiment}, nil
 }
 
 // GetModel returns one model with its versions and their statistics.

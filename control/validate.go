@@ -80,6 +80,13 @@ func checkRegistration(r *pb.RegisterModelVersionRequest) error {
 	if err := checkMetadata(r.GetMetadata()); err != nil {
 		return err
 	}
+	c := registered(r)
+	if err := c.Check(); err != nil {
+		return err
+	}
+	if err := c.CheckExpected(r.GetDigest()); err != nil {
+		return err
+	}
 	return checkEndpoints(r.GetEndpoints())
 }
 

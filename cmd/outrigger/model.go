@@ -6,7 +6,7 @@ import (
 	"io"
 	"maps"
 	"slices"
-
+	"strconv"
 	"strings"
 	"time"
 
@@ -23,7 +23,7 @@ func durationPB(d time.Duration) *durationpb.Duration { return durationpb.New(d)
 func modelCommand(g *globals) *cobra.Command {
 	cmd := group("model", "Register model versions and move aliases")
 	c := addClientFlags(cmd, g)
-	cmd.AddCommand(modelRegister(c), modelAlias(c), modelState(c),
+	cmd.AddCommand(modelRegister(c), modelAlias(c), modelState(c), modelVersions(c), modelServedAt(c),
 		&cobra.Command{Use: "list", Short: "List models with their versions", Args: exactArgs(),
 			RunE: c.verb(false, func(ctx context.Context, cl *client, _ []string) error {
 				r, err := cl.admin.ListModels(ctx, &pb.ListRequestAll{})
@@ -70,14 +70,30 @@ func printModels(w io.Writer, models []*pb.Model) {
 
 func modelRegister(c *clientFlags) *cobra.Command {
 	var endpoints []string
-	var upstream, region string
+	var upstream, region, artifact, digest string
+	var parameters map[string]string
+	var pins map[string]string
+	var parents []string
 	cmd := &cobra.Command{Use: "register MODEL VERSION", Short: "Register an immutable model version", Args: exactArgs("MODEL", "VERSION")}
 	f := cmd.Flags()
 	f.StringSliceVar(&endpoints, "endpoint", nil, "host:port that serves it, optionally host:port@region; repeatable")
 	f.StringVar(&upstream, "upstream-model", "", "model name the endpoint knows (default: MODEL)")
 	f.StringVar(&region, "region", "", "region of endpoints that name none")
+	f.StringToStringVar(&parameters, "parameter", nil, "NAME=VALUE it is called with; repeatable")
+	f.StringToStringVar(&pins, "pin", nil, "SESSION/NAME=VERSION of a variable it uses; repeatable")
+	f.StringSliceVar(&parents, "parent", nil, "VERSION or MODEL@VERSION it was made from; repeatable")
+	f.StringVar(&artifact, "artifact", "", "sha256:… of its weights or files")
+	f.StringVar(&digest, "digest", "", "refuse unless the content has this digest")
 	cmd.RunE = c.verb(false, func(ctx context.Context, cl *client, args []string) error {
-		req := &pb.RegisterModelVersionRequest{Model: args[0], Version: args[1], UpstreamModel: upstream, Actor: c.actor}
+		req := &pb.RegisterModelVersionRequest{Model: args[0], Version: args[1], UpstreamModel: upstream, Actor: c.actor,
+			Parameters: parameters, Parents: parents, Artifact: artifact, Digest: digest, Pins: map[string]int32{}}
+		for name, at := range pins {
+			n, err := strconv.ParseInt(at, 10, 32)
+			if err != nil {
+				return usageError{fmt.Errorf("--pin %s=%s: the version is not a number", name, at)}
+			}
+			req.Pins[name] = int32(n)
+		}
 		for _, e := range endpoints {
 			addr, reg, ok := strings.Cut(e, "@")
 			if !ok {
@@ -115,7 +131,7 @@ func modelAlias(c *clientFlags) *cobra.Command {
 
 func modelState(c *clientFlags) *cobra.Command {
 	var reason string
-	cmd := &cobra.Command{Use: "state MODEL VERSION STATE", Short: "Set a version's state: registered, production, candidate, quarantined, retired",
+	cmd := &cobra.Command{Use: "state MODEL VERSION STATE", Short: "Set a version's state: registered, validated, shadow, production, quarantined, retired",
 		Args: exactArgs("MODEL", "VERSION", "STATE")}
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit")
 	cmd.RunE = c.verb(false, func(ctx context.Context, cl *client, args []string) error {

@@ -28,6 +28,7 @@ import (
 	"time"
 
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/deploy/models"
 	"github.com/outrigger-mesh/outrigger/experiments"
 	"github.com/outrigger-mesh/outrigger/internal/wire"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
@@ -58,11 +59,11 @@ const (
 
 // States of a model version.
 const (
-	Registered  = "registered"  // known; serves nothing unless an experiment arm or alias names it
-	Production  = "production"  // the champion
-	Candidate   = "candidate"   // being rolled out
-	Quarantined = "quarantined" // rolled back; serves nothing until cleared by hand
-	Retired     = "retired"     // serves nothing
+	Registered  = string(models.Registered)  // known; serves nothing unless an experiment arm or alias names it
+	Production  = string(models.Production)  // the champion
+	Candidate   = string(models.Candidate)   // being rolled out
+	Quarantined = string(models.Quarantined) // rolled back; serves nothing until cleared by hand
+	Retired     = string(models.Retired)     // serves nothing
 )
 
 // States of an experiment.
@@ -135,6 +136,18 @@ type Version struct {
 	Reason       string
 	RegisteredAt time.Time
 	RequestID    string // of the registration
+
+	Number     int32 // 1, 2, 3, … in order of registration
+	Digest     string
+	Parameters map[string]string
+	Pins       map[string]int32
+	Parents    []string
+	Artifact   string
+}
+
+// Content is what the version's digest covers.
+func (v *Version) Content() models.Content {
+	return models.Content{Upstream: v.Upstream, Artifact: v.Artifact, Parameters: v.Parameters, Pins: v.Pins}
 }
 
 // Servable reports whether the version may receive requests.

@@ -483,6 +483,14 @@ func TestProjectionStartsFromSnapshot(t *testing.T) {
 	if dump(t, second.Facts()) != dump(t, first.Facts()) {
 		t.Fatalf("%s\n%s", dump(t, second.Facts()), dump(t, first.Facts()))
 	}
+	// The past is there, too.
+	was, err := first.ServedAt("m", time.Now().Add(time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if is, err := second.ServedAt("m", time.Now().Add(time.Hour)); err != nil || is.Position != was.Position || is.Model.WeightEpoch != was.Model.WeightEpoch || is.Model.WeightEpoch == 0 || !is.Since.Equal(was.Since) {
+		t.Fatalf("served %+v, %v; before the restart %+v", is, err, was)
+	}
 	// A damaged snapshot costs a replay, not the start.
 	if err := log.SaveSnapshot(t.Context(), SnapshotName, 4, []byte{9, 9}); err != nil {
 		t.Fatal(err)

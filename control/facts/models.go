@@ -46,9 +46,13 @@ func (d *draft) versionRegistered(p *pb.ModelVersionRegistered) string {
 			return fmt.Sprintf("version %q of model %q is registered already or has no name", p.GetVersion(), m.Name)
 		}
 		v := Version{Name: p.GetVersion(), Upstream: p.GetUpstreamModel(), Metadata: p.GetMetadata(),
-			State: Registered, RegisteredAt: d.at(), RequestID: d.event.GetRequestId()}
+			State: Registered, RegisteredAt: d.at(), RequestID: d.event.GetRequestId(), Number: int32(len(m.Versions) + 1),
+			Parameters: p.GetParameters(), Pins: p.GetPins(), Parents: p.GetParents(), Artifact: p.GetArtifact(), Digest: p.GetDigest()}
 		if v.Upstream == "" {
 			v.Upstream = m.Name
+		}
+		if v.Digest == "" { // registered before digests were recorded
+			v.Digest = v.Content().Digest()
 		}
 		for _, e := range p.GetEndpoints() {
 			v.Endpoints = append(v.Endpoints, policy.Endpoint{Address: e.GetAddress(), Region: e.GetRegion(), Weight: max(e.GetWeight(), 1)})

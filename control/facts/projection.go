@@ -39,6 +39,7 @@ type Projection struct {
 	log Source
 
 	current atomic.Pointer[Facts]
+	past    atomic.Pointer[kept] // what current was folded from, for ServedAt
 	applied atomic.Uint64
 	ready   chan struct{} // closed by Run's goroutine
 	changes chan struct{} // capacity 1: a wake-up, never a queue
@@ -62,6 +63,7 @@ type waiter struct {
 func NewProjection(log Source) *Projection {
 	p := &Projection{log: log, ready: make(chan struct{}), changes: make(chan struct{}, 1), waiters: make(map[*waiter]struct{})}
 	p.current.Store(new(Facts))
+	p.past.Store(new(kept))
 	return p
 }
 
@@ -129,6 +131,7 @@ func (p *Projection) apply(e *pb.Event) {
 	next := Apply(old, e)
 	if next != old {
 		p.kept.add(e)
+		p.remember()
 		p.current.Store(next)
 	}
 	p.reached(e.GetPosition())
@@ -182,6 +185,7 @@ func (p *Projection) load(ctx context.Context) (uint64, error) {
 		f, k, position = new(Facts), kept{}, 0
 	}
 	p.kept, p.saved = k, position
+	p.remember()
 	p.current.Store(f)
 	return position, nil
 }

@@ -164,6 +164,9 @@ func (o *operator) ConfigureModel(ctx context.Context, r *pb.ConfigureModelReque
 func (o *operator) SetModelVersionState(ctx context.Context, r *pb.SetModelVersionStateRequest) (*pb.Model, error) {
 	return saw(o, ctx, "SetModelVersionState", r, &pb.Model{})
 }
+func (o *operator) ServedAt(ctx context.Context, r *pb.ServedAtRequest) (*pb.ServedAtResponse, error) {
+	return saw(o, ctx, "ServedAt", r, &pb.ServedAtResponse{})
+}
 func (o *operator) MoveAlias(ctx context.Context, r *pb.MoveAliasRequest) (*pb.Model, error) {
 	return saw(o, ctx, "MoveAlias", r, &pb.Model{})
 }

@@ -41,6 +41,7 @@ var messages = []struct {
 		&pb.RegisterModelVersionRequest{Model: "m", Version: "v", Endpoints: []*pb.Endpoint{{Address: "a:1", Weight: 2}}, Actor: "ann", RequestId: "k"}},
 	{"GET", "/v1/models/m", "", nil, 200, "GetModel", &pb.NameRequest{Name: "m"}},
 	{"GET", "/v1/models/org%2Fm%20x", "", nil, 200, "GetModel", &pb.NameRequest{Name: "org/m x"}},
+	{"GET", "/v1/models/m/served-at?at=1970-01-01T00:00:05Z", "", nil, 200, "ServedAt", &pb.ServedAtRequest{Model: "m", At: &timestamppb.Timestamp{Seconds: 5}}},
 	{"POST", "/v1/models/m", `{"unit":"user","max_attempts":2,"timeout_ms":5}`, nil, 200, "ConfigureModel",
 		&pb.ConfigureModelRequest{Model: "m", Unit: "user", MaxAttempts: 2, TimeoutMs: 5}},
 	{"POST", "/v1/models/m/versions", `{"model":"m","version":"v","request_id":"mine","actor":"bob"}`,

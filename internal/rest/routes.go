@@ -22,6 +22,8 @@ func AdminRoutes(admin pb.AdminServer) []Route {
 		{Pattern: "GET /v1/models", Handler: unary(admin.ListModels)},
 		{Pattern: "POST /v1/models", Handler: unary(admin.RegisterModelVersion, requestID), Created: true},
 		{Pattern: "GET /v1/models/{name}", Handler: unary(admin.GetModel, name)},
+		{Pattern: "GET /v1/models/{name}/served-at", Handler: unary(admin.ServedAt,
+			path("name", "model", func(r *pb.ServedAtRequest) *string { return &r.Model }))},
 		{Pattern: "POST /v1/models/{name}", Handler: unary(admin.ConfigureModel,
 			path("name", "model", func(r *pb.ConfigureModelRequest) *string { return &r.Model }))},
 		{Pattern: "POST /v1/models/{name}/versions", Handler: unary(admin.RegisterModelVersion,

@@ -121,6 +121,13 @@ type ModelVersion struct {
 	State         string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
 	RegisteredAt  *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=registered_at,json=registeredAt,proto3" json:"registered_at,omitempty"`
 	Stats         *VersionStats          `protobuf:"bytes,7,opt,name=stats,proto3" json:"stats,omitempty"`
+	Number        int32                  `protobuf:"varint,8,opt,name=number,proto3" json:"number,omitempty"` // 1, 2, 3, … in order of registration, never reused
+	Digest        string                 `protobuf:"bytes,9,opt,name=digest,proto3" json:"digest,omitempty"`  // sha256:… of what determines the answers, see deploy/models
+	Parameters    map[string]string      `protobuf:"bytes,10,rep,name=parameters,proto3" json:"parameters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Pins          map[string]int32       `protobuf:"bytes,11,rep,name=pins,proto3" json:"pins,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // SESSION/NAME of a variable -> its version
+	Parents       []string               `protobuf:"bytes,12,rep,name=parents,proto3" json:"parents,omitempty"`
+	Artifact      string                 `protobuf:"bytes,13,opt,name=artifact,proto3" json:"artifact,omitempty"`
+	Reason        string                 `protobuf:"bytes,14,opt,name=reason,proto3" json:"reason,omitempty"` // of the state
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -202,6 +209,55 @@ func (x *ModelVersion) GetStats() *VersionStats {
 		return x.Stats
 	}
 	return nil
+}
+
+func (x *ModelVersion) GetNumber() int32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *ModelVersion) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ModelVersion) GetParameters() map[string]string {
+	if x != nil {
+		return x.Parameters
+	}
+	return nil
+}
+
+func (x *ModelVersion) GetPins() map[string]int32 {
+	if x != nil {
+		return x.Pins
+	}
+	return nil
+}
+
+func (x *ModelVersion) GetParents() []string {
+	if x != nil {
+		return x.Parents
+	}
+	return nil
+}
+
+func (x *ModelVersion) GetArtifact() string {
+	if x != nil {
+		return x.Artifact
+	}
+	return ""
+}
+
+func (x *ModelVersion) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
 }
 
 type VersionStats struct {
@@ -389,6 +445,11 @@ type RegisterModelVersionRequest struct {
 	Metadata      map[string]string      `protobuf:"bytes,5,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Actor         string                 `protobuf:"bytes,6,opt,name=actor,proto3" json:"actor,omitempty"`
 	RequestId     string                 `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Parameters    map[string]string      `protobuf:"bytes,8,rep,name=parameters,proto3" json:"parameters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // what the model is called with: temperature, …
+	Pins          map[string]int32       `protobuf:"bytes,9,rep,name=pins,proto3" json:"pins,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`            // SESSION/NAME of a variable or prompt -> the version used
+	Parents       []string               `protobuf:"bytes,10,rep,name=parents,proto3" json:"parents,omitempty"`                                                                                // lineage: VERSION of this model or MODEL@VERSION
+	Artifact      string                 `protobuf:"bytes,11,opt,name=artifact,proto3" json:"artifact,omitempty"`                                                                              // sha256:… of the weights or files, empty = none
+	Digest        string                 `protobuf:"bytes,12,opt,name=digest,proto3" json:"digest,omitempty"`                                                                                  // refuse unless the content has this digest; empty = any
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -472,6 +533,209 @@ func (x *RegisterModelVersionRequest) GetRequestId() string {
 	return ""
 }
 
+func (x *RegisterModelVersionRequest) GetParameters() map[string]string {
+	if x != nil {
+		return x.Parameters
+	}
+	return nil
+}
+
+func (x *RegisterModelVersionRequest) GetPins() map[string]int32 {
+	if x != nil {
+		return x.Pins
+	}
+	return nil
+}
+
+func (x *RegisterModelVersionRequest) GetParents() []string {
+	if x != nil {
+		return x.Parents
+	}
+	return nil
+}
+
+func (x *RegisterModelVersionRequest) GetArtifact() string {
+	if x != nil {
+		return x.Artifact
+	}
+	return ""
+}
+
+func (x *RegisterModelVersionRequest) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+type ServedAtRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Model         string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"` // unset = now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServedAtRequest) Reset() {
+	*x = ServedAtRequest{}
+	mi := &file_outrigger_v1_admin_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServedAtRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServedAtRequest) ProtoMessage() {}
+
+func (x *ServedAtRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_admin_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServedAtRequest.ProtoReflect.Descriptor instead.
+func (*ServedAtRequest) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ServedAtRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *ServedAtRequest) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+type ServedAtResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Model         string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`
+	Position      uint64                 `protobuf:"varint,3,opt,name=position,proto3" json:"position,omitempty"`                                                                        // of the last event of the log that counts for the answer
+	Aliases       map[string]string      `protobuf:"bytes,4,rep,name=aliases,proto3" json:"aliases,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // as they pointed then
+	Arms          []*ExperimentArm       `protobuf:"bytes,5,rep,name=arms,proto3" json:"arms,omitempty"`                                                                                 // the split in force: versions with their weights
+	WeightEpoch   uint64                 `protobuf:"varint,6,opt,name=weight_epoch,json=weightEpoch,proto3" json:"weight_epoch,omitempty"`                                               // log position since which the split was as it is
+	Since         *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=since,proto3" json:"since,omitempty"`                                                                               // the time of that position
+	Actor         string                 `protobuf:"bytes,8,opt,name=actor,proto3" json:"actor,omitempty"`                                                                               // who changed it then
+	Rollout       string                 `protobuf:"bytes,9,opt,name=rollout,proto3" json:"rollout,omitempty"`                                                                           // in progress then, empty = none
+	Experiment    string                 `protobuf:"bytes,10,opt,name=experiment,proto3" json:"experiment,omitempty"`                                                                    // running then, empty = none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServedAtResponse) Reset() {
+	*x = ServedAtResponse{}
+	mi := &file_outrigger_v1_admin_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServedAtResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServedAtResponse) ProtoMessage() {}
+
+func (x *ServedAtResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_admin_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServedAtResponse.ProtoReflect.Descriptor instead.
+func (*ServedAtResponse) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ServedAtResponse) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *ServedAtResponse) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *ServedAtResponse) GetPosition() uint64 {
+	if x != nil {
+		return x.Position
+	}
+	return 0
+}
+
+func (x *ServedAtResponse) GetAliases() map[string]string {
+	if x != nil {
+		return x.Aliases
+	}
+	return nil
+}
+
+func (x *ServedAtResponse) GetArms() []*ExperimentArm {
+	if x != nil {
+		return x.Arms
+	}
+	return nil
+}
+
+func (x *ServedAtResponse) GetWeightEpoch() uint64 {
+	if x != nil {
+		return x.WeightEpoch
+	}
+	return 0
+}
+
+func (x *ServedAtResponse) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *ServedAtResponse) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *ServedAtResponse) GetRollout() string {
+	if x != nil {
+		return x.Rollout
+	}
+	return ""
+}
+
+func (x *ServedAtResponse) GetExperiment() string {
+	if x != nil {
+		return x.Experiment
+	}
+	return ""
+}
+
 type ConfigureModelRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Model         string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
@@ -485,7 +749,7 @@ type ConfigureModelRequest struct {
 
 func (x *ConfigureModelRequest) Reset() {
 	*x = ConfigureModelRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[6]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -497,7 +761,7 @@ func (x *ConfigureModelRequest) String() string {
 func (*ConfigureModelRequest) ProtoMessage() {}
 
 func (x *ConfigureModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[6]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -510,7 +774,7 @@ func (x *ConfigureModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureModelRequest.ProtoReflect.Descriptor instead.
 func (*ConfigureModelRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{6}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ConfigureModelRequest) GetModel() string {
@@ -561,7 +825,7 @@ type SetModelVersionStateRequest struct {
 
 func (x *SetModelVersionStateRequest) Reset() {
 	*x = SetModelVersionStateRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[7]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -573,7 +837,7 @@ func (x *SetModelVersionStateRequest) String() string {
 func (*SetModelVersionStateRequest) ProtoMessage() {}
 
 func (x *SetModelVersionStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[7]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -586,7 +850,7 @@ func (x *SetModelVersionStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetModelVersionStateRequest.ProtoReflect.Descriptor instead.
 func (*SetModelVersionStateRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{7}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SetModelVersionStateRequest) GetModel() string {
@@ -637,7 +901,7 @@ type MoveAliasRequest struct {
 
 func (x *MoveAliasRequest) Reset() {
 	*x = MoveAliasRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[8]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -649,7 +913,7 @@ func (x *MoveAliasRequest) String() string {
 func (*MoveAliasRequest) ProtoMessage() {}
 
 func (x *MoveAliasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[8]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -662,7 +926,7 @@ func (x *MoveAliasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveAliasRequest.ProtoReflect.Descriptor instead.
 func (*MoveAliasRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *MoveAliasRequest) GetModel() string {
@@ -709,7 +973,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[9]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -721,7 +985,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[9]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -734,7 +998,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListModelsResponse) GetModels() []*Model {
@@ -764,7 +1028,7 @@ type Experiment struct {
 
 func (x *Experiment) Reset() {
 	*x = Experiment{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[10]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -776,7 +1040,7 @@ func (x *Experiment) String() string {
 func (*Experiment) ProtoMessage() {}
 
 func (x *Experiment) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[10]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -789,7 +1053,7 @@ func (x *Experiment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Experiment.ProtoReflect.Descriptor instead.
 func (*Experiment) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Experiment) GetName() string {
@@ -890,7 +1154,7 @@ type CreateExperimentRequest struct {
 
 func (x *CreateExperimentRequest) Reset() {
 	*x = CreateExperimentRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[11]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -902,7 +1166,7 @@ func (x *CreateExperimentRequest) String() string {
 func (*CreateExperimentRequest) ProtoMessage() {}
 
 func (x *CreateExperimentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[11]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -915,7 +1179,7 @@ func (x *CreateExperimentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateExperimentRequest.ProtoReflect.Descriptor instead.
 func (*CreateExperimentRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CreateExperimentRequest) GetName() string {
@@ -973,7 +1237,7 @@ type PlanExperimentRequest struct {
 
 func (x *PlanExperimentRequest) Reset() {
 	*x = PlanExperimentRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[12]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -985,7 +1249,7 @@ func (x *PlanExperimentRequest) String() string {
 func (*PlanExperimentRequest) ProtoMessage() {}
 
 func (x *PlanExperimentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[12]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -998,7 +1262,7 @@ func (x *PlanExperimentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanExperimentRequest.ProtoReflect.Descriptor instead.
 func (*PlanExperimentRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PlanExperimentRequest) GetName() string {
@@ -1041,7 +1305,7 @@ type ExperimentResultsResponse struct {
 
 func (x *ExperimentResultsResponse) Reset() {
 	*x = ExperimentResultsResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[13]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1053,7 +1317,7 @@ func (x *ExperimentResultsResponse) String() string {
 func (*ExperimentResultsResponse) ProtoMessage() {}
 
 func (x *ExperimentResultsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[13]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1066,7 +1330,7 @@ func (x *ExperimentResultsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExperimentResultsResponse.ProtoReflect.Descriptor instead.
 func (*ExperimentResultsResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ExperimentResultsResponse) GetExperiment() *Experiment {
@@ -1102,7 +1366,7 @@ type SetExperimentStateRequest struct {
 
 func (x *SetExperimentStateRequest) Reset() {
 	*x = SetExperimentStateRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[14]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1114,7 +1378,7 @@ func (x *SetExperimentStateRequest) String() string {
 func (*SetExperimentStateRequest) ProtoMessage() {}
 
 func (x *SetExperimentStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[14]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1127,7 +1391,7 @@ func (x *SetExperimentStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetExperimentStateRequest.ProtoReflect.Descriptor instead.
 func (*SetExperimentStateRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SetExperimentStateRequest) GetName() string {
@@ -1167,7 +1431,7 @@ type ListExperimentsResponse struct {
 
 func (x *ListExperimentsResponse) Reset() {
 	*x = ListExperimentsResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[15]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1179,7 +1443,7 @@ func (x *ListExperimentsResponse) String() string {
 func (*ListExperimentsResponse) ProtoMessage() {}
 
 func (x *ListExperimentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[15]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1192,7 +1456,7 @@ func (x *ListExperimentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExperimentsResponse.ProtoReflect.Descriptor instead.
 func (*ListExperimentsResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListExperimentsResponse) GetExperiments() []*Experiment {
@@ -1234,7 +1498,7 @@ type Rollout struct {
 
 func (x *Rollout) Reset() {
 	*x = Rollout{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[16]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1246,7 +1510,7 @@ func (x *Rollout) String() string {
 func (*Rollout) ProtoMessage() {}
 
 func (x *Rollout) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[16]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1259,7 +1523,7 @@ func (x *Rollout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rollout.ProtoReflect.Descriptor instead.
 func (*Rollout) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Rollout) GetId() string {
@@ -1450,7 +1714,7 @@ type StartRolloutRequest struct {
 
 func (x *StartRolloutRequest) Reset() {
 	*x = StartRolloutRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[17]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1462,7 +1726,7 @@ func (x *StartRolloutRequest) String() string {
 func (*StartRolloutRequest) ProtoMessage() {}
 
 func (x *StartRolloutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[17]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1475,7 +1739,7 @@ func (x *StartRolloutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRolloutRequest.ProtoReflect.Descriptor instead.
 func (*StartRolloutRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StartRolloutRequest) GetId() string {
@@ -1577,7 +1841,7 @@ type RolloutActionRequest struct {
 
 func (x *RolloutActionRequest) Reset() {
 	*x = RolloutActionRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[18]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1589,7 +1853,7 @@ func (x *RolloutActionRequest) String() string {
 func (*RolloutActionRequest) ProtoMessage() {}
 
 func (x *RolloutActionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[18]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1602,7 +1866,7 @@ func (x *RolloutActionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutActionRequest.ProtoReflect.Descriptor instead.
 func (*RolloutActionRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RolloutActionRequest) GetId() string {
@@ -1668,7 +1932,7 @@ type ApproveRolloutRequest struct {
 
 func (x *ApproveRolloutRequest) Reset() {
 	*x = ApproveRolloutRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[19]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1680,7 +1944,7 @@ func (x *ApproveRolloutRequest) String() string {
 func (*ApproveRolloutRequest) ProtoMessage() {}
 
 func (x *ApproveRolloutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[19]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1693,7 +1957,7 @@ func (x *ApproveRolloutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRolloutRequest.ProtoReflect.Descriptor instead.
 func (*ApproveRolloutRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ApproveRolloutRequest) GetId() string {
@@ -1757,7 +2021,7 @@ type RollbackRolloutRequest struct {
 
 func (x *RollbackRolloutRequest) Reset() {
 	*x = RollbackRolloutRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[20]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1769,7 +2033,7 @@ func (x *RollbackRolloutRequest) String() string {
 func (*RollbackRolloutRequest) ProtoMessage() {}
 
 func (x *RollbackRolloutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[20]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1782,7 +2046,7 @@ func (x *RollbackRolloutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRolloutRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRolloutRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RollbackRolloutRequest) GetId() string {
@@ -1875,7 +2139,7 @@ type BreakGlassRequest struct {
 
 func (x *BreakGlassRequest) Reset() {
 	*x = BreakGlassRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[21]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1887,7 +2151,7 @@ func (x *BreakGlassRequest) String() string {
 func (*BreakGlassRequest) ProtoMessage() {}
 
 func (x *BreakGlassRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[21]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1900,7 +2164,7 @@ func (x *BreakGlassRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BreakGlassRequest.ProtoReflect.Descriptor instead.
 func (*BreakGlassRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *BreakGlassRequest) GetModel() string {
@@ -1952,7 +2216,7 @@ type BreakGlassResponse struct {
 
 func (x *BreakGlassResponse) Reset() {
 	*x = BreakGlassResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[22]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1964,7 +2228,7 @@ func (x *BreakGlassResponse) String() string {
 func (*BreakGlassResponse) ProtoMessage() {}
 
 func (x *BreakGlassResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[22]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1977,7 +2241,7 @@ func (x *BreakGlassResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BreakGlassResponse.ProtoReflect.Descriptor instead.
 func (*BreakGlassResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *BreakGlassResponse) GetModel() string {
@@ -2034,7 +2298,7 @@ type RolloutPlan struct {
 
 func (x *RolloutPlan) Reset() {
 	*x = RolloutPlan{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[23]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2046,7 +2310,7 @@ func (x *RolloutPlan) String() string {
 func (*RolloutPlan) ProtoMessage() {}
 
 func (x *RolloutPlan) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[23]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2059,7 +2323,7 @@ func (x *RolloutPlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutPlan.ProtoReflect.Descriptor instead.
 func (*RolloutPlan) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RolloutPlan) GetRollout() *Rollout {
@@ -2104,7 +2368,7 @@ type GateForecast struct {
 
 func (x *GateForecast) Reset() {
 	*x = GateForecast{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[24]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2116,7 +2380,7 @@ func (x *GateForecast) String() string {
 func (*GateForecast) ProtoMessage() {}
 
 func (x *GateForecast) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[24]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2129,7 +2393,7 @@ func (x *GateForecast) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GateForecast.ProtoReflect.Descriptor instead.
 func (*GateForecast) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GateForecast) GetPhase() string {
@@ -2187,7 +2451,7 @@ type ConfigureDeploymentRequest struct {
 
 func (x *ConfigureDeploymentRequest) Reset() {
 	*x = ConfigureDeploymentRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[25]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2199,7 +2463,7 @@ func (x *ConfigureDeploymentRequest) String() string {
 func (*ConfigureDeploymentRequest) ProtoMessage() {}
 
 func (x *ConfigureDeploymentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[25]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2212,7 +2476,7 @@ func (x *ConfigureDeploymentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureDeploymentRequest.ProtoReflect.Descriptor instead.
 func (*ConfigureDeploymentRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ConfigureDeploymentRequest) GetName() string {
@@ -2264,7 +2528,7 @@ type DeploymentConfiguration struct {
 
 func (x *DeploymentConfiguration) Reset() {
 	*x = DeploymentConfiguration{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[26]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2276,7 +2540,7 @@ func (x *DeploymentConfiguration) String() string {
 func (*DeploymentConfiguration) ProtoMessage() {}
 
 func (x *DeploymentConfiguration) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[26]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2289,7 +2553,7 @@ func (x *DeploymentConfiguration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeploymentConfiguration.ProtoReflect.Descriptor instead.
 func (*DeploymentConfiguration) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DeploymentConfiguration) GetName() string {
@@ -2343,7 +2607,7 @@ type ListRolloutsResponse struct {
 
 func (x *ListRolloutsResponse) Reset() {
 	*x = ListRolloutsResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[27]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2355,7 +2619,7 @@ func (x *ListRolloutsResponse) String() string {
 func (*ListRolloutsResponse) ProtoMessage() {}
 
 func (x *ListRolloutsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[27]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2368,7 +2632,7 @@ func (x *ListRolloutsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRolloutsResponse.ProtoReflect.Descriptor instead.
 func (*ListRolloutsResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListRolloutsResponse) GetRollouts() []*Rollout {
@@ -2388,7 +2652,7 @@ type ListRegionsResponse struct {
 
 func (x *ListRegionsResponse) Reset() {
 	*x = ListRegionsResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[28]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2400,7 +2664,7 @@ func (x *ListRegionsResponse) String() string {
 func (*ListRegionsResponse) ProtoMessage() {}
 
 func (x *ListRegionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[28]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2413,7 +2677,7 @@ func (x *ListRegionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRegionsResponse.ProtoReflect.Descriptor instead.
 func (*ListRegionsResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListRegionsResponse) GetRegions() []*Region {
@@ -2444,7 +2708,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[29]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2456,7 +2720,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[29]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2469,7 +2733,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Alert) GetId() string {
@@ -2523,7 +2787,7 @@ type ListAlertsResponse struct {
 
 func (x *ListAlertsResponse) Reset() {
 	*x = ListAlertsResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[30]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2535,7 +2799,7 @@ func (x *ListAlertsResponse) String() string {
 func (*ListAlertsResponse) ProtoMessage() {}
 
 func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[30]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2548,7 +2812,7 @@ func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAlertsResponse.ProtoReflect.Descriptor instead.
 func (*ListAlertsResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListAlertsResponse) GetAlerts() []*Alert {
@@ -2574,7 +2838,7 @@ type AuditRequest struct {
 
 func (x *AuditRequest) Reset() {
 	*x = AuditRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[31]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2586,7 +2850,7 @@ func (x *AuditRequest) String() string {
 func (*AuditRequest) ProtoMessage() {}
 
 func (x *AuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[31]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2599,7 +2863,7 @@ func (x *AuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRequest.ProtoReflect.Descriptor instead.
 func (*AuditRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *AuditRequest) GetAggregatePrefix() string {
@@ -2668,7 +2932,7 @@ type AuditResponse struct {
 
 func (x *AuditResponse) Reset() {
 	*x = AuditResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[32]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2680,7 +2944,7 @@ func (x *AuditResponse) String() string {
 func (*AuditResponse) ProtoMessage() {}
 
 func (x *AuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[32]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2693,7 +2957,7 @@ func (x *AuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditResponse.ProtoReflect.Descriptor instead.
 func (*AuditResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *AuditResponse) GetEvents() []*Event {
@@ -2730,7 +2994,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[33]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2742,7 +3006,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[33]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2755,7 +3019,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *StatusResponse) GetRegion() string {
@@ -2857,7 +3121,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[34]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2869,7 +3133,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[34]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2882,7 +3146,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *NodeStatus) GetNode() *Node {
@@ -2941,7 +3205,7 @@ type CacheStatus struct {
 
 func (x *CacheStatus) Reset() {
 	*x = CacheStatus{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[35]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2953,7 +3217,7 @@ func (x *CacheStatus) String() string {
 func (*CacheStatus) ProtoMessage() {}
 
 func (x *CacheStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[35]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2966,7 +3230,7 @@ func (x *CacheStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheStatus.ProtoReflect.Descriptor instead.
 func (*CacheStatus) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *CacheStatus) GetHitsProcess() uint64 {
@@ -3019,7 +3283,7 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\vNameRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"&\n" +
 	"\x0eListRequestAll\x12\x14\n" +
-	"\x05limit\x18\x01 \x01(\x05R\x05limit\"\x91\x03\n" +
+	"\x05limit\x18\x01 \x01(\x05R\x05limit\"\x8d\x06\n" +
 	"\fModelVersion\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12%\n" +
 	"\x0eupstream_model\x18\x02 \x01(\tR\rupstreamModel\x124\n" +
@@ -3027,10 +3291,26 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\bmetadata\x18\x04 \x03(\v2(.outrigger.v1.ModelVersion.MetadataEntryR\bmetadata\x12\x14\n" +
 	"\x05state\x18\x05 \x01(\tR\x05state\x12?\n" +
 	"\rregistered_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\fregisteredAt\x120\n" +
-	"\x05stats\x18\a \x01(\v2\x1a.outrigger.v1.VersionStatsR\x05stats\x1a;\n" +
+	"\x05stats\x18\a \x01(\v2\x1a.outrigger.v1.VersionStatsR\x05stats\x12\x16\n" +
+	"\x06number\x18\b \x01(\x05R\x06number\x12\x16\n" +
+	"\x06digest\x18\t \x01(\tR\x06digest\x12J\n" +
+	"\n" +
+	"parameters\x18\n" +
+	" \x03(\v2*.outrigger.v1.ModelVersion.ParametersEntryR\n" +
+	"parameters\x128\n" +
+	"\x04pins\x18\v \x03(\v2$.outrigger.v1.ModelVersion.PinsEntryR\x04pins\x12\x18\n" +
+	"\aparents\x18\f \x03(\tR\aparents\x12\x1a\n" +
+	"\bartifact\x18\r \x01(\tR\bartifact\x12\x16\n" +
+	"\x06reason\x18\x0e \x01(\tR\x06reason\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb1\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a=\n" +
+	"\x0fParametersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a7\n" +
+	"\tPinsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\xb1\x01\n" +
 	"\fVersionStats\x12\x1a\n" +
 	"\brequests\x18\x01 \x01(\x04R\brequests\x12\x1a\n" +
 	"\bfailures\x18\x02 \x01(\x04R\bfailures\x12\x1c\n" +
@@ -3049,7 +3329,7 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\x04arms\x18\a \x03(\v2\x1b.outrigger.v1.ExperimentArmR\x04arms\x1a:\n" +
 	"\fAliasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf1\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xdb\x05\n" +
 	"\x1bRegisterModelVersionRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12%\n" +
@@ -3058,8 +3338,42 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\bmetadata\x18\x05 \x03(\v27.outrigger.v1.RegisterModelVersionRequest.MetadataEntryR\bmetadata\x12\x14\n" +
 	"\x05actor\x18\x06 \x01(\tR\x05actor\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\a \x01(\tR\trequestId\x1a;\n" +
+	"request_id\x18\a \x01(\tR\trequestId\x12Y\n" +
+	"\n" +
+	"parameters\x18\b \x03(\v29.outrigger.v1.RegisterModelVersionRequest.ParametersEntryR\n" +
+	"parameters\x12G\n" +
+	"\x04pins\x18\t \x03(\v23.outrigger.v1.RegisterModelVersionRequest.PinsEntryR\x04pins\x12\x18\n" +
+	"\aparents\x18\n" +
+	" \x03(\tR\aparents\x12\x1a\n" +
+	"\bartifact\x18\v \x01(\tR\bartifact\x12\x16\n" +
+	"\x06digest\x18\f \x01(\tR\x06digest\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a=\n" +
+	"\x0fParametersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a7\n" +
+	"\tPinsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"S\n" +
+	"\x0fServedAtRequest\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12*\n" +
+	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xc9\x03\n" +
+	"\x10ServedAtResponse\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12*\n" +
+	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x1a\n" +
+	"\bposition\x18\x03 \x01(\x04R\bposition\x12E\n" +
+	"\aaliases\x18\x04 \x03(\v2+.outrigger.v1.ServedAtResponse.AliasesEntryR\aaliases\x12/\n" +
+	"\x04arms\x18\x05 \x03(\v2\x1b.outrigger.v1.ExperimentArmR\x04arms\x12!\n" +
+	"\fweight_epoch\x18\x06 \x01(\x04R\vweightEpoch\x120\n" +
+	"\x05since\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x14\n" +
+	"\x05actor\x18\b \x01(\tR\x05actor\x12\x18\n" +
+	"\arollout\x18\t \x01(\tR\arollout\x12\x1e\n" +
+	"\n" +
+	"experiment\x18\n" +
+	" \x01(\tR\n" +
+	"experiment\x1a:\n" +
+	"\fAliasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x99\x01\n" +
 	"\x15ConfigureModelRequest\x12\x14\n" +
@@ -3301,7 +3615,7 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"hitsOrigin\x12!\n" +
 	"\fstale_served\x18\x04 \x01(\x04R\vstaleServed\x125\n" +
 	"\x17invalidation_lag_p50_ms\x18\x05 \x01(\x01R\x14invalidationLagP50Ms\x125\n" +
-	"\x17invalidation_lag_p99_ms\x18\x06 \x01(\x01R\x14invalidationLagP99Ms2\xf1\x11\n" +
+	"\x17invalidation_lag_p99_ms\x18\x06 \x01(\x01R\x14invalidationLagP99Ms2\xbc\x12\n" +
 	"\x05Admin\x12V\n" +
 	"\x14RegisterModelVersion\x12).outrigger.v1.RegisterModelVersionRequest\x1a\x13.outrigger.v1.Model\x12J\n" +
 	"\x0eConfigureModel\x12#.outrigger.v1.ConfigureModelRequest\x1a\x13.outrigger.v1.Model\x12V\n" +
@@ -3309,7 +3623,8 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\tMoveAlias\x12\x1e.outrigger.v1.MoveAliasRequest\x1a\x13.outrigger.v1.Model\x12:\n" +
 	"\bGetModel\x12\x19.outrigger.v1.NameRequest\x1a\x13.outrigger.v1.Model\x12L\n" +
 	"\n" +
-	"ListModels\x12\x1c.outrigger.v1.ListRequestAll\x1a .outrigger.v1.ListModelsResponse\x12S\n" +
+	"ListModels\x12\x1c.outrigger.v1.ListRequestAll\x1a .outrigger.v1.ListModelsResponse\x12I\n" +
+	"\bServedAt\x12\x1d.outrigger.v1.ServedAtRequest\x1a\x1e.outrigger.v1.ServedAtResponse\x12S\n" +
 	"\x10CreateExperiment\x12%.outrigger.v1.CreateExperimentRequest\x1a\x18.outrigger.v1.Experiment\x12W\n" +
 	"\x12SetExperimentState\x12'.outrigger.v1.SetExperimentStateRequest\x1a\x18.outrigger.v1.Experiment\x12O\n" +
 	"\x0ePlanExperiment\x12#.outrigger.v1.PlanExperimentRequest\x1a\x18.outrigger.v1.Experiment\x12W\n" +
@@ -3349,7 +3664,7 @@ func file_outrigger_v1_admin_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_admin_proto_rawDescData
 }
 
-var file_outrigger_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_outrigger_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_outrigger_v1_admin_proto_goTypes = []any{
 	(*NameRequest)(nil),                 // 0: outrigger.v1.NameRequest
 	(*ListRequestAll)(nil),              // 1: outrigger.v1.ListRequestAll
@@ -3357,185 +3672,203 @@ var file_outrigger_v1_admin_proto_goTypes = []any{
 	(*VersionStats)(nil),                // 3: outrigger.v1.VersionStats
 	(*Model)(nil),                       // 4: outrigger.v1.Model
 	(*RegisterModelVersionRequest)(nil), // 5: outrigger.v1.RegisterModelVersionRequest
-	(*ConfigureModelRequest)(nil),       // 6: outrigger.v1.ConfigureModelRequest
-	(*SetModelVersionStateRequest)(nil), // 7: outrigger.v1.SetModelVersionStateRequest
-	(*MoveAliasRequest)(nil),            // 8: outrigger.v1.MoveAliasRequest
-	(*ListModelsResponse)(nil),          // 9: outrigger.v1.ListModelsResponse
-	(*Experiment)(nil),                  // 10: outrigger.v1.Experiment
-	(*CreateExperimentRequest)(nil),     // 11: outrigger.v1.CreateExperimentRequest
-	(*PlanExperimentRequest)(nil),       // 12: outrigger.v1.PlanExperimentRequest
-	(*ExperimentResultsResponse)(nil),   // 13: outrigger.v1.ExperimentResultsResponse
-	(*SetExperimentStateRequest)(nil),   // 14: outrigger.v1.SetExperimentStateRequest
-	(*ListExperimentsResponse)(nil),     // 15: outrigger.v1.ListExperimentsResponse
-	(*Rollout)(nil),                     // 16: outrigger.v1.Rollout
-	(*StartRolloutRequest)(nil),         // 17: outrigger.v1.StartRolloutRequest
-	(*RolloutActionRequest)(nil),        // 18: outrigger.v1.RolloutActionRequest
-	(*ApproveRolloutRequest)(nil),       // 19: outrigger.v1.ApproveRolloutRequest
-	(*RollbackRolloutRequest)(nil),      // 20: outrigger.v1.RollbackRolloutRequest
-	(*BreakGlassRequest)(nil),           // 21: outrigger.v1.BreakGlassRequest
-	(*BreakGlassResponse)(nil),          // 22: outrigger.v1.BreakGlassResponse
-	(*RolloutPlan)(nil),                 // 23: outrigger.v1.RolloutPlan
-	(*GateForecast)(nil),                // 24: outrigger.v1.GateForecast
-	(*ConfigureDeploymentRequest)(nil),  // 25: outrigger.v1.ConfigureDeploymentRequest
-	(*DeploymentConfiguration)(nil),     // 26: outrigger.v1.DeploymentConfiguration
-	(*ListRolloutsResponse)(nil),        // 27: outrigger.v1.ListRolloutsResponse
-	(*ListRegionsResponse)(nil),         // 28: outrigger.v1.ListRegionsResponse
-	(*Alert)(nil),                       // 29: outrigger.v1.Alert
-	(*ListAlertsResponse)(nil),          // 30: outrigger.v1.ListAlertsResponse
-	(*AuditRequest)(nil),                // 31: outrigger.v1.AuditRequest
-	(*AuditResponse)(nil),               // 32: outrigger.v1.AuditResponse
-	(*StatusResponse)(nil),              // 33: outrigger.v1.StatusResponse
-	(*NodeStatus)(nil),                  // 34: outrigger.v1.NodeStatus
-	(*CacheStatus)(nil),                 // 35: outrigger.v1.CacheStatus
-	nil,                                 // 36: outrigger.v1.ModelVersion.MetadataEntry
-	nil,                                 // 37: outrigger.v1.Model.AliasesEntry
-	nil,                                 // 38: outrigger.v1.RegisterModelVersionRequest.MetadataEntry
-	nil,                                 // 39: outrigger.v1.RolloutActionRequest.MetadataEntry
-	nil,                                 // 40: outrigger.v1.RollbackRolloutRequest.MetadataEntry
-	nil,                                 // 41: outrigger.v1.Alert.NumbersEntry
-	(*Endpoint)(nil),                    // 42: outrigger.v1.Endpoint
-	(*timestamppb.Timestamp)(nil),       // 43: google.protobuf.Timestamp
-	(*ExperimentArm)(nil),               // 44: outrigger.v1.ExperimentArm
-	(*ExperimentPlan)(nil),              // 45: outrigger.v1.ExperimentPlan
-	(*structpb.Struct)(nil),             // 46: google.protobuf.Struct
-	(*RolloutPhase)(nil),                // 47: outrigger.v1.RolloutPhase
-	(*Evidence)(nil),                    // 48: outrigger.v1.Evidence
-	(*RollbackStarted)(nil),             // 49: outrigger.v1.RollbackStarted
-	(*RollbackCompleted)(nil),           // 50: outrigger.v1.RollbackCompleted
-	(*RolloutGateDecided)(nil),          // 51: outrigger.v1.RolloutGateDecided
-	(*RolloutApproved)(nil),             // 52: outrigger.v1.RolloutApproved
-	(*RollbackDrillCompleted)(nil),      // 53: outrigger.v1.RollbackDrillCompleted
-	(*durationpb.Duration)(nil),         // 54: google.protobuf.Duration
-	(*Region)(nil),                      // 55: outrigger.v1.Region
-	(*Event)(nil),                       // 56: outrigger.v1.Event
-	(*Node)(nil),                        // 57: outrigger.v1.Node
+	(*ServedAtRequest)(nil),             // 6: outrigger.v1.ServedAtRequest
+	(*ServedAtResponse)(nil),            // 7: outrigger.v1.ServedAtResponse
+	(*ConfigureModelRequest)(nil),       // 8: outrigger.v1.ConfigureModelRequest
+	(*SetModelVersionStateRequest)(nil), // 9: outrigger.v1.SetModelVersionStateRequest
+	(*MoveAliasRequest)(nil),            // 10: outrigger.v1.MoveAliasRequest
+	(*ListModelsResponse)(nil),          // 11: outrigger.v1.ListModelsResponse
+	(*Experiment)(nil),                  // 12: outrigger.v1.Experiment
+	(*CreateExperimentRequest)(nil),     // 13: outrigger.v1.CreateExperimentRequest
+	(*PlanExperimentRequest)(nil),       // 14: outrigger.v1.PlanExperimentRequest
+	(*ExperimentResultsResponse)(nil),   // 15: outrigger.v1.ExperimentResultsResponse
+	(*SetExperimentStateRequest)(nil),   // 16: outrigger.v1.SetExperimentStateRequest
+	(*ListExperimentsResponse)(nil),     // 17: outrigger.v1.ListExperimentsResponse
+	(*Rollout)(nil),                     // 18: outrigger.v1.Rollout
+	(*StartRolloutRequest)(nil),         // 19: outrigger.v1.StartRolloutRequest
+	(*RolloutActionRequest)(nil),        // 20: outrigger.v1.RolloutActionRequest
+	(*ApproveRolloutRequest)(nil),       // 21: outrigger.v1.ApproveRolloutRequest
+	(*RollbackRolloutRequest)(nil),      // 22: outrigger.v1.RollbackRolloutRequest
+	(*BreakGlassRequest)(nil),           // 23: outrigger.v1.BreakGlassRequest
+	(*BreakGlassResponse)(nil),          // 24: outrigger.v1.BreakGlassResponse
+	(*RolloutPlan)(nil),                 // 25: outrigger.v1.RolloutPlan
+	(*GateForecast)(nil),                // 26: outrigger.v1.GateForecast
+	(*ConfigureDeploymentRequest)(nil),  // 27: outrigger.v1.ConfigureDeploymentRequest
+	(*DeploymentConfiguration)(nil),     // 28: outrigger.v1.DeploymentConfiguration
+	(*ListRolloutsResponse)(nil),        // 29: outrigger.v1.ListRolloutsResponse
+	(*ListRegionsResponse)(nil),         // 30: outrigger.v1.ListRegionsResponse
+	(*Alert)(nil),                       // 31: outrigger.v1.Alert
+	(*ListAlertsResponse)(nil),          // 32: outrigger.v1.ListAlertsResponse
+	(*AuditRequest)(nil),                // 33: outrigger.v1.AuditRequest
+	(*AuditResponse)(nil),               // 34: outrigger.v1.AuditResponse
+	(*StatusResponse)(nil),              // 35: outrigger.v1.StatusResponse
+	(*NodeStatus)(nil),                  // 36: outrigger.v1.NodeStatus
+	(*CacheStatus)(nil),                 // 37: outrigger.v1.CacheStatus
+	nil,                                 // 38: outrigger.v1.ModelVersion.MetadataEntry
+	nil,                                 // 39: outrigger.v1.ModelVersion.ParametersEntry
+	nil,                                 // 40: outrigger.v1.ModelVersion.PinsEntry
+	nil,                                 // 41: outrigger.v1.Model.AliasesEntry
+	nil,                                 // 42: outrigger.v1.RegisterModelVersionRequest.MetadataEntry
+	nil,                                 // 43: outrigger.v1.RegisterModelVersionRequest.ParametersEntry
+	nil,                                 // 44: outrigger.v1.RegisterModelVersionRequest.PinsEntry
+	nil,                                 // 45: outrigger.v1.ServedAtResponse.AliasesEntry
+	nil,                                 // 46: outrigger.v1.RolloutActionRequest.MetadataEntry
+	nil,                                 // 47: outrigger.v1.RollbackRolloutRequest.MetadataEntry
+	nil,                                 // 48: outrigger.v1.Alert.NumbersEntry
+	(*Endpoint)(nil),                    // 49: outrigger.v1.Endpoint
+	(*timestamppb.Timestamp)(nil),       // 50: google.protobuf.Timestamp
+	(*ExperimentArm)(nil),               // 51: outrigger.v1.ExperimentArm
+	(*ExperimentPlan)(nil),              // 52: outrigger.v1.ExperimentPlan
+	(*structpb.Struct)(nil),             // 53: google.protobuf.Struct
+	(*RolloutPhase)(nil),                // 54: outrigger.v1.RolloutPhase
+	(*Evidence)(nil),                    // 55: outrigger.v1.Evidence
+	(*RollbackStarted)(nil),             // 56: outrigger.v1.RollbackStarted
+	(*RollbackCompleted)(nil),           // 57: outrigger.v1.RollbackCompleted
+	(*RolloutGateDecided)(nil),          // 58: outrigger.v1.RolloutGateDecided
+	(*RolloutApproved)(nil),             // 59: outrigger.v1.RolloutApproved
+	(*RollbackDrillCompleted)(nil),      // 60: outrigger.v1.RollbackDrillCompleted
+	(*durationpb.Duration)(nil),         // 61: google.protobuf.Duration
+	(*Region)(nil),                      // 62: outrigger.v1.Region
+	(*Event)(nil),                       // 63: outrigger.v1.Event
+	(*Node)(nil),                        // 64: outrigger.v1.Node
 }
 var file_outrigger_v1_admin_proto_depIdxs = []int32{
-	42, // 0: outrigger.v1.ModelVersion.endpoints:type_name -> outrigger.v1.Endpoint
-	36, // 1: outrigger.v1.ModelVersion.metadata:type_name -> outrigger.v1.ModelVersion.MetadataEntry
-	43, // 2: outrigger.v1.ModelVersion.registered_at:type_name -> google.protobuf.Timestamp
-	3,  // 3: outrigger.v1.ModelVersion.stats:type_name -> outrigger.v1.VersionStats
-	2,  // 4: outrigger.v1.Model.versions:type_name -> outrigger.v1.ModelVersion
-	37, // 5: outrigger.v1.Model.aliases:type_name -> outrigger.v1.Model.AliasesEntry
-	44, // 6: outrigger.v1.Model.arms:type_name -> outrigger.v1.ExperimentArm
-	42, // 7: outrigger.v1.RegisterModelVersionRequest.endpoints:type_name -> outrigger.v1.Endpoint
-	38, // 8: outrigger.v1.RegisterModelVersionRequest.metadata:type_name -> outrigger.v1.RegisterModelVersionRequest.MetadataEntry
-	4,  // 9: outrigger.v1.ListModelsResponse.models:type_name -> outrigger.v1.Model
-	44, // 10: outrigger.v1.Experiment.arms:type_name -> outrigger.v1.ExperimentArm
-	43, // 11: outrigger.v1.Experiment.changed_at:type_name -> google.protobuf.Timestamp
-	45, // 12: outrigger.v1.Experiment.plan:type_name -> outrigger.v1.ExperimentPlan
-	43, // 13: outrigger.v1.Experiment.started_at:type_name -> google.protobuf.Timestamp
-	43, // 14: outrigger.v1.Experiment.ended_at:type_name -> google.protobuf.Timestamp
-	44, // 15: outrigger.v1.CreateExperimentRequest.arms:type_name -> outrigger.v1.ExperimentArm
-	45, // 16: outrigger.v1.CreateExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
-	45, // 17: outrigger.v1.PlanExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
-	10, // 18: outrigger.v1.ExperimentResultsResponse.experiment:type_name -> outrigger.v1.Experiment
-	46, // 19: outrigger.v1.ExperimentResultsResponse.results:type_name -> google.protobuf.Struct
-	46, // 20: outrigger.v1.ExperimentResultsResponse.ledger:type_name -> google.protobuf.Struct
-	10, // 21: outrigger.v1.ListExperimentsResponse.experiments:type_name -> outrigger.v1.Experiment
-	47, // 22: outrigger.v1.Rollout.phases:type_name -> outrigger.v1.RolloutPhase
-	48, // 23: outrigger.v1.Rollout.evidence:type_name -> outrigger.v1.Evidence
-	43, // 24: outrigger.v1.Rollout.started_at:type_name -> google.protobuf.Timestamp
-	43, // 25: outrigger.v1.Rollout.phase_since:type_name -> google.protobuf.Timestamp
-	49, // 26: outrigger.v1.Rollout.rollback:type_name -> outrigger.v1.RollbackStarted
-	50, // 27: outrigger.v1.Rollout.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
-	51, // 28: outrigger.v1.Rollout.gates:type_name -> outrigger.v1.RolloutGateDecided
-	52, // 29: outrigger.v1.Rollout.approvals:type_name -> outrigger.v1.RolloutApproved
-	53, // 30: outrigger.v1.Rollout.drill:type_name -> outrigger.v1.RollbackDrillCompleted
-	47, // 31: outrigger.v1.StartRolloutRequest.phases:type_name -> outrigger.v1.RolloutPhase
-	54, // 32: outrigger.v1.StartRolloutRequest.cooldown:type_name -> google.protobuf.Duration
-	39, // 33: outrigger.v1.RolloutActionRequest.metadata:type_name -> outrigger.v1.RolloutActionRequest.MetadataEntry
-	54, // 34: outrigger.v1.RollbackRolloutRequest.ramp:type_name -> google.protobuf.Duration
-	54, // 35: outrigger.v1.RollbackRolloutRequest.drain:type_name -> google.protobuf.Duration
-	40, // 36: outrigger.v1.RollbackRolloutRequest.metadata:type_name -> outrigger.v1.RollbackRolloutRequest.MetadataEntry
-	54, // 37: outrigger.v1.BreakGlassRequest.ttl:type_name -> google.protobuf.Duration
-	43, // 38: outrigger.v1.BreakGlassResponse.until:type_name -> google.protobuf.Timestamp
-	16, // 39: outrigger.v1.RolloutPlan.rollout:type_name -> outrigger.v1.Rollout
-	24, // 40: outrigger.v1.RolloutPlan.forecasts:type_name -> outrigger.v1.GateForecast
-	54, // 41: outrigger.v1.GateForecast.expected:type_name -> google.protobuf.Duration
-	43, // 42: outrigger.v1.DeploymentConfiguration.since:type_name -> google.protobuf.Timestamp
-	16, // 43: outrigger.v1.ListRolloutsResponse.rollouts:type_name -> outrigger.v1.Rollout
-	55, // 44: outrigger.v1.ListRegionsResponse.regions:type_name -> outrigger.v1.Region
-	41, // 45: outrigger.v1.Alert.numbers:type_name -> outrigger.v1.Alert.NumbersEntry
-	43, // 46: outrigger.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
-	43, // 47: outrigger.v1.Alert.resolved_at:type_name -> google.protobuf.Timestamp
-	29, // 48: outrigger.v1.ListAlertsResponse.alerts:type_name -> outrigger.v1.Alert
-	43, // 49: outrigger.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
-	43, // 50: outrigger.v1.AuditRequest.until:type_name -> google.protobuf.Timestamp
-	56, // 51: outrigger.v1.AuditResponse.events:type_name -> outrigger.v1.Event
-	34, // 52: outrigger.v1.StatusResponse.nodes:type_name -> outrigger.v1.NodeStatus
-	4,  // 53: outrigger.v1.StatusResponse.models:type_name -> outrigger.v1.Model
-	16, // 54: outrigger.v1.StatusResponse.rollouts:type_name -> outrigger.v1.Rollout
-	35, // 55: outrigger.v1.StatusResponse.cache:type_name -> outrigger.v1.CacheStatus
-	55, // 56: outrigger.v1.StatusResponse.regions:type_name -> outrigger.v1.Region
-	29, // 57: outrigger.v1.StatusResponse.alerts:type_name -> outrigger.v1.Alert
-	43, // 58: outrigger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	43, // 59: outrigger.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
-	57, // 60: outrigger.v1.NodeStatus.node:type_name -> outrigger.v1.Node
-	43, // 61: outrigger.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
-	5,  // 62: outrigger.v1.Admin.RegisterModelVersion:input_type -> outrigger.v1.RegisterModelVersionRequest
-	6,  // 63: outrigger.v1.Admin.ConfigureModel:input_type -> outrigger.v1.ConfigureModelRequest
-	7,  // 64: outrigger.v1.Admin.SetModelVersionState:input_type -> outrigger.v1.SetModelVersionStateRequest
-	8,  // 65: outrigger.v1.Admin.MoveAlias:input_type -> outrigger.v1.MoveAliasRequest
-	0,  // 66: outrigger.v1.Admin.GetModel:input_type -> outrigger.v1.NameRequest
-	1,  // 67: outrigger.v1.Admin.ListModels:input_type -> outrigger.v1.ListRequestAll
-	11, // 68: outrigger.v1.Admin.CreateExperiment:input_type -> outrigger.v1.CreateExperimentRequest
-	14, // 69: outrigger.v1.Admin.SetExperimentState:input_type -> outrigger.v1.SetExperimentStateRequest
-	12, // 70: outrigger.v1.Admin.PlanExperiment:input_type -> outrigger.v1.PlanExperimentRequest
-	0,  // 71: outrigger.v1.Admin.ExperimentResults:input_type -> outrigger.v1.NameRequest
-	1,  // 72: outrigger.v1.Admin.ListExperiments:input_type -> outrigger.v1.ListRequestAll
-	17, // 73: outrigger.v1.Admin.StartRollout:input_type -> outrigger.v1.StartRolloutRequest
-	18, // 74: outrigger.v1.Admin.AdvanceRollout:input_type -> outrigger.v1.RolloutActionRequest
-	18, // 75: outrigger.v1.Admin.AbortRollout:input_type -> outrigger.v1.RolloutActionRequest
-	17, // 76: outrigger.v1.Admin.PlanRollout:input_type -> outrigger.v1.StartRolloutRequest
-	18, // 77: outrigger.v1.Admin.HoldRollout:input_type -> outrigger.v1.RolloutActionRequest
-	18, // 78: outrigger.v1.Admin.ResumeRollout:input_type -> outrigger.v1.RolloutActionRequest
-	19, // 79: outrigger.v1.Admin.ApproveRollout:input_type -> outrigger.v1.ApproveRolloutRequest
-	18, // 80: outrigger.v1.Admin.RetryRollout:input_type -> outrigger.v1.RolloutActionRequest
-	20, // 81: outrigger.v1.Admin.RollbackRollout:input_type -> outrigger.v1.RollbackRolloutRequest
-	21, // 82: outrigger.v1.Admin.BreakGlass:input_type -> outrigger.v1.BreakGlassRequest
-	25, // 83: outrigger.v1.Admin.ConfigureDeployment:input_type -> outrigger.v1.ConfigureDeploymentRequest
-	0,  // 84: outrigger.v1.Admin.GetDeployment:input_type -> outrigger.v1.NameRequest
-	0,  // 85: outrigger.v1.Admin.GetRollout:input_type -> outrigger.v1.NameRequest
-	1,  // 86: outrigger.v1.Admin.ListRollouts:input_type -> outrigger.v1.ListRequestAll
-	1,  // 87: outrigger.v1.Admin.ListRegions:input_type -> outrigger.v1.ListRequestAll
-	1,  // 88: outrigger.v1.Admin.ListAlerts:input_type -> outrigger.v1.ListRequestAll
-	31, // 89: outrigger.v1.Admin.Audit:input_type -> outrigger.v1.AuditRequest
-	1,  // 90: outrigger.v1.Admin.Status:input_type -> outrigger.v1.ListRequestAll
-	4,  // 91: outrigger.v1.Admin.RegisterModelVersion:output_type -> outrigger.v1.Model
-	4,  // 92: outrigger.v1.Admin.ConfigureModel:output_type -> outrigger.v1.Model
-	4,  // 93: outrigger.v1.Admin.SetModelVersionState:output_type -> outrigger.v1.Model
-	4,  // 94: outrigger.v1.Admin.MoveAlias:output_type -> outrigger.v1.Model
-	4,  // 95: outrigger.v1.Admin.GetModel:output_type -> outrigger.v1.Model
-	9,  // 96: outrigger.v1.Admin.ListModels:output_type -> outrigger.v1.ListModelsResponse
-	10, // 97: outrigger.v1.Admin.CreateExperiment:output_type -> outrigger.v1.Experiment
-	10, // 98: outrigger.v1.Admin.SetExperimentState:output_type -> outrigger.v1.Experiment
-	10, // 99: outrigger.v1.Admin.PlanExperiment:output_type -> outrigger.v1.Experiment
-	13, // 100: outrigger.v1.Admin.ExperimentResults:output_type -> outrigger.v1.ExperimentResultsResponse
-	15, // 101: outrigger.v1.Admin.ListExperiments:output_type -> outrigger.v1.ListExperimentsResponse
-	16, // 102: outrigger.v1.Admin.StartRollout:output_type -> outrigger.v1.Rollout
-	16, // 103: outrigger.v1.Admin.AdvanceRollout:output_type -> outrigger.v1.Rollout
-	16, // 104: outrigger.v1.Admin.AbortRollout:output_type -> outrigger.v1.Rollout
-	23, // 105: outrigger.v1.Admin.PlanRollout:output_type -> outrigger.v1.RolloutPlan
-	16, // 106: outrigger.v1.Admin.HoldRollout:output_type -> outrigger.v1.Rollout
-	16, // 107: outrigger.v1.Admin.ResumeRollout:output_type -> outrigger.v1.Rollout
-	16, // 108: outrigger.v1.Admin.ApproveRollout:output_type -> outrigger.v1.Rollout
-	16, // 109: outrigger.v1.Admin.RetryRollout:output_type -> outrigger.v1.Rollout
-	16, // 110: outrigger.v1.Admin.RollbackRollout:output_type -> outrigger.v1.Rollout
-	22, // 111: outrigger.v1.Admin.BreakGlass:output_type -> outrigger.v1.BreakGlassResponse
-	26, // 112: outrigger.v1.Admin.ConfigureDeployment:output_type -> outrigger.v1.DeploymentConfiguration
-	26, // 113: outrigger.v1.Admin.GetDeployment:output_type -> outrigger.v1.DeploymentConfiguration
-	16, // 114: outrigger.v1.Admin.GetRollout:output_type -> outrigger.v1.Rollout
-	27, // 115: outrigger.v1.Admin.ListRollouts:output_type -> outrigger.v1.ListRolloutsResponse
-	28, // 116: outrigger.v1.Admin.ListRegions:output_type -> outrigger.v1.ListRegionsResponse
-	30, // 117: outrigger.v1.Admin.ListAlerts:output_type -> outrigger.v1.ListAlertsResponse
-	32, // 118: outrigger.v1.Admin.Audit:output_type -> outrigger.v1.AuditResponse
-	33, // 119: outrigger.v1.Admin.Status:output_type -> outrigger.v1.StatusResponse
-	91, // [91:120] is the sub-list for method output_type
-	62, // [62:91] is the sub-list for method input_type
-	62, // [62:62] is the sub-list for extension type_name
-	62, // [62:62] is the sub-list for extension extendee
-	0,  // [0:62] is the sub-list for field type_name
+	49,  // 0: outrigger.v1.ModelVersion.endpoints:type_name -> outrigger.v1.Endpoint
+	38,  // 1: outrigger.v1.ModelVersion.metadata:type_name -> outrigger.v1.ModelVersion.MetadataEntry
+	50,  // 2: outrigger.v1.ModelVersion.registered_at:type_name -> google.protobuf.Timestamp
+	3,   // 3: outrigger.v1.ModelVersion.stats:type_name -> outrigger.v1.VersionStats
+	39,  // 4: outrigger.v1.ModelVersion.parameters:type_name -> outrigger.v1.ModelVersion.ParametersEntry
+	40,  // 5: outrigger.v1.ModelVersion.pins:type_name -> outrigger.v1.ModelVersion.PinsEntry
+	2,   // 6: outrigger.v1.Model.versions:type_name -> outrigger.v1.ModelVersion
+	41,  // 7: outrigger.v1.Model.aliases:type_name -> outrigger.v1.Model.AliasesEntry
+	51,  // 8: outrigger.v1.Model.arms:type_name -> outrigger.v1.ExperimentArm
+	49,  // 9: outrigger.v1.RegisterModelVersionRequest.endpoints:type_name -> outrigger.v1.Endpoint
+	42,  // 10: outrigger.v1.RegisterModelVersionRequest.metadata:type_name -> outrigger.v1.RegisterModelVersionRequest.MetadataEntry
+	43,  // 11: outrigger.v1.RegisterModelVersionRequest.parameters:type_name -> outrigger.v1.RegisterModelVersionRequest.ParametersEntry
+	44,  // 12: outrigger.v1.RegisterModelVersionRequest.pins:type_name -> outrigger.v1.RegisterModelVersionRequest.PinsEntry
+	50,  // 13: outrigger.v1.ServedAtRequest.at:type_name -> google.protobuf.Timestamp
+	50,  // 14: outrigger.v1.ServedAtResponse.at:type_name -> google.protobuf.Timestamp
+	45,  // 15: outrigger.v1.ServedAtResponse.aliases:type_name -> outrigger.v1.ServedAtResponse.AliasesEntry
+	51,  // 16: outrigger.v1.ServedAtResponse.arms:type_name -> outrigger.v1.ExperimentArm
+	50,  // 17: outrigger.v1.ServedAtResponse.since:type_name -> google.protobuf.Timestamp
+	4,   // 18: outrigger.v1.ListModelsResponse.models:type_name -> outrigger.v1.Model
+	51,  // 19: outrigger.v1.Experiment.arms:type_name -> outrigger.v1.ExperimentArm
+	50,  // 20: outrigger.v1.Experiment.changed_at:type_name -> google.protobuf.Timestamp
+	52,  // 21: outrigger.v1.Experiment.plan:type_name -> outrigger.v1.ExperimentPlan
+	50,  // 22: outrigger.v1.Experiment.started_at:type_name -> google.protobuf.Timestamp
+	50,  // 23: outrigger.v1.Experiment.ended_at:type_name -> google.protobuf.Timestamp
+	51,  // 24: outrigger.v1.CreateExperimentRequest.arms:type_name -> outrigger.v1.ExperimentArm
+	52,  // 25: outrigger.v1.CreateExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
+	52,  // 26: outrigger.v1.PlanExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
+	12,  // 27: outrigger.v1.ExperimentResultsResponse.experiment:type_name -> outrigger.v1.Experiment
+	53,  // 28: outrigger.v1.ExperimentResultsResponse.results:type_name -> google.protobuf.Struct
+	53,  // 29: outrigger.v1.ExperimentResultsResponse.ledger:type_name -> google.protobuf.Struct
+	12,  // 30: outrigger.v1.ListExperimentsResponse.experiments:type_name -> outrigger.v1.Experiment
+	54,  // 31: outrigger.v1.Rollout.phases:type_name -> outrigger.v1.RolloutPhase
+	55,  // 32: outrigger.v1.Rollout.evidence:type_name -> outrigger.v1.Evidence
+	50,  // 33: outrigger.v1.Rollout.started_at:type_name -> google.protobuf.Timestamp
+	50,  // 34: outrigger.v1.Rollout.phase_since:type_name -> google.protobuf.Timestamp
+	56,  // 35: outrigger.v1.Rollout.rollback:type_name -> outrigger.v1.RollbackStarted
+	57,  // 36: outrigger.v1.Rollout.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
+	58,  // 37: outrigger.v1.Rollout.gates:type_name -> outrigger.v1.RolloutGateDecided
+	59,  // 38: outrigger.v1.Rollout.approvals:type_name -> outrigger.v1.RolloutApproved
+	60,  // 39: outrigger.v1.Rollout.drill:type_name -> outrigger.v1.RollbackDrillCompleted
+	54,  // 40: outrigger.v1.StartRolloutRequest.phases:type_name -> outrigger.v1.RolloutPhase
+	61,  // 41: outrigger.v1.StartRolloutRequest.cooldown:type_name -> google.protobuf.Duration
+	46,  // 42: outrigger.v1.RolloutActionRequest.metadata:type_name -> outrigger.v1.RolloutActionRequest.MetadataEntry
+	61,  // 43: outrigger.v1.RollbackRolloutRequest.ramp:type_name -> google.protobuf.Duration
+	61,  // 44: outrigger.v1.RollbackRolloutRequest.drain:type_name -> google.protobuf.Duration
+	47,  // 45: outrigger.v1.RollbackRolloutRequest.metadata:type_name -> outrigger.v1.RollbackRolloutRequest.MetadataEntry
+	61,  // 46: outrigger.v1.BreakGlassRequest.ttl:type_name -> google.protobuf.Duration
+	50,  // 47: outrigger.v1.BreakGlassResponse.until:type_name -> google.protobuf.Timestamp
+	18,  // 48: outrigger.v1.RolloutPlan.rollout:type_name -> outrigger.v1.Rollout
+	26,  // 49: outrigger.v1.RolloutPlan.forecasts:type_name -> outrigger.v1.GateForecast
+	61,  // 50: outrigger.v1.GateForecast.expected:type_name -> google.protobuf.Duration
+	50,  // 51: outrigger.v1.DeploymentConfiguration.since:type_name -> google.protobuf.Timestamp
+	18,  // 52: outrigger.v1.ListRolloutsResponse.rollouts:type_name -> outrigger.v1.Rollout
+	62,  // 53: outrigger.v1.ListRegionsResponse.regions:type_name -> outrigger.v1.Region
+	48,  // 54: outrigger.v1.Alert.numbers:type_name -> outrigger.v1.Alert.NumbersEntry
+	50,  // 55: outrigger.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
+	50,  // 56: outrigger.v1.Alert.resolved_at:type_name -> google.protobuf.Timestamp
+	31,  // 57: outrigger.v1.ListAlertsResponse.alerts:type_name -> outrigger.v1.Alert
+	50,  // 58: outrigger.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
+	50,  // 59: outrigger.v1.AuditRequest.until:type_name -> google.protobuf.Timestamp
+	63,  // 60: outrigger.v1.AuditResponse.events:type_name -> outrigger.v1.Event
+	36,  // 61: outrigger.v1.StatusResponse.nodes:type_name -> outrigger.v1.NodeStatus
+	4,   // 62: outrigger.v1.StatusResponse.models:type_name -> outrigger.v1.Model
+	18,  // 63: outrigger.v1.StatusResponse.rollouts:type_name -> outrigger.v1.Rollout
+	37,  // 64: outrigger.v1.StatusResponse.cache:type_name -> outrigger.v1.CacheStatus
+	62,  // 65: outrigger.v1.StatusResponse.regions:type_name -> outrigger.v1.Region
+	31,  // 66: outrigger.v1.StatusResponse.alerts:type_name -> outrigger.v1.Alert
+	50,  // 67: outrigger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	50,  // 68: outrigger.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
+	64,  // 69: outrigger.v1.NodeStatus.node:type_name -> outrigger.v1.Node
+	50,  // 70: outrigger.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
+	5,   // 71: outrigger.v1.Admin.RegisterModelVersion:input_type -> outrigger.v1.RegisterModelVersionRequest
+	8,   // 72: outrigger.v1.Admin.ConfigureModel:input_type -> outrigger.v1.ConfigureModelRequest
+	9,   // 73: outrigger.v1.Admin.SetModelVersionState:input_type -> outrigger.v1.SetModelVersionStateRequest
+	10,  // 74: outrigger.v1.Admin.MoveAlias:input_type -> outrigger.v1.MoveAliasRequest
+	0,   // 75: outrigger.v1.Admin.GetModel:input_type -> outrigger.v1.NameRequest
+	1,   // 76: outrigger.v1.Admin.ListModels:input_type -> outrigger.v1.ListRequestAll
+	6,   // 77: outrigger.v1.Admin.ServedAt:input_type -> outrigger.v1.ServedAtRequest
+	13,  // 78: outrigger.v1.Admin.CreateExperiment:input_type -> outrigger.v1.CreateExperimentRequest
+	16,  // 79: outrigger.v1.Admin.SetExperimentState:input_type -> outrigger.v1.SetExperimentStateRequest
+	14,  // 80: outrigger.v1.Admin.PlanExperiment:input_type -> outrigger.v1.PlanExperimentRequest
+	0,   // 81: outrigger.v1.Admin.ExperimentResults:input_type -> outrigger.v1.NameRequest
+	1,   // 82: outrigger.v1.Admin.ListExperiments:input_type -> outrigger.v1.ListRequestAll
+	19,  // 83: outrigger.v1.Admin.StartRollout:input_type -> outrigger.v1.StartRolloutRequest
+	20,  // 84: outrigger.v1.Admin.AdvanceRollout:input_type -> outrigger.v1.RolloutActionRequest
+	20,  // 85: outrigger.v1.Admin.AbortRollout:input_type -> outrigger.v1.RolloutActionRequest
+	19,  // 86: outrigger.v1.Admin.PlanRollout:input_type -> outrigger.v1.StartRolloutRequest
+	20,  // 87: outrigger.v1.Admin.HoldRollout:input_type -> outrigger.v1.RolloutActionRequest
+	20,  // 88: outrigger.v1.Admin.ResumeRollout:input_type -> outrigger.v1.RolloutActionRequest
+	21,  // 89: outrigger.v1.Admin.ApproveRollout:input_type -> outrigger.v1.ApproveRolloutRequest
+	20,  // 90: outrigger.v1.Admin.RetryRollout:input_type -> outrigger.v1.RolloutActionRequest
+	22,  // 91: outrigger.v1.Admin.RollbackRollout:input_type -> outrigger.v1.RollbackRolloutRequest
+	23,  // 92: outrigger.v1.Admin.BreakGlass:input_type -> outrigger.v1.BreakGlassRequest
+	27,  // 93: outrigger.v1.Admin.ConfigureDeployment:input_type -> outrigger.v1.ConfigureDeploymentRequest
+	0,   // 94: outrigger.v1.Admin.GetDeployment:input_type -> outrigger.v1.NameRequest
+	0,   // 95: outrigger.v1.Admin.GetRollout:input_type -> outrigger.v1.NameRequest
+	1,   // 96: outrigger.v1.Admin.ListRollouts:input_type -> outrigger.v1.ListRequestAll
+	1,   // 97: outrigger.v1.Admin.ListRegions:input_type -> outrigger.v1.ListRequestAll
+	1,   // 98: outrigger.v1.Admin.ListAlerts:input_type -> outrigger.v1.ListRequestAll
+	33,  // 99: outrigger.v1.Admin.Audit:input_type -> outrigger.v1.AuditRequest
+	1,   // 100: outrigger.v1.Admin.Status:input_type -> outrigger.v1.ListRequestAll
+	4,   // 101: outrigger.v1.Admin.RegisterModelVersion:output_type -> outrigger.v1.Model
+	4,   // 102: outrigger.v1.Admin.ConfigureModel:output_type -> outrigger.v1.Model
+	4,   // 103: outrigger.v1.Admin.SetModelVersionState:output_type -> outrigger.v1.Model
+	4,   // 104: outrigger.v1.Admin.MoveAlias:output_type -> outrigger.v1.Model
+	4,   // 105: outrigger.v1.Admin.GetModel:output_type -> outrigger.v1.Model
+	11,  // 106: outrigger.v1.Admin.ListModels:output_type -> outrigger.v1.ListModelsResponse
+	7,   // 107: outrigger.v1.Admin.ServedAt:output_type -> outrigger.v1.ServedAtResponse
+	12,  // 108: outrigger.v1.Admin.CreateExperiment:output_type -> outrigger.v1.Experiment
+	12,  // 109: outrigger.v1.Admin.SetExperimentState:output_type -> outrigger.v1.Experiment
+	12,  // 110: outrigger.v1.Admin.PlanExperiment:output_type -> outrigger.v1.Experiment
+	15,  // 111: outrigger.v1.Admin.ExperimentResults:output_type -> outrigger.v1.ExperimentResultsResponse
+	17,  // 112: outrigger.v1.Admin.ListExperiments:output_type -> outrigger.v1.ListExperimentsResponse
+	18,  // 113: outrigger.v1.Admin.StartRollout:output_type -> outrigger.v1.Rollout
+	18,  // 114: outrigger.v1.Admin.AdvanceRollout:output_type -> outrigger.v1.Rollout
+	18,  // 115: outrigger.v1.Admin.AbortRollout:output_type -> outrigger.v1.Rollout
+	25,  // 116: outrigger.v1.Admin.PlanRollout:output_type -> outrigger.v1.RolloutPlan
+	18,  // 117: outrigger.v1.Admin.HoldRollout:output_type -> outrigger.v1.Rollout
+	18,  // 118: outrigger.v1.Admin.ResumeRollout:output_type -> outrigger.v1.Rollout
+	18,  // 119: outrigger.v1.Admin.ApproveRollout:output_type -> outrigger.v1.Rollout
+	18,  // 120: outrigger.v1.Admin.RetryRollout:output_type -> outrigger.v1.Rollout
+	18,  // 121: outrigger.v1.Admin.RollbackRollout:output_type -> outrigger.v1.Rollout
+	24,  // 122: outrigger.v1.Admin.BreakGlass:output_type -> outrigger.v1.BreakGlassResponse
+	28,  // 123: outrigger.v1.Admin.ConfigureDeployment:output_type -> outrigger.v1.DeploymentConfiguration
+	28,  // 124: outrigger.v1.Admin.GetDeployment:output_type -> outrigger.v1.DeploymentConfiguration
+	18,  // 125: outrigger.v1.Admin.GetRollout:output_type -> outrigger.v1.Rollout
+	29,  // 126: outrigger.v1.Admin.ListRollouts:output_type -> outrigger.v1.ListRolloutsResponse
+	30,  // 127: outrigger.v1.Admin.ListRegions:output_type -> outrigger.v1.ListRegionsResponse
+	32,  // 128: outrigger.v1.Admin.ListAlerts:output_type -> outrigger.v1.ListAlertsResponse
+	34,  // 129: outrigger.v1.Admin.Audit:output_type -> outrigger.v1.AuditResponse
+	35,  // 130: outrigger.v1.Admin.Status:output_type -> outrigger.v1.StatusResponse
+	101, // [101:131] is the sub-list for method output_type
+	71,  // [71:101] is the sub-list for method input_type
+	71,  // [71:71] is the sub-list for extension type_name
+	71,  // [71:71] is the sub-list for extension extendee
+	0,   // [0:71] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_admin_proto_init() }
@@ -3545,14 +3878,14 @@ func file_outrigger_v1_admin_proto_init() {
 	}
 	file_outrigger_v1_events_proto_init()
 	file_outrigger_v1_types_proto_init()
-	file_outrigger_v1_admin_proto_msgTypes[8].OneofWrappers = []any{}
+	file_outrigger_v1_admin_proto_msgTypes[10].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_admin_proto_rawDesc), len(file_outrigger_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   42,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

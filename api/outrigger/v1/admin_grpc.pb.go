@@ -25,6 +25,7 @@ const (
 	Admin_MoveAlias_FullMethodName            = "/outrigger.v1.Admin/MoveAlias"
 	Admin_GetModel_FullMethodName             = "/outrigger.v1.Admin/GetModel"
 	Admin_ListModels_FullMethodName           = "/outrigger.v1.Admin/ListModels"
+	Admin_ServedAt_FullMethodName             = "/outrigger.v1.Admin/ServedAt"
 	Admin_CreateExperiment_FullMethodName     = "/outrigger.v1.Admin/CreateExperiment"
 	Admin_SetExperimentState_FullMethodName   = "/outrigger.v1.Admin/SetExperimentState"
 	Admin_PlanExperiment_FullMethodName       = "/outrigger.v1.Admin/PlanExperiment"
@@ -63,6 +64,8 @@ type AdminClient interface {
 	MoveAlias(ctx context.Context, in *MoveAliasRequest, opts ...grpc.CallOption) (*Model, error)
 	GetModel(ctx context.Context, in *NameRequest, opts ...grpc.CallOption) (*Model, error)
 	ListModels(ctx context.Context, in *ListRequestAll, opts ...grpc.CallOption) (*ListModelsResponse, error)
+	// ServedAt says which versions of a model answered at a moment, from the log.
+	ServedAt(ctx context.Context, in *ServedAtRequest, opts ...grpc.CallOption) (*ServedAtResponse, error)
 	CreateExperiment(ctx context.Context, in *CreateExperimentRequest, opts ...grpc.CallOption) (*Experiment, error)
 	SetExperimentState(ctx context.Context, in *SetExperimentStateRequest, opts ...grpc.CallOption) (*Experiment, error)
 	PlanExperiment(ctx context.Context, in *PlanExperimentRequest, opts ...grpc.CallOption) (*Experiment, error)
@@ -153,6 +156,16 @@ func (c *adminClient) ListModels(ctx context.Context, in *ListRequestAll, opts .
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListModelsResponse)
 	err := c.cc.Invoke(ctx, Admin_ListModels_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) ServedAt(ctx context.Context, in *ServedAtRequest, opts ...grpc.CallOption) (*ServedAtResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ServedAtResponse)
+	err := c.cc.Invoke(ctx, Admin_ServedAt_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -402,6 +415,8 @@ type AdminServer interface {
 	MoveAlias(context.Context, *MoveAliasRequest) (*Model, error)
 	GetModel(context.Context, *NameRequest) (*Model, error)
 	ListModels(context.Context, *ListRequestAll) (*ListModelsResponse, error)
+	// ServedAt says which versions of a model answered at a moment, from the log.
+	ServedAt(context.Context, *ServedAtRequest) (*ServedAtResponse, error)
 	CreateExperiment(context.Context, *CreateExperimentRequest) (*Experiment, error)
 	SetExperimentState(context.Context, *SetExperimentStateRequest) (*Experiment, error)
 	PlanExperiment(context.Context, *PlanExperimentRequest) (*Experiment, error)
@@ -455,6 +470,9 @@ func (UnimplementedAdminServer) GetModel(context.Context, *NameRequest) (*Model,
 }
 func (UnimplementedAdminServer) ListModels(context.Context, *ListRequestAll) (*ListModelsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListModels not implemented")
+}
+func (UnimplementedAdminServer) ServedAt(context.Context, *ServedAtRequest) (*ServedAtResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ServedAt not implemented")
 }
 func (UnimplementedAdminServer) CreateExperiment(context.Context, *CreateExperimentRequest) (*Experiment, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateExperiment not implemented")
@@ -650,6 +668,24 @@ func _Admin_ListModels_Handler(srv interface{}, ctx context.Context, dec func(in
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(AdminServer).ListModels(ctx, req.(*ListRequestAll))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_ServedAt_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ServedAtRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ServedAt(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ServedAt_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ServedAt(ctx, req.(*ServedAtRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -1098,6 +1134,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListModels",
 			Handler:    _Admin_ListModels_Handler,
+		},
+		{
+			MethodName: "ServedAt",
+			Handler:    _Admin_ServedAt_Handler,
 		},
 		{
 			MethodName: "CreateExperiment",

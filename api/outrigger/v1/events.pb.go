@@ -934,6 +934,11 @@ type ModelVersionRegistered struct {
 	UpstreamModel string                 `protobuf:"bytes,2,opt,name=upstream_model,json=upstreamModel,proto3" json:"upstream_model,omitempty"` // the name the endpoint knows; empty = the logical name
 	Endpoints     []*Endpoint            `protobuf:"bytes,3,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
 	Metadata      map[string]string      `protobuf:"bytes,4,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Parameters    map[string]string      `protobuf:"bytes,5,rep,name=parameters,proto3" json:"parameters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Pins          map[string]int32       `protobuf:"bytes,6,rep,name=pins,proto3" json:"pins,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // SESSION/NAME of a variable -> its version
+	Parents       []string               `protobuf:"bytes,7,rep,name=parents,proto3" json:"parents,omitempty"`                                                                      // VERSION or MODEL@VERSION
+	Artifact      string                 `protobuf:"bytes,8,opt,name=artifact,proto3" json:"artifact,omitempty"`                                                                    // sha256:…
+	Digest        string                 `protobuf:"bytes,9,opt,name=digest,proto3" json:"digest,omitempty"`                                                                        // of the content, see deploy/models
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -996,7 +1001,42 @@ func (x *ModelVersionRegistered) GetMetadata() map[string]string {
 	return nil
 }
 
-// ModelVersionState: registered, production, candidate, quarantined, retired.
+func (x *ModelVersionRegistered) GetParameters() map[string]string {
+	if x != nil {
+		return x.Parameters
+	}
+	return nil
+}
+
+func (x *ModelVersionRegistered) GetPins() map[string]int32 {
+	if x != nil {
+		return x.Pins
+	}
+	return nil
+}
+
+func (x *ModelVersionRegistered) GetParents() []string {
+	if x != nil {
+		return x.Parents
+	}
+	return nil
+}
+
+func (x *ModelVersionRegistered) GetArtifact() string {
+	if x != nil {
+		return x.Artifact
+	}
+	return ""
+}
+
+func (x *ModelVersionRegistered) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+// ModelVersionState: registered, validated, shadow, candidate, production, quarantined, retired.
 type ModelVersionState struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
@@ -3475,15 +3515,28 @@ const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x11\n" +
 	"\x0f_rolled_back_to\"B\n" +
 	"\x0fVariableDeleted\x12/\n" +
-	"\aversion\x18\x01 \x01(\v2\x15.outrigger.v1.VersionR\aversion\"\x9c\x02\n" +
+	"\aversion\x18\x01 \x01(\v2\x15.outrigger.v1.VersionR\aversion\"\xfc\x04\n" +
 	"\x16ModelVersionRegistered\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12%\n" +
 	"\x0eupstream_model\x18\x02 \x01(\tR\rupstreamModel\x124\n" +
 	"\tendpoints\x18\x03 \x03(\v2\x16.outrigger.v1.EndpointR\tendpoints\x12N\n" +
-	"\bmetadata\x18\x04 \x03(\v22.outrigger.v1.ModelVersionRegistered.MetadataEntryR\bmetadata\x1a;\n" +
+	"\bmetadata\x18\x04 \x03(\v22.outrigger.v1.ModelVersionRegistered.MetadataEntryR\bmetadata\x12T\n" +
+	"\n" +
+	"parameters\x18\x05 \x03(\v24.outrigger.v1.ModelVersionRegistered.ParametersEntryR\n" +
+	"parameters\x12B\n" +
+	"\x04pins\x18\x06 \x03(\v2..outrigger.v1.ModelVersionRegistered.PinsEntryR\x04pins\x12\x18\n" +
+	"\aparents\x18\a \x03(\tR\aparents\x12\x1a\n" +
+	"\bartifact\x18\b \x01(\tR\bartifact\x12\x16\n" +
+	"\x06digest\x18\t \x01(\tR\x06digest\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"[\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a=\n" +
+	"\x0fParametersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a7\n" +
+	"\tPinsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"[\n" +
 	"\x11ModelVersionState\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
@@ -3722,7 +3775,7 @@ func file_outrigger_v1_events_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_events_proto_rawDescData
 }
 
-var file_outrigger_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_outrigger_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_outrigger_v1_events_proto_goTypes = []any{
 	(*Event)(nil),                  // 0: outrigger.v1.Event
 	(*SessionCreated)(nil),         // 1: outrigger.v1.SessionCreated
@@ -3767,21 +3820,23 @@ var file_outrigger_v1_events_proto_goTypes = []any{
 	nil,                            // 40: outrigger.v1.VariableRegistered.MetadataEntry
 	nil,                            // 41: outrigger.v1.VariableSet.MetadataEntry
 	nil,                            // 42: outrigger.v1.ModelVersionRegistered.MetadataEntry
-	nil,                            // 43: outrigger.v1.ExperimentArm.ConfigurationEntry
-	nil,                            // 44: outrigger.v1.RolloutCheck.MetadataEntry
-	nil,                            // 45: outrigger.v1.RolloutAdvanced.MetadataEntry
-	nil,                            // 46: outrigger.v1.RolloutDraining.MetadataEntry
-	nil,                            // 47: outrigger.v1.RollbackStarted.MetadataEntry
-	nil,                            // 48: outrigger.v1.AlertRaised.NumbersEntry
-	(*timestamppb.Timestamp)(nil),  // 49: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 50: google.protobuf.Duration
-	(*Value)(nil),                  // 51: outrigger.v1.Value
-	(*Version)(nil),                // 52: outrigger.v1.Version
-	(*Endpoint)(nil),               // 53: outrigger.v1.Endpoint
-	(*Region)(nil),                 // 54: outrigger.v1.Region
+	nil,                            // 43: outrigger.v1.ModelVersionRegistered.ParametersEntry
+	nil,                            // 44: outrigger.v1.ModelVersionRegistered.PinsEntry
+	nil,                            // 45: outrigger.v1.ExperimentArm.ConfigurationEntry
+	nil,                            // 46: outrigger.v1.RolloutCheck.MetadataEntry
+	nil,                            // 47: outrigger.v1.RolloutAdvanced.MetadataEntry
+	nil,                            // 48: outrigger.v1.RolloutDraining.MetadataEntry
+	nil,                            // 49: outrigger.v1.RollbackStarted.MetadataEntry
+	nil,                            // 50: outrigger.v1.AlertRaised.NumbersEntry
+	(*timestamppb.Timestamp)(nil),  // 51: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 52: google.protobuf.Duration
+	(*Value)(nil),                  // 53: outrigger.v1.Value
+	(*Version)(nil),                // 54: outrigger.v1.Version
+	(*Endpoint)(nil),               // 55: outrigger.v1.Endpoint
+	(*Region)(nil),                 // 56: outrigger.v1.Region
 }
 var file_outrigger_v1_events_proto_depIdxs = []int32{
-	49, // 0: outrigger.v1.Event.at:type_name -> google.protobuf.Timestamp
+	51, // 0: outrigger.v1.Event.at:type_name -> google.protobuf.Timestamp
 	38, // 1: outrigger.v1.Event.metadata:type_name -> outrigger.v1.Event.MetadataEntry
 	1,  // 2: outrigger.v1.Event.session_created:type_name -> outrigger.v1.SessionCreated
 	2,  // 3: outrigger.v1.Event.session_deleted:type_name -> outrigger.v1.SessionDeleted
@@ -3813,53 +3868,55 @@ var file_outrigger_v1_events_proto_depIdxs = []int32{
 	26, // 29: outrigger.v1.Event.rollback_drill_started:type_name -> outrigger.v1.RollbackDrillStarted
 	27, // 30: outrigger.v1.Event.rollback_drill_completed:type_name -> outrigger.v1.RollbackDrillCompleted
 	28, // 31: outrigger.v1.Event.deployment_configured:type_name -> outrigger.v1.DeploymentConfigured
-	50, // 32: outrigger.v1.SessionCreated.ttl:type_name -> google.protobuf.Duration
+	52, // 32: outrigger.v1.SessionCreated.ttl:type_name -> google.protobuf.Duration
 	39, // 33: outrigger.v1.SessionCreated.metadata:type_name -> outrigger.v1.SessionCreated.MetadataEntry
-	51, // 34: outrigger.v1.VariableRegistered.value:type_name -> outrigger.v1.Value
+	53, // 34: outrigger.v1.VariableRegistered.value:type_name -> outrigger.v1.Value
 	40, // 35: outrigger.v1.VariableRegistered.metadata:type_name -> outrigger.v1.VariableRegistered.MetadataEntry
-	52, // 36: outrigger.v1.VariableRegistered.version:type_name -> outrigger.v1.Version
-	51, // 37: outrigger.v1.VariableSet.value:type_name -> outrigger.v1.Value
+	54, // 36: outrigger.v1.VariableRegistered.version:type_name -> outrigger.v1.Version
+	53, // 37: outrigger.v1.VariableSet.value:type_name -> outrigger.v1.Value
 	41, // 38: outrigger.v1.VariableSet.metadata:type_name -> outrigger.v1.VariableSet.MetadataEntry
-	52, // 39: outrigger.v1.VariableSet.version:type_name -> outrigger.v1.Version
-	52, // 40: outrigger.v1.VariableDeleted.version:type_name -> outrigger.v1.Version
-	53, // 41: outrigger.v1.ModelVersionRegistered.endpoints:type_name -> outrigger.v1.Endpoint
+	54, // 39: outrigger.v1.VariableSet.version:type_name -> outrigger.v1.Version
+	54, // 40: outrigger.v1.VariableDeleted.version:type_name -> outrigger.v1.Version
+	55, // 41: outrigger.v1.ModelVersionRegistered.endpoints:type_name -> outrigger.v1.Endpoint
 	42, // 42: outrigger.v1.ModelVersionRegistered.metadata:type_name -> outrigger.v1.ModelVersionRegistered.MetadataEntry
-	50, // 43: outrigger.v1.ModelConfigured.timeout:type_name -> google.protobuf.Duration
-	11, // 44: outrigger.v1.ExperimentChanged.arms:type_name -> outrigger.v1.ExperimentArm
-	12, // 45: outrigger.v1.ExperimentChanged.plan:type_name -> outrigger.v1.ExperimentPlan
-	43, // 46: outrigger.v1.ExperimentArm.configuration:type_name -> outrigger.v1.ExperimentArm.ConfigurationEntry
-	13, // 47: outrigger.v1.ExperimentPlan.metrics:type_name -> outrigger.v1.ExperimentMetric
-	13, // 48: outrigger.v1.ExperimentPlan.guardrails:type_name -> outrigger.v1.ExperimentMetric
-	50, // 49: outrigger.v1.ExperimentPlan.min_duration:type_name -> google.protobuf.Duration
-	50, // 50: outrigger.v1.ExperimentPlan.max_duration:type_name -> google.protobuf.Duration
-	15, // 51: outrigger.v1.RolloutStarted.phases:type_name -> outrigger.v1.RolloutPhase
-	50, // 52: outrigger.v1.RolloutStarted.cooldown:type_name -> google.protobuf.Duration
-	50, // 53: outrigger.v1.RolloutPhase.min_duration:type_name -> google.protobuf.Duration
-	16, // 54: outrigger.v1.RolloutPhase.gates:type_name -> outrigger.v1.RolloutGate
-	50, // 55: outrigger.v1.RolloutGate.expiry:type_name -> google.protobuf.Duration
-	17, // 56: outrigger.v1.RolloutGate.check:type_name -> outrigger.v1.RolloutCheck
-	50, // 57: outrigger.v1.RolloutGate.dwell:type_name -> google.protobuf.Duration
-	50, // 58: outrigger.v1.RolloutGate.max_wait:type_name -> google.protobuf.Duration
-	50, // 59: outrigger.v1.RolloutCheck.timeout:type_name -> google.protobuf.Duration
-	50, // 60: outrigger.v1.RolloutCheck.interval:type_name -> google.protobuf.Duration
-	44, // 61: outrigger.v1.RolloutCheck.metadata:type_name -> outrigger.v1.RolloutCheck.MetadataEntry
-	45, // 62: outrigger.v1.RolloutAdvanced.metadata:type_name -> outrigger.v1.RolloutAdvanced.MetadataEntry
-	22, // 63: outrigger.v1.RolloutAdvanced.gates:type_name -> outrigger.v1.RolloutGateDecided
-	50, // 64: outrigger.v1.RolloutDraining.every:type_name -> google.protobuf.Duration
-	50, // 65: outrigger.v1.RolloutDraining.drain:type_name -> google.protobuf.Duration
-	46, // 66: outrigger.v1.RolloutDraining.metadata:type_name -> outrigger.v1.RolloutDraining.MetadataEntry
-	30, // 67: outrigger.v1.RollbackStarted.evidence:type_name -> outrigger.v1.Evidence
-	49, // 68: outrigger.v1.RollbackStarted.first_bad_at:type_name -> google.protobuf.Timestamp
-	49, // 69: outrigger.v1.RollbackStarted.decided_at:type_name -> google.protobuf.Timestamp
-	47, // 70: outrigger.v1.RollbackStarted.metadata:type_name -> outrigger.v1.RollbackStarted.MetadataEntry
-	49, // 71: outrigger.v1.RollbackCompleted.acked_at:type_name -> google.protobuf.Timestamp
-	54, // 72: outrigger.v1.RegionRegistered.region:type_name -> outrigger.v1.Region
-	48, // 73: outrigger.v1.AlertRaised.numbers:type_name -> outrigger.v1.AlertRaised.NumbersEntry
-	74, // [74:74] is the sub-list for method output_type
-	74, // [74:74] is the sub-list for method input_type
-	74, // [74:74] is the sub-list for extension type_name
-	74, // [74:74] is the sub-list for extension extendee
-	0,  // [0:74] is the sub-list for field type_name
+	43, // 43: outrigger.v1.ModelVersionRegistered.parameters:type_name -> outrigger.v1.ModelVersionRegistered.ParametersEntry
+	44, // 44: outrigger.v1.ModelVersionRegistered.pins:type_name -> outrigger.v1.ModelVersionRegistered.PinsEntry
+	52, // 45: outrigger.v1.ModelConfigured.timeout:type_name -> google.protobuf.Duration
+	11, // 46: outrigger.v1.ExperimentChanged.arms:type_name -> outrigger.v1.ExperimentArm
+	12, // 47: outrigger.v1.ExperimentChanged.plan:type_name -> outrigger.v1.ExperimentPlan
+	45, // 48: outrigger.v1.ExperimentArm.configuration:type_name -> outrigger.v1.ExperimentArm.ConfigurationEntry
+	13, // 49: outrigger.v1.ExperimentPlan.metrics:type_name -> outrigger.v1.ExperimentMetric
+	13, // 50: outrigger.v1.ExperimentPlan.guardrails:type_name -> outrigger.v1.ExperimentMetric
+	52, // 51: outrigger.v1.ExperimentPlan.min_duration:type_name -> google.protobuf.Duration
+	52, // 52: outrigger.v1.ExperimentPlan.max_duration:type_name -> google.protobuf.Duration
+	15, // 53: outrigger.v1.RolloutStarted.phases:type_name -> outrigger.v1.RolloutPhase
+	52, // 54: outrigger.v1.RolloutStarted.cooldown:type_name -> google.protobuf.Duration
+	52, // 55: outrigger.v1.RolloutPhase.min_duration:type_name -> google.protobuf.Duration
+	16, // 56: outrigger.v1.RolloutPhase.gates:type_name -> outrigger.v1.RolloutGate
+	52, // 57: outrigger.v1.RolloutGate.expiry:type_name -> google.protobuf.Duration
+	17, // 58: outrigger.v1.RolloutGate.check:type_name -> outrigger.v1.RolloutCheck
+	52, // 59: outrigger.v1.RolloutGate.dwell:type_name -> google.protobuf.Duration
+	52, // 60: outrigger.v1.RolloutGate.max_wait:type_name -> google.protobuf.Duration
+	52, // 61: outrigger.v1.RolloutCheck.timeout:type_name -> google.protobuf.Duration
+	52, // 62: outrigger.v1.RolloutCheck.interval:type_name -> google.protobuf.Duration
+	46, // 63: outrigger.v1.RolloutCheck.metadata:type_name -> outrigger.v1.RolloutCheck.MetadataEntry
+	47, // 64: outrigger.v1.RolloutAdvanced.metadata:type_name -> outrigger.v1.RolloutAdvanced.MetadataEntry
+	22, // 65: outrigger.v1.RolloutAdvanced.gates:type_name -> outrigger.v1.RolloutGateDecided
+	52, // 66: outrigger.v1.RolloutDraining.every:type_name -> google.protobuf.Duration
+	52, // 67: outrigger.v1.RolloutDraining.drain:type_name -> google.protobuf.Duration
+	48, // 68: outrigger.v1.RolloutDraining.metadata:type_name -> outrigger.v1.RolloutDraining.MetadataEntry
+	30, // 69: outrigger.v1.RollbackStarted.evidence:type_name -> outrigger.v1.Evidence
+	51, // 70: outrigger.v1.RollbackStarted.first_bad_at:type_name -> google.protobuf.Timestamp
+	51, // 71: outrigger.v1.RollbackStarted.decided_at:type_name -> google.protobuf.Timestamp
+	49, // 72: outrigger.v1.RollbackStarted.metadata:type_name -> outrigger.v1.RollbackStarted.MetadataEntry
+	51, // 73: outrigger.v1.RollbackCompleted.acked_at:type_name -> google.protobuf.Timestamp
+	56, // 74: outrigger.v1.RegionRegistered.region:type_name -> outrigger.v1.Region
+	50, // 75: outrigger.v1.AlertRaised.numbers:type_name -> outrigger.v1.AlertRaised.NumbersEntry
+	76, // [76:76] is the sub-list for method output_type
+	76, // [76:76] is the sub-list for method input_type
+	76, // [76:76] is the sub-list for extension type_name
+	76, // [76:76] is the sub-list for extension extendee
+	0,  // [0:76] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_events_proto_init() }
@@ -3907,7 +3964,7 @@ func file_outrigger_v1_events_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_events_proto_rawDesc), len(file_outrigger_v1_events_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   49,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
