@@ -50,6 +50,12 @@
 // the node's table, once, in the background, within the bounds of Options.WarmUp and only
 // while there is room. Each entry is read and proved as a read would; nothing waits for it.
 //
+// # What the node's table keeps
+//
+// Once a second the agent is told which keys were hits here, in either tier: hashes of all
+// of them up to 4,096 a second, of a sample beyond (shm.Samples). The agent's table keeps
+// what is asked for most by that. A report that does not arrive is not made again.
+//
 // # Bounds and concurrency
 //
 // The process tier is bounded by ProcessBytes; Run owns at most five goroutines besides
@@ -185,6 +191,8 @@ type Store struct {
 	seed      maphash.Seed   // of stripes
 
 	changed changedSessions
+
+	samples shm.Samples // of hits, see sample
 
 	nodeHits, originReads, stale, failures, warmed atomic.Uint64
 }

@@ -30,6 +30,8 @@ type world struct {
 	origin *origintest.Origin
 	clock  func() int64
 	agent  atomic.Pointer[node.Agent]
+	table  shm.Options // of the next agent
+	admin  bool        // it takes reports
 	stops  []func()
 
 	stopAgent func()
@@ -43,7 +45,7 @@ func must(t *testing.T, err error) {
 }
 
 func newWorld(t *testing.T) *world {
-	w := &world{t: t, net: memnet.New(), origin: origintest.New()}
+	w := &world{t: t, net: memnet.New(), origin: origintest.New(), table: shm.Options{Heap: true, Bytes: 1 << 20}}
 	start := time.Now()
 	w.clock = func() int64 { return int64(time.Since(start)) + int64(time.Hour) }
 	stop, err := w.origin.Serve(w.net, "origin", "origin:1")
@@ -73,7 +75,7 @@ func (w *world) startAgent() {
 	cc, err := origintest.Dial(w.net, "node", "origin:1")
 	must(w.t, err)
 	a, err := node.New(node.Options{Node: outrigger.Node{ID: "n", Region: origintest.Region}, Origin: cc,
-		Table: shm.Options{Heap: true, Bytes: 1 << 20}, Clock: w.clock})
+		Table: w.table, Clock: w.clock})
 	must(w.t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	ran := make(chan error)
@@ -83,6 +85,9 @@ func (w *world) startAgent() {
 	g := grpc.NewServer()
 	pb.RegisterVariablesServer(g, a)
 	pb.RegisterCoherenceServer(g, a)
+	if w.admin {
+		pb.RegisterNodeAdminServer(g, a.Admin())
+	}
 	go g.Serve(l)
 	w.agent.Store(a)
 	w.stopAgent = func() {

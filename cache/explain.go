@@ -90,15 +90,17 @@ func whyTier(t outrigger.Tier) string {
 	return "node table entry under a live lease"
 }
 
-// reportEvery is how often the agent is told what was read.
+// reportEvery is how often agents are told what was read.
 const reportEvery = time.Second
 
-// reportReads tells the node's agent what this process answered. A report whose answer is
-// lost is made again with the next, so counts may be too high by one; an agent that takes
-// none is left alone.
+// reportReads tells agents what this process answered: the node's how much, and whichever
+// keeps the table in use for which keys, or they would leave it as if nobody used them. A
+// report of counts whose answer is lost is made again with the next, so they may be too high
+// by one; an agent that takes none is left alone. Keys are reported once or not at all.
 func (s *Store) reportReads(ctx context.Context) {
-	agent := pb.NewNodeAdminClient(s.agent.cc)
 	var told Stats
+	var hashes []uint64
+	counted := s.agent != nil
 	t := time.NewTicker(reportEvery)
 	defer t.Stop()
 	for {
@@ -107,20 +109,47 @@ func (s *Store) reportReads(ctx context.Context) {
 			return
 		case <-t.C:
 		}
+		keeper, touched := s.keeper(), &pb.ReadCounts{}
+		var weight int
+		hashes, weight = s.samples.Take(hashes[:0])
+		touched.Touched, touched.TouchWeight = hashes, uint32(weight)
+		if own := keeper != nil && keeper != s.agent; own && len(hashes) > 0 {
+			_ = s.report(ctx, keeper, touched) // soft state
+		}
+		if !counted {
+			continue
+		}
 		now := s.Stats()
 		r := &pb.ReadCounts{Process: now.Process.Hits - told.Process.Hits, Node: now.Node - told.Node, Origin: now.Origin - told.Origin,
 			Stale: now.Stale - told.Stale, Failed: now.Failed - told.Failed}
 		if r.Process+r.Node+r.Origin+r.Stale+r.Failed == 0 {
 			continue
 		}
-		call, cancel := context.WithTimeout(ctx, s.o.Timeout)
-		_, err := agent.ReportReads(call, r)
-		cancel()
-		switch {
+		if keeper == s.agent {
+			r.Touched, r.TouchWeight = touched.Touched, touched.TouchWeight
+		}
+		switch err := s.report(ctx, s.agent, r); {
 		case err == nil:
 			told = now
 		case gstatus.Code(err) == codes.Unimplemented:
-			return
+			counted = false
 		}
 	}
+}
+
+func (s *Store) report(ctx context.Context, p *peer, r *pb.ReadCounts) error {
+	ctx, cancel := context.WithTimeout(ctx, s.o.Timeout)
+	defer cancel()
+	_, err := pb.NewNodeAdminClient(p.cc).ReportReads(ctx, r)
+	return err
+}
+
+// keeper is the agent that keeps the table in use; nil when that cannot be asked.
+func (s *Store) keeper() *peer {
+	for _, p := range s.peers() {
+		if p != s.origin && s.keeps(p) {
+			return p
+		}
+	}
+	return nil
 }

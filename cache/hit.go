@@ -25,7 +25,7 @@ type Hit struct {
 // not rendered yet, or the variable declares a consistency that wants more; call Get
 // then. It answers what session consistency allows.
 func (s *Store) Hit(key string, encoding int) (h Hit, ok bool) {
-	e := s.tier.Get(key)
+	e, n := s.tier.Count(key)
 	if e == nil || e.view == nil {
 		return Hit{}, false
 	}
@@ -44,7 +44,16 @@ func (s *Store) Hit(key string, encoding int) (h Hit, ok bool) {
 		}
 		h.Encoded = e.encoded[encoding]
 	}
+	s.sample(n, key)
 	return h, true
+}
+
+// sample keeps a key that was a hit for the report to the agent, which cannot see hits: a
+// key that lives in process tiers would leave the node's table, and with it its proof.
+func (s *Store) sample(hit uint64, key string) {
+	if s.samples.Wants(hit) {
+		s.samples.Add(shm.Hash(key))
+	}
 }
 
 // proof returns the time at which e is proved to have been current. The lease is read
@@ -82,11 +91,12 @@ func (s *Store) local(id string, encoding int, maxAge time.Duration, after []out
 	v.proved.Store(base)
 	// The head is read first: what is read afterwards is at least as new.
 	head := headOf(v)
-	if e := s.tier.Get(id); e != nil {
+	if e, n := s.tier.Count(id); e != nil {
 		if base, ok := s.proof(e, v, now); ok {
 			if m := e.missing(head, after); m != 0 {
 				return Answer{}, miss{why: m}, false
 			}
+			s.sample(n, id)
 			return s.answer(id, e, encoding, outrigger.TierProcess, base), miss{}, true
 		}
 	}
@@ -100,7 +110,7 @@ func (s *Store) local(id string, encoding int, maxAge time.Duration, after []out
 	if m := e.missing(head, after); m != 0 {
 		return Answer{}, miss{why: m}, false
 	}
-	s.nodeHits.Add(1)
+	s.sample(s.nodeHits.Add(1), id)
 	s.put(id, e)
 	return s.answer(id, e, encoding, outrigger.TierNode, base), miss{}, true
 }

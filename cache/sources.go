@@ -24,8 +24,8 @@ const (
 )
 
 // Run attaches to the agent's table, warms the process tier up from it, runs the private
-// agent when one is needed and tells the node's agent what was read, until ctx ends; it returns nil when everything it
-// started has ended.
+// agent when one is needed and tells agents what was read, until ctx ends; it returns nil
+// when everything it started has ended.
 func (s *Store) Run(ctx context.Context) error {
 	var loops sync.WaitGroup
 	if s.o.TablePath != "" {
@@ -34,7 +34,7 @@ func (s *Store) Run(ctx context.Context) error {
 	if s.o.Private {
 		loops.Go(func() { s.supervise(ctx) })
 	}
-	if s.agent != nil {
+	if s.agent != nil || s.o.Private {
 		loops.Go(func() { s.reportReads(ctx) })
 	}
 	if !s.o.WarmUp.Off && (s.o.TablePath != "" || s.o.Table != nil) {

@@ -13,7 +13,8 @@ import (
 // brackets; whichever bound is reached first ends it.
 //
 // It happens once, in the background, from the first table of the node's agent that is
-// being kept current. Keys come roughly in the order newest and most used first. It
+// being kept current. Keys come roughly newest first from a table
+// with room; a full one holds what is most used, in no order. It
 // pauses a millisecond after every 64 entries, and takes nothing's place: once the tier's
 // part for a key is full, that key is left out.
 type WarmUp struct {

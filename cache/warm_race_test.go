@@ -122,10 +122,10 @@ func TestWarmUpNeverServesStale(t *testing.T) {
 	}
 }
 
-// With room for a part only, it is the newest and the most used that are brought.
+// With room for a part only, it is the newest that are brought.
 func TestWarmUpBringsTheNewest(t *testing.T) {
 	const keys, room = 2000, 200
-	f := fill(t, keys, shm.Options{Heap: true, Bytes: 256 << 10})
+	f := fill(t, keys, shm.Options{Heap: true, Bytes: 256 << 10, Slots: 4000})
 	s := f.store(t, WarmUp{Entries: room})
 	s.warmUp(t.Context())
 	newest := 0

@@ -98,6 +98,18 @@ func (a *Access) judge(u user) (tenant string, err error) {
 	return "", outrigger.Errorf(outrigger.Denied, "user %d with group %d has no tenant at this node agent; its --tenant-users say who has", u.uid, u.gid)
 }
 
+// tenantOf returns the tenant of whoever makes a call, "" when there is none or it cannot be
+// told.
+func (a *Access) tenantOf(ctx context.Context) string {
+	if p, ok := peer.FromContext(ctx); ok {
+		if u, ok := p.AuthInfo.(user); ok {
+			tenant, _ := a.judge(u)
+			return tenant
+		}
+	}
+	return ""
+}
+
 // tableFor returns the tenant whose table the process behind c is given. The error has
 // kind Denied.
 func (a *Access) tableFor(c net.Conn) (string, error) {

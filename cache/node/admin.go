@@ -49,14 +49,16 @@ type nodeAdmin struct {
 // readCounts sum what the node's processes report.
 type readCounts struct{ process, node, origin, stale, failed atomic.Uint64 }
 
-// ReportReads adds one process's counts since its last report.
-func (n *nodeAdmin) ReportReads(_ context.Context, r *pb.ReadCounts) (*pb.ReportReadsResponse, error) {
+// ReportReads adds one process's counts since its last report, and lets its table know
+// which keys were hits.
+func (n *nodeAdmin) ReportReads(ctx context.Context, r *pb.ReadCounts) (*pb.ReportReadsResponse, error) {
 	c := &n.a.reads
 	c.process.Add(r.GetProcess())
 	c.node.Add(r.GetNode())
 	c.origin.Add(r.GetOrigin())
 	c.stale.Add(r.GetStale())
 	c.failed.Add(r.GetFailed())
+	n.a.readElsewhere(ctx, r.GetTouched(), r.GetTouchWeight())
 	return &pb.ReportReadsResponse{}, nil
 }
 

@@ -176,6 +176,9 @@ func (a *Agent) hit(o coherence.Hit) {
 		}
 		return
 	}
+	if t := a.tables.Load().of(o.Key.Tenant); t != nil {
+		t.w.Touch(shm.Hash(o.Key.String())) // lookUp has found it
+	}
 	_, incarnation, _ := a.state.Position()
 	for _, id := range o.Waiters {
 		a.deliver(id, r, o.AsOf, incarnation)

@@ -20,6 +20,7 @@ type table struct {
 	w      *shm.Writer
 	r      *shm.Reader
 	used   atomic.Int64 // when it was last asked for, by Options.Clock
+	hits   allowance    // of hits reported
 }
 
 // tableSet is what tables there are. It is replaced, never changed, so that finding a

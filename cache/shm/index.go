@@ -55,14 +55,19 @@ func (w *Writer) free(hash uint64) uint64 {
 // keys, this one included, and so change where the key goes.
 func (w *Writer) put(key string, hash uint64, st State, value []byte) (slot, stamp uint64) {
 	n := recordWords(len(key), len(value))
-	w.makeRoom(n)
 	slot, ok := w.find(key, hash)
+	old := uint64(0)
 	if ok {
-		w.liveWords -= w.wordsAt(atomic.LoadUint64(w.word(slot, slotLocation)))
+		old = w.wordsAt(atomic.LoadUint64(w.word(slot, slotLocation)))
+	}
+	w.makeRoom(n, old)
+	if ok && w.meta[slot]&metaLive != 0 { // else it had to leave itself
+		w.liveWords -= old
 	} else {
 		slot = w.free(hash)
 		w.live++
 		w.meta[slot] = metaFresh
+		w.arrived(slot, hash)
 	}
 	next := (w.stamp+1)<<stateBits | uint64(st) // what publish will issue
 	loc := w.reserve(n)
@@ -86,6 +91,9 @@ func (w *Writer) forget(slot uint64) {
 	w.publish(slot, Absent)
 	w.liveWords -= w.wordsAt(atomic.LoadUint64(w.word(slot, slotLocation)))
 	w.live--
+	if w.meta[slot]&metaNew != 0 {
+		w.policy.newcomers--
+	}
 	w.meta[slot] = metaTomb
 }
 

@@ -22,9 +22,9 @@ type Scan struct {
 
 // Scan begins a walk over the keys whose records were written among the last far bytes of
 // the arena, but not among the last near bytes; a far of 0 means all of it. The arena is
-// written in order, and what is touched is moved to its front, so that near records are
-// the newest and the most used ones. Walking band by band from the nearest visits keys in
-// about that order; each walk reads the whole index, 32 bytes for each slot at most.
+// written in order: near records are the newest ones or, once the arena is full, those that
+// were moved lately to make room. Each walk reads the whole index, 32 bytes for each slot at
+// most.
 func (r *Reader) Scan(near, far int64) *Scan {
 	s := &Scan{r: r, front: atomic.LoadUint64(&r.hdr[hdrIntent]), near: uint64(max(0, near)) / 8, far: uint64(max(0, far)) / 8}
 	if s.far == 0 || s.far > r.geo.arenaWords {

@@ -175,8 +175,7 @@ func TestClaimedPlaceIsNotRead(t *testing.T) {
 	}
 }
 
-// Keys reported as read survive pressure that a first-in first-out ring would not let
-// them survive, and inserts alone never push out what is touched.
+// Keys reported as read survive the pressure of keys that are asked for once.
 func TestTouchedKeysSurvive(t *testing.T) {
 	run := func(touch bool) (ratio float64) {
 		w := mustCreate(t, Options{Heap: true, Bytes: 64 << 10, Slots: 512})
@@ -207,10 +206,10 @@ func TestTouchedKeysSurvive(t *testing.T) {
 		}
 		return float64(hits) / reads
 	}
-	fifo, second := run(false), run(true)
-	t.Logf("hit ratio %.3f first-in first-out, %.3f with touches; 0.7 is the most possible", fifo, second)
-	if second < 0.65 || second < fifo+0.03 {
-		t.Errorf("hit ratio %.3f with touches, %.3f without", second, fifo)
+	without, second := run(false), run(true)
+	t.Logf("hit ratio %.3f, %.3f with touches; 0.7 is the most possible", without, second)
+	if second < 0.69 || second < without+0.01 {
+		t.Errorf("hit ratio %.3f with touches, %.3f without", second, without)
 	}
 }
 

@@ -38,6 +38,7 @@ type Writer struct {
 	liveWords  uint64
 	live       uint64
 	evictions  uint64
+	policy     policy // what leaves when there is no room
 	relocated  uint64
 	closed     bool
 	scratch    []byte
@@ -47,7 +48,8 @@ type Writer struct {
 const (
 	metaLive  = 1 << 7
 	metaTomb  = 1 << 6
-	metaRefs  = 3 // second chances, saturating
+	metaNew   = 1 << 5 // a newcomer, see policy
+	metaRefs  = 3      // second chances, saturating
 	metaFresh = metaLive
 )
 
@@ -174,6 +176,7 @@ func (w *Writer) Flush() {
 		w.meta[i] = 0
 	}
 	w.tail, w.liveWords, w.live = w.next, 0, 0
+	w.policy.flushed()
 	w.generation++
 	w.store(&w.hdr[hdrGeneration], w.generation)
 }
@@ -183,6 +186,37 @@ func (w *Writer) Flush() {
 func (w *Writer) Touch(hash uint64) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	return w.touch(hash, 1)
+}
+
+// touchBatch is how many touches are made before others get the mutex: some 20 µs of work.
+const touchBatch = 256
+
+// TouchAll is Touch for many hashes, of which each stands for that many reads (1 to
+// MaxWeight, others count as the nearest of these), and returns how many the table holds.
+func (w *Writer) TouchAll(hashes []uint64, weight int) (held int) {
+	weight = min(max(1, weight), MaxWeight)
+	for len(hashes) > 0 {
+		n := min(len(hashes), touchBatch)
+		held += w.touchSome(hashes[:n], weight)
+		hashes = hashes[n:]
+	}
+	return held
+}
+
+func (w *Writer) touchSome(hashes []uint64, weight int) (held int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, h := range hashes {
+		if w.touch(h, weight) {
+			held++
+		}
+	}
+	return held
+}
+
+func (w *Writer) touch(hash uint64, weight int) bool {
+	w.asked(hash, weight)
 	i := w.geo.home(hash)
 	for range window {
 		switch h := atomic.LoadUint64(w.word(i, slotHash)); {

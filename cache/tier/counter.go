@@ -16,12 +16,13 @@ type counter struct {
 	}
 }
 
-func (c *counter) add() {
+// add returns the count of the stripe it counted in.
+func (c *counter) add() uint64 {
 	var here byte
 	// Stacks are at least 2 KiB apart; the multiplication spreads larger ones, which are
 	// aligned to their size. The address selects a stripe and is not kept.
 	a := uint64(uintptr(unsafe.Pointer(&here))) >> 11
-	c.cells[a*0x9e3779b97f4a7c15>>58].n.Add(1)
+	return c.cells[a*0x9e3779b97f4a7c15>>58].n.Add(1)
 }
 
 func (c *counter) sum() uint64 {

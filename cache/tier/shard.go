@@ -5,6 +5,8 @@ import (
 	"sync/atomic"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
+
+	"github.com/outrigger-mesh/outrigger/cache/internal/admission"
 )
 
 const (
@@ -31,8 +33,8 @@ type shard[V any] struct {
 	mu          sync.Mutex // guards the rest, and all changes to the index
 	recent      list[V]
 	frequent    list[V]
-	sketch      sketch
-	steer       steer
+	sketch      admission.Sketch
+	steer       admission.Steer
 	recentBytes int64
 
 	_ [64]byte // neighbours' mutexes must not share a cache line
@@ -49,7 +51,7 @@ func (s *shard[V]) reset() {
 	// themselves; sizes are positive, which is all NewLRU can object to.
 	s.recent, _ = simplelru.NewLRU[*node[V], struct{}](s.maxEntries+1, nil)
 	s.frequent, _ = simplelru.NewLRU[*node[V], struct{}](s.maxEntries+1, nil)
-	s.sketch, s.steer = newSketch(), newSteer()
+	s.sketch, s.steer = admission.NewSketch(), admission.NewSteer()
 	s.recentBytes = 0
 	s.bytes.Store(0)
 	s.count.Store(0)
@@ -71,10 +73,10 @@ func (s *shard[V]) put(h uint64, key string, v *V, charge int64) bool {
 	if charge > s.maxBytes {
 		return false
 	}
-	if old == nil && s.steer.missed(h, max(1, int(s.count.Load()))) {
-		s.sketch.forget()
+	if old == nil && s.steer.Missed(h, max(1, int(s.count.Load()))) {
+		s.sketch.Forget()
 	}
-	s.sketch.add(h, 1, int(s.count.Load()))
+	s.sketch.Add(h, 1, int(s.count.Load()))
 	for s.bytes.Load()+charge > s.maxBytes || int(s.count.Load()) >= s.maxEntries {
 		s.evict()
 	}
@@ -130,8 +132,8 @@ func (s *shard[V]) link(n *node[V]) {
 	}
 	s.bytes.Add(n.charge)
 	live := int(s.count.Add(1))
-	s.sketch.grow(live)
-	s.steer.grow(live)
+	s.sketch.Grow(live)
+	s.steer.Grow(live)
 	x.add(n)
 }
 
@@ -154,7 +156,7 @@ func (s *shard[V]) unlink(n *node[V]) {
 // leaves in its place. A recent entry that was used meanwhile becomes frequent unasked.
 func (s *shard[V]) evict() {
 	loser := s.evicted()
-	s.steer.left(loser.hash, loser.frequent)
+	s.steer.Left(loser.hash, loser.frequent)
 	s.unlink(loser)
 	s.evictions.Add(1)
 }
@@ -163,7 +165,7 @@ func (s *shard[V]) evicted() *node[V] {
 	for round := 0; s.recentFirst(); round++ {
 		n, _, _ := s.recent.GetOldest()
 		if uses := n.uses.Load(); round < maxRounds && uses > 0 {
-			s.sketch.add(n.hash, int(uses), int(s.count.Load()))
+			s.sketch.Add(n.hash, int(uses), int(s.count.Load()))
 			n.uses.Store(0)
 			s.promote(n)
 			continue
@@ -174,7 +176,7 @@ func (s *shard[V]) evicted() *node[V] {
 		v := s.victim()
 		// One more does not count: the newcomer's last request is in its count, the next one
 		// of v is still to come. In a loop they would change places for nothing.
-		if s.sketch.estimate(n.hash) <= s.sketch.estimate(v.hash)+1 {
+		if s.sketch.Estimate(n.hash) <= s.sketch.Estimate(v.hash)+1 {
 			return n
 		}
 		s.promote(n)
@@ -192,17 +194,17 @@ func (s *shard[V]) victim() *node[V] {
 		if round >= maxRounds || uses == 0 {
 			return n
 		}
-		s.sketch.add(n.hash, 1, int(s.count.Load()))
+		s.sketch.Add(n.hash, 1, int(s.count.Load()))
 		n.uses.Store(uses - 1)
 		s.frequent.Add(n, struct{}{})
 	}
 }
 
 func (s *shard[V]) recentEntries() int {
-	return max(1, int(s.steer.share*float64(s.maxEntries)))
+	return max(1, int(s.steer.Share*float64(s.maxEntries)))
 }
 
-func (s *shard[V]) recentRoom() int64 { return int64(s.steer.share * float64(s.maxBytes)) }
+func (s *shard[V]) recentRoom() int64 { return int64(s.steer.Share * float64(s.maxBytes)) }
 
 func (s *shard[V]) recentFirst() bool {
 	if s.recent.Len() == 0 || s.frequent.Len() == 0 {

@@ -22,7 +22,7 @@
 // The lists are those of S3-FIFO (Yang et al., "FIFO Queues are All You Need for Cache
 // Eviction", SOSP 2023), the admission is TinyLFU's (Einziger, Friedman and Manes, "TinyLFU:
 // A Highly Efficient Cache Admission Policy", ACM ToS 2017), and the share is steered as in
-// ARC (see steer). All of it is decided when something is put; there is no parameter to set.
+// ARC (see cache/internal/admission). All of it is decided when something is put; there is no parameter to set.
 // On skewed loads, with scans, and when popularity shifts, the hit ratio is that of the best of
 // otter, 2Q and ARC or above; bench/results has the figures. What it does worst is a load
 // on which recency is everything, where first-in first-out is up to four points below LRU.
@@ -128,15 +128,21 @@ func (c *Cache[V]) shard(h uint64) *shard[V] { return &c.shards[h>>c.shift] }
 
 // Get returns the value last put under key, or nil.
 func (c *Cache[V]) Get(key string) *V {
+	p, _ := c.Count(key)
+	return p
+}
+
+// Count is Get, and of a hit also says the how manieth it is of those counted together
+// with it: of each goroutine's hits, roughly. It is for taking samples of them.
+func (c *Cache[V]) Count(key string) (p *V, hit uint64) {
 	h := c.hasher.hash(key)
 	n, p := c.shards[h>>c.shift].index.Load().find(h, key)
 	if p == nil {
 		c.misses.add()
-		return nil
+		return nil, 0
 	}
 	n.used()
-	c.hits.add()
-	return p
+	return p, c.hits.add()
 }
 
 // Peek returns what Get does, and counts nothing: it is for looking before an entry is

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/cache/internal/admission"
 )
 
 func mustNew[V any](t testing.TB, o Options[V]) *Cache[V] {
@@ -257,15 +258,14 @@ func checkShards[V any](t *testing.T, c *Cache[V]) {
 			t.Errorf("shard %d: counted %d bytes, %d recent, %d live, %d used; totals say %d, %d, %d, %d",
 				i, bytes, recent, live, used, s.bytes.Load(), s.recentBytes, s.count.Load(), x.used)
 		}
-		if w := len(s.sketch.words); w > minSketch && w >= 4*s.maxEntries {
-			t.Errorf("shard %d: a sketch of %d words for at most %d entries", i, w, s.maxEntries)
+		// A little to begin with, then in proportion to the entries.
+		if n := s.sketch.Bytes(); n > 64 && n >= 32*s.maxEntries {
+			t.Errorf("shard %d: a sketch of %d bytes for at most %d entries", i, n, s.maxEntries)
 		}
-		for _, g := range []ghost{s.steer.recent, s.steer.frequent} {
-			if n := len(g.slots); n > minGhost && n >= s.maxEntries {
-				t.Errorf("shard %d: a ghost of %d slots for at most %d entries", i, n, s.maxEntries)
-			}
+		if n := s.steer.Bytes(); n > 128 && n >= 16*s.maxEntries {
+			t.Errorf("shard %d: %d bytes of departures for at most %d entries", i, n, s.maxEntries)
 		}
-		if sh := s.steer.share; sh < leastShare || sh > mostShare {
+		if sh := s.steer.Share; sh < admission.LeastShare || sh > admission.MostShare {
 			t.Errorf("shard %d: a share of %v", i, sh)
 		}
 		s.mu.Unlock()

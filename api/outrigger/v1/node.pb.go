@@ -310,12 +310,17 @@ func (x *NodeStat) GetStale() map[string]uint64 {
 }
 
 type ReadCounts struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Process       uint64                 `protobuf:"varint,1,opt,name=process,proto3" json:"process,omitempty"`
-	Node          uint64                 `protobuf:"varint,2,opt,name=node,proto3" json:"node,omitempty"`
-	Origin        uint64                 `protobuf:"varint,3,opt,name=origin,proto3" json:"origin,omitempty"`
-	Stale         uint64                 `protobuf:"varint,4,opt,name=stale,proto3" json:"stale,omitempty"` // of these, served beyond the asked guarantee
-	Failed        uint64                 `protobuf:"varint,5,opt,name=failed,proto3" json:"failed,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Process uint64                 `protobuf:"varint,1,opt,name=process,proto3" json:"process,omitempty"`
+	Node    uint64                 `protobuf:"varint,2,opt,name=node,proto3" json:"node,omitempty"`
+	Origin  uint64                 `protobuf:"varint,3,opt,name=origin,proto3" json:"origin,omitempty"`
+	Stale   uint64                 `protobuf:"varint,4,opt,name=stale,proto3" json:"stale,omitempty"` // of these, served beyond the asked guarantee
+	Failed  uint64                 `protobuf:"varint,5,opt,name=failed,proto3" json:"failed,omitempty"`
+	// touched are the table's hashes of keys that were hits, at most 4096, in reports only.
+	// They count in the table that the caller is given and in no other, at a bounded rate, and
+	// are dropped beyond that. Each stands for touch_weight hits (0 = 1, at most 15).
+	Touched       []uint64 `protobuf:"fixed64,6,rep,packed,name=touched,proto3" json:"touched,omitempty"`
+	TouchWeight   uint32   `protobuf:"varint,7,opt,name=touch_weight,json=touchWeight,proto3" json:"touch_weight,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -381,6 +386,20 @@ func (x *ReadCounts) GetStale() uint64 {
 func (x *ReadCounts) GetFailed() uint64 {
 	if x != nil {
 		return x.Failed
+	}
+	return 0
+}
+
+func (x *ReadCounts) GetTouched() []uint64 {
+	if x != nil {
+		return x.Touched
+	}
+	return nil
+}
+
+func (x *ReadCounts) GetTouchWeight() uint32 {
+	if x != nil {
+		return x.TouchWeight
 	}
 	return 0
 }
@@ -803,14 +822,16 @@ const file_outrigger_v1_node_proto_rawDesc = "" +
 	"\n" +
 	"StaleEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x80\x01\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xbd\x01\n" +
 	"\n" +
 	"ReadCounts\x12\x18\n" +
 	"\aprocess\x18\x01 \x01(\x04R\aprocess\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\x04R\x04node\x12\x16\n" +
 	"\x06origin\x18\x03 \x01(\x04R\x06origin\x12\x14\n" +
 	"\x05stale\x18\x04 \x01(\x04R\x05stale\x12\x16\n" +
-	"\x06failed\x18\x05 \x01(\x04R\x06failed\"\x15\n" +
+	"\x06failed\x18\x05 \x01(\x04R\x06failed\x12\x18\n" +
+	"\atouched\x18\x06 \x03(\x06R\atouched\x12!\n" +
+	"\ftouch_weight\x18\a \x01(\rR\vtouchWeight\"\x15\n" +
 	"\x13ReportReadsResponse\"6\n" +
 	"\x0fGetEntryRequest\x12#\n" +
 	"\x03key\x18\x01 \x01(\v2\x11.outrigger.v1.KeyR\x03key\"\x90\x03\n" +

@@ -41,7 +41,8 @@ type NodeAdminClient interface {
 	// Flush makes the node ask the origin anew for what it covers. It raises floors, so no
 	// answer from before it can come back.
 	Flush(ctx context.Context, in *FlushRequest, opts ...grpc.CallOption) (*FlushResponse, error)
-	// ReportReads adds to the counts of reads answered, which the agent cannot see.
+	// ReportReads adds to the counts of reads answered, and names keys that were read, neither
+	// of which the agent can see.
 	ReportReads(ctx context.Context, in *ReadCounts, opts ...grpc.CallOption) (*ReportReadsResponse, error)
 }
 
@@ -127,7 +128,8 @@ type NodeAdminServer interface {
 	// Flush makes the node ask the origin anew for what it covers. It raises floors, so no
 	// answer from before it can come back.
 	Flush(context.Context, *FlushRequest) (*FlushResponse, error)
-	// ReportReads adds to the counts of reads answered, which the agent cannot see.
+	// ReportReads adds to the counts of reads answered, and names keys that were read, neither
+	// of which the agent can see.
 	ReportReads(context.Context, *ReadCounts) (*ReportReadsResponse, error)
 	mustEmbedUnimplementedNodeAdminServer()
 }

@@ -1,4 +1,4 @@
-package tier
+package admission
 
 import (
 	"math/rand/v2"
@@ -9,43 +9,43 @@ import (
 // twice, or never left does not. It stays between its bounds.
 func TestShare(t *testing.T) {
 	const live = 100
-	key := func(i int) uint64 { return uint64(i)<<32 | uint64(i)<<1 | first }
+	key := func(i int) uint64 { return uint64(i)<<32 | uint64(i)<<1 | 2 }
 	for _, c := range []struct {
 		name string
-		do   func(s *steer)
+		do   func(s *Steer)
 		want float64
 	}{
-		{"nothing happened", func(*steer) {}, leastShare},
-		{"one left and stays away", func(s *steer) { s.left(key(1), false); s.missed(key(2), live) }, leastShare},
-		{"a recent one comes back", func(s *steer) { s.left(key(1), false); s.missed(key(1), live) }, leastShare + 0.01},
-		{"twice for one departure", func(s *steer) { s.left(key(1), false); s.missed(key(1), live); s.missed(key(1), live) }, leastShare + 0.01},
-		{"after fifteen others", func(s *steer) {
+		{"nothing happened", func(*Steer) {}, LeastShare},
+		{"one left and stays away", func(s *Steer) { s.Left(key(1), false); s.Missed(key(2), live) }, LeastShare},
+		{"a recent one comes back", func(s *Steer) { s.Left(key(1), false); s.Missed(key(1), live) }, LeastShare + 0.01},
+		{"twice for one departure", func(s *Steer) { s.Left(key(1), false); s.Missed(key(1), live); s.Missed(key(1), live) }, LeastShare + 0.01},
+		{"after fifteen others", func(s *Steer) {
 			for i := range 16 {
-				s.left(key(i), false)
+				s.Left(key(i), false)
 			}
-			s.missed(key(0), live)
-		}, leastShare + 0.01},
-		{"after sixteen others", func(s *steer) {
+			s.Missed(key(0), live)
+		}, LeastShare + 0.01},
+		{"after sixteen others", func(s *Steer) {
 			for i := range 17 {
-				s.left(key(i), false)
+				s.Left(key(i), false)
 			}
-			s.missed(key(0), live)
-		}, leastShare},
-		{"a frequent one comes back", func(s *steer) { s.share = 0.5; s.left(key(1), true); s.missed(key(1), live) }, 0.48},
-		{"a frequent one at the least share", func(s *steer) { s.left(key(1), true); s.missed(key(1), live) }, leastShare},
-		{"always recent ones", func(s *steer) {
+			s.Missed(key(0), live)
+		}, LeastShare},
+		{"a frequent one comes back", func(s *Steer) { s.Share = 0.5; s.Left(key(1), true); s.Missed(key(1), live) }, 0.48},
+		{"a frequent one at the least share", func(s *Steer) { s.Left(key(1), true); s.Missed(key(1), live) }, LeastShare},
+		{"always recent ones", func(s *Steer) {
 			for i := range live {
-				s.left(key(i), false)
-				s.missed(key(i), live)
+				s.Left(key(i), false)
+				s.Missed(key(i), live)
 			}
-		}, mostShare},
-		{"in a shard of one", func(s *steer) { s.left(key(1), false); s.missed(key(1), 1) }, mostShare},
+		}, MostShare},
+		{"in a shard of one", func(s *Steer) { s.Left(key(1), false); s.Missed(key(1), 1) }, MostShare},
 	} {
-		s := newSteer()
-		s.grow(live)
+		s := NewSteer()
+		s.Grow(live)
 		c.do(&s)
-		if d := s.share - c.want; d < -1e-9 || d > 1e-9 {
-			t.Errorf("%s: the share is %.3f, want %.3f", c.name, s.share, c.want)
+		if d := s.Share - c.want; d < -1e-9 || d > 1e-9 {
+			t.Errorf("%s: the share is %.3f, want %.3f", c.name, s.Share, c.want)
 		}
 	}
 }
@@ -59,13 +59,13 @@ func TestShift(t *testing.T) {
 		every int // a frequent one after that many recent ones
 		want  int // recent ones before a shift is seen; 0 for never
 	}{{"recent ones alone", 0, 10}, {"seven to one", 7, 14}, {"four to one", 4, 0}, {"one to one", 1, 0}} {
-		s := newSteer()
-		s.grow(live)
-		h, seen := uint64(first), 0
+		s := NewSteer()
+		s.Grow(live)
+		h, seen := uint64(2), 0
 		back := func(frequent bool) bool {
-			h = fold(h, rowSeeds[0]) | first
-			s.left(h, frequent)
-			return s.missed(h, live)
+			h = fold(h, rowSeeds[0]) | 2
+			s.Left(h, frequent)
+			return s.Missed(h, live)
 		}
 		for n := 1; n <= 1000 && seen == 0; n++ {
 			if back(false) {
@@ -85,13 +85,12 @@ func TestShift(t *testing.T) {
 // it was not told, none twice and none beyond its depth.
 func TestGhost(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(8, 9))
-	h := hasher{rnd.Uint64(), rnd.Uint64()}
 	g := newGhost()
 	at := map[uint64]int{} // departure of a key, not yet taken
 	remembered, due := 0, 0
 	for n := 1; n < 20_000; n++ {
 		g.grow(min(n, 1000))
-		k := h.hash(string(rune(rnd.IntN(3000))))
+		k := fold(uint64(rnd.IntN(3000))+0x9e3779b97f4a7c15, 0xd1b54a32d192ed03)
 		if rnd.IntN(2) == 0 {
 			g.add(k)
 			at[k] = int(g.last)

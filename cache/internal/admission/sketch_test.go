@@ -1,18 +1,18 @@
-package tier
+package admission
 
 import "testing"
 
 // Estimates are never below the true count, seldom above it, are halved in time, and grow
 // with the sketch without getting lower.
 func TestSketch(t *testing.T) {
-	s := newSketch()
+	s := NewSketch()
 	const keys, live = 1000, 1 << 20 // so many live entries that nothing is halved
-	h := newHasher()
+	hash := func(i int) uint64 { return fold(uint64(i)+0x9e3779b97f4a7c15, 0xd1b54a32d192ed03) }
 	hashes := make([]uint64, keys)
 	for i := range hashes {
-		hashes[i] = h.hash(string(rune(i + 1)))
+		hashes[i] = hash(i + 1)
 	}
-	s.grow(keys)
+	s.Grow(keys)
 	if len(s.words) != 1024 {
 		t.Fatalf("%d words for %d entries", len(s.words), keys)
 	}
@@ -25,7 +25,7 @@ func TestSketch(t *testing.T) {
 			if half {
 				want /= 2
 			}
-			got := s.estimate(k)
+			got := s.Estimate(k)
 			if got < want {
 				t.Errorf("%s: key %d was counted %d times, the estimate is %d", when, i, want, got)
 			}
@@ -38,13 +38,13 @@ func TestSketch(t *testing.T) {
 		}
 	}
 	for i, k := range hashes {
-		s.add(k, i%20, live)
+		s.Add(k, i%20, live)
 	}
 	check("counted", false)
-	s.grow(4 * keys)
+	s.Grow(4 * keys)
 	check("grown", false)
 	before := s.added
-	s.add(h.hash("one more"), 1, s.added/remembered)
+	s.Add(hash(keys+1), 1, s.added/remembered)
 	if s.added != (before+1)/2 {
 		t.Fatalf("%d counted, then %d: not halved", before, s.added)
 	}

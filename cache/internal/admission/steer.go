@@ -1,6 +1,6 @@
-package tier
+package admission
 
-// steer decides how much of a shard recent entries may take, and when the sketch is out of
+// Steer decides how much of its room recent entries may take, and when the sketch is out of
 // date, from keys that are asked for again soon after they had to leave: if one left the
 // recent entries, a larger share would have kept it; if one left the frequent ones, a smaller
 // share. That is how ARC (Megiddo and Modha, "ARC: A Self-Tuning, Low Overhead Replacement
@@ -9,20 +9,24 @@ package tier
 // popular now. The excess of the ones over the others is added up (the CUSUM test of Page,
 // "Continuous Inspection Schemes", Biometrika 1954).
 //
-// It knows no time and draws no numbers: the same calls give the same answers. Guarded by
-// the shard's mutex.
-type steer struct {
-	share    float64 // of the shard's bounds that recent entries may take
+// It knows no time and draws no numbers: the same calls give the same answers. Build
+// it with NewSteer.
+type Steer struct {
+	Share    float64 // of the bounds that recent entries may take
 	recent   ghost   // keys that left the recent entries
 	frequent ghost   // keys that left the frequent ones
 	excess   int     // of the former that came back over the latter
 }
 
+// The share lies between these.
 const (
-	leastShare = 0.005
-	mostShare  = 0.8
+	LeastShare = 0.005
+	MostShare  = 0.8
+)
+
+const (
 	// soon is how many departures from its list a key may come back after to count, per
-	// entry of the shard. It must be small: a loop over more keys than there is room for
+	// entry. It must be small: a loop over more keys than there is room for
 	// comes back too, but late, and no share of recent entries would have kept it.
 	soon = 0.15
 	// A key that had been frequent moves the share by two entries, the other by one: to keep
@@ -33,18 +37,19 @@ const (
 	shiftAt, shiftLeak, leastShift = 0.05, 4, 4
 )
 
-func newSteer() steer { return steer{share: leastShare, recent: newGhost(), frequent: newGhost()} }
+// NewSteer returns one with the least share.
+func NewSteer() Steer { return Steer{Share: LeastShare, recent: newGhost(), frequent: newGhost()} }
 
-// missed is told of a key that was asked for and not there, and that there are live
+// Missed is told of a key that was asked for and not there, and that there are live
 // entries. It reports whether other keys than before are popular now.
-func (s *steer) missed(h uint64, live int) (shifted bool) {
+func (s *Steer) Missed(h uint64, live int) (shifted bool) {
 	depth := uint32(soon * float64(live))
 	if s.recent.take(h, depth) {
-		s.share = min(mostShare, s.share+growBy/float64(live))
+		s.Share = min(MostShare, s.Share+growBy/float64(live))
 		s.excess++
 	}
 	if s.frequent.take(h, depth) {
-		s.share = max(leastShare, s.share-shrinkBy/float64(live))
+		s.Share = max(LeastShare, s.Share-shrinkBy/float64(live))
 		s.excess = max(0, s.excess-shiftLeak)
 	}
 	if s.excess < max(leastShift, int(shiftAt*float64(live))) {
@@ -54,8 +59,8 @@ func (s *steer) missed(h uint64, live int) (shifted bool) {
 	return true
 }
 
-// left is told of an entry that had to leave.
-func (s *steer) left(h uint64, frequent bool) {
+// Left is told of an entry that had to leave.
+func (s *Steer) Left(h uint64, frequent bool) {
 	if frequent {
 		s.frequent.add(h)
 	} else {
@@ -63,8 +68,8 @@ func (s *steer) left(h uint64, frequent bool) {
 	}
 }
 
-// grow makes room to remember the departures of so many entries.
-func (s *steer) grow(entries int) {
+// Grow makes room to remember the departures of so many entries.
+func (s *Steer) Grow(entries int) {
 	s.recent.grow(entries)
 	s.frequent.grow(entries)
 }
@@ -108,3 +113,6 @@ func (g *ghost) grow(entries int) {
 		g.slots = append(g.slots, g.slots...)
 	}
 }
+
+// Bytes is the heap it takes.
+func (s *Steer) Bytes() int { return 8 * (len(s.recent.slots) + len(s.frequent.slots)) }
