@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/outrigger-mesh/outrigger/bench/trace"
+	"github.com/outrigger-mesh/outrigger/cache/shm"
 	"github.com/outrigger-mesh/outrigger/cache/tier"
 )
 
@@ -134,6 +135,11 @@ func runHitRatio(ctx context.Context, e *env, r row) ([]result, error) {
 			cs := []contender{{name: us, sample: func(ctx context.Context) (map[string]float64, error) {
 				return e.values(ctx, e.ours("hitratio", args...)...)
 			}}}
+			for _, p := range nodeTierReports {
+				cs = append(cs, contender{name: p.name(), sample: func(ctx context.Context) (map[string]float64, error) {
+					return e.values(ctx, e.ours("hitratio", append([]string{"-reported", strconv.Itoa(p.oneIn)}, args...)...)...)
+				}})
+			}
 			for _, p := range []struct{ name, flag string }{{"golang-lru LRU", "lru"}, {"golang-lru 2Q", "2q"}, {"golang-lru ARC", "arc"}, {"otter v2", "otter"}} {
 				cs = append(cs, contender{name: p.name, missing: missing, sample: func(ctx context.Context) (map[string]float64, error) {
 					return e.values(ctx, append([]string{path, "-cache", p.flag}, args...)...)
@@ -145,7 +151,7 @@ func runHitRatio(ctx context.Context, e *env, r row) ([]result, error) {
 				return nil, err
 			}
 			kept[what] = c
-			text := fmt.Sprintf("%s; knowing the future (Belady) gives %.1f %%", what, optimal(keys, capacity, warm))
+			text := fmt.Sprintf("%s; knowing the future (Belady) gives %.1f %%; node tier: %s", what, optimal(keys, capacity, warm), nodeTierReporting)
 			rows, err := c.rows(r, "percent", peerNames(cs), func(string) string { return r.what + which + "; " + text })
 			if err != nil {
 				return nil, err
@@ -164,9 +170,10 @@ func encodeKeys(keys []uint32) []byte {
 	return raw
 }
 
-// childHitRatio is bench/peers/hitratio for the process tier.
+// childHitRatio is bench/peers/hitratio for the process tier, or the node tier.
 func childHitRatio(_ context.Context, args []string, _ io.Reader) (any, error) {
 	f := flag.NewFlagSet("hitratio", flag.ContinueOnError)
+	reported := f.Int("reported", -1, "replay on the node tier, with one in so many hits reported to it (a power of two; 0 = none)")
 	sequence := f.String("sequence", "", "file of key numbers")
 	capacity := f.Int("capacity", 1000, "entries the cache may hold")
 	warm := f.Int("warm", 0, "requests that are not counted")
@@ -177,16 +184,19 @@ func childHitRatio(_ context.Context, args []string, _ io.Reader) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := tier.New(tier.Options[struct{}]{Bytes: 1 << 32, Entries: *capacity})
+	ask, err := processTier(*capacity)
+	if *reported >= 0 {
+		ask, err = nodeTier(max(*capacity, minNodeTier), *reported)
+	}
 	if err != nil {
 		return nil, err
 	}
 	hits, counted := 0, 0
 	for i := 0; 4*i < len(raw); i++ {
 		k := "default/session/name-" + strconv.Itoa(int(binary.LittleEndian.Uint32(raw[4*i:])))
-		hit := c.Get(k) != nil
-		if !hit {
-			c.Put(k, &struct{}{})
+		hit, err := ask(k)
+		if err != nil {
+			return nil, err
 		}
 		if i >= *warm {
 			counted++
@@ -199,4 +209,83 @@ func childHitRatio(_ context.Context, args []string, _ io.Reader) (any, error) {
 		return nil, fmt.Errorf("%d requests, all of them warm-up", len(raw)/4)
 	}
 	return map[string]float64{"percent": 100 * float64(hits) / float64(counted)}, nil
+}
+
+// asker answers whether a key is stored, and stores it if not.
+type asker func(key string) (hit bool, err error)
+
+func processTier(capacity int) (asker, error) {
+	c, err := tier.New(tier.Options[struct{}]{Bytes: 1 << 32, Entries: capacity})
+	return func(k string) (bool, error) {
+		hit := c.Get(k) != nil
+		if !hit {
+			c.Put(k, &struct{}{})
+		}
+		return hit, nil
+	}, err
+}
+
+// nodeTierReport is a setting of the node tier's replay.
+type nodeTierReport struct{ oneIn int }
+
+func (r nodeTierReport) name() string {
+	switch r.oneIn {
+	case 0:
+		return "our node tier, no hits reported"
+	case 1:
+		return "our node tier, all hits reported"
+	}
+	return fmt.Sprintf("our node tier, one in %d hits reported", r.oneIn)
+}
+
+// nodeTierReports: a process reports all hits up to shm.MaxSamples a second, one in 16 of
+// them from some 30,000 a second on.
+var nodeTierReports = []nodeTierReport{{1}, {16}, {0}}
+
+const (
+	nodeTierReporting = "a shared table (cache/shm) of as many keys, at least 208, whose reader reports hits as sidecars do, in one report for every capacity/4 requests"
+	minNodeTier       = 208 // keys of the smallest index
+)
+
+// nodeTier replays on a table of that many keys; its arena, with values of 16 bytes, has
+// room for twice as many.
+func nodeTier(capacity, oneIn int) (asker, error) {
+	w, err := shm.Create(shm.Options{Heap: true, Bytes: max(4096, int64(capacity)*160), Slots: (capacity + 3) / 4 * 5})
+	if err != nil {
+		return nil, err
+	}
+	r, s := w.Reader(), samples{oneIn: uint64(oneIn)}
+	var value [16]byte
+	asked, buf := 0, make([]byte, 0, len(value))
+	return func(k string) (bool, error) {
+		if asked++; asked%max(1, capacity/4) == 0 {
+			w.TouchAll(s.take(), oneIn)
+		}
+		if e, _ := r.Get(k, buf); e.State == shm.Present {
+			s.hit(k)
+			return true, nil
+		}
+		_, _, err := w.Put(k, shm.Present, value[:])
+		return false, err
+	}, nil
+}
+
+// samples takes one in so many hits the way shm.Samples does, which chooses how many by
+// how many there are in a second; a replay has no seconds.
+type samples struct {
+	oneIn, hits uint64
+	hashes      []uint64
+}
+
+func (s *samples) hit(key string) {
+	s.hits++
+	if s.oneIn > 0 && s.hits*0x9e3779b97f4a7c15 <= math.MaxUint64/s.oneIn {
+		s.hashes = append(s.hashes, shm.Hash(key))
+	}
+}
+
+func (s *samples) take() []uint64 {
+	out := s.hashes[max(0, len(s.hashes)-shm.MaxSamples):]
+	s.hashes = nil
+	return out
 }
