@@ -49,7 +49,7 @@
 // they had hits for, in both their tiers, once a second (NodeAdmin.ReportReads; shm.Samples
 // says which), and the table keeps what is asked for most (shm.Writer.TouchAll). A process
 // that reports nothing gets what its misses alone tell; without any reports the hit ratio
-// is up to four points lower on skewed loads. A report touches the table its sender is given and no other, counts
+// is up to six points lower on skewed loads. A report touches the table its sender is given and no other, counts
 // for at most 65,536 keys a second of one table, and is dropped beyond that: processes that
 // share a table can spoil each other's hit ratio, nothing else.
 //
