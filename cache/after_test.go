@@ -71,7 +71,12 @@ func TestAfterWaitsThenAsks(t *testing.T) {
 
 // The wait ends as soon as the feed delivers: a few milliseconds of lag cost no call.
 func TestAfterIsOftenOnlyAWait(t *testing.T) {
-	bubble(t, func(t *testing.T, w *world, s *cache.Store) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		w.repairEvery = -1 // the monitor's reads come at any time, and calls are counted
+		w.startAgent()
+		s := w.pod()
 		w.origin.Put("x", "1")
 		reads(t, s, "x", session, "1 origin")
 		w.net.SetDelay("origin", "node", 10*time.Millisecond)

@@ -25,14 +25,15 @@ import (
 // world is an origin, a node with an agent, and stores of two pods on it. Hosts are
 // "origin", "node" and "pod"; every link can be cut.
 type world struct {
-	t      *testing.T
-	net    *memnet.Network
-	origin *origintest.Origin
-	clock  func() int64
-	agent  atomic.Pointer[node.Agent]
-	table  shm.Options // of the next agent
-	admin  bool        // it takes reports
-	stops  []func()
+	t           *testing.T
+	net         *memnet.Network
+	origin      *origintest.Origin
+	clock       func() int64
+	agent       atomic.Pointer[node.Agent]
+	table       shm.Options // of the next agent
+	admin       bool        // it takes reports
+	stops       []func()
+	repairEvery time.Duration // of the agent
 
 	stopAgent func()
 }
@@ -75,7 +76,7 @@ func (w *world) startAgent() {
 	cc, err := origintest.Dial(w.net, "node", "origin:1")
 	must(w.t, err)
 	a, err := node.New(node.Options{Node: outrigger.Node{ID: "n", Region: origintest.Region}, Origin: cc,
-		Table: w.table, Clock: w.clock})
+		Table: w.table, Clock: w.clock, RepairEvery: w.repairEvery})
 	must(w.t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	ran := make(chan error)

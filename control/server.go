@@ -57,6 +57,7 @@ import (
 	colmetrics "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/outrigger-mesh/outrigger"
@@ -300,6 +301,12 @@ func (s *Server) RegisterGRPC(r grpc.ServiceRegistrar) {
 	pb.RegisterDeliveryServer(registrar{r, s.guard}, s.delivery)
 	s.ads.RegisterStatus(registrar{r, s.guard})
 	s.ads.Register(r)
+}
+
+// Credentials are inner, for a gRPC server on whose port nodes may have their feeds without
+// gRPC: see package cache/feed. Without them the feed is a gRPC stream.
+func (s *Server) Credentials(inner credentials.TransportCredentials) credentials.TransportCredentials {
+	return s.vars.Credentials(inner)
 }
 
 // Handler returns REST under /v1, the status page at "/", /healthz (the process is up),

@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os/exec"
 	"slices"
 	"strconv"
@@ -16,7 +17,6 @@ import (
 	"syscall"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/outrigger-mesh/outrigger"
@@ -27,9 +27,9 @@ import (
 )
 
 // feedNodes is a process of node agents whose feeds are watched. Each agent is the real
-// one, with a connection and a feed of its own; what is light is the watching: an agent
-// takes the next frame off its stream when its table shows the one before, and that is
-// the moment that is noted. So nothing polls.
+// one, with connections and a feed of its own; what is light is the watching: an agent
+// tells of each frame that its table shows, and that is the moment that is noted. So
+// nothing polls.
 type feedNodes struct {
 	lagFlags
 	agents []*node.Agent
@@ -100,15 +100,12 @@ func childFeedNodes(ctx context.Context, args []string, in io.Reader) (any, erro
 func (n *feedNodes) start(ctx context.Context, f *fleet, address string) error {
 	for i := range n.nodes {
 		n.last[i] = map[int]int{}
-		conn, err := f.dial(address, grpc.WithStreamInterceptor(func(ctx context.Context, d *grpc.StreamDesc, cc *grpc.ClientConn, method string, s grpc.Streamer, o ...grpc.CallOption) (grpc.ClientStream, error) {
-			stream, err := s(ctx, d, cc, method, o...)
-			return &watchedFeed{ClientStream: stream, nodes: n, node: i}, err
-		}))
+		conn, err := f.dial(address)
 		if err != nil {
 			return err
 		}
 		a, err := node.New(node.Options{Node: outrigger.Node{ID: fmt.Sprintf("node-%03d", i), Region: "bench"}, Origin: conn,
-			Table: shm.Options{Heap: true, Bytes: 1 << 20}})
+			DialFeed: n.dialFeed(address), Applied: func(f *pb.FeedFrame) { n.note(i, f) }, Table: shm.Options{Heap: true, Bytes: 1 << 20}})
 		if err != nil {
 			return err
 		}
@@ -133,6 +130,13 @@ func (n *feedNodes) start(ctx context.Context, f *fleet, address string) error {
 		}
 	}
 	return nil
+}
+
+func (n *feedNodes) dialFeed(address string) func(context.Context) (net.Conn, error) {
+	if n.grpc {
+		return nil
+	}
+	return dialFeed(address)
 }
 
 // held is the number of the write a node's table shows for a session.
@@ -202,26 +206,6 @@ func (n *feedNodes) shows(h, s, number int, at int64) {
 	n.last[h][s] = max(n.last[h][s], number)
 }
 
-// watchedFeed notes when its agent is through with each frame.
-type watchedFeed struct {
-	grpc.ClientStream
-	nodes *feedNodes
-	node  int
-	frame *pb.FeedFrame
-}
-
-func (w *watchedFeed) RecvMsg(m any) error {
-	if w.frame != nil {
-		w.nodes.note(w.node, w.frame)
-		w.frame = nil
-	}
-	err := w.ClientStream.RecvMsg(m)
-	if f, ok := m.(*pb.FeedFrame); ok && err == nil && f.GetChanges() != nil {
-		w.frame = f
-	}
-	return err
-}
-
 // feedProcess is a childFeedNodes process as its parent sees it.
 type feedProcess struct {
 	cmd *exec.Cmd
@@ -230,7 +214,7 @@ type feedProcess struct {
 }
 
 func startFeedNodes(self, address string, l lagFlags, plain bool) (*feedProcess, error) {
-	p := &feedProcess{cmd: exec.Command(self, "-child", "feednodes", "-address", address, "-nodes", strconv.Itoa(l.nodes), "-holders", strconv.Itoa(l.holders), "-profile", l.profile, "-plain="+strconv.FormatBool(plain))}
+	p := &feedProcess{cmd: exec.Command(self, "-child", "feednodes", "-address", address, "-nodes", strconv.Itoa(l.nodes), "-holders", strconv.Itoa(l.holders), "-grpc="+strconv.FormatBool(l.grpc), "-profile", l.profile, "-plain="+strconv.FormatBool(plain))}
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	var err error
 	if p.in, err = p.cmd.StdinPipe(); err != nil {

@@ -74,7 +74,7 @@ func newFleet(ctx context.Context, dir string) (f *fleet, err error) {
 	case <-ctx.Done():
 		return f, ctx.Err()
 	}
-	server := grpc.NewServer(append(variables.TransportOptions(), grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	server := grpc.NewServer(append(variables.TransportOptions(), grpc.Creds(f.svc.Credentials(insecure.NewCredentials())), grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 		if r, ok := req.(*pb.ReadRequest); ok {
 			for _, k := range r.GetKeys() {
 				if k.GetName() == "x" { // not what an agent compares with the authority by itself
@@ -111,6 +111,11 @@ func (f *fleet) dial(address string, o ...grpc.DialOption) (*grpc.ClientConn, er
 	return conn, err
 }
 
+// dialFeed opens connections for feeds.
+func dialFeed(address string) func(context.Context) (net.Conn, error) {
+	return func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "tcp", address) }
+}
+
 // run starts do and makes close wait for it.
 func (f *fleet) run(ctx context.Context, do func(context.Context) error) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -127,7 +132,7 @@ func (f *fleet) addNodes(ctx context.Context, n int) error {
 			return err
 		}
 		a, err := node.New(node.Options{Node: outrigger.Node{ID: fmt.Sprintf("node-%03d", len(f.nodes)), Region: "bench"}, Origin: conn,
-			Table: shm.Options{Heap: true, Bytes: 1 << 20}})
+			DialFeed: dialFeed(f.origin.Target()), Table: shm.Options{Heap: true, Bytes: 1 << 20}})
 		if err != nil {
 			return err
 		}

@@ -72,6 +72,7 @@ type lagFlags struct {
 	nodes, holders, rate int
 	slice                time.Duration
 	dir                  string
+	grpc                 bool   // feeds are gRPC streams
 	profile              string // directory for CPU profiles and execution traces; "" = none
 }
 
@@ -81,6 +82,7 @@ func parseLag(f *flag.FlagSet, args []string) (l lagFlags, err error) {
 	f.IntVar(&l.rate, "rate", lagRate, "writes per second")
 	f.DurationVar(&l.slice, "slice", 3*time.Second, "how long to measure")
 	f.StringVar(&l.dir, "dir", "", "directory of the log; none = in memory")
+	f.BoolVar(&l.grpc, "grpc", false, "let the feeds be gRPC streams")
 	f.StringVar(&l.profile, "profile", "", "directory for CPU profiles and execution traces of both processes; costs time itself; none = do not")
 	if err = f.Parse(args); err == nil && (l.nodes < l.holders || l.holders < 1 || l.rate < 1) {
 		err = fmt.Errorf("%d holders of %d nodes, %d writes/s", l.holders, l.nodes, l.rate)

@@ -234,7 +234,7 @@ type (
 	}
 	// Evicted: the table no longer holds the key (no room, or the value did not fit).
 	Evicted struct{ Key outrigger.Key }
-	// Tick: time passed. Send one every 10 to 100 ms.
+	// Tick: time passed. Send one every 100 ms, and every 10 to 25 ms while State.Pressing.
 	Tick struct{}
 )
 

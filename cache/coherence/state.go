@@ -159,6 +159,10 @@ func (s *State) Position() (region string, incarnation, applied uint64) {
 	return s.region, s.incarnation, s.applied
 }
 
+// Pressing reports whether something waits for time to pass that is not to be done 100 ms
+// late: a gap to be closed, an acknowledgement or readers that wait for what is missing.
+func (s *State) Pressing() bool { return len(s.pending)+len(s.spans)+len(s.parked) > 0 }
+
 // Stats returns the counters.
 func (s *State) Stats() Stats {
 	st := s.stats

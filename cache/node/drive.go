@@ -56,6 +56,10 @@ func (a *Agent) run(ins ...coherence.Input) {
 		}
 		ins = a.consequences()
 	}
+	if !a.pressed && a.state.Pressing() {
+		a.pressed = true
+		a.ticks.Reset(tickEvery)
+	}
 }
 
 // consequences starts what the outputs carried out so far asked for and returns the
@@ -134,7 +138,7 @@ func (a *Agent) install(t *table, o coherence.Install) {
 		a.buf = Absence{SessionExists: o.SessionExists, AsOf: o.AsOf}.Append(a.buf[:0])
 		payload = a.buf
 	} else {
-		b, err := AppendVariable(a.buf[:0], o.Variable)
+		b, err := a.appendVariable(a.buf[:0], o.Variable)
 		if err != nil {
 			a.forget(w, o.Key, err)
 			return
@@ -148,6 +152,16 @@ func (a *Agent) install(t *table, o coherence.Install) {
 	if cap(a.buf) > shm.MaxValueBytes {
 		a.buf = nil
 	}
+}
+
+// appendVariable is AppendVariable, and takes the bytes as they came on the feed if it can.
+func (a *Agent) appendVariable(b []byte, v *pb.Variable) ([]byte, error) {
+	if a.feed != nil {
+		if b, ok := a.feed.AppendVariable(b, v); ok {
+			return b, nil
+		}
+	}
+	return AppendVariable(b, v)
 }
 
 // pick hands a select to the goroutine that sends. Only one is unanswered at a time, so it

@@ -5,10 +5,10 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"google.golang.org/grpc"
-
+	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/cache/coherence"
+	"github.com/outrigger-mesh/outrigger/cache/feed"
 	"github.com/outrigger-mesh/outrigger/internal/wire"
 )
 
@@ -49,14 +49,22 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
+// source is a feed as the agent uses it, whatever carries it.
+type source interface {
+	// Recv returns the next frame, which is valid until the next Recv.
+	Recv() (*pb.FeedFrame, error)
+	Send(*pb.FeedRequest) error
+}
+
 // followOnce opens a stream and applies its frames until it ends.
 func (a *Agent) followOnce(ctx context.Context) (frames int, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// The watchdog covers opening as well: a black hole answers nothing.
-	watchdog := time.AfterFunc(silentBeats*a.o.Heartbeat, cancel)
+	silence := silentBeats * a.o.Heartbeat
+	watchdog := time.AfterFunc(silence, cancel)
 	defer watchdog.Stop()
-	stream, err := a.coh.Feed(ctx)
+	stream, err := a.openFeed(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -72,18 +80,54 @@ func (a *Agent) followOnce(ctx context.Context) (frames int, err error) {
 		<-sender
 		a.step(coherence.Lost{Stream: number})
 	}()
-	for {
+	lean, _ := stream.(*feed.Client)
+	for fed := a.o.Clock(); ; {
 		f, err := stream.Recv()
 		if err != nil {
 			return frames, err
 		}
-		watchdog.Reset(silentBeats * a.o.Heartbeat)
-		a.step(coherence.Frame{Stream: number, Frame: f})
-		a.observeLag(f.GetChanges().GetChanges())
-		if frames++; !a.feedUp.Swap(true) {
+		if now := a.o.Clock(); now-fed >= int64(a.o.Heartbeat)/2 || now < fed {
+			fed = now
+			watchdog.Reset(silence)
+		}
+		a.mu.Lock()
+		a.feed = lean
+		a.run(coherence.Frame{Stream: number, Frame: f})
+		a.feed = nil
+		a.mu.Unlock()
+		if frames++; !a.feedUp.Load() && !a.feedUp.Swap(true) {
 			a.o.Logger.Info("feed open", "region", f.GetRegion(), "incarnation", f.GetIncarnation())
 		}
+		if a.o.Applied != nil {
+			a.o.Applied(f)
+		}
+		a.observeLag(f.GetChanges().GetChanges())
 	}
+}
+
+// openFeed opens a feed of its own if the agent may, and a gRPC stream otherwise or when the
+// origin refuses that. An origin that does not answer at all is asked by gRPC the next time:
+// something between may swallow what it does not know.
+func (a *Agent) openFeed(ctx context.Context) (source, error) {
+	if a.o.DialFeed == nil || a.o.Heartbeat > feed.MaxSilence/3 || a.swallowed {
+		a.swallowed = false
+		return a.coh.Feed(ctx)
+	}
+	conn, err := a.o.DialFeed(ctx)
+	if err != nil {
+		return nil, outrigger.Wrap(outrigger.Unavailable, err, "dial the feed")
+	}
+	c, err := feed.Connect(ctx, conn, a.o.FeedHost)
+	if feed.IsRefused(err) {
+		a.o.Logger.Info("feed over gRPC", "reason", err)
+		return a.coh.Feed(ctx)
+	}
+	if err != nil {
+		a.swallowed = ctx.Err() != nil
+		return nil, outrigger.Wrap(outrigger.Unavailable, err, "open the feed")
+	}
+	context.AfterFunc(ctx, c.Close)
+	return c, nil
 }
 
 // connect begins stream number: what to send first, and where selects for it come.
@@ -103,7 +147,7 @@ func (a *Agent) connect(number uint64, cancel context.CancelFunc) (*pb.Subscribe
 // together do not keep beating together: changes would wait behind their answers.
 // Nothing else is ever sent on the stream, so a heartbeat waits for nothing; a failed
 // send ends the stream, which Recv reports.
-func (a *Agent) beat(ctx context.Context, stream grpc.BidiStreamingClient[pb.FeedRequest, pb.FeedFrame], s *pb.Subscribe, selects <-chan *pb.Select) {
+func (a *Agent) beat(ctx context.Context, stream source, s *pb.Subscribe, selects <-chan *pb.Select) {
 	if stream.Send(&pb.FeedRequest{Kind: &pb.FeedRequest_Subscribe{Subscribe: s}}) != nil {
 		return
 	}
@@ -126,6 +170,7 @@ func (a *Agent) beat(ctx context.Context, stream grpc.BidiStreamingClient[pb.Fee
 				if waiting = false; first {
 					t.Reset(a.o.Heartbeat)
 				}
+				a.ticked(a.o.Heartbeat)
 			}
 		}
 	}
@@ -135,6 +180,9 @@ func (a *Agent) beat(ctx context.Context, stream grpc.BidiStreamingClient[pb.Fee
 // it. The commit was stamped by another machine's wall clock: good for a dashboard, and
 // the reason why nothing is decided by it.
 func (a *Agent) observeLag(changes []*pb.Change) {
+	if len(changes) == 0 {
+		return
+	}
 	now := time.Now().UnixNano()
 	for _, c := range changes {
 		at := int64(c.GetCommittedUnixNano())

@@ -35,6 +35,10 @@
 // cannot be reached the lease lapses, the table keeps its last values for readers that
 // accept them, and reads through the agent fail with kind Unavailable.
 //
+// With Options.DialFeed the feed has a connection of its own (package cache/feed); an origin
+// that refuses it is followed over gRPC, and asked again with the next connection. The lease
+// counts from when a heartbeat was sent either way.
+//
 // The rules are in cache/coherence; this package carries them out. That they hold is
 // watched while it runs: once per Options.RepairEvery the entry stored longest ago is read
 // at the origin. One that differs although nothing was missing is a violation of the
@@ -110,6 +114,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -121,6 +126,7 @@ import (
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/cache/coherence"
+	"github.com/outrigger-mesh/outrigger/cache/feed"
 	"github.com/outrigger-mesh/outrigger/cache/internal/unary"
 	"github.com/outrigger-mesh/outrigger/cache/shm"
 	"github.com/outrigger-mesh/outrigger/internal/identity"
@@ -130,7 +136,12 @@ import (
 type Options struct {
 	Node   outrigger.Node           // who this is; ID is required, an empty Region is learned from the origin
 	Origin grpc.ClientConnInterface // the control plane; required
-	Table  shm.Options              // size and kind of the table, or of all the tenants' together
+	// DialFeed opens a connection for the feed alone to the port of Origin; see package
+	// cache/feed. It must end with its context, and the connection must be as
+	// trustworthy as Origin's. nil = the feed is a stream of Origin.
+	DialFeed func(context.Context) (net.Conn, error)
+	FeedHost string      // name of the origin in the request for a feed; "localhost" if empty
+	Table    shm.Options // size and kind of the table, or of all the tenants' together
 
 	Lease        time.Duration // feed lease, counted from the sending of a heartbeat [300 ms]
 	Heartbeat    time.Duration // between heartbeats [100 ms]; at most a third of Lease
@@ -148,6 +159,11 @@ type Options struct {
 	// SessionKeys returns what is handed to the node's processes, asked at every hand-out
 	// [those of the origin].
 	SessionKeys func() *identity.Keys
+
+	// Applied, if set, is told of each frame of the feed when the table shows what is in
+	// it, by the goroutine that reads the feed. The frame is valid during the call. For
+	// measuring.
+	Applied func(*pb.FeedFrame)
 
 	// Clock is the monotonic clock in ns that table readers compare leases with; it must
 	// stay above 0 [Clock()].
@@ -170,14 +186,16 @@ type Agent struct {
 	fresh   freshness
 	reads   readCounts
 
-	tables  atomic.Pointer[tableSet] // stored to with mu held
-	feedUp  atomic.Bool
-	streams atomic.Uint64 // feed streams opened
-	touched touches
-	readers attachments
-	evicted atomic.Uint64 // from tables that are no more
-	ready   chan struct{} // closed when the table may be served for the first time
-	first   sync.Once     // closes ready
+	tables    atomic.Pointer[tableSet] // stored to with mu held
+	feedUp    atomic.Bool
+	streams   atomic.Uint64 // feed streams opened
+	swallowed bool          // the last request for a feed was not answered; of the goroutine that follows
+	touched   touches
+	readers   attachments
+	evicted   atomic.Uint64 // from tables that are no more
+	ticks     *time.Timer   // the next tick
+	ready     chan struct{} // closed when the table may be served for the first time
+	first     sync.Once     // closes ready
 
 	mu         sync.Mutex // guards everything below, and all stores to the table
 	state      *coherence.State
@@ -186,6 +204,8 @@ type Agent struct {
 	waiters    map[coherence.Waiter]waiting
 	lastWaiter coherence.Waiter
 	batch      effects            // of the step in progress
+	pressed    bool               // the next tick comes soon
+	feed       *feed.Client       // whose frame the step in progress is about; nil = none
 	endStream  context.CancelFunc // of the present feed stream
 	selects    chan *pb.Select    // to be sent on it
 	runCtx     context.Context    // nil before Run and after it
@@ -211,7 +231,7 @@ func New(o Options) (*Agent, error) {
 			Region: o.Node.Region, Lease: int64(o.Lease), Patience: int64(o.Heartbeat) / 2,
 			MaxKeys: o.maxKeys(n * room), TTL: int64(o.TTL), RepairEvery: int64(o.RepairEvery),
 		}),
-		waiters: map[coherence.Waiter]waiting{}, ready: make(chan struct{}),
+		waiters: map[coherence.Waiter]waiting{}, ticks: stoppedTimer(), ready: make(chan struct{}),
 	}
 	a.tables.Store(&tableSet{tenants: map[string]*table{}})
 	if o.Access == nil {
@@ -228,6 +248,12 @@ func New(o Options) (*Agent, error) {
 		return nil, err
 	}
 	return a, nil
+}
+
+func stoppedTimer() *time.Timer {
+	t := time.NewTimer(time.Hour)
+	t.Stop()
+	return t
 }
 
 func (o *Options) complete() error {
@@ -299,8 +325,11 @@ func (a *Agent) Table() *shm.Reader {
 // maxFetching is above what may be fetched at a time; see coherence.Options.
 const maxFetching = 2048
 
-// tickEvery drives what the protocol does by time; see coherence.Tick.
-const tickEvery = 20 * time.Millisecond
+// These drive what the protocol does by time; see coherence.Tick.
+const (
+	tickEvery    = 20 * time.Millisecond // while something presses
+	restingEvery = 100 * time.Millisecond
+)
 
 // Run follows the feed and serves until ctx ends, then retires the table, fails whoever
 // waits and returns nil once everything it started has ended.
@@ -315,7 +344,9 @@ func (a *Agent) Run(ctx context.Context) error {
 
 	var loops sync.WaitGroup
 	loops.Go(func() { a.follow(ctx) })
-	loops.Go(func() { every(ctx, tickEvery, func() { a.step(coherence.Tick{}) }) })
+	a.ticks.Reset(restingEvery)
+	defer a.ticks.Stop()
+	loops.Go(func() { a.tick(ctx) })
 	loops.Go(func() { every(ctx, touchEvery, func() { a.reportTouches(ctx) }) })
 	if a.o.Access != nil {
 		loops.Go(func() { every(ctx, retireEvery, a.retireIdle) })
@@ -334,6 +365,32 @@ func (a *Agent) Run(ctx context.Context) error {
 		err = errors.Join(err, t.w.Close()) // and its lease: nobody keeps it current from here on
 	}
 	return err
+}
+
+// tick lets the protocol act by time until ctx ends. A node at rest is woken seldom, because
+// a machine may have many: while the feed is open its heartbeats are enough.
+func (a *Agent) tick(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.ticks.C:
+			a.ticked(0)
+		}
+	}
+}
+
+// ticked makes a tick. The next comes after restingEvery and another, for ticks that have a
+// wake-up of their own, or soon.
+func (a *Agent) ticked(another time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.run(coherence.Tick{})
+	if a.pressed = a.state.Pressing(); a.pressed {
+		a.ticks.Reset(tickEvery)
+	} else {
+		a.ticks.Reset(restingEvery + another)
+	}
 }
 
 // every calls do each d until ctx ends.

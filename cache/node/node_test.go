@@ -3,6 +3,7 @@ package node_test
 import (
 	"context"
 	"fmt"
+	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -36,17 +37,25 @@ type world struct {
 	stop   func()
 }
 
-// bubble runs do with a running world whose lease is live.
+// bubble runs do with a running world whose lease is live, with a feed over gRPC and one
+// without.
 func bubble(t *testing.T, o node.Options, do func(t *testing.T, w *world)) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, o)
-		defer func() { w.stop() }()
-		<-w.agent.Ready()
-		if s := w.agent.Stats(); !s.FeedUp || !s.LeaseLive {
-			t.Fatalf("the feed does not open: %+v", s)
-		}
-		do(t, w)
-	})
+	for _, way := range []string{"grpc", "lean"} {
+		t.Run(way, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, o)
+				defer func() { w.stop() }()
+				<-w.agent.Ready()
+				if s := w.agent.Stats(); !s.FeedUp || !s.LeaseLive {
+					t.Fatalf("the feed does not open: %+v", s)
+				}
+				if leans := w.origin.Leans(); (leans > 0) != (way == "lean") {
+					t.Fatalf("%d feeds without gRPC", leans)
+				}
+				do(t, w)
+			})
+		})
+	}
 }
 
 func newWorld(t *testing.T, o node.Options) *world {
@@ -59,6 +68,10 @@ func newWorld(t *testing.T, o node.Options) *world {
 	w.clock = func() int64 { return int64(time.Since(start)) + int64(time.Hour) }
 	o.Node = outrigger.Node{ID: "node-a", Kind: "agent", Region: origintest.Region}
 	o.Origin, o.Table, o.Clock = cc, shm.Options{Heap: true, Bytes: 1 << 20}, w.clock
+	if strings.Contains(t.Name(), "/lean") {
+		dial := w.net.Dialer("node")
+		o.DialFeed = func(ctx context.Context) (net.Conn, error) { return dial(ctx, "origin:1") }
+	}
 	w.agent, err = node.New(o)
 	must(t, err)
 	ctx, cancel := context.WithCancel(context.Background())

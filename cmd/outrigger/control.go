@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -206,6 +207,7 @@ func (c *controlFlags) sessionKeys(p *process) (*identity.KeyFile, error) {
 // grpcServer carries every service; keep-alives find peers that vanished.
 func (c *controlFlags) grpcServer(p *process, s *control.Server) *grpc.Server {
 	gs := grpc.NewServer(append(variables.TransportOptions(), p.tel.GRPCServer(),
+		grpc.Creds(s.Credentials(insecure.NewCredentials())),
 		grpc.MaxRecvMsgSize(16<<20), grpc.MaxConcurrentStreams(4096),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}))...)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -130,6 +131,20 @@ func (p *process) dialMesh(target string, more ...grpc.DialOption) (*grpc.Client
 	return conn, nil
 }
 
+// feedDialer opens connections for the feed to where dialMesh's go; nil when only gRPC knows
+// where that is.
+func (p *process) feedDialer(target string) func(context.Context) (net.Conn, error) {
+	network, address := "tcp", strings.TrimPrefix(strings.TrimPrefix(target, "dns:///"), "passthrough:///")
+	if path, ok := strings.CutPrefix(target, "unix:"); ok {
+		network, address = "unix", strings.TrimPrefix(path, "//")
+	} else if _, _, err := net.SplitHostPort(address); err != nil {
+		return nil
+	} else if p.dialTCP != nil {
+		return func(ctx context.Context) (net.Conn, error) { return p.dialTCP(ctx, address) }
+	}
+	return func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, network, address) }
+}
+
 func (n *nodeFlags) run(cmd *cobra.Command, g *globals) error {
 	p, err := g.start(cmd, "node", n.nodeID, n.region)
 	if err != nil {
@@ -175,7 +190,7 @@ func (n *nodeFlags) run(cmd *cobra.Command, g *globals) error {
 		sessionKeys = keys.Keys
 		p.run("session keys", keys.Run)
 	}
-	a, err := node.New(node.Options{Node: self, SessionKeys: sessionKeys, RepairEvery: n.checkEvery, Origin: origin, Table: shm.Options{Bytes: n.tableBytes, Name: "outrigger"},
+	a, err := node.New(node.Options{Node: self, SessionKeys: sessionKeys, RepairEvery: n.checkEvery, Origin: origin, DialFeed: p.feedDialer(n.control), FeedHost: n.control, Table: shm.Options{Bytes: n.tableBytes, Name: "outrigger"},
 		Access: access, TableIdle: n.tableIdle, Lease: n.lease, Heartbeat: n.heartbeat, Logger: p.log, Meter: p.tel.Meter("cache/node")})
 	if err != nil {
 		return err

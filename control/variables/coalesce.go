@@ -14,7 +14,7 @@ import (
 )
 
 // lagging is the number of waiting frames beyond which a stream gets them coalesced.
-const lagging = feedStep
+const lagging = 16
 
 // mergedKept is how many coalesced frames are remembered for streams that lag alike, as
 // those of a fleet do after a burst.

@@ -75,6 +75,14 @@
 // a SESSION change is the highest earlier position inside that session, 0 at creation.
 // A batch that was atomic in the log may be spread over several frames.
 //
+// A feed comes as a gRPC stream or, on the port of a server made with Service.Credentials,
+// as frames on a connection of its own (package cache/feed), with the same messages and
+// rules. Of such a connection 64 KiB and a frame are buffered at most: a few goroutines for
+// all of them write what it takes without waiting, and one that is full is left to a
+// goroutine of its own, while its cursor stays. Its heartbeats are answered then, of those
+// that waited the newest only. A client silent for feed.MaxSilence is let go of. These
+// connections end with Run.
+//
 // # Failure
 //
 // Bad input fails with kind Invalid or Exhausted and changes nothing. Overload is the

@@ -1,6 +1,8 @@
 package variables
 
 import (
+	"slices"
+
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
@@ -8,26 +10,17 @@ import (
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 )
 
-// message returns the frame for a stream of every change, as a message that is already
-// encoded: an empty FeedFrame whose unknown fields are the bytes of the full one, which
-// every codec copies out as they are. A receiver decodes it like any other. It must only
-// be sent, not read.
-func (f *frame) message(o origin) (*pb.FeedFrame, error) {
+// bytes returns the frame, encoded for a stream of every change.
+func (f *frame) bytes(o origin) ([]byte, error) {
 	f.whole.Do(func() {
 		raw, err := proto.Marshal(f.plain(o))
 		if err != nil {
 			f.broken = outrigger.Wrap(outrigger.Internal, err, "encode feed frame")
 			return
 		}
-		f.encoded = preEncoded(raw)
+		f.encoded = raw
 	})
 	return f.encoded, f.broken
-}
-
-func preEncoded(raw []byte) *pb.FeedFrame {
-	m := &pb.FeedFrame{}
-	m.ProtoReflect().SetUnknown(raw)
-	return m
 }
 
 func (f *frame) plain(o origin) *pb.FeedFrame {
@@ -67,14 +60,14 @@ func (f *frame) piece(i int) ([]byte, error) {
 	return f.pieces[i], nil
 }
 
-// assemble makes a selective frame of encoded changes, as a message that is already
-// encoded. All it costs a stream is the copying of its own changes.
-func assemble(o origin, previous, through uint64, pieces [][]byte) *pb.FeedFrame {
+// assemble appends to raw a selective frame of encoded changes. All it costs a stream is
+// the copying of its own changes.
+func assemble(raw []byte, o origin, previous, through uint64, pieces [][]byte) []byte {
 	inner := protowire.SizeTag(changesPrevious) + protowire.SizeVarint(previous) + protowire.SizeTag(changesThrough) + protowire.SizeVarint(through)
 	for _, p := range pieces {
 		inner += len(p)
 	}
-	raw := make([]byte, 0, inner+len(o.region)+32)
+	raw = slices.Grow(raw, inner+len(o.region)+32)
 	raw = protowire.AppendTag(raw, frameIncarnation, protowire.Fixed64Type)
 	raw = protowire.AppendFixed64(raw, o.incarnation)
 	raw = protowire.AppendTag(raw, frameRegion, protowire.BytesType)
@@ -90,5 +83,5 @@ func assemble(o origin, previous, through uint64, pieces [][]byte) *pb.FeedFrame
 	}
 	raw = protowire.AppendTag(raw, frameSelective, protowire.VarintType)
 	raw = protowire.AppendVarint(raw, 1)
-	return preEncoded(raw)
+	return raw
 }

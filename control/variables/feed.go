@@ -3,32 +3,16 @@ package variables
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/grpc"
-
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
-	"github.com/outrigger-mesh/outrigger/internal/status"
 	"github.com/outrigger-mesh/outrigger/internal/wire"
-)
-
-const (
-	// feedStep is the number of frames a stream takes from the ring at a time.
-	feedStep = 16
-	// heartbeatQueue bounds the unanswered heartbeats of one stream; beyond it the
-	// oldest is dropped, because the newest answer is worth the longest lease.
-	heartbeatQueue = 16
-	// selectQueue bounds the selects of one stream that are not taken yet. A node sends
-	// the next one when the last is answered, so more are an error of its.
-	selectQueue = 16
 )
 
 // feeds lists the open feed streams.
@@ -66,142 +50,92 @@ func (f *feeds) list() []FeedStat {
 	return out
 }
 
-// feed is one Feed call. Only the handler's goroutine sends; it holds a cursor into the
-// ring and no queue of changes.
+// feed is one open feed: what it was sent, and where it is sent. It holds a cursor into
+// the ring and no queue of changes. One goroutine at a time uses it, but for what its
+// fields' types allow.
 type feed struct {
-	s      *Service
-	ring   *ring
-	stream grpc.BidiStreamingServer[pb.FeedRequest, pb.FeedFrame]
-	node   outrigger.Node
-	since  time.Time
-	beats  chan *pb.Heartbeat
-	ended  chan error // one element: why receiving ended
-
-	wake    chan struct{}   // one element: there may be something to send
-	selects chan *pb.Select // of a selective stream
-	sel     *selection      // nil = every change
+	s     *Service
+	ring  *ring
+	out   sink
+	node  outrigger.Node
+	since time.Time
+	rouse func()     // there may be something to send; it does not wait
+	sel   *selection // nil = every change
 
 	cursor uint64        // every change up to here was sent
 	sent   atomic.Uint64 // cursor, for Stats
 	resets atomic.Int64
 }
 
-// Feed implements pb.CoherenceServer. It ends without an error when the client closes
-// its side, and with Unavailable when the service stops.
-func (s *Service) Feed(stream grpc.BidiStreamingServer[pb.FeedRequest, pb.FeedFrame]) error {
-	return status.ToGRPC(s.feed(stream))
+// sink takes frames to a node, in order.
+type sink interface {
+	send(*pb.FeedFrame) error
+	// sendFrame sends a frame of the ring to a node that takes every change.
+	sendFrame(*frame, origin) error
+	// sendPieces sends encoded changes, those from previous to through that were selected.
+	sendPieces(o origin, previous, through uint64, pieces [][]byte) error
 }
 
-func (s *Service) feed(stream grpc.BidiStreamingServer[pb.FeedRequest, pb.FeedFrame]) error {
-	if err := s.isReady(); err != nil {
-		return err
-	}
-	first, err := stream.Recv()
-	if err != nil {
-		return err
-	}
-	sub := first.GetSubscribe()
+// open makes the feed that sub asks for. unlisten must be called when it ends.
+func (f *feed) open(s *Service, sub *pb.Subscribe) error {
 	if sub == nil {
 		return outrigger.Errorf(outrigger.Invalid, "the first message of a feed must be subscribe")
 	}
 	if n := len(sub.GetNode().GetId()); n == 0 || n > outrigger.MaxNameBytes {
 		return outrigger.Errorf(outrigger.Invalid, "subscribe.node.id is %d bytes long; give 1 to %d", n, outrigger.MaxNameBytes)
 	}
-	f := &feed{
-		s: s, ring: s.ring.Load(), stream: stream, node: wire.Node(sub.GetNode()), since: s.opt.Now(),
-		beats: make(chan *pb.Heartbeat, heartbeatQueue), ended: make(chan error, 1),
-		wake: make(chan struct{}, 1), selects: make(chan *pb.Select, selectQueue),
-	}
+	f.s, f.ring, f.node, f.since = s, s.ring.Load(), wire.Node(sub.GetNode()), s.opt.Now()
 	if err := f.listen(sub.GetSelect()); err != nil {
 		return err
 	}
-	defer f.unlisten()
 	s.feeds.add(f)
-	defer s.feeds.remove(f)
-	go f.receive() // ends with the stream's context, which ends when this handler returns
 	s.opt.Logger.Info("feed opened", "node", f.node.ID, "from", sub.GetFrom(), "incarnation", sub.GetIncarnation())
-	err = endOf(f.run(sub))
-	s.opt.Logger.Info("feed closed", "node", f.node.ID, "sent", f.cursor, "open", s.opt.Now().Sub(f.since), "error", err)
-	return err
+	return nil
 }
 
-// receive takes heartbeats and selects off the stream as they come.
-func (f *feed) receive() {
-	for {
-		req, err := f.stream.Recv()
-		if err == nil && req.GetSelect() != nil && f.sel != nil {
-			if err = f.queue(req.GetSelect()); err == nil {
-				continue
-			}
-		}
-		if err == nil && req.GetHeartbeat() == nil {
-			err = outrigger.Errorf(outrigger.Invalid, "a feed takes one subscribe and then heartbeats only, and selects if the subscribe had one; open another stream")
-		}
-		if err != nil {
-			f.ended <- err
-			return
-		}
-		for queued := false; !queued; {
-			select {
-			case f.beats <- req.GetHeartbeat():
-				queued = true
-			default:
-				select {
-				case <-f.beats:
-				default: // the handler was faster
-				}
-			}
-		}
-	}
+func (f *feed) close(why error) {
+	f.s.feeds.remove(f)
+	f.unlisten()
+	f.s.opt.Logger.Info("feed closed", "node", f.node.ID, "sent", f.sent.Load(), "open", f.s.opt.Now().Sub(f.since), "error", why)
 }
 
-func (f *feed) run(sub *pb.Subscribe) error {
+// errTurn answers what a feed's client may not send.
+func errTurn() error {
+	return outrigger.Errorf(outrigger.Invalid, "a feed takes one subscribe and then heartbeats only, and selects if the subscribe had one; open another stream")
+}
+
+func errSelects() error {
+	return outrigger.Errorf(outrigger.Exhausted, "%d selects wait already; wait for the answer before sending the next", selectQueue)
+}
+
+// start sends what answers sub.
+func (f *feed) start(sub *pb.Subscribe) error {
 	if err := f.begin(sub); err != nil {
 		return err
 	}
 	if f.sel != nil && f.resets.Load() > 0 {
-		// It had to hear of the log first.
-		if err := f.answerSelect(); err != nil {
-			return err
-		}
+		return f.answerSelect() // it had to hear of the log first
 	}
-	for {
-		if err := f.answer(); err != nil {
-			return err
-		}
-		if f.sel != nil {
-			more, err := f.advance(false)
-			if err == nil && !more {
-				err = f.idle()
-			}
-			if err != nil {
-				return err
-			}
-			continue
-		}
-		if merged := f.ring.latest(f.cursor); merged != nil {
-			if err := f.send([]*frame{merged}); err != nil {
-				return err
-			}
-			continue
-		}
-		frames, head, stale := f.ring.after(f.cursor, feedStep)
-		if stale {
-			if err := f.reset(head, fmt.Sprintf("position %d is no longer kept", f.cursor)); err != nil {
-				return err
-			}
-			continue
-		}
-		if err := f.send(frames); err != nil {
-			return err
-		}
-		if len(frames) > 0 {
-			continue
-		}
-		if err := f.idle(); err != nil {
-			return err
-		}
+	return nil
+}
+
+// next sends one frame of what waits; more is false when nothing does.
+func (f *feed) next() (more bool, err error) {
+	if f.sel != nil {
+		return f.advance(false)
 	}
+	x := f.ring.latest(f.cursor)
+	if x == nil {
+		frames, head, stale := f.ring.after(f.cursor, 1)
+		switch {
+		case stale:
+			return true, f.reset(head, fmt.Sprintf("position %d is no longer kept", f.cursor))
+		case len(frames) == 0:
+			return false, nil
+		}
+		x = frames[0]
+	}
+	return true, f.sendRing(x)
 }
 
 // begin answers Subscribe: with a reset, or with a frame that continues where it says.
@@ -222,9 +156,9 @@ func (f *feed) begin(sub *pb.Subscribe) error {
 		return f.answerSelect()
 	case len(frames) == 0: // nothing new, or this replica is behind the subscriber
 		nothing := &frame{previous: sub.GetFrom(), through: sub.GetFrom()}
-		return f.stream.Send(nothing.plain(o))
+		return f.out.send(nothing.plain(o))
 	}
-	return f.send(frames)
+	return f.sendRing(frames[0])
 }
 
 func (f *feed) moveTo(position uint64) {
@@ -234,53 +168,22 @@ func (f *feed) moveTo(position uint64) {
 
 func (f *feed) reset(from uint64, reason string) error {
 	f.resets.Add(1)
-	f.s.metrics.resets.Add(f.stream.Context(), 1)
+	f.s.metrics.resets.Add(context.Background(), 1)
 	f.moveTo(from)
 	o := f.s.origin
-	return f.stream.Send(&pb.FeedFrame{
+	return f.out.send(&pb.FeedFrame{
 		Incarnation: o.incarnation, Region: o.region, Selective: f.sel != nil,
 		Kind: &pb.FeedFrame_Reset_{Reset_: &pb.Reset{From: from, Reason: reason}},
 	})
 }
 
-// send sends frames one by one, with the heartbeats that have come in before each.
-func (f *feed) send(frames []*frame) error {
-	for _, x := range frames {
-		if err := f.answer(); err != nil {
-			return err
-		}
-		msg, err := x.message(f.s.origin)
-		if err != nil {
-			return err
-		}
-		if err := f.stream.Send(msg); err != nil {
-			return err
-		}
-		f.s.metrics.frames.Add(f.stream.Context(), 1)
-		f.moveTo(x.through)
+func (f *feed) sendRing(x *frame) error {
+	if err := f.out.sendFrame(x, f.s.origin); err != nil {
+		return err
 	}
+	f.s.metrics.frames.Add(context.Background(), 1)
+	f.moveTo(x.through)
 	return nil
-}
-
-// answer acknowledges every heartbeat that has arrived, and ends the stream when the
-// client has.
-func (f *feed) answer() error {
-	for {
-		select {
-		case err := <-f.ended:
-			return err
-		case hb := <-f.beats:
-			if err := f.ack(hb); err != nil {
-				return err
-			}
-		case sel := <-f.selects:
-			if err := f.choose(sel); err != nil {
-				return err
-			}
-		default:
-			return nil
-		}
-	}
 }
 
 // ack answers a heartbeat. A selective stream is brought up to the head before, because
@@ -292,34 +195,8 @@ func (f *feed) ack(hb *pb.Heartbeat) error {
 			return err
 		}
 	}
-	return f.stream.Send(&pb.FeedFrame{
+	return f.out.send(&pb.FeedFrame{
 		Incarnation: o.incarnation, Region: o.region, Selective: f.sel != nil,
 		Kind: &pb.FeedFrame_Ack{Ack: &pb.HeartbeatAck{Sent: hb.GetSent(), Head: head}},
 	})
-}
-
-// idle waits for something to do.
-func (f *feed) idle() error {
-	select {
-	case <-f.wake:
-		return nil
-	case sel := <-f.selects:
-		return f.choose(sel)
-	case hb := <-f.beats:
-		return f.ack(hb)
-	case err := <-f.ended:
-		return err
-	case <-f.stream.Context().Done():
-		return context.Cause(f.stream.Context())
-	case <-f.s.stopped:
-		return f.s.isReady()
-	}
-}
-
-// endOf turns the client's orderly goodbye into success.
-func endOf(err error) error {
-	if errors.Is(err, io.EOF) {
-		return nil
-	}
-	return err
 }

@@ -8,10 +8,11 @@ import (
 	"testing/synctest"
 	"time"
 
-	"google.golang.org/grpc"
+	gstatus "google.golang.org/grpc/status"
 
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/cache/feed"
 	"github.com/outrigger-mesh/outrigger/control/eventlog"
 	"github.com/outrigger-mesh/outrigger/control/eventlog/memory"
 	"github.com/outrigger-mesh/outrigger/control/variables"
@@ -21,22 +22,60 @@ import (
 // node is a feed client; next describes what arrives in one line.
 type node struct {
 	w      *world
-	stream grpc.BidiStreamingClient[pb.FeedRequest, pb.FeedFrame]
+	stream carrier
 	close  func()
+}
+
+// carrier is what a feed comes over.
+type carrier interface {
+	Send(*pb.FeedRequest) error
+	Recv() (*pb.FeedFrame, error)
+}
+
+// overBoth runs a test with feeds over gRPC and without.
+func overBoth(t *testing.T, do func(*testing.T)) {
+	t.Run("grpc", do)
+	t.Run("lean", do)
+}
+
+// feed opens what overBoth says.
+func (w *world) feed(ctx context.Context) carrier {
+	w.t.Helper()
+	if !strings.HasSuffix(w.t.Name(), "/lean") {
+		stream, err := w.coh.Feed(ctx)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		return stream
+	}
+	conn, err := w.dial(ctx)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	c, err := feed.Connect(ctx, conn, "origin")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	context.AfterFunc(ctx, c.Close)
+	return c
 }
 
 func (w *world) subscribe(incarnation, from uint64) *node {
 	w.t.Helper()
 	ctx, cancel := context.WithCancel(w.ctx)
-	stream, err := w.coh.Feed(ctx)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	n := &node{w: w, stream: stream, close: cancel}
+	n := &node{w: w, stream: w.feed(ctx), close: cancel}
 	n.send(&pb.FeedRequest{Kind: &pb.FeedRequest_Subscribe{Subscribe: &pb.Subscribe{
 		Node: &pb.Node{Id: "node-a"}, Incarnation: incarnation, From: from,
 	}}})
 	return n
+}
+
+// endedBy is why a feed ended, as an outrigger.Error.
+func endedBy(err error) error {
+	if _, ok := gstatus.FromError(err); ok {
+		return status.FromGRPC(err, nil)
+	}
+	return err
 }
 
 func (n *node) send(req *pb.FeedRequest) {
@@ -111,7 +150,9 @@ func describeChange(c *pb.Change) string {
 // 2. Changes arrive in order with the position of the key's previous change.
 // 3. The stream is cut; while it is away the log goes on.
 // 4. It subscribes from where it was: what it missed follows, without a reset.
-func TestFeedResumes(t *testing.T) {
+func TestFeedResumes(t *testing.T) { overBoth(t, testFeedResumes) }
+
+func testFeedResumes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.session("s") // 1
@@ -148,6 +189,10 @@ func TestFeedResumes(t *testing.T) {
 // A subscriber that is up to date is told so, one in the middle of a frame gets the rest
 // of it, and a deletion and a new life keep the chain of previous positions.
 func TestFeedContinuesInsideAnAtomicBatch(t *testing.T) {
+	overBoth(t, testFeedContinuesInsideAnAtomicBatch)
+}
+
+func testFeedContinuesInsideAnAtomicBatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.session("s") // 1
@@ -180,7 +225,9 @@ func TestFeedContinuesInsideAnAtomicBatch(t *testing.T) {
 	})
 }
 
-func TestFeedResets(t *testing.T) {
+func TestFeedResets(t *testing.T) { overBoth(t, testFeedResets) }
+
+func testFeedResets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startWorld(t, memory.New(), variables.Options{FeedRing: 4})
 		w.session("s")
@@ -208,33 +255,29 @@ func TestFeedResets(t *testing.T) {
 }
 
 // A feed that does not begin with subscribe, or subscribes twice, is refused.
-func TestFeedProtocol(t *testing.T) {
+func TestFeedProtocol(t *testing.T) { overBoth(t, testFeedProtocol) }
+
+func testFeedProtocol(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		fails := func(stream grpc.BidiStreamingClient[pb.FeedRequest, pb.FeedFrame], kind outrigger.Kind) {
+		fails := func(stream carrier, kind outrigger.Kind) {
 			t.Helper()
 			for {
 				if _, err := stream.Recv(); err != nil {
-					if err = status.FromGRPC(err, nil); !outrigger.IsKind(err, kind) {
+					if !outrigger.IsKind(endedBy(err), kind) {
 						t.Errorf("got %v, want %v", err, kind)
 					}
 					return
 				}
 			}
 		}
-		stream, err := w.coh.Feed(w.ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
+		stream := w.feed(w.ctx)
 		(&node{w: w, stream: stream}).beat(1)
 		fails(stream, outrigger.Invalid)
 		n := w.subscribe(0, 0)
 		n.send(&pb.FeedRequest{Kind: &pb.FeedRequest_Subscribe{Subscribe: &pb.Subscribe{Node: &pb.Node{Id: "x"}}}})
 		fails(n.stream, outrigger.Invalid)
-		nameless, err := w.coh.Feed(w.ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
+		nameless := w.feed(w.ctx)
 		(&node{w: w, stream: nameless}).send(&pb.FeedRequest{Kind: &pb.FeedRequest_Subscribe{Subscribe: &pb.Subscribe{}}})
 		fails(nameless, outrigger.Invalid)
 	})
@@ -244,7 +287,9 @@ func TestFeedProtocol(t *testing.T) {
 // flow control lets into its connection, and its cursor falls out of a small ring.
 // 2. It then reads everything there is: frames, one reset, frames, with no gap except at
 // the reset, and ends at the head.
-func TestSlowNodeIsResetNotQueued(t *testing.T) {
+func TestSlowNodeIsResetNotQueued(t *testing.T) { overBoth(t, testSlowNodeIsResetNotQueued) }
+
+func testSlowNodeIsResetNotQueued(t *testing.T) {
 	w := startWorld(t, memory.New(), variables.Options{FeedRing: 64})
 	w.session("s")
 	n := w.subscribe(0, 0)
@@ -292,7 +337,9 @@ func TestFrameSizes(t *testing.T) {
 
 // Heartbeats are answered while writes pour in: each answer comes with the head of its
 // moment, and heads never go back.
-func TestHeartbeatsWhileWritesPourIn(t *testing.T) {
+func TestHeartbeatsWhileWritesPourIn(t *testing.T) { overBoth(t, testHeartbeatsWhileWritesPourIn) }
+
+func testHeartbeatsWhileWritesPourIn(t *testing.T) {
 	w := newWorld(t)
 	w.session("s")
 	w.register("s", "x", value("integer", "0"))
@@ -389,7 +436,9 @@ func TestChangesAreCutBySize(t *testing.T) {
 }
 
 // Events that are no business of variables move the feed's positions on.
-func TestFeedPassesOverOtherEvents(t *testing.T) {
+func TestFeedPassesOverOtherEvents(t *testing.T) { overBoth(t, testFeedPassesOverOtherEvents) }
+
+func testFeedPassesOverOtherEvents(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		n := w.subscribe(0, 0)

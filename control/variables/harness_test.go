@@ -30,6 +30,7 @@ type world struct {
 	svc  *variables.Service
 	vars pb.VariablesClient
 	coh  pb.CoherenceClient
+	dial func(context.Context) (net.Conn, error)
 	stop func() // ends the service and the connection; may be called twice
 }
 
@@ -53,7 +54,7 @@ func startWorld(t testing.TB, log eventlog.Log, opt variables.Options) *world {
 	<-svc.Ready()
 
 	listener := bufconn.Listen(1 << 20)
-	server := grpc.NewServer()
+	server := grpc.NewServer(grpc.Creds(svc.Credentials(insecure.NewCredentials())))
 	pb.RegisterVariablesServer(server, svc)
 	pb.RegisterCoherenceServer(server, svc)
 	served := make(chan error, 1)
@@ -63,7 +64,7 @@ func startWorld(t testing.TB, log eventlog.Log, opt variables.Options) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, log: log, svc: svc, vars: pb.NewVariablesClient(conn), coh: pb.NewCoherenceClient(conn)}
+	w := &world{t: t, log: log, svc: svc, vars: pb.NewVariablesClient(conn), coh: pb.NewCoherenceClient(conn), dial: listener.DialContext}
 	w.ctx, w.stop = ctx, func() {
 		cancel()
 		if err := <-ran; err != nil {

@@ -26,7 +26,7 @@ type frame struct {
 	whole sync.Once // makes encoded
 	parts sync.Once // makes pieces
 
-	encoded *pb.FeedFrame
+	encoded []byte
 	broken  error    // why there is no encoded
 	pieces  [][]byte // each change as a field of Changes
 	failed  error    // why there are no pieces

@@ -14,14 +14,14 @@ import (
 // A shared frame is encoded once, and a receiver cannot tell it from an ordinary one.
 func TestFrameIsEncodedOnce(t *testing.T) {
 	f := &frame{previous: 3, through: 9, changes: []*pb.Change{{Position: 5, Key: &pb.Key{Session: "s", Name: "x"}, KeyPrevious: 2}}}
-	a, err := f.message(testOrigin)
+	a, err := f.bytes(testOrigin)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b, err := f.message(testOrigin); err != nil || a != b {
-		t.Errorf("a second stream got another message, %v", err)
+	if b, err := f.bytes(testOrigin); err != nil || &a[0] != &b[0] {
+		t.Errorf("a second stream got another encoding, %v", err)
 	}
-	raw, err := proto.Marshal(a)
+	raw, err := proto.Marshal(preEncoded(a))
 	if err != nil {
 		t.Fatal(err)
 	}

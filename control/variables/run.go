@@ -37,6 +37,7 @@ func (s *Service) Run(ctx context.Context) error {
 	if s.started.Swap(true) {
 		return outrigger.Errorf(outrigger.Invalid, "variables: Run was called before; build a new Service")
 	}
+	defer s.leans.close()
 	defer close(s.stopped)
 	err := s.run(ctx)
 	if ctx.Err() != nil {
@@ -71,6 +72,9 @@ func (s *Service) run(ctx context.Context) error {
 	group.Go(func() error { return s.follow(ctx, s.state.applied+1, events) })
 	group.Go(func() error { return s.sweeper(ctx, a.expired) })
 	group.Go(func() error { return a.run(ctx, events) })
+	for _, w := range s.fanouts.all {
+		group.Go(func() error { w.run(ctx); return nil })
+	}
 	return group.Wait()
 }
 

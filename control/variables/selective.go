@@ -1,6 +1,7 @@
 package variables
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/outrigger-mesh/outrigger"
@@ -54,19 +55,6 @@ func (f *feed) take(sel *pb.Select) {
 	}
 }
 
-// queue hands a select to the handler.
-func (f *feed) queue(sel *pb.Select) error {
-	if err := checkSelect(sel); err != nil {
-		return err
-	}
-	select {
-	case f.selects <- sel:
-		return nil
-	default:
-		return outrigger.Errorf(outrigger.Exhausted, "%d selects wait already; wait for the answer before sending the next", selectQueue)
-	}
-}
-
 // choose takes a select and answers it. Nothing after the cursor was sent yet, so what
 // follows is everything from there on.
 func (f *feed) choose(sel *pb.Select) error {
@@ -79,22 +67,15 @@ func (f *feed) choose(sel *pb.Select) error {
 
 func (f *feed) answerSelect() error {
 	o := f.s.origin
-	return f.stream.Send(&pb.FeedFrame{
+	return f.out.send(&pb.FeedFrame{
 		Incarnation: o.incarnation, Region: o.region, Selective: true,
 		Kind: &pb.FeedFrame_Selected{Selected: &pb.Selected{Number: f.sel.number, Position: f.cursor}},
 	})
 }
 
-// rouse has the handler look for something to send. It does not wait.
-func (f *feed) rouse() {
-	select {
-	case f.wake <- struct{}{}:
-	default: // it will look anyway
-	}
-}
-
 // advance sends a selective stream one frame of what concerns it, or, with cover, one that
-// says that there was nothing. more is false when it sent nothing.
+// says that there was nothing. more is false when it sent nothing. Of more than lagging
+// changes the newest of each key are sent, and then the frame may end earlier.
 func (f *feed) advance(cover bool) (more bool, err error) {
 	parts, through, stale := f.ring.since(f.cursor, f.sel, selectStep)
 	switch {
@@ -102,39 +83,37 @@ func (f *feed) advance(cover bool) (more bool, err error) {
 		return true, f.reset(through, fmt.Sprintf("position %d is no longer kept", f.cursor))
 	case len(parts) == 0 && (!cover || through == f.cursor):
 		return false, nil
+	case len(parts) > lagging:
+		through, err = f.sendMerged(parts, through)
+	default:
+		err = f.sendParts(parts, through)
 	}
-	msg, through, err := f.selected(parts, through)
 	if err != nil {
 		return false, err
 	}
-	if err := f.stream.Send(msg); err != nil {
-		return false, err
-	}
-	f.s.metrics.frames.Add(f.stream.Context(), 1)
+	f.s.metrics.frames.Add(context.Background(), 1)
 	f.moveTo(through)
 	return true, nil
 }
 
-// selected makes the frame of parts, coalesced when there are many: then it may end
-// earlier.
-func (f *feed) selected(parts []part, through uint64) (*pb.FeedFrame, uint64, error) {
-	o := f.s.origin
-	if len(parts) > lagging {
-		changes := make([]*pb.Change, len(parts))
-		for i, p := range parts {
-			changes[i] = p.of.changes[p.i]
-		}
-		merged := coalesce(split(f.cursor, through, changes))
-		msg := merged.plain(o)
-		msg.Selective = true
-		return msg, merged.through, nil
-	}
-	pieces := make([][]byte, len(parts))
+func (f *feed) sendMerged(parts []part, through uint64) (uint64, error) {
+	changes := make([]*pb.Change, len(parts))
 	for i, p := range parts {
-		var err error
+		changes[i] = p.of.changes[p.i]
+	}
+	merged := coalesce(split(f.cursor, through, changes))
+	msg := merged.plain(f.s.origin)
+	msg.Selective = true
+	return merged.through, f.out.send(msg)
+}
+
+func (f *feed) sendParts(parts []part, through uint64) (err error) {
+	var room [lagging][]byte
+	pieces := room[:len(parts)]
+	for i, p := range parts {
 		if pieces[i], err = p.of.piece(p.i); err != nil {
-			return nil, 0, err
+			return err
 		}
 	}
-	return assemble(o, f.cursor, through, pieces), through, nil
+	return f.out.sendPieces(f.s.origin, f.cursor, through, pieces)
 }

@@ -12,7 +12,6 @@ import (
 	"github.com/outrigger-mesh/outrigger/cache/coherence"
 	"github.com/outrigger-mesh/outrigger/control/eventlog/memory"
 	"github.com/outrigger-mesh/outrigger/control/variables"
-	"github.com/outrigger-mesh/outrigger/internal/status"
 )
 
 func shards(sessions ...string) (out []uint32) {
@@ -25,11 +24,7 @@ func shards(sessions ...string) (out []uint32) {
 // selecting opens a selective stream.
 func (w *world) selecting(incarnation, from uint64, sessions ...string) *node {
 	w.t.Helper()
-	stream, err := w.coh.Feed(w.ctx)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	n := &node{w: w, stream: stream}
+	n := &node{w: w, stream: w.feed(w.ctx)}
 	n.send(&pb.FeedRequest{Kind: &pb.FeedRequest_Subscribe{Subscribe: &pb.Subscribe{
 		Node: &pb.Node{Id: "node-a"}, Incarnation: incarnation, From: from, Select: &pb.Select{Number: 1, Add: shards(sessions...)},
 	}}})
@@ -46,7 +41,9 @@ func (n *node) selects(number uint64, add, remove []uint32) {
 // 2. It selects a session: from the position answered on, it hears of its changes, those
 // before included that it was not told to have missed, and of no other's.
 // 3. It takes the session out again, and hears nothing more.
-func TestFeedCarriesWhatIsSelected(t *testing.T) {
+func TestFeedCarriesWhatIsSelected(t *testing.T) { overBoth(t, testFeedCarriesWhatIsSelected) }
+
+func testFeedCarriesWhatIsSelected(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.session("s") // 1
@@ -84,7 +81,9 @@ func TestFeedCarriesWhatIsSelected(t *testing.T) {
 
 // A stream that continues carries everything of its selection since `from`, atomic writes
 // over several sessions included, and is reset by the same rules as any other.
-func TestSelectiveFeedResumes(t *testing.T) {
+func TestSelectiveFeedResumes(t *testing.T) { overBoth(t, testSelectiveFeedResumes) }
+
+func testSelectiveFeedResumes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startWorld(t, memory.New(), variables.Options{FeedRing: 6})
 		w.session("s")                              // 1
@@ -114,7 +113,9 @@ func TestSelectiveFeedResumes(t *testing.T) {
 }
 
 // A selective stream that lags gets of each key the newest change only.
-func TestSelectiveFeedCoalesces(t *testing.T) {
+func TestSelectiveFeedCoalesces(t *testing.T) { overBoth(t, testSelectiveFeedCoalesces) }
+
+func testSelectiveFeedCoalesces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.session("s")                              // 1
@@ -131,7 +132,9 @@ func TestSelectiveFeedCoalesces(t *testing.T) {
 }
 
 // Every frame of a selective stream says so, and only of such.
-func TestFramesSaySelective(t *testing.T) {
+func TestFramesSaySelective(t *testing.T) { overBoth(t, testFramesSaySelective) }
+
+func testFramesSaySelective(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.session("s")
@@ -153,7 +156,9 @@ func TestFramesSaySelective(t *testing.T) {
 	})
 }
 
-func TestSelectIsRefused(t *testing.T) {
+func TestSelectIsRefused(t *testing.T) { overBoth(t, testSelectIsRefused) }
+
+func testSelectIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		for what, n := range map[string]*node{
@@ -169,7 +174,7 @@ func TestSelectIsRefused(t *testing.T) {
 			}
 			for {
 				if _, err := n.stream.Recv(); err != nil {
-					if err = status.FromGRPC(err, nil); !outrigger.IsKind(err, outrigger.Invalid) {
+					if !outrigger.IsKind(endedBy(err), outrigger.Invalid) {
 						t.Errorf("%s: %v", what, err)
 					}
 					break
@@ -180,7 +185,9 @@ func TestSelectIsRefused(t *testing.T) {
 }
 
 // A write wakes the streams it concerns and no other: those stay where they were.
-func TestWritesWakeWhomTheyConcern(t *testing.T) {
+func TestWritesWakeWhomTheyConcern(t *testing.T) { overBoth(t, testWritesWakeWhomTheyConcern) }
+
+func testWritesWakeWhomTheyConcern(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.session("s")

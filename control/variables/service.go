@@ -98,6 +98,8 @@ type Service struct {
 	gates   *gates
 	hub     *hub
 	feeds   feeds
+	leans   connections
+	fanouts *fanouts
 
 	progress progress
 	ready    chan struct{} // closed by the applier when the first head is applied
@@ -135,7 +137,7 @@ func New(log eventlog.Log, opt Options) (*Service, error) {
 	s := &Service{
 		log: log, opt: opt,
 		origin: origin{region: opt.Region, incarnation: log.Incarnation()},
-		gates:  newGates(), hub: newHub(),
+		gates:  newGates(), hub: newHub(), fanouts: newFanouts(),
 		ready: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	s.state = newState(s.origin, s.foldLimits())

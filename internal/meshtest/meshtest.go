@@ -199,7 +199,7 @@ func (w *World) StartControl() {
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &Control{Server: s}
 	c.cancel = cancel
-	gs := grpc.NewServer()
+	gs := grpc.NewServer(grpc.Creds(s.Credentials(insecure.NewCredentials())))
 	s.RegisterGRPC(gs)
 	w.serveGRPC(&c.part, ctx, w.listen("control", controlAddress), gs)
 	c.run(w.t, "control", ctx, s.Run)
@@ -227,11 +227,19 @@ type Agent struct {
 	address string
 }
 
+// feedDialer lets every other node have its feed over gRPC.
+func (w *World) feedDialer(host string) func(context.Context) (net.Conn, error) {
+	if len(w.Agents)%2 == 1 {
+		return nil
+	}
+	return func(ctx context.Context) (net.Conn, error) { return w.Net.Dialer(host)(ctx, controlAddress) }
+}
+
 func (w *World) startAgent(host string) *Agent {
 	w.t.Helper()
 	origin := w.Dial(host, controlAddress)
 	self := outrigger.Node{ID: host, Kind: "agent", Region: Region}
-	a, err := node.New(node.Options{Node: self, Origin: origin, Clock: w.clock, Logger: w.o.Logger,
+	a, err := node.New(node.Options{Node: self, Origin: origin, DialFeed: w.feedDialer(host), Clock: w.clock, Logger: w.o.Logger,
 		Table: shm.Options{Heap: true, Bytes: 4 << 20, Slots: 4096}})
 	if err != nil {
 		w.t.Fatal(err)

@@ -23,6 +23,7 @@ import (
 
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/cache/feed"
 	"github.com/outrigger-mesh/outrigger/internal/memnet"
 	"github.com/outrigger-mesh/outrigger/internal/status"
 	"github.com/outrigger-mesh/outrigger/internal/wire"
@@ -46,6 +47,8 @@ type Origin struct {
 	counters    map[outrigger.Key]int32
 	grown       chan struct{} // closed and replaced by every change of state
 	reads, keys int
+	onlyGRPC    bool
+	leans       int
 	touched     []string
 	fail        error         // answered to everything while set
 	gate        chan struct{} // reads wait for it while set
@@ -72,7 +75,7 @@ func (o *Origin) Serve(n *memnet.Network, host, address string) (stop func(), er
 	if err != nil {
 		return nil, err
 	}
-	g := grpc.NewServer()
+	g := grpc.NewServer(grpc.Creds(feed.Credentials(insecure.NewCredentials(), func(c net.Conn) { go o.serveFeed(c) })))
 	pb.RegisterVariablesServer(g, o)
 	pb.RegisterCoherenceServer(g, o)
 	done := make(chan struct{})
