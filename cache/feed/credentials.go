@@ -59,8 +59,15 @@ func peek(conn net.Conn) (net.Conn, byte, error) {
 
 // peekSocket is peek for sockets, which stay what they are: gRPC reads them in its own way.
 func peekSocket(conn net.Conn) (first byte, ok bool, err error) {
-	sc, ok := conn.(syscall.Conn)
-	if !ok {
+	// Only what is a socket itself: gRPC's TLS connections have a SyscallConn, too, which
+	// is the socket below the encryption.
+	var sc syscall.Conn
+	switch c := conn.(type) {
+	case *net.TCPConn:
+		sc = c
+	case *net.UnixConn:
+		sc = c
+	default:
 		return 0, false, nil
 	}
 	rc, err := sc.SyscallConn()

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/outrigger-mesh/outrigger"
@@ -23,19 +24,95 @@ import (
 // overTCP makes the world's feeds come over real sockets, which tell when they are full.
 func (w *world) overTCP() (address string) {
 	w.t.Helper()
+	return w.overTCPWith(insecure.NewCredentials())
+}
+
+func (w *world) overTCPWith(creds credentials.TransportCredentials) (address string) {
+	w.t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	server := grpc.NewServer(grpc.Creds(w.svc.Credentials(insecure.NewCredentials())))
+	server := grpc.NewServer(grpc.Creds(w.svc.Credentials(creds)))
 	pb.RegisterCoherenceServer(server, w.svc)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
 	w.t.Cleanup(func() { server.Stop(); <-served })
 	w.dial = func(ctx context.Context) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "tcp", l.Addr().String())
+		raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", l.Addr().String())
+		if err != nil {
+			return nil, err
+		}
+		conn, _, err := creds.ClientHandshake(ctx, "", raw)
+		return conn, err
 	}
 	return l.Addr().String()
+}
+
+// masked encrypts, for a test. Like the connections of gRPC's TLS credentials it has a
+// SyscallConn, which is that of the socket below.
+type masked struct{ *net.TCPConn }
+
+func (m masked) Read(b []byte) (int, error) {
+	n, err := m.TCPConn.Read(b)
+	for i := range b[:n] {
+		b[i] ^= 0x5a
+	}
+	return n, err
+}
+
+func (m masked) Write(b []byte) (int, error) {
+	out := make([]byte, len(b))
+	for i := range b {
+		out[i] = b[i] ^ 0x5a
+	}
+	return m.TCPConn.Write(out)
+}
+
+type maskedCredentials struct {
+	credentials.TransportCredentials
+}
+
+func (c maskedCredentials) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, info, err := c.TransportCredentials.ClientHandshake(ctx, authority, raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	return masked{conn.(*net.TCPConn)}, info, nil
+}
+
+func (c maskedCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, info, err := c.TransportCredentials.ServerHandshake(raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	return masked{conn.(*net.TCPConn)}, info, nil
+}
+
+func (c maskedCredentials) Clone() credentials.TransportCredentials { return c }
+
+// What the credentials make of a connection is never gone round: neither kind of client
+// would understand what is not masked.
+func TestFeedsBehindCredentials(t *testing.T) { t.Run("lean", testFeedsBehindCredentials) }
+
+func testFeedsBehindCredentials(t *testing.T) {
+	creds := maskedCredentials{insecure.NewCredentials()}
+	w := newWorld(t)
+	cc, err := grpc.NewClient(w.overTCPWith(creds), grpc.WithTransportCredentials(creds))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cc.Close()
+	w.session("s")
+	if _, err := pb.NewCoherenceClient(cc).Read(w.ctx, &pb.ReadRequest{Keys: []*pb.Key{{Session: "s", Name: "x"}}}); err != nil {
+		t.Fatal(err)
+	}
+	n := w.selecting(0, 0, "s")
+	n.expect("reset to 1: first subscription", "selected 1 at 1")
+	w.register("s", "x", value("integer", "1"))
+	n.expect("(1,2] s/x@2<1=1")
+	n.beat(7)
+	n.expect("ack 7 head 2")
 }
 
 // 1. Both kinds of feed and calls share a port.

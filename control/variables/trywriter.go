@@ -19,7 +19,7 @@ type tryWriter struct {
 
 func newTryWriter(conn net.Conn) *tryWriter {
 	w := &tryWriter{}
-	if sc, ok := conn.(syscall.Conn); ok {
+	if sc := socketOf(conn); sc != nil {
 		if raw, err := sc.SyscallConn(); err == nil {
 			w.raw = raw
 		}
@@ -58,4 +58,17 @@ func (w *tryWriter) attempt(fd uintptr) bool {
 		w.n += n
 	}
 	return true
+}
+
+// socketOf returns conn if it is a socket itself. Other connections that have a SyscallConn
+// must be written through their Write: that of gRPC's TLS credentials, for one, gives the
+// socket below the encryption.
+func socketOf(conn net.Conn) syscall.Conn {
+	switch c := conn.(type) {
+	case *net.TCPConn:
+		return c
+	case *net.UnixConn:
+		return c
+	}
+	return nil
 }
