@@ -26,7 +26,7 @@ const (
 
 func feedRows() []row {
 	return []row{{id: "cache.invalidation_lag", unit: "ms p99", better: "lower", run: runInvalidationLag,
-		what: fmt.Sprintf("durable commit at the authority to the last stale read any process could make on the nodes that hold the variable; %d writes/s, %d node agents with a gRPC feed each over TCP loopback, authority (log on disk) in one process and agents in another, not pinned, every write watched: a node is done with a frame when it takes the next one off its stream. The peer has the same two processes, connections, schedule of writes and notes, and no log, lease or table: 300 bytes are written to each holding node's connection, and it is timed from before the first write to the last read", lagRate, lagNodes)}}
+		what: fmt.Sprintf("durable commit at the authority to the last stale read any process could make on the nodes that hold the variable; %d writes/s, %d node agents with a feed each over TCP loopback, authority (log on disk) in one process and agents in another, not pinned, every write watched: a node is done with a frame when it takes the next one off its stream. The peer has the same two processes, connections, schedule of writes and notes, and no log, lease or table: 300 bytes are written to each holding node's connection, and it is timed from before the first write to the last read", lagRate, lagNodes)}}
 }
 
 func runInvalidationLag(ctx context.Context, e *env, r row) ([]result, error) {
