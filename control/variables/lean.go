@@ -175,8 +175,16 @@ func (f *lean) serve(s *Service) error {
 			err = f.locked(func() error { return f.take(req) })
 		}
 	}
+	err = f.why(err)
 	f.close(endOf(err))
 	return err
+}
+
+// why is the reason the feed ends for, of which the end of the reading may be a consequence.
+func (f *lean) why(read error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return cmp.Or(f.broken, read)
 }
 
 // locked runs do, sends what it and the log have for the node, and returns why the feed
@@ -272,10 +280,10 @@ func (f *lean) drain(n int) {
 	f.breaks(err)
 }
 
-// breaks ends the feed, if err is one, from outside the goroutine that reads: closing the
-// connection ends the reading, and that the feed.
+// breaks ends the feed, if err is one, from outside the goroutine that reads: it ends the
+// reading, and that the feed, whose client is told why.
 func (f *lean) breaks(err error) {
-	if f.broken = err; err != nil {
+	if f.broken = err; err != nil && f.conn.Conn.SetReadDeadline(time.Unix(1, 0)) != nil {
 		f.conn.Conn.Close()
 	}
 }
