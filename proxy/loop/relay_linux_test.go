@@ -260,6 +260,8 @@ func TestRelayLargeRequest(t *testing.T) {
 		t.Fatalf("%.100q", got)
 	}
 	early <- struct{}{}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if !strings.HasPrefix(r.resumedReads[0], "HTTP/1.1 413") {
 		t.Errorf("%q was read", r.resumedReads[0])
 	}
