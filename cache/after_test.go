@@ -240,3 +240,28 @@ func TestExplain(t *testing.T) {
 		}
 	})
 }
+
+// With an agent that can be asked, an explanation has its head and the key's floor; and a
+// value that does not ride along with its change says why the table could not answer.
+func TestExplainByTheAgent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		w.admin = true
+		w.startAgent()
+		s := w.pod()
+		w.origin.Put("x", "1")
+		synctest.Wait()
+		reads(t, s, "x", session, "1 origin")
+		a, _, err := ask(t, s, cache.Request{Key: key("x"), Explain: true})
+		if err != nil || !a.Explain.Agent || a.Explain.Head == 0 || a.Explain.Head != a.Explain.Applied {
+			t.Errorf("a hit: %+v, %v", a.Explain, err)
+		}
+		v := w.origin.Put("x", `"`+strings.Repeat("v", 8<<10)+`"`)
+		synctest.Wait()
+		a, _, err = ask(t, s, cache.Request{Key: key("x"), Explain: true})
+		if err != nil || a.Why != "changed since it was stored: asked the node agent" || a.Explain.Floor != dotOf(v).Position {
+			t.Errorf("a large value: %q, %+v, floor of %v, %v", a.Why, a.Explain, dotOf(v), err)
+		}
+	})
+}
