@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"mime"
@@ -152,7 +153,8 @@ func readBody(r *http.Request) ([]byte, error) {
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
-		return nil, outrigger.Errorf(outrigger.Exhausted, "body is larger than the limit of %d bytes", tooLarge.Limit)
+		return nil, &outrigger.Error{Kind: outrigger.Exhausted, Cause: tooLarge,
+			Message: fmt.Sprintf("body is larger than the limit of %d bytes; send it in parts", tooLarge.Limit)}
 	case err != nil:
 		return nil, invalid("body cannot be read: %v", err)
 	case len(b) == 0:

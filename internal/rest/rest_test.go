@@ -168,7 +168,7 @@ func TestRefusals(t *testing.T) {
 		{"POST", "/v1/models", `{"model":"m"`, nil, 400, "body: "},
 		{"POST", "/v1/models", `{"model":"m"} {}`, nil, 400, "body: "},
 		{"POST", "/v1/models", "{\"model\":\"\xff\"}", nil, 400, "body: "},
-		{"POST", "/v1/models", big, nil, 429, "body is larger than the limit of 8388608 bytes"},
+		{"POST", "/v1/models", big, nil, 413, "body is larger than the limit of 8388608 bytes; send it in parts"},
 		{"POST", "/v1/models", `{}`, []string{"content-type: text/plain"}, 400, `content-type is \"text/plain\"; send application/json`},
 		{"POST", "/v1/models", `{}`, []string{"content-type: "}, 400, `content-type is \"\"`},
 		{"POST", "/v1/models", `{}`, []string{"content-type: application/x-www-form-urlencoded"}, 400, "send application/json"},
@@ -255,7 +255,7 @@ func TestBodyLimit(t *testing.T) {
 	if rec := w.call("POST", "/v1/rollouts/r/abort", body); rec.Code != 200 {
 		t.Errorf("%d bytes: %d %.200s", len(body), rec.Code, rec.Body)
 	}
-	if rec := w.call("POST", "/v1/rollouts/r/abort", body+" "); rec.Code != 429 {
+	if rec := w.call("POST", "/v1/rollouts/r/abort", body+" "); rec.Code != 413 {
 		t.Errorf("%d bytes: %d %.200s", len(body)+1, rec.Code, rec.Body)
 	}
 }

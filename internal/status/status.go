@@ -100,7 +100,9 @@ func FromGRPC(err error, trailer metadata.MD) error {
 	return e
 }
 
-// WriteHTTP writes err as {"error":{"kind","message","current_version"?}} with its status.
+// WriteHTTP writes err as {"error":{"kind","message","current_version"?}} with its status:
+// HTTP's for the kind, and 413 when the cause is a body over its limit, which no later
+// attempt makes smaller (RFC 9110, section 15.5.14).
 func WriteHTTP(w http.ResponseWriter, err error) {
 	err = FromGRPC(err, nil)
 	k := kindOf(err)
@@ -110,7 +112,11 @@ func WriteHTTP(w http.ResponseWriter, err error) {
 		body["current_version"] = e.Current
 	}
 	w.Header().Set("content-type", "application/json")
-	w.WriteHeader(HTTP(k))
+	code := HTTP(k)
+	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+		code = http.StatusRequestEntityTooLarge
+	}
+	w.WriteHeader(code)
 	// The status line is out; a failed body write has nobody left to tell.
 	_ = json.NewEncoder(w).Encode(map[string]any{"error": body})
 }
