@@ -16,7 +16,6 @@ import (
 	"github.com/outrigger-mesh/outrigger/control/eventlog"
 	"github.com/outrigger-mesh/outrigger/control/facts"
 	"github.com/outrigger-mesh/outrigger/xds/adsserver"
-	"github.com/outrigger-mesh/outrigger/xds/policy"
 	"github.com/outrigger-mesh/outrigger/xds/translate"
 )
 
@@ -63,6 +62,8 @@ type publisher struct {
 	failing bool
 	// What the last policy asks of connected clients that they do not fully do.
 	problems []string
+	compiler *compile.Compiler
+	linter   *translate.Linter
 }
 
 // run publishes until ctx ends.
@@ -147,32 +148,41 @@ func (p *publisher) publish(ctx context.Context) time.Duration {
 }
 
 func (p *publisher) push(f *facts.Facts, position uint64, options compile.Options) error {
-	pol, err := compile.CompileWith(f, position, options)
+	sets, err := p.compiler.Compile(f, position, options)
 	if err != nil {
 		return err
 	}
+	p.relint(sets)
 	publish := p.out.Publish
-	if len(pol.Models) == 0 && len(f.Models()) > 0 {
+	if sets.Models == 0 && f.ModelCount() > 0 {
 		// The ADS server refuses to remove every model, because that is what a bug looks
 		// like. Here each one's reason to be out is an event somebody decided.
 		publish = p.out.PublishForced
 	}
-	opt := translate.Options{ChangedAt: p.changedAt(f, pol)}
 	for _, kind := range translate.Kinds() { // sidecars first: what they refuse nobody gets
-		res, err := translate.EncodeFor(kind, pol, opt)
-		if err != nil {
-			return err
-		}
-		if err := publish(adsserver.KindGroup(kind), res, position); err != nil {
+		if err := publish(adsserver.KindGroup(kind), sets.ByKind[kind], position); err != nil {
 			return err
 		}
 	}
-	p.lint(pol)
+	p.lint()
 	return nil
 }
 
+// relint tells the linter what changed.
+func (p *publisher) relint(sets *compile.Sets) {
+	if sets.Whole {
+		p.linter = translate.NewLinter()
+	}
+	for _, m := range sets.Changed {
+		p.linter.Set(m)
+	}
+	for _, name := range sets.Removed {
+		p.linter.Remove(name)
+	}
+}
+
 // lint names, in the log and once per change, what connected clients do not fully obey.
-func (p *publisher) lint(pol *policy.Policy) {
+func (p *publisher) lint() {
 	connected := make(map[translate.Kind]bool)
 	for _, n := range p.out.Ledger() {
 		if n.Connected {
@@ -184,7 +194,7 @@ func (p *publisher) lint(pol *policy.Policy) {
 		if !connected[kind] {
 			continue
 		}
-		for _, problem := range translate.Lint(pol, kind) {
+		for _, problem := range p.linter.Problems(kind) {
 			problems = append(problems, problem.String())
 		}
 	}
@@ -195,18 +205,6 @@ func (p *publisher) lint(pol *policy.Policy) {
 	for _, text := range problems {
 		p.logger.Warn("policy not fully obeyed", "problem", text)
 	}
-}
-
-// changedAt labels each model with the position of the event that last changed it: the
-// same on every replica, because it is kept by the fold.
-func (p *publisher) changedAt(f *facts.Facts, pol *policy.Policy) map[string]uint64 {
-	out := make(map[string]uint64, len(pol.Models))
-	for i := range pol.Models {
-		if m := f.Model(pol.Models[i].Name); m != nil {
-			out[m.Name] = m.ChangedAt
-		}
-	}
-	return out
 }
 
 // fail raises the alert, once for as long as pushes fail.

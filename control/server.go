@@ -78,6 +78,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/internal/rest"
 	"github.com/outrigger-mesh/outrigger/internal/status"
 	"github.com/outrigger-mesh/outrigger/xds/adsserver"
+	"github.com/outrigger-mesh/outrigger/xds/translate"
 )
 
 // DefaultDebounce is the longest pause between the pushes of a burst.
@@ -211,7 +212,8 @@ func (s *Server) wireParts() (err error) {
 
 func (s *Server) wirePublisher() (err error) {
 	s.publisher = &publisher{facts: s.facts, log: s.opts.Log, out: s.ads, compile: s.compileOptions(), glass: s.glass, debounce: s.opts.Debounce,
-		logger: s.opts.Logger, first: make(chan struct{}), pushed: make(chan struct{}, 1)}
+		logger: s.opts.Logger, first: make(chan struct{}), pushed: make(chan struct{}, 1),
+		compiler: compile.NewCompiler(translate.Options{}), linter: translate.NewLinter()}
 	s.nacks = &nackWatch{out: s.ads, facts: s.facts, log: s.opts.Log, now: s.opts.Now, logger: s.opts.Logger}
 	if s.publisher.took, err = s.opts.Meter.Float64Histogram("outrigger.control.compile",
 		metric.WithDescription("Time to compile, encode and hand over one policy"), metric.WithUnit("s")); err != nil {

@@ -5,7 +5,10 @@
 // byte once encoded, on every replica. One broken model never stops the others: it is
 // left out and named in Problems. A Policy it returns has passed policy.Validate.
 //
-// All functions are safe for concurrent use and keep nothing.
+// A Compiler does the same for one change after the other, at the cost of the change.
+//
+// All functions are safe for concurrent use and keep nothing; a Compiler is for one
+// goroutine.
 package compile
 
 import (
@@ -126,6 +129,17 @@ func CompileWith(f *facts.Facts, position uint64, o Options) (*policy.Policy, er
 			p.Models = append(p.Models, *out)
 		}
 	}
+	p.Regions = regions(f)
+	p = p.Normalise()
+	if err := p.Validate(); err != nil {
+		return nil, outrigger.Wrap(outrigger.Internal, err, fmt.Sprintf("policy compiled at position %d is not valid", position))
+	}
+	return p, nil
+}
+
+// regions are those of the facts, normalised.
+func regions(f *facts.Facts) []policy.Region {
+	p := new(policy.Policy)
 	for _, r := range f.Regions() {
 		p.Regions = append(p.Regions, policy.Region{
 			Name: r.GetName(), Gateway: r.GetGateway(),
@@ -134,11 +148,7 @@ func CompileWith(f *facts.Facts, position uint64, o Options) (*policy.Policy, er
 			Healthy: r.GetHealth() != "critical",
 		})
 	}
-	p = p.Normalise()
-	if err := p.Validate(); err != nil {
-		return nil, outrigger.Wrap(outrigger.Internal, err, fmt.Sprintf("policy compiled at position %d is not valid", position))
-	}
-	return p, nil
+	return p.Normalise().Regions
 }
 
 // Problems lists what an operator should know about the policy of the facts: models that

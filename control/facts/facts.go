@@ -230,6 +230,9 @@ func (f *Facts) Model(name string) *Model { return f.models[name] }
 // Models returns all models by name.
 func (f *Facts) Models() []*Model { return sorted(f.models) }
 
+// ModelCount is the number of models.
+func (f *Facts) ModelCount() int { return len(f.models) }
+
 // Experiment returns the experiment of that name, or nil.
 func (f *Facts) Experiment(name string) *Experiment { return f.experiments[name] }
 

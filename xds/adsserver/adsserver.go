@@ -168,31 +168,37 @@ func (s *Server) publish(name string, res *translate.Resources, position uint64,
 	defer g.publishing.Unlock()
 	prev := g.current.Load()
 	if !force {
-		if err := check(prev, res, position); err != nil {
+		if err := g.check(prev, res, position); err != nil {
 			return err
 		}
 	}
-	union, retaining := retain(g.served, res)
-	next, err := newGeneration(&s.ids, prev, union, position, time.Now())
+	touched, known := res.Since(g.wanted)
+	union, carried := g.retain(res, touched, known)
+	next, err := newGeneration(&s.ids, prev, g.served, union, mergeKeys(touched, g.carried, carried), known, position, time.Now())
 	if err != nil {
 		return err
 	}
+	retaining := len(carried) > 0
 	if prev != nil && prev.position == position && prev.same(next) {
 		return nil
 	}
-	g.wanted, g.served = res, union
+	g.wanted, g.served, g.carried, g.sound = res, union, carried, !force
 	if g.serve(next, retaining) {
 		g.finish(next)
 	}
 	return nil
 }
 
-// check holds the rules of Publish.
-func check(prev *generation, res *translate.Resources, position uint64) error {
+// check holds the rules of Publish. Called with publishing held.
+func (g *group) check(prev *generation, res *translate.Resources, position uint64) error {
 	if res.Get(xds.TypeMeshPolicy, xds.MeshName) == nil {
 		return outrigger.Errorf(outrigger.Invalid, "the set of %d resources has no %s resource; publish the output of translate.Encode", res.Len(), xds.MeshName)
 	}
-	if missing := res.Missing(); len(missing) > 0 {
+	sound := g.wanted
+	if !g.sound {
+		sound = nil // it was forced, so what it refers to may not be there
+	}
+	if missing := res.MissingSince(sound); len(missing) > 0 {
 		return outrigger.Errorf(outrigger.Invalid, "the set lacks %s, and %d more; clients would fail", missing[0], len(missing)-1)
 	}
 	if prev == nil {
@@ -201,7 +207,7 @@ func check(prev *generation, res *translate.Resources, position uint64) error {
 	if position < prev.position {
 		return outrigger.Errorf(outrigger.Invalid, "position %d is below the published %d; force it if the log was replaced", position, prev.position)
 	}
-	if n := len(prev.types[xds.TypeListener].names); n > 0 && len(res.Names(xds.TypeListener)) == 0 {
+	if n := len(prev.types[xds.TypeListener].names); n > 0 && res.Count(xds.TypeListener) == 0 {
 		return outrigger.Errorf(outrigger.Invalid, "the set removes all %d models; force it if that is meant", n)
 	}
 	return nil

@@ -41,10 +41,8 @@ func (t *typeSub) shared(next *typeState) ([]*discovery.Resource, []string) {
 		return nil, nil
 	case t.base == nil && len(t.over) == 0:
 		return next.all, nil
-	case t.base != nil && next.fromID == t.base.id:
-		return next.changed, next.removed
 	case t.base != nil:
-		return compare(t.base, next)
+		return next.since(t.base)
 	}
 	return t.difference(next)
 }
@@ -53,7 +51,11 @@ func (t *typeSub) shared(next *typeState) ([]*discovery.Resource, []string) {
 func (t *typeSub) difference(next *typeState) (changed []*discovery.Resource, removed []string) {
 	send := make(map[string]struct{})
 	resend := t.rejectedChanged(next)
-	for _, name := range t.scope(next) {
+	names := t.scope
+	if t.follows(next) {
+		names = t.stirred
+	}
+	for _, name := range names(next) {
 		_, forced := t.force[name]
 		want, held := next.versionOf(name), t.held(name)
 		switch {
@@ -76,6 +78,34 @@ func (t *typeSub) difference(next *typeState) (changed []*discovery.Resource, re
 	}
 	slices.Sort(removed)
 	return changed, removed
+}
+
+// follows reports whether the client holds exactly what next was made from, so that only
+// what next changed can be due.
+func (t *typeSub) follows(next *typeState) bool {
+	return t.base != nil && (t.base == next || next.fromID == t.base.id)
+}
+
+// stirred lists what may be due to a client that follows: what next changed of what it
+// subscribed to, and what is forced.
+func (t *typeSub) stirred(next *typeState) []string {
+	out := slices.Collect(maps.Keys(t.force))
+	if t.base == next {
+		return out
+	}
+	consider := func(name string) {
+		_, named := t.names[name]
+		if _, forced := t.force[name]; !forced && (named || t.wildcard) {
+			out = append(out, name)
+		}
+	}
+	for _, r := range next.changed {
+		consider(r.GetName())
+	}
+	for _, name := range next.removed {
+		consider(name)
+	}
+	return out
 }
 
 // rejectedChanged reports whether a rejected resource is now another one, or gone.
@@ -139,7 +169,11 @@ func (s *session) buildSotw(t *typeSub) *discovery.DiscoveryResponse {
 func (t *typeSub) selectSotw(next *typeState) []string {
 	var out []string
 	whole, resend := fullState(t.typeURL), t.rejectedChanged(next)
-	for _, name := range slices.Sorted(maps.Keys(t.names)) {
+	names := maps.Keys(t.names)
+	if !whole && !resend && t.follows(next) {
+		names = slices.Values(t.stirred(next))
+	}
+	for _, name := range slices.Sorted(names) {
 		want := next.versionOf(name)
 		_, forced := t.force[name]
 		_, rejected := t.rejected[name]

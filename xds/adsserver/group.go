@@ -23,6 +23,8 @@ type group struct {
 	// Guarded by publishing: what was last published, and what is served for it
 	// (wanted plus retained clusters).
 	wanted, served *translate.Resources
+	carried        []translate.Key // what served has and wanted has not
+	sound          bool            // wanted passed the checks of Publish
 
 	history history
 }

@@ -327,7 +327,7 @@ func grpcPriorities(f *fleet) {
 	es := append([]policy.Endpoint{{Address: freePort(f.T), Region: "eu", Weight: 1}}, serving(f.v1)...)
 	es[1].Priority, es[1].Region = 1, "us"
 	f.put(arms(es, nil))
-	f.until(command{N: 5, Bucket: 5, Parallel: 1}, "v2 is still served", func(outcome) bool { return f.v2.calls.Swap(0) == 0 })
+	f.until(command{N: 5, Bucket: 5, Parallel: 1}, "v2 is still served", func(o outcome) bool { return f.v2.calls.Swap(0) == 0 && o.Failed == 0 })
 	f.reset()
 	if o := f.call(command{N: 300, Bucket: 5000, Parallel: 4}); o.Failed != 0 || f.v1.calls.Load() != 300 {
 		f.Errorf("%+v, %d by the second priority; want all 300", o, f.v1.calls.Load())
@@ -336,7 +336,7 @@ func grpcPriorities(f *fleet) {
 
 func grpcLastGood(f *fleet) {
 	f.put(arms(serving(f.v1), []policy.Endpoint{{Address: freePort(f.T), Region: "eu", Weight: 1}}))
-	f.until(command{N: 5, Bucket: 5, Parallel: 1}, "the canary is still served", func(outcome) bool { return f.v2.calls.Swap(0) == 0 })
+	f.until(command{N: 5, Bucket: 5, Parallel: 1}, "the canary is still served", func(o outcome) bool { return f.v2.calls.Swap(0) == 0 && o.Failed == 0 })
 	f.reset()
 	if o := f.call(command{N: 300, Bucket: 5, Parallel: 4}); o.Failed != 0 || f.v1.calls.Load() != 300 {
 		f.Errorf("%+v, %d by the last good version; want all 300", o, f.v1.calls.Load())

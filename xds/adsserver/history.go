@@ -85,10 +85,7 @@ func changesOf(prev, next *generation) (out []change) {
 		if before == after {
 			continue
 		}
-		changed, removed := compare(before, after)
-		if after.fromID == before.id {
-			changed, removed = after.changed, after.removed
-		}
+		changed, removed := after.since(before)
 		for _, r := range changed {
 			name := r.GetName()
 			out = append(out, change{typeURL, name, before.entry(name), after.entry(name)})

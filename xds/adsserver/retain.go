@@ -1,6 +1,8 @@
 package adsserver
 
 import (
+	"cmp"
+	"slices"
 	"time"
 
 	"github.com/outrigger-mesh/outrigger/xds"
@@ -18,24 +20,63 @@ import (
 const maxRetained = 1024
 
 // retain returns res plus the clusters and load assignments served now that res lacks,
-// and whether there are any.
-func retain(served, res *translate.Resources) (*translate.Resources, bool) {
-	if served == nil {
-		return res, false
+// and which these are. With known, touched lists all that res changed. Called with
+// publishing held.
+func (g *group) retain(res *translate.Resources, touched []translate.Key, known bool) (*translate.Resources, []translate.Key) {
+	if g.served == nil {
+		return res, nil
 	}
-	union, n := res.Clone(), 0
-	for _, typeURL := range []string{xds.TypeCluster, xds.TypeEndpoint} {
-		for _, name := range served.Names(typeURL) {
-			if res.Get(typeURL, name) == nil {
-				union.Put(typeURL, name, served.Get(typeURL, name))
-				n++
+	var carried []translate.Key
+	consider := func(k translate.Key) {
+		if res.Get(k.TypeURL, k.Name) == nil && g.served.Get(k.TypeURL, k.Name) != nil {
+			carried = append(carried, k)
+		}
+	}
+	if known {
+		for _, k := range mergeKeys(touched, g.carried) {
+			if k.TypeURL == xds.TypeCluster || k.TypeURL == xds.TypeEndpoint {
+				consider(k)
+			}
+		}
+	} else {
+		for _, typeURL := range []string{xds.TypeCluster, xds.TypeEndpoint} {
+			for _, name := range g.served.Names(typeURL) {
+				consider(translate.Key{TypeURL: typeURL, Name: name})
 			}
 		}
 	}
-	if n == 0 || n > maxRetained {
-		return res, false
+	if n := len(carried); n == 0 || n > maxRetained {
+		return res, nil
 	}
-	return union, true
+	union := res.Fork()
+	for _, k := range carried {
+		union.Put(k.TypeURL, k.Name, g.served.Get(k.TypeURL, k.Name))
+	}
+	return union, carried
+}
+
+// mergeKeys joins lists of keys, each in push order and by name, into one such list
+// without repetitions.
+func mergeKeys(lists ...[]translate.Key) []translate.Key {
+	var out []translate.Key
+	filled := 0
+	for _, l := range lists {
+		if len(l) > 0 {
+			filled++
+			out = append(out[:len(out):len(out)], l...)
+		}
+	}
+	if filled < 2 {
+		return out
+	}
+	order := make(map[string]int)
+	for i, t := range xds.Pushed() {
+		order[t] = i
+	}
+	slices.SortFunc(out, func(a, b translate.Key) int {
+		return cmp.Or(cmp.Compare(order[a.TypeURL], order[b.TypeURL]), cmp.Compare(a.Name, b.Name))
+	})
+	return slices.Compact(out)
 }
 
 // payRetention is called with mu held when the stream has accepted its target or ends.
@@ -74,11 +115,11 @@ func (g *group) finish(gen *generation) {
 	if g.current.Load() != gen {
 		return
 	}
-	next, err := newGeneration(&g.srv.ids, gen, g.wanted, gen.position, time.Now())
+	next, err := newGeneration(&g.srv.ids, gen, g.served, g.wanted, g.carried, true, gen.position, time.Now())
 	if err != nil {
 		g.srv.log.Error("removed clusters stay served", "group", g.name, "error", err)
 		return
 	}
-	g.served = g.wanted
+	g.served, g.carried = g.wanted, nil
 	g.serve(next, false)
 }

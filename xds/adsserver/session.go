@@ -213,10 +213,21 @@ func (s *session) rewarm(next *generation) {
 	if clusters.base == after {
 		return
 	}
-	for name := range loads.names {
+	consider := func(name string) {
 		if was := clusters.held(name); was != "" && was != after.versionOf(name) && present.entries[name] != nil {
 			loads.demand(name)
 		}
+	}
+	if clusters.follows(after) {
+		for _, r := range after.changed {
+			if _, named := loads.names[r.GetName()]; named {
+				consider(r.GetName())
+			}
+		}
+		return
+	}
+	for name := range loads.names {
+		consider(name)
 	}
 }
 

@@ -2,8 +2,11 @@ package adsserver
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"maps"
+	"math/bits"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -33,6 +36,7 @@ type typeState struct {
 	version string
 	names   []string // sorted
 	entries map[string]*entry
+	sum     setSum                // of names and versions
 	all     []*discovery.Resource // by name
 	anys    []*anypb.Any          // by name
 
@@ -85,53 +89,162 @@ func hashVersion(parts ...[]byte) string {
 }
 
 // newGeneration marshals and hashes res, reusing what prev (may be nil) already has.
-func newGeneration(ids *atomic.Uint64, prev *generation, res *translate.Resources, position uint64, at time.Time) (*generation, error) {
+// touched lists, in push order and by name, all that may differ from the set prev was
+// made of, source; without that knowledge (known is false) everything is looked at.
+func newGeneration(ids *atomic.Uint64, prev *generation, source, res *translate.Resources, touched []translate.Key, known bool, position uint64, at time.Time) (*generation, error) {
 	g := &generation{position: position, at: at, types: make(map[string]*typeState)}
 	for _, typeURL := range xds.Pushed() {
-		var before *typeState
+		b := builder{ids: ids, typeURL: typeURL, source: source, res: res}
 		if prev != nil {
-			before = prev.types[typeURL]
+			b.before = prev.types[typeURL]
 		}
-		st, err := newTypeState(ids, before, typeURL, res)
+		if b.before == nil {
+			known = false
+		}
+		n := 0
+		for n < len(touched) && touched[n].TypeURL == typeURL {
+			n++
+		}
+		var st *typeState
+		var err error
+		if known {
+			st, err = b.update(touched[:n])
+		} else {
+			st, err = b.build()
+		}
 		if err != nil {
 			return nil, err
 		}
+		touched = touched[n:]
 		g.types[typeURL] = st
 	}
 	return g, nil
 }
 
-func newTypeState(ids *atomic.Uint64, before *typeState, typeURL string, res *translate.Resources) (*typeState, error) {
-	st := &typeState{typeURL: typeURL, names: res.Names(typeURL)}
+// builder makes the next state of one type.
+type builder struct {
+	ids         *atomic.Uint64
+	typeURL     string
+	source, res *translate.Resources // what before was made of, and what the next is
+	before      *typeState
+}
+
+// entry returns what is served of a name: the entry before, if nothing changed.
+func (b *builder) entry(name string) (*entry, error) {
+	m := b.res.Get(b.typeURL, name)
+	if m == nil {
+		return nil, nil
+	}
+	had := b.before.entry(name)
+	if had != nil && b.source != nil && m == b.source.Get(b.typeURL, name) {
+		return had, nil // the same immutable message
+	}
+	raw, err := translate.Marshal(m)
+	if err != nil {
+		return nil, outrigger.Wrap(outrigger.Internal, err, "marshal "+b.typeURL+" "+name)
+	}
+	version := hashVersion(raw)
+	if had != nil && had.version == version {
+		return had, nil
+	}
+	e := &entry{version: version, any: &anypb.Any{TypeUrl: b.typeURL, Value: raw}}
+	e.res = &discovery.Resource{Name: name, Version: version, Resource: e.any}
+	return e, nil
+}
+
+// build looks at every resource.
+func (b *builder) build() (*typeState, error) {
+	st := &typeState{typeURL: b.typeURL, names: b.res.Names(b.typeURL)}
 	st.entries = make(map[string]*entry, len(st.names))
-	var digest []byte
 	for _, name := range st.names {
-		raw, err := translate.Marshal(res.Get(typeURL, name))
+		e, err := b.entry(name)
 		if err != nil {
-			return nil, outrigger.Wrap(outrigger.Internal, err, "marshal "+typeURL+" "+name)
-		}
-		version := hashVersion(raw)
-		e := &entry{version: version, any: &anypb.Any{TypeUrl: typeURL, Value: raw}}
-		if before.versionOf(name) == version {
-			e = before.entries[name]
-		} else {
-			e.res = &discovery.Resource{Name: name, Version: version, Resource: e.any}
+			return nil, err
 		}
 		st.entries[name] = e
-		st.all = append(st.all, e.res)
-		st.anys = append(st.anys, e.any)
-		digest = append(append(append(digest, name...), 0), version...)
+		st.list(e)
+		st.sum.add(name, e.version)
 	}
-	st.version = hashVersion([]byte(typeURL), digest)
-	if before != nil && before.version == st.version {
-		return before, nil
+	if b.before != nil && maps.Equal(b.before.entries, st.entries) {
+		return b.before, nil
 	}
-	st.id = ids.Add(1)
-	if before != nil {
-		st.fromID = before.id
-		st.changed, st.removed = compare(before, st)
+	b.finish(st)
+	if b.before != nil {
+		st.changed, st.removed = compare(b.before, st)
 	}
 	return st, nil
+}
+
+// update looks at the touched names only; the rest costs the copy of a pointer each.
+func (b *builder) update(touched []translate.Key) (*typeState, error) {
+	next := make(map[string]*entry, len(touched))
+	members := false // some come or go
+	for _, k := range touched {
+		e, err := b.entry(k.Name)
+		if err != nil {
+			return nil, err
+		}
+		if had := b.before.entries[k.Name]; had != e {
+			next[k.Name] = e
+			members = members || had == nil || e == nil
+		}
+	}
+	if len(next) == 0 {
+		return b.before, nil
+	}
+	st := &typeState{typeURL: b.typeURL, names: b.before.names, entries: maps.Clone(b.before.entries), sum: b.before.sum}
+	for _, name := range slices.Sorted(maps.Keys(next)) {
+		e := next[name]
+		if had := b.before.entries[name]; had != nil {
+			st.sum.subtract(name, had.version)
+		}
+		if e == nil {
+			delete(st.entries, name)
+			st.removed = append(st.removed, name)
+			continue
+		}
+		st.entries[name] = e
+		st.sum.add(name, e.version)
+		st.changed = append(st.changed, e.res)
+	}
+	if members {
+		st.names = slices.Sorted(maps.Keys(st.entries))
+		for _, name := range st.names {
+			st.list(st.entries[name])
+		}
+	} else {
+		st.all, st.anys = slices.Clone(b.before.all), slices.Clone(b.before.anys)
+		for _, r := range st.changed {
+			i, _ := slices.BinarySearch(st.names, r.GetName())
+			e := next[r.GetName()]
+			st.all[i], st.anys[i] = e.res, e.any
+		}
+	}
+	b.finish(st)
+	return st, nil
+}
+
+// finish numbers a state that differs from the one before.
+func (b *builder) finish(st *typeState) {
+	st.version = st.sum.version(st.typeURL)
+	st.id = b.ids.Add(1)
+	if b.before != nil {
+		st.fromID = b.before.id
+	}
+}
+
+// list appends e to what is sent to those who follow everything.
+func (s *typeState) list(e *entry) {
+	s.all = append(s.all, e.res)
+	s.anys = append(s.anys, e.any)
+}
+
+// since lists what a holder of exactly before lacks to hold exactly s.
+func (s *typeState) since(before *typeState) (changed []*discovery.Resource, removed []string) {
+	if s.fromID == before.id {
+		return s.changed, s.removed
+	}
+	return compare(before, s)
 }
 
 // compare lists what a holder of exactly before lacks to hold exactly after.
@@ -147,4 +260,42 @@ func compare(before, after *typeState) (changed []*discovery.Resource, removed [
 		}
 	}
 	return changed, removed
+}
+
+// setSum is a hash of a set of names and versions that is kept up to date by adding and
+// subtracting members: the sum of their SHA-256 modulo 2^256 (Bellare and Micciancio,
+// "A new paradigm for collision-free hashing: incrementality at reduced cost", 1997).
+type setSum [4]uint64
+
+func (s *setSum) add(name, version string) {
+	d := member(name, version)
+	var carry uint64
+	for i := range s {
+		s[i], carry = bits.Add64(s[i], d[i], carry)
+	}
+}
+
+func (s *setSum) subtract(name, version string) {
+	d := member(name, version)
+	var borrow uint64
+	for i := range s {
+		s[i], borrow = bits.Sub64(s[i], d[i], borrow)
+	}
+}
+
+// version names the set.
+func (s *setSum) version(typeURL string) string {
+	var raw []byte
+	for _, word := range s {
+		raw = binary.LittleEndian.AppendUint64(raw, word)
+	}
+	return hashVersion([]byte(typeURL), raw)
+}
+
+func member(name, version string) (out setSum) {
+	h := sha256.Sum256([]byte(name + "\x00" + version))
+	for i := range out {
+		out[i] = binary.LittleEndian.Uint64(h[8*i:])
+	}
+	return out
 }

@@ -50,6 +50,14 @@ func (s *session) lacks(t *typeSub, g *generation) bool {
 }
 
 func (s *session) lacksNames(t *typeSub, next *typeState) bool {
+	if t.follows(next) {
+		for _, name := range t.stirred(next) {
+			if _, named := t.names[name]; named && (next.entries[name] != nil || s.delta || fullState(t.typeURL)) {
+				return true
+			}
+		}
+		return false
+	}
 	for name := range t.names {
 		want := next.versionOf(name)
 		if want == t.held(name) {

@@ -87,23 +87,12 @@ func EncodeFor(kind Kind, p *policy.Policy, opt Options) (*Resources, error) {
 	if err := p.Validate(); err != nil {
 		return nil, err
 	}
-	if opt.ConnectTimeout <= 0 {
-		opt.ConnectTimeout = connectTimeout
-	}
 	n := p.Normalise()
-	e := &encoder{kind: kind, opt: opt, res: &Resources{}}
+	change := Change{Position: n.Position, Regions: n.Regions}
 	for i := range n.Models {
-		if err := e.model(&n.Models[i]); err != nil {
-			return nil, err
-		}
+		change.Models = append(change.Models, ModelChange{Model: &n.Models[i], ChangedAt: opt.ChangedAt[n.Models[i].Name]})
 	}
-	if kind == KindEnvoy {
-		if err := e.envoy(n); err != nil {
-			return nil, err
-		}
-	}
-	e.res.Put(xds.TypeMeshPolicy, xds.MeshName, encodeMesh(n))
-	return e.res, e.res.ValidateAll()
+	return NewEncoder(kind, opt).Encode(change)
 }
 
 // encoder writes one set.
@@ -113,7 +102,8 @@ type encoder struct {
 	res  *Resources
 }
 
-func (e *encoder) model(m *policy.Model) error {
+// model writes the resources of one model.
+func (e *encoder) model(m *policy.Model, changedAt uint64) error {
 	if e.kind != KindEnvoy { // an Envoy has no use for listeners without an address
 		l, err := encodeListener(m)
 		if err != nil {
@@ -131,8 +121,13 @@ func (e *encoder) model(m *policy.Model) error {
 			return err
 		}
 	}
-	if e.kind == KindSidecar {
-		e.res.Put(xds.TypeModelPolicy, m.Name, encodeModelPolicy(m, e.opt.ChangedAt[m.Name]))
+	switch e.kind {
+	case KindSidecar:
+		e.res.Put(xds.TypeModelPolicy, m.Name, encodeModelPolicy(m, changedAt))
+	case KindEnvoy:
+		if m.Name != noModel { // that name is taken by requests of no model
+			e.scope(m.Name, ListenerName(m.Name))
+		}
 	}
 	return nil
 }
@@ -204,9 +199,9 @@ const (
 	healthCritical = "critical"
 )
 
-func encodeMesh(p *policy.Policy) *pb.MeshPolicy {
-	out := &pb.MeshPolicy{Position: p.Position}
-	for _, r := range p.Regions {
+func encodeMesh(position uint64, regions []policy.Region) *pb.MeshPolicy {
+	out := &pb.MeshPolicy{Position: position}
+	for _, r := range regions {
 		health := healthCritical
 		if r.Healthy {
 			health = healthPassing

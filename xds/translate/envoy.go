@@ -3,20 +3,18 @@ package translate
 import (
 	_ "embed"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	lua "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
 	upstreamhttp "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
-	runtime "github.com/envoyproxy/go-control-plane/envoy/service/runtime/v3"
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	envoytype "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
-	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/outrigger-mesh/outrigger"
 	"github.com/outrigger-mesh/outrigger/xds"
@@ -61,13 +59,10 @@ const (
 	DefaultCapture = "0.0.0.0:15001"
 )
 
-// envoy adds what an Envoy needs beside the routes and clusters of the models.
-func (e *encoder) envoy(p *policy.Policy) error {
+// envoyBase adds what every Envoy needs, whatever the models.
+func (e *encoder) envoyBase() error {
 	if err := e.listeners(); err != nil {
 		return err
-	}
-	for i := range p.Models {
-		e.scope(p.Models[i].Name, ListenerName(p.Models[i].Name))
 	}
 	e.scope(noModel, passthrough)
 	e.res.Put(xds.TypeRoute, passthrough, passthroughRoutes())
@@ -75,16 +70,6 @@ func (e *encoder) envoy(p *policy.Policy) error {
 		Name: originalDst, ConnectTimeout: durationpb.New(e.opt.ConnectTimeout), LbPolicy: cluster.Cluster_CLUSTER_PROVIDED,
 		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_ORIGINAL_DST},
 	})
-	assign, err := pack(&lua.Lua{DefaultSourceCode: &core.DataSource{Specifier: &core.DataSource_InlineString{InlineString: assignScript(p)}}})
-	if err != nil {
-		return errEncode(assignFilter, err)
-	}
-	e.res.Put(xds.TypeExtension, assignFilter, &core.TypedExtensionConfig{Name: assignFilter, TypedConfig: assign})
-	layer, err := killSwitches(p)
-	if err != nil {
-		return errEncode(xds.RuntimeName, err)
-	}
-	e.res.Put(xds.TypeRuntime, xds.RuntimeName, layer)
 	return nil
 }
 
@@ -174,30 +159,35 @@ func (e *encoder) envoyCluster(c *cluster.Cluster, m *policy.Model, v *policy.Ve
 	return nil
 }
 
-// killSwitches is the runtime layer: every version's share is always written out,
-// because Envoys may keep the last value of a key that goes away.
-func killSwitches(p *policy.Policy) (*runtime.Runtime, error) {
-	values := make(map[string]any)
-	for i := range p.Models {
-		m := &p.Models[i]
-		for j := range m.Versions {
-			values[killKey(m.Name, m.Versions[j].Name)] = float64(serves(&m.Versions[j]))
-		}
+// kills are the runtime keys of one model. The layer always writes every version's share
+// out, because Envoys may keep the last value of a key that goes away.
+func kills(m *policy.Model) []kill {
+	out := make([]kill, len(m.Versions))
+	for i := range m.Versions {
+		out[i] = kill{killKey(m.Name, m.Versions[i].Name), serves(&m.Versions[i])}
 	}
-	layer, err := structpb.NewStruct(values)
-	return &runtime.Runtime{Name: xds.RuntimeName, Layer: layer}, err
+	return out
+}
+
+type kill struct {
+	key    string
+	serves uint32 // percent
 }
 
 //go:embed assign.lua
 var assignSource string
 
-// assignScript is the bucket rule with the models' salts and units.
-func assignScript(p *policy.Policy) string {
+// assignEntry is what the script knows of one model.
+func assignEntry(m *policy.Model) string {
+	return fmt.Sprintf("  [%s] = {%s, %s},\n", luaString(m.Name), luaString(m.Salt), luaString(string(m.Unit)))
+}
+
+// assignScript is the bucket rule with the models' salts and units, given as entries.
+func assignScript(entries iter.Seq[string]) string {
 	var b strings.Builder
 	b.WriteString("local models = {\n")
-	for i := range p.Models {
-		m := &p.Models[i]
-		fmt.Fprintf(&b, "  [%s] = {%s, %s},\n", luaString(m.Name), luaString(m.Salt), luaString(string(m.Unit)))
+	for entry := range entries {
+		b.WriteString(entry)
 	}
 	b.WriteString("}\n")
 	b.WriteString(assignSource)

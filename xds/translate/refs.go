@@ -34,15 +34,43 @@ func (r Ref) String() string {
 func (r *Resources) Missing() []Ref {
 	var out []Ref
 	for typeURL, set := range r.byType {
-		for name, m := range set {
-			for _, need := range needs(m) {
-				if r.Get(need.TypeURL, need.Name) == nil {
-					need.ByType, need.By = typeURL, name
-					out = append(out, need)
-				}
-			}
+		for name, i := range set {
+			out = r.unresolved(out, Key{typeURL, name}, i)
 		}
 	}
+	return sortRefs(out)
+}
+
+// MissingSince is Missing for a fork of a set that misses nothing: it looks at what was
+// put since, and at the whole only if something was taken away. If r is no fork of prev
+// it is Missing.
+func (r *Resources) MissingSince(prev *Resources) []Ref {
+	touched, ok := r.Since(prev)
+	if !ok {
+		return r.Missing()
+	}
+	var out []Ref
+	for _, k := range touched {
+		i := r.byType[k.TypeURL][k.Name]
+		if i == nil {
+			return r.Missing()
+		}
+		out = r.unresolved(out, k, i)
+	}
+	return sortRefs(out)
+}
+
+func (r *Resources) unresolved(out []Ref, by Key, i *item) []Ref {
+	for _, need := range i.needs() {
+		if r.byType[need.TypeURL][need.Name] == nil {
+			need.ByType, need.By = by.TypeURL, by.Name
+			out = append(out, need)
+		}
+	}
+	return out
+}
+
+func sortRefs(out []Ref) []Ref {
 	slices.SortFunc(out, func(a, b Ref) int {
 		return cmp.Or(cmp.Compare(a.TypeURL, b.TypeURL), cmp.Compare(a.Name, b.Name), cmp.Compare(a.ByType, b.ByType), cmp.Compare(a.By, b.By))
 	})

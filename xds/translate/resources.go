@@ -2,8 +2,6 @@ package translate
 
 import (
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -18,53 +16,6 @@ import (
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/xds"
 )
-
-// Resources is one set of xDS resources by type URL and name. The zero value is an
-// empty set. Messages in a set are immutable once put; a set itself is not safe for
-// concurrent writes.
-type Resources struct {
-	byType map[string]map[string]proto.Message
-}
-
-// Put adds or replaces a resource.
-func (r *Resources) Put(typeURL, name string, m proto.Message) {
-	if r.byType == nil {
-		r.byType = make(map[string]map[string]proto.Message)
-	}
-	if r.byType[typeURL] == nil {
-		r.byType[typeURL] = make(map[string]proto.Message)
-	}
-	r.byType[typeURL][name] = m
-}
-
-// Delete removes a resource if it is there.
-func (r *Resources) Delete(typeURL, name string) { delete(r.byType[typeURL], name) }
-
-// Get returns a resource, or nil.
-func (r *Resources) Get(typeURL, name string) proto.Message { return r.byType[typeURL][name] }
-
-// Names returns the sorted names of one type.
-func (r *Resources) Names(typeURL string) []string {
-	return slices.Sorted(maps.Keys(r.byType[typeURL]))
-}
-
-// Len is the number of resources of all types.
-func (r *Resources) Len() int {
-	n := 0
-	for _, m := range r.byType {
-		n += len(m)
-	}
-	return n
-}
-
-// Clone returns a set that can be changed without changing r; messages are shared.
-func (r *Resources) Clone() *Resources {
-	out := &Resources{byType: make(map[string]map[string]proto.Message, len(r.byType))}
-	for t, m := range r.byType {
-		out.byType[t] = maps.Clone(m)
-	}
-	return out
-}
 
 // Marshal returns the deterministic bytes of one message: the same content gives the
 // same bytes in every process of the same build.
@@ -173,6 +124,20 @@ func (r *Resources) ValidateAll() error {
 			if err := validate(r.Get(t, name)); err != nil {
 				return bad(t, name, "%v", err)
 			}
+		}
+	}
+	return nil
+}
+
+// validateTouched is ValidateAll for what was put since the fork.
+func (r *Resources) validateTouched() error {
+	for _, k := range r.sortedTouched() {
+		m := r.Get(k.TypeURL, k.Name)
+		if m == nil {
+			continue
+		}
+		if err := validate(m); err != nil {
+			return bad(k.TypeURL, k.Name, "%v", err)
 		}
 	}
 	return nil
