@@ -135,6 +135,9 @@ func checkArms(m *facts.Model, arms []*pb.ExperimentArm) error {
 		if !v.Servable() {
 			return locked("arm %q: version %q of model %q is %s; only registered and production versions may be tested", a.GetName(), v.Name, m.Name, v.State)
 		}
+		if a.GetWeight() == 0 || a.GetWeight() >= experiments.Buckets {
+			return invalid("arm %q has weight %d, allowed is 1..%d parts of %d; an arm that gets nobody cannot be compared", a.GetName(), a.GetWeight(), experiments.Buckets-1, experiments.Buckets)
+		}
 		weights[i] = experiments.Weighted{Name: a.GetName(), Weight: a.GetWeight()}
 	}
 	_, err := experiments.Allocate(weights)
