@@ -105,10 +105,10 @@ func (l *ledger) add(arm uint16, s experiments.Stratum, o *pb.OutcomeDelta) {
 		l.full.Add(uint64(len(o.GetUnits())))
 		return
 	}
-	l.changed.Store(true)
 	for _, r := range o.GetUnits() {
 		l.row(arm, n, all, r)
 	}
+	l.changed.Store(true) // last: a look that falls in between must not be the one for these rows
 }
 
 func (l *ledger) row(arm uint16, stratum uint32, all []experiments.Stratum, r *pb.UnitRow) {
