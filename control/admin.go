@@ -4,6 +4,9 @@ import (
 	"context"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/control/eventlog"
 	"github.com/outrigger-mesh/outrigger/control/facts"
@@ -132,9 +135,43 @@ func (a *admin) alerts(f *facts.Facts) []*pb.Alert {
 	}
 	for _, x := range f.Alerts() {
 		out = append(out, &pb.Alert{Id: x.ID, Severity: x.Severity, Summary: x.Summary, Numbers: x.Numbers,
-			RaisedAt: wire.TimePB(x.RaisedAt), ResolvedAt: wire.TimePB(x.ResolvedAt)})
+			RaisedAt: wire.TimePB(x.RaisedAt), ResolvedAt: wire.TimePB(x.ResolvedAt), SilencedUntil: wire.TimePB(x.SilencedUntil)})
 	}
 	return out
+}
+
+// maxSilence bounds one silence, so that none is for ever by accident.
+const maxSilence = 30 * 24 * time.Hour
+
+// SilenceAlert keeps an alert that stands from notifying anybody for a while.
+func (a *admin) SilenceAlert(ctx context.Context, r *pb.SilenceAlertRequest) (*pb.Alert, error) {
+	d := r.GetFor().AsDuration()
+	if d < 0 || d > maxSilence {
+		return nil, invalid("for is %v, allowed is 0 (lift the silence) to %v", d, maxSilence)
+	}
+	if err := checkReason(r.GetReason()); err != nil {
+		return nil, err
+	}
+	f, err := a.change(ctx, r.GetActor(), "", func(f *facts.Facts) ([]eventlog.Write, error) {
+		x := f.Alert(r.GetId())
+		switch {
+		case x == nil:
+			return nil, outrigger.Errorf(outrigger.NotFound, "alert %q not found", r.GetId())
+		case !x.ResolvedAt.IsZero():
+			return nil, locked("alert %q is resolved; there is nothing to silence", x.ID)
+		}
+		return []eventlog.Write{{Aggregate: facts.AlertPrefix + x.ID, Expect: eventlog.Any, Events: []*pb.Event{{
+			Payload: &pb.Event_AlertSilenced{AlertSilenced: &pb.AlertSilenced{Until: timestamppb.New(a.now().Add(d)), Reason: r.GetReason()}}}}}}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, x := range a.alerts(f) {
+		if x.GetId() == r.GetId() {
+			return x, nil
+		}
+	}
+	return nil, outrigger.Errorf(outrigger.NotFound, "alert %q not found", r.GetId())
 }
 
 // clearAlerts resolves the alerts of rollbacks that blamed a version, when an operator

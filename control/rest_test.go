@@ -294,7 +294,7 @@ func TestGRPCAccess(t *testing.T) {
 			t.Errorf("%s with the token was refused", m.MethodName)
 		}
 	}
-	if reads != 13+6 || len(services["outrigger.v1.Admin"].Methods) != 30 {
+	if reads != 13+6 || len(services["outrigger.v1.Admin"].Methods) != 31 {
 		t.Fatalf("%d of %d methods read", reads, len(services["outrigger.v1.Admin"].Methods))
 	}
 	csds := services["envoy.service.status.v3.ClientStatusDiscoveryService"]

@@ -18,6 +18,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/control/facts"
 	"github.com/outrigger-mesh/outrigger/control/plan"
 	"github.com/outrigger-mesh/outrigger/deploy"
+	"github.com/outrigger-mesh/outrigger/internal/authz"
 )
 
 // manual precedes the reason of everything an operator decided instead of the monitor.
@@ -41,6 +42,9 @@ func (a *admin) StartRollout(ctx context.Context, r *pb.StartRolloutRequest) (*p
 		champion := m.Aliases[facts.Champion]
 		if !m.Version(champion).Servable() {
 			return nil, locked("model %q has no servable champion to return to; move the alias champion to a good version first", m.Name)
+		}
+		if err := mayReplacePlan(ctx, f, r); err != nil {
+			return nil, err
 		}
 		started, err := a.begin(f, r, champion)
 		if err != nil {
@@ -71,6 +75,16 @@ func (a *admin) StartRollout(ctx context.Context, r *pb.StartRolloutRequest) (*p
 		}, nil
 	})
 	return a.rolloutReply(f, err, id)
+}
+
+// mayReplacePlan refuses phases of an operator's own where a deployment plan is configured: its
+// gates and approvals would be no more than a suggestion.
+func mayReplacePlan(ctx context.Context, f *facts.Facts, r *pb.StartRolloutRequest) error {
+	caller, known := authz.CallerFrom(ctx)
+	if d := f.Deployment(); d == nil || !known || len(r.GetPhases()) == 0 && r.GetPlan() == "" {
+		return nil
+	}
+	return caller.Need(authz.Admin, "StartRollout with phases that replace those of the configured deployment plan")
 }
 
 // begin turns a request into the event that starts a rollout, by the plan it names: its
@@ -203,25 +217,28 @@ func (a *admin) ResumeRollout(ctx context.Context, r *pb.RolloutActionRequest) (
 }
 
 // ApproveRollout records one person's yes to a gate of the present phase, or takes it
-// back. Refused with kind Denied: the author, and who is not among the approvers.
+// back. The person is the one the caller's credential names, never one the request names.
+// Refused with kind Denied: callers without a name, the author, and who is not among the
+// approvers.
 func (a *admin) ApproveRollout(ctx context.Context, r *pb.ApproveRolloutRequest) (*pb.Rollout, error) {
 	if err := checkReason(r.GetComment()); err != nil {
 		return nil, err
 	}
-	if r.GetActor() == "" || r.GetActor() == anonymous {
-		return nil, denied("an approval needs a name; say who approves")
+	caller, _ := authz.CallerFrom(ctx)
+	if caller.Name == "" {
+		return nil, denied("an approval needs a name, and the caller's credential has none; present a token of the access file")
 	}
-	action := &pb.RolloutActionRequest{Id: r.GetId(), Actor: r.GetActor(), ExpectedSequence: r.GetExpectedSequence()}
+	action := &pb.RolloutActionRequest{Id: r.GetId(), Actor: caller.Name, ExpectedSequence: r.GetExpectedSequence()}
 	return a.act(ctx, action, []deploy.State{deploy.Running, deploy.Held}, func(f *facts.Facts, ro *facts.Rollout) ([]eventlog.Write, error) {
 		g, err := approvalGate(ro, r.GetGate())
 		if err != nil {
 			return nil, err
 		}
-		if err := deploy.MayApprove(&ro.Rollout, g, r.GetActor()); err != nil {
+		if err := deploy.MayApprove(&ro.Rollout, g, caller.Name); err != nil {
 			return nil, err
 		}
 		return []eventlog.Write{onRollout(f, ro, &pb.Event{Payload: &pb.Event_RolloutApproved{RolloutApproved: &pb.RolloutApproved{
-			Phase: uint32(ro.Phase), Gate: g.GetName(), Approver: r.GetActor(), Comment: r.GetComment(), Withdrawn: r.GetWithdraw()}}})}, nil
+			Phase: uint32(ro.Phase), Gate: g.GetName(), Approver: caller.Name, Comment: r.GetComment(), Withdrawn: r.GetWithdraw()}}})}, nil
 	})
 }
 

@@ -29,7 +29,9 @@
 // # Who may call
 //
 // The admin API, the REST interface and the status page are for operators: see
-// internal/authz for the rules (this machine, or a bearer token). The services of the
+// internal/authz for the rules (this machine, or a bearer token of a person with a role).
+// Who is acting is who the credential says; a change that is refused, for its caller or
+// for its moment, is recorded as action_refused and changes nothing. The services of the
 // mesh itself (Variables, Coherence, Reports, Outcomes, OTLP metrics, ADS) are not judged here: whoever owns the
 // listener decides who connects, by mutual TLS or by binding to a private address.
 //
@@ -97,6 +99,9 @@ type Options struct {
 	Region *pb.Region
 	// AdminToken is what operators must present; empty = only this machine is served.
 	AdminToken string
+	// Access are the people that may operate and what they may do, asked at every call, so
+	// that they can change while the server runs; nil = nobody beside AdminToken.
+	Access func() authz.Policy
 	// Hosts are names beside localhost that HTTP callers may use for this server.
 	Hosts []string
 	// Debounce is the longest pause between pushes of a burst; 0 = DefaultDebounce.
@@ -170,7 +175,11 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{opts: o, facts: facts.NewProjection(o.Log), ready: make(chan struct{})}
-	s.guard = &guard{rules: rules, hosts: o.Hosts, ready: s.isReady}
+	s.guard = &guard{rules: func() authz.Policy { return rules }, hosts: o.Hosts, ready: s.isReady,
+		refusals: &refusals{log: o.Log, now: o.Now, logger: o.Logger}}
+	if o.Access != nil {
+		s.guard.rules = func() authz.Policy { return authz.Join(rules, o.Access()) }
+	}
 	if err := s.wireParts(); err != nil {
 		return nil, err
 	}
@@ -315,7 +324,7 @@ func (s *Server) Credentials(inner credentials.TransportCredentials) credentials
 // /readyz (it serves) and /metrics. Health is open to everybody and says nothing else.
 func (s *Server) Handler() http.Handler {
 	api := http.NewServeMux()
-	rest.Register(api, slices.Concat(rest.AdminRoutes(s.admin), rest.DeliveryRoutes(s.delivery), rest.VariableRoutes(s.vars.WithTokens()), rest.OutcomeRoutes(s.trials.Record)))
+	rest.Register(api, slices.Concat(rest.AdminRoutes(s.admin), rest.DeliveryRoutes(s.delivery), rest.VariableRoutes(s.vars.WithTokens()), rest.OutcomeRoutes(s.trials.Record)), s.guard.begin)
 	api.Handle("POST /v1/metrics", s.otlp)
 	api.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
 		status.WriteHTTP(w, outrigger.Errorf(outrigger.NotFound, "%s %s not found", r.Method, r.URL.Path))

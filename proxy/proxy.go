@@ -247,9 +247,9 @@ const (
 
 func (s *Sidecar) wireHTTP(vo variable.Options, others http.Handler) {
 	vars := http.NewServeMux()
-	rest.Register(vars, rest.VariableRoutes(variable.NewNative(s.rendering(vo, variable.EncodingHTTP))))
+	rest.Register(vars, rest.VariableRoutes(variable.NewNative(s.rendering(vo, variable.EncodingHTTP))), nil)
 	if s.opts.Reports != nil {
-		rest.Register(vars, rest.OutcomeRoutes(outcomes{to: pb.NewOutcomesClient(s.opts.Reports)}.Record))
+		rest.Register(vars, rest.OutcomeRoutes(outcomes{to: pb.NewOutcomesClient(s.opts.Reports)}.Record), nil)
 	}
 	flags := ofrep.New(ofrep.Options{Policy: func() *policy.Policy { p, _ := s.opts.Policy(); return p }, Region: s.opts.Node.Region,
 		Recorder: s.inference.Recorder()})

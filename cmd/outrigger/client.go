@@ -48,7 +48,7 @@ func addClientFlags(cmd *cobra.Command, g *globals) *clientFlags {
 	f.StringVar(&c.server, "server", "127.0.0.1:7400", "control plane or node agent, host:port or unix:path")
 	f.StringVar(&c.tokenFile, "token-file", "", "file holding the operator's bearer token")
 	f.StringVar(&c.tenant, "tenant", outrigger.DefaultTenant, "tenant")
-	f.StringVar(&c.actor, "actor", actorDefault(g.environ), "who is acting, for the audit")
+	f.StringVar(&c.actor, "actor", actorDefault(g.environ), "who is acting, for the audit; with a token of a person it is that person")
 	f.DurationVar(&c.timeout, "timeout", 10*time.Second, "limit for one call")
 	f.DurationVar(&c.wait, "wait", 0, "keep trying for this long while the server is not reachable or not ready")
 	return c
@@ -114,6 +114,9 @@ func (c *clientFlags) patiently(ctx context.Context, call func() error) error {
 func (c *clientFlags) connect(cmd *cobra.Command) (*client, error) {
 	if err := c.g.configureClient(cmd); err != nil {
 		return nil, err
+	}
+	if f := cmd.Flag("actor"); c.tokenFile != "" && f != nil && !f.Changed {
+		c.actor = "" // who is acting is who the token says
 	}
 	conn, err := grpc.NewClient(c.target(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {

@@ -36,6 +36,7 @@ type controlFlags struct {
 	listen, http, data string
 	tokenFile          string
 	tokenKeyFile       string
+	accessFile         string
 	hosts              []string
 	region             string
 	latitude           float64
@@ -63,6 +64,7 @@ REST and the status page.`}
 	f.StringVar(&c.http, "http", "127.0.0.1:7401", "REST, status page, /metrics, /healthz, /readyz")
 	f.StringVar(&c.data, "data", "outrigger-data", "directory of the event log; one process at a time")
 	f.StringVar(&c.tokenFile, "token-file", "", "file with the operators' bearer token; without one only this machine may operate")
+	f.StringVar(&c.accessFile, "access-file", "", "file with people, their roles and the digests of their tokens, see outrigger access; looked at every 2 s")
 	f.StringVar(&c.tokenKeyFile, "token-key-file", "", "file with the keys of session tokens (default: token.key in --data, made when missing); handed to processes on this machine")
 	f.StringSliceVar(&c.hosts, "hosts", nil, "host names beside localhost that the status page may be opened under")
 	f.StringVar(&c.region, "region", "local", "name of this region")
@@ -108,10 +110,10 @@ func (c *controlFlags) validate() error {
 	if c.late <= 0 || c.late > 90*24*time.Hour {
 		return fmt.Errorf("--late-outcomes is %v; give more than 0 and at most 2160h", c.late)
 	}
-	if c.tokenFile == "" {
+	if c.tokenFile == "" && c.accessFile == "" {
 		for flag, addr := range map[string]string{"listen": c.listen, "http": c.http} {
 			if !isLoopback(addr) {
-				return fmt.Errorf("--%s is %s, which other machines can reach, and there is no --token-file; give one or listen on 127.0.0.1", flag, addr)
+				return fmt.Errorf("--%s is %s, which other machines can reach, and there is neither --access-file nor --token-file; give one or listen on 127.0.0.1", flag, addr)
 			}
 		}
 	}
@@ -141,6 +143,10 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 	if err != nil {
 		return err
 	}
+	access, err := openAccess(p, c.accessFile)
+	if err != nil {
+		return err
+	}
 	gl, err := p.listen("listen", c.listen)
 	if err != nil {
 		return err
@@ -167,7 +173,7 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 		return configError{err}
 	}
 	s, err := control.New(control.Options{
-		Log: log, AdminToken: token, Hosts: c.hosts, DeadMan: c.deadMan, AllowExec: c.allowExec, GlassFile: filepath.Join(c.data, "emergency.json"), Late: c.late, Regions: topo.view, Metrics: p.tel.Handler(),
+		Log: log, AdminToken: token, Access: access.policy, Hosts: c.hosts, DeadMan: c.deadMan, AllowExec: c.allowExec, GlassFile: filepath.Join(c.data, "emergency.json"), Late: c.late, Regions: topo.view, Metrics: p.tel.Handler(),
 		Region:    &pb.Region{Name: c.region, Gateway: c.gateway, Latitude: c.latitude, Longitude: c.longitude},
 		Variables: variables.Options{SessionKeys: keys.Keys},
 		Monitor:   monitor.Options{Tick: c.tick}, Logger: p.log, Meter: p.tel.Meter("control")})
@@ -179,6 +185,7 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 	p.run("control", s.Run)
 	p.run("heap", func(ctx context.Context) error { heap.Keep(ctx, 64<<20); return nil })
 	p.run("session keys", keys.Run)
+	p.run("access", access.run)
 	p.run("regions", topo.run)
 	if c.deployment != "" {
 		plan := &planFile{path: c.deployment, ready: s.Ready(), apply: s.Admin().ConfigureDeployment, logger: p.log}

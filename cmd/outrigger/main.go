@@ -115,7 +115,7 @@ file given by --config, then defaults; the first that has a value wins.`,
 		root.AddCommand(c)
 	}
 	for _, c := range []*cobra.Command{varCommand(g), sessionCommand(g), cacheCommand(g), modelCommand(g), experimentCommand(g), rolloutCommand(g), configCommand(g),
-		regionCommand(g), xdsCommand(g), auditCommand(g), statusCommand(g), versionCommand(g), optimizeCommand(g)} {
+		accessCommand(), regionCommand(g), xdsCommand(g), auditCommand(g), statusCommand(g), versionCommand(g), optimizeCommand(g)} {
 		c.GroupID = "ops"
 		root.AddCommand(c)
 	}

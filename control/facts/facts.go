@@ -204,6 +204,8 @@ type Alert struct {
 	Numbers    map[string]string
 	RaisedAt   time.Time
 	ResolvedAt time.Time
+	// SilencedUntil is until when nobody is notified, zero if there is no silence.
+	SilencedUntil time.Time
 }
 
 // Position is the log position of the last event that changed anything here.
@@ -342,6 +344,8 @@ func (d *draft) outsidePolicy() bool {
 		d.alertRaised(p.AlertRaised)
 	case *pb.Event_AlertResolved:
 		d.alertResolved()
+	case *pb.Event_AlertSilenced:
+		d.alertSilenced(p.AlertSilenced)
 	case *pb.Event_PushRecorded:
 		d.pushed = max(d.pushed, p.PushRecorded.GetPush())
 	default:
@@ -385,6 +389,9 @@ func (d *draft) alertRaised(p *pb.AlertRaised) {
 	for _, old := range d.alerts {
 		if old.ID != id {
 			kept = append(kept, old)
+		} else if old.ResolvedAt.IsZero() {
+			// Raised again with newer numbers: a silence holds.
+			a.SilencedUntil = old.SilencedUntil
 		}
 	}
 	if len(kept) >= MaxAlerts {
@@ -405,6 +412,18 @@ func (d *draft) alertResolved() {
 	resolved := *d.alerts[i]
 	resolved.ResolvedAt = d.at()
 	d.alerts[i] = &resolved
+}
+
+func (d *draft) alertSilenced(p *pb.AlertSilenced) {
+	id, _ := d.subject(AlertPrefix)
+	i := slices.IndexFunc(d.alerts, func(a *Alert) bool { return a.ID == id })
+	if i < 0 {
+		return
+	}
+	d.alerts = slices.Clone(d.alerts)
+	silenced := *d.alerts[i]
+	silenced.SilencedUntil = wire.Time(p.GetUntil())
+	d.alerts[i] = &silenced
 }
 
 // with returns a copy of m with one entry set.

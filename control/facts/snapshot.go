@@ -28,7 +28,7 @@ type kept struct {
 
 func (k *kept) add(e *pb.Event) {
 	switch e.GetPayload().(type) {
-	case *pb.Event_AlertRaised, *pb.Event_AlertResolved, *pb.Event_PushRecorded:
+	case *pb.Event_AlertRaised, *pb.Event_AlertResolved, *pb.Event_AlertSilenced, *pb.Event_PushRecorded:
 		return
 	}
 	out, err := appendEvent(k.events, e)
@@ -68,6 +68,10 @@ func (f *Facts) latest() []*pb.Event {
 	for _, a := range f.alerts {
 		out = append(out, &pb.Event{Aggregate: AlertPrefix + a.ID, At: timestamppb.New(a.RaisedAt), Payload: &pb.Event_AlertRaised{
 			AlertRaised: &pb.AlertRaised{Severity: a.Severity, Summary: a.Summary, Numbers: a.Numbers}}})
+		if !a.SilencedUntil.IsZero() {
+			out = append(out, &pb.Event{Aggregate: AlertPrefix + a.ID, At: timestamppb.New(a.RaisedAt), Payload: &pb.Event_AlertSilenced{
+				AlertSilenced: &pb.AlertSilenced{Until: timestamppb.New(a.SilencedUntil)}}})
+		}
 		if !a.ResolvedAt.IsZero() {
 			out = append(out, &pb.Event{Aggregate: AlertPrefix + a.ID, At: timestamppb.New(a.ResolvedAt),
 				Payload: &pb.Event_AlertResolved{AlertResolved: &pb.AlertResolved{}}})

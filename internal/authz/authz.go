@@ -1,16 +1,27 @@
-// Package authz decides who may operate a control plane. It is small and pure: it is
-// told what a caller presented and answers yes or an error, so the whole policy can be
-// read here and tested as one table.
+// Package authz decides who may operate a control plane, and as whom. It is small and
+// pure: it is told what a caller presented and answers a Caller or an error, so the whole
+// policy can be read here and tested as one table.
+//
+// A credential is a bearer token that belongs to a named person with a role:
+//
+//	viewer    sees everything operators see, changes nothing
+//	operator  rollouts, approvals, experiments, alerts, break-glass
+//	admin     models' settings, deployment plans, and whatever passes over a gate
 //
 // The rules, default deny:
 //
-//   - With an admin token configured every mutating call must present it as
-//     "authorization: Bearer <token>", wherever it comes from. Reads need it too,
+//   - With credentials configured every mutating call must present one as
+//     "authorization: Bearer <token>", wherever it comes from. Reads need one too,
 //     except from this machine; a read may also present it as the password of Basic
 //     authentication, because that is the only thing a browser can be asked for.
-//   - Without a token only callers on this machine are served.
+//   - A credential that is presented and wrong is refused, also where none is needed.
+//   - Without any configured, callers on this machine are served, as nobody in particular:
+//     they cannot approve anything, because an approval is worth what its name is.
 //   - A request that a proxy forwarded is never "on this machine", whatever address the
 //     proxy itself has.
+//
+// Who somebody is comes from the credential alone: As refuses a request that names
+// another actor.
 //
 // CheckHost is the other half for HTTP: it refuses a Host header that names neither
 // this machine nor a configured name, which is what stops DNS rebinding (a web page
@@ -26,6 +37,7 @@ import (
 	"encoding/base64"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/outrigger-mesh/outrigger"
@@ -35,13 +47,10 @@ import (
 // accidental one-word token, not a measure of strength: generate 32 random bytes.
 const MinTokenBytes = 16
 
-// Policy is the configured rule set. The zero Policy has no token: this machine only.
-type Policy struct {
-	sum   [sha256.Size]byte
-	token bool
-}
+// Policy is the configured rule set. The zero Policy has no credential: this machine only.
+type Policy struct{ people []Person }
 
-// New returns the rules for an admin token; "" means none. Only a digest is kept, so
+// New returns the rules for one unnamed admin token; "" means none. Only a digest is kept, so
 // that comparing takes the same time whatever was presented and a core dump does not
 // hold the secret here. A token shorter than MinTokenBytes has kind Invalid.
 func New(token string) (Policy, error) {
@@ -52,8 +61,11 @@ func New(token string) (Policy, error) {
 		return Policy{}, outrigger.Errorf(outrigger.Invalid,
 			"the admin token is %d bytes long, at least %d are needed; generate one with 32 random bytes", len(token), MinTokenBytes)
 	}
-	return Policy{sum: sha256.Sum256([]byte(token)), token: true}, nil
+	return Policy{people: []Person{{Role: Admin, sum: sha256.Sum256([]byte(token))}}}, nil
 }
+
+// Join returns the rules under which the credentials of both count.
+func Join(a, b Policy) Policy { return Policy{people: slices.Concat(a.people, b.people)} }
 
 // Request is what one call presented.
 type Request struct {
@@ -68,54 +80,65 @@ type Request struct {
 	Authorization []string
 }
 
-// Decide returns nil when the call is allowed.
-func (p Policy) Decide(r Request) error {
+// Identify returns who is calling, or why nobody is let in. Whether the caller's role
+// suffices for what is asked is Caller.Need's to say.
+func (p Policy) Identify(r Request) (Caller, error) {
 	local := r.Local && !r.Forwarded
-	if !p.token {
-		if local {
-			return nil
-		}
-		return outrigger.Errorf(outrigger.Denied,
+	switch {
+	case len(p.people) == 0 && local:
+		return Caller{Role: Admin}, nil
+	case len(p.people) == 0:
+		return Caller{}, outrigger.Errorf(outrigger.Denied,
 			"only callers on the control plane's own machine are served while no admin token is configured; configure one and present it as a bearer token")
+	case len(r.Authorization) == 0 && local && !r.Mutating:
+		return Caller{Role: Viewer}, nil
+	case len(r.Authorization) == 0:
+		return Caller{}, outrigger.Errorf(outrigger.Unauthorised, `missing "authorization: Bearer <token>"`)
+	case len(r.Authorization) > 1:
+		// Two headers are two identities: picking either would let a proxy and a server
+		// behind it disagree about who is calling.
+		return Caller{}, outrigger.Errorf(outrigger.Unauthorised, "authorization is given %d times; give it once", len(r.Authorization))
 	}
-	if local && !r.Mutating {
-		return nil
+	scheme, credential, ok := strings.Cut(r.Authorization[0], " ")
+	basic := strings.EqualFold(scheme, "basic")
+	if basic && !r.Mutating {
+		raw, err := base64.StdEncoding.DecodeString(strings.TrimSpace(credential))
+		ok = ok && err == nil
+		_, credential, _ = strings.Cut(string(raw), ":")
+	} else {
+		ok = ok && strings.EqualFold(scheme, "bearer")
 	}
-	switch len(r.Authorization) {
-	case 0:
-		return outrigger.Errorf(outrigger.Unauthorised, `missing "authorization: Bearer <admin token>"`)
-	case 1:
-		if p.matches(r.Authorization[0], !r.Mutating) {
-			return nil
-		}
-		return outrigger.Errorf(outrigger.Unauthorised, "the presented admin token is wrong or not a bearer token")
+	c, known := p.Token(strings.TrimSpace(credential))
+	if !ok || !known {
+		return Caller{}, outrigger.Errorf(outrigger.Unauthorised, "the presented token is wrong or not a bearer token")
 	}
-	// Two headers are two identities: picking either would let a proxy and a server
-	// behind it disagree about who is calling.
-	return outrigger.Errorf(outrigger.Unauthorised, "authorization is given %d times; give it once", len(r.Authorization))
+	if basic {
+		// Browsers send it again by themselves, which must never be enough to change something.
+		c.Role = Viewer
+	}
+	return c, nil
 }
 
-// matches compares in constant time. Basic is for reads only: browsers send it again by
-// themselves, which must never be enough to change something.
-func (p Policy) matches(header string, read bool) bool {
-	scheme, credential, ok := strings.Cut(header, " ")
-	if !ok {
-		return false
-	}
-	switch {
-	case strings.EqualFold(scheme, "bearer"):
-	case strings.EqualFold(scheme, "basic") && read:
-		raw, err := base64.StdEncoding.DecodeString(strings.TrimSpace(credential))
-		if err != nil {
-			return false
+// Token returns whose token it is. Every credential is compared, in constant time.
+func (p Policy) Token(token string) (Caller, bool) {
+	sum := sha256.Sum256([]byte(token))
+	found := Caller{}
+	for _, q := range p.people {
+		if subtle.ConstantTimeCompare(sum[:], q.sum[:]) == 1 {
+			found = Caller{Name: q.Name, Role: q.Role}
 		}
-		_, credential, _ = strings.Cut(string(raw), ":")
-	default:
-		return false
 	}
-	sum := sha256.Sum256([]byte(strings.TrimSpace(credential)))
-	return subtle.ConstantTimeCompare(sum[:], p.sum[:]) == 1
+	return found, found.Role != Nobody
 }
+
+// Still reports whether somebody identified before is in the rules with the same role:
+// what a session has to ask at every request, so that taking a person out ends it.
+func (p Policy) Still(c Caller) bool {
+	return slices.ContainsFunc(p.people, func(q Person) bool { return q.Name == c.Name && q.Role == c.Role })
+}
+
+// Open reports whether no credential is configured.
+func (p Policy) Open() bool { return len(p.people) == 0 }
 
 // LocalPeer reports whether a peer address is this machine: a loopback IP, a Unix
 // socket, or a pipe inside the process. Anything it does not recognise is remote.

@@ -46,6 +46,7 @@ func TestDecide(t *testing.T) {
 		{"basic read", secret, Request{Authorization: basic("me", secret)}, allow},
 		{"basic write is refused", secret, Request{Mutating: true, Authorization: basic("me", secret)}, outrigger.Unauthorised},
 		{"basic, wrong password", secret, Request{Authorization: basic(secret, "x")}, outrigger.Unauthorised},
+		{"local read with a wrong token", secret, Request{Local: true, Authorization: []string{"Bearer " + secret + "x"}}, outrigger.Unauthorised},
 		{"basic, not base64", secret, Request{Authorization: []string{"Basic !!"}}, outrigger.Unauthorised},
 	}
 	for _, c := range cases {
@@ -54,7 +55,7 @@ func TestDecide(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			err = p.Decide(c.req)
+			_, err = p.Identify(c.req)
 			if c.want == allow {
 				if err != nil {
 					t.Fatalf("refused: %v", err)

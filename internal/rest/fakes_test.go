@@ -239,6 +239,9 @@ func (o *operator) ListRegions(ctx context.Context, r *pb.ListRequestAll) (*pb.L
 func (o *operator) ListAlerts(ctx context.Context, r *pb.ListRequestAll) (*pb.ListAlertsResponse, error) {
 	return saw(o, ctx, "ListAlerts", r, &pb.ListAlertsResponse{})
 }
+func (o *operator) SilenceAlert(ctx context.Context, r *pb.SilenceAlertRequest) (*pb.Alert, error) {
+	return saw(o, ctx, "SilenceAlert", r, &pb.Alert{})
+}
 func (o *operator) Audit(ctx context.Context, r *pb.AuditRequest) (*pb.AuditResponse, error) {
 	return saw(o, ctx, "Audit", r, &pb.AuditResponse{})
 }
@@ -255,7 +258,7 @@ type world struct {
 
 func newWorld() *world {
 	w := &world{vars: newAuthority(), admin: new(operator), mux: http.NewServeMux()}
-	rest.Register(w.mux, append(rest.AdminRoutes(w.admin), rest.VariableRoutes(w.vars)...))
+	rest.Register(w.mux, append(rest.AdminRoutes(w.admin), rest.VariableRoutes(w.vars)...), nil)
 	return w
 }
 

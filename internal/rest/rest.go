@@ -2,7 +2,7 @@
 // API of the control plane, and variables wherever they are served (control plane and
 // sidecar use the same routes). Put routes on a mux with Register:
 //
-//	rest.Register(mux, append(rest.AdminRoutes(admin), rest.VariableRoutes(vars)...))
+//	rest.Register(mux, append(rest.AdminRoutes(admin), rest.VariableRoutes(vars)...), nil)
 //
 // Bodies are JSON with the field names of the .proto files, at most MaxBodyBytes, and must
 // be declared as application/json. What is not understood is refused with status 400
@@ -100,6 +100,9 @@ func unary[Req, Resp any, PReq interface {
 			}
 		}
 		bindActor(r, req)
+		if err := checked(r, req); err != nil {
+			return Reply{}, err
+		}
 		resp, head, err := invoke(r, func(ctx context.Context) (PResp, error) { return call(ctx, req) })
 		if err != nil {
 			return Reply{Header: head}, err

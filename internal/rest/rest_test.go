@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/encoding/prototext"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/outrigger-mesh/outrigger"
@@ -72,6 +73,7 @@ var messages = []struct {
 	{"POST", "/v1/deployment", `{"name":"f","text":"eA=="}`, nil, 200, "ConfigureDeployment", &pb.ConfigureDeploymentRequest{Name: "f", Text: []byte("x")}},
 	{"GET", "/v1/deployment", "", nil, 200, "GetDeployment", &pb.NameRequest{}},
 	{"GET", "/v1/regions", "", nil, 200, "ListRegions", &pb.ListRequestAll{}},
+	{"POST", "/v1/alerts/a/silence", `{"for":"60s","reason":"known"}`, nil, 200, "SilenceAlert", &pb.SilenceAlertRequest{Id: "a", For: durationpb.New(time.Minute), Reason: "known"}},
 	{"GET", "/v1/alerts", "", nil, 200, "ListAlerts", &pb.ListRequestAll{}},
 	{"GET", "/v1/audit?actor=ann&from=18446744073709551615&limit=-1&newest_first=true&since=2024-05-01T12:00:00.5%2B02:00", "",
 		[]string{"x-outrigger-actor: who-asks"}, 200, "Audit",
@@ -266,7 +268,7 @@ func TestErrors(t *testing.T) {
 		mux := http.NewServeMux()
 		rest.Register(mux, []rest.Route{{Pattern: "GET /", Created: true, Handler: func(*http.Request) (rest.Reply, error) {
 			return rest.Reply{Body: "never sent"}, outrigger.Errorf(k, "because")
-		}}})
+		}}}, nil)
 		rec := httptest.NewRecorder()
 		mux.ServeHTTP(rec, request("GET", "/", ""))
 		if rec.Code != status.HTTP(k) || !strings.Contains(rec.Body.String(), `"kind":"`+k.String()+`"`) {
@@ -452,7 +454,7 @@ func TestCancellationReachesTheMethod(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	mux := http.NewServeMux()
-	rest.Register(mux, rest.AdminRoutes(waiting{}))
+	rest.Register(mux, rest.AdminRoutes(waiting{}), nil)
 	rec := httptest.NewRecorder()
 	mux.ServeHTTP(rec, request("GET", "/v1/status", "").WithContext(ctx))
 	if rec.Code != status.HTTP(outrigger.Cancelled) {

@@ -69,7 +69,7 @@ func TestFastAnswer(t *testing.T) {
 		t.Fatal(err)
 	}
 	mux := http.NewServeMux()
-	rest.Register(mux, rest.VariableRoutes(NewNative(Options{Reader: fixed{hits.v}})))
+	rest.Register(mux, rest.VariableRoutes(NewNative(Options{Reader: fixed{hits.v}})), nil)
 	slow := httptest.NewRecorder()
 	mux.ServeHTTP(slow, httptest.NewRequest("GET", "/v1/variables/shop/temperature", nil))
 	if got.StatusCode != slow.Code || string(body) != slow.Body.String() {

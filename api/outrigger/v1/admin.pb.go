@@ -2702,6 +2702,7 @@ type Alert struct {
 	Numbers       map[string]string      `protobuf:"bytes,4,rep,name=numbers,proto3" json:"numbers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	RaisedAt      *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=raised_at,json=raisedAt,proto3" json:"raised_at,omitempty"`
 	ResolvedAt    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=resolved_at,json=resolvedAt,proto3" json:"resolved_at,omitempty"`
+	SilencedUntil *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=silenced_until,json=silencedUntil,proto3" json:"silenced_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2778,6 +2779,81 @@ func (x *Alert) GetResolvedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Alert) GetSilencedUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SilencedUntil
+	}
+	return nil
+}
+
+type SilenceAlertRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	For           *durationpb.Duration   `protobuf:"bytes,2,opt,name=for,proto3" json:"for,omitempty"` // up to 30 d; 0 lifts the silence
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Actor         string                 `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SilenceAlertRequest) Reset() {
+	*x = SilenceAlertRequest{}
+	mi := &file_outrigger_v1_admin_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SilenceAlertRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SilenceAlertRequest) ProtoMessage() {}
+
+func (x *SilenceAlertRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_admin_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SilenceAlertRequest.ProtoReflect.Descriptor instead.
+func (*SilenceAlertRequest) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *SilenceAlertRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *SilenceAlertRequest) GetFor() *durationpb.Duration {
+	if x != nil {
+		return x.For
+	}
+	return nil
+}
+
+func (x *SilenceAlertRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *SilenceAlertRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
 type ListAlertsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Alerts        []*Alert               `protobuf:"bytes,1,rep,name=alerts,proto3" json:"alerts,omitempty"`
@@ -2787,7 +2863,7 @@ type ListAlertsResponse struct {
 
 func (x *ListAlertsResponse) Reset() {
 	*x = ListAlertsResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[32]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2799,7 +2875,7 @@ func (x *ListAlertsResponse) String() string {
 func (*ListAlertsResponse) ProtoMessage() {}
 
 func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[32]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2812,7 +2888,7 @@ func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAlertsResponse.ProtoReflect.Descriptor instead.
 func (*ListAlertsResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListAlertsResponse) GetAlerts() []*Alert {
@@ -2838,7 +2914,7 @@ type AuditRequest struct {
 
 func (x *AuditRequest) Reset() {
 	*x = AuditRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[33]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2850,7 +2926,7 @@ func (x *AuditRequest) String() string {
 func (*AuditRequest) ProtoMessage() {}
 
 func (x *AuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[33]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2863,7 +2939,7 @@ func (x *AuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRequest.ProtoReflect.Descriptor instead.
 func (*AuditRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *AuditRequest) GetAggregatePrefix() string {
@@ -2932,7 +3008,7 @@ type AuditResponse struct {
 
 func (x *AuditResponse) Reset() {
 	*x = AuditResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[34]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2944,7 +3020,7 @@ func (x *AuditResponse) String() string {
 func (*AuditResponse) ProtoMessage() {}
 
 func (x *AuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[34]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2957,7 +3033,7 @@ func (x *AuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditResponse.ProtoReflect.Descriptor instead.
 func (*AuditResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *AuditResponse) GetEvents() []*Event {
@@ -2994,7 +3070,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[35]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3006,7 +3082,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[35]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3019,7 +3095,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *StatusResponse) GetRegion() string {
@@ -3121,7 +3197,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[36]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3133,7 +3209,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[36]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3146,7 +3222,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *NodeStatus) GetNode() *Node {
@@ -3205,7 +3281,7 @@ type CacheStatus struct {
 
 func (x *CacheStatus) Reset() {
 	*x = CacheStatus{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[37]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3217,7 +3293,7 @@ func (x *CacheStatus) String() string {
 func (*CacheStatus) ProtoMessage() {}
 
 func (x *CacheStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[37]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3230,7 +3306,7 @@ func (x *CacheStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheStatus.ProtoReflect.Descriptor instead.
 func (*CacheStatus) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CacheStatus) GetHitsProcess() uint64 {
@@ -3559,7 +3635,7 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\brollouts\x18\x01 \x03(\v2\x15.outrigger.v1.RolloutR\brollouts\"]\n" +
 	"\x13ListRegionsResponse\x12.\n" +
 	"\aregions\x18\x01 \x03(\v2\x14.outrigger.v1.RegionR\aregions\x12\x16\n" +
-	"\x06source\x18\x02 \x01(\tR\x06source\"\xbb\x02\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\"\xfe\x02\n" +
 	"\x05Alert\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\bseverity\x18\x02 \x01(\tR\bseverity\x12\x18\n" +
@@ -3567,10 +3643,16 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\anumbers\x18\x04 \x03(\v2 .outrigger.v1.Alert.NumbersEntryR\anumbers\x127\n" +
 	"\traised_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\braisedAt\x12;\n" +
 	"\vresolved_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"resolvedAt\x1a:\n" +
+	"resolvedAt\x12A\n" +
+	"\x0esilenced_until\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\rsilencedUntil\x1a:\n" +
 	"\fNumbersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"A\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x80\x01\n" +
+	"\x13SilenceAlertRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
+	"\x03for\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03for\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actor\"A\n" +
 	"\x12ListAlertsResponse\x12+\n" +
 	"\x06alerts\x18\x01 \x03(\v2\x13.outrigger.v1.AlertR\x06alerts\"\x94\x02\n" +
 	"\fAuditRequest\x12)\n" +
@@ -3615,7 +3697,7 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"hitsOrigin\x12!\n" +
 	"\fstale_served\x18\x04 \x01(\x04R\vstaleServed\x125\n" +
 	"\x17invalidation_lag_p50_ms\x18\x05 \x01(\x01R\x14invalidationLagP50Ms\x125\n" +
-	"\x17invalidation_lag_p99_ms\x18\x06 \x01(\x01R\x14invalidationLagP99Ms2\xbc\x12\n" +
+	"\x17invalidation_lag_p99_ms\x18\x06 \x01(\x01R\x14invalidationLagP99Ms2\x84\x13\n" +
 	"\x05Admin\x12V\n" +
 	"\x14RegisterModelVersion\x12).outrigger.v1.RegisterModelVersionRequest\x1a\x13.outrigger.v1.Model\x12J\n" +
 	"\x0eConfigureModel\x12#.outrigger.v1.ConfigureModelRequest\x1a\x13.outrigger.v1.Model\x12V\n" +
@@ -3648,7 +3730,8 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\fListRollouts\x12\x1c.outrigger.v1.ListRequestAll\x1a\".outrigger.v1.ListRolloutsResponse\x12N\n" +
 	"\vListRegions\x12\x1c.outrigger.v1.ListRequestAll\x1a!.outrigger.v1.ListRegionsResponse\x12L\n" +
 	"\n" +
-	"ListAlerts\x12\x1c.outrigger.v1.ListRequestAll\x1a .outrigger.v1.ListAlertsResponse\x12@\n" +
+	"ListAlerts\x12\x1c.outrigger.v1.ListRequestAll\x1a .outrigger.v1.ListAlertsResponse\x12F\n" +
+	"\fSilenceAlert\x12!.outrigger.v1.SilenceAlertRequest\x1a\x13.outrigger.v1.Alert\x12@\n" +
 	"\x05Audit\x12\x1a.outrigger.v1.AuditRequest\x1a\x1b.outrigger.v1.AuditResponse\x12D\n" +
 	"\x06Status\x12\x1c.outrigger.v1.ListRequestAll\x1a\x1c.outrigger.v1.StatusResponseBBZ@github.com/outrigger-mesh/outrigger/api/outrigger/v1;outriggerv1b\x06proto3"
 
@@ -3664,7 +3747,7 @@ func file_outrigger_v1_admin_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_admin_proto_rawDescData
 }
 
-var file_outrigger_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_outrigger_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_outrigger_v1_admin_proto_goTypes = []any{
 	(*NameRequest)(nil),                 // 0: outrigger.v1.NameRequest
 	(*ListRequestAll)(nil),              // 1: outrigger.v1.ListRequestAll
@@ -3698,177 +3781,182 @@ var file_outrigger_v1_admin_proto_goTypes = []any{
 	(*ListRolloutsResponse)(nil),        // 29: outrigger.v1.ListRolloutsResponse
 	(*ListRegionsResponse)(nil),         // 30: outrigger.v1.ListRegionsResponse
 	(*Alert)(nil),                       // 31: outrigger.v1.Alert
-	(*ListAlertsResponse)(nil),          // 32: outrigger.v1.ListAlertsResponse
-	(*AuditRequest)(nil),                // 33: outrigger.v1.AuditRequest
-	(*AuditResponse)(nil),               // 34: outrigger.v1.AuditResponse
-	(*StatusResponse)(nil),              // 35: outrigger.v1.StatusResponse
-	(*NodeStatus)(nil),                  // 36: outrigger.v1.NodeStatus
-	(*CacheStatus)(nil),                 // 37: outrigger.v1.CacheStatus
-	nil,                                 // 38: outrigger.v1.ModelVersion.MetadataEntry
-	nil,                                 // 39: outrigger.v1.ModelVersion.ParametersEntry
-	nil,                                 // 40: outrigger.v1.ModelVersion.PinsEntry
-	nil,                                 // 41: outrigger.v1.Model.AliasesEntry
-	nil,                                 // 42: outrigger.v1.RegisterModelVersionRequest.MetadataEntry
-	nil,                                 // 43: outrigger.v1.RegisterModelVersionRequest.ParametersEntry
-	nil,                                 // 44: outrigger.v1.RegisterModelVersionRequest.PinsEntry
-	nil,                                 // 45: outrigger.v1.ServedAtResponse.AliasesEntry
-	nil,                                 // 46: outrigger.v1.RolloutActionRequest.MetadataEntry
-	nil,                                 // 47: outrigger.v1.RollbackRolloutRequest.MetadataEntry
-	nil,                                 // 48: outrigger.v1.Alert.NumbersEntry
-	(*Endpoint)(nil),                    // 49: outrigger.v1.Endpoint
-	(*timestamppb.Timestamp)(nil),       // 50: google.protobuf.Timestamp
-	(*ExperimentArm)(nil),               // 51: outrigger.v1.ExperimentArm
-	(*ExperimentPlan)(nil),              // 52: outrigger.v1.ExperimentPlan
-	(*structpb.Struct)(nil),             // 53: google.protobuf.Struct
-	(*RolloutPhase)(nil),                // 54: outrigger.v1.RolloutPhase
-	(*Evidence)(nil),                    // 55: outrigger.v1.Evidence
-	(*RollbackStarted)(nil),             // 56: outrigger.v1.RollbackStarted
-	(*RollbackCompleted)(nil),           // 57: outrigger.v1.RollbackCompleted
-	(*RolloutGateDecided)(nil),          // 58: outrigger.v1.RolloutGateDecided
-	(*RolloutApproved)(nil),             // 59: outrigger.v1.RolloutApproved
-	(*RollbackDrillCompleted)(nil),      // 60: outrigger.v1.RollbackDrillCompleted
-	(*durationpb.Duration)(nil),         // 61: google.protobuf.Duration
-	(*Region)(nil),                      // 62: outrigger.v1.Region
-	(*Event)(nil),                       // 63: outrigger.v1.Event
-	(*Node)(nil),                        // 64: outrigger.v1.Node
+	(*SilenceAlertRequest)(nil),         // 32: outrigger.v1.SilenceAlertRequest
+	(*ListAlertsResponse)(nil),          // 33: outrigger.v1.ListAlertsResponse
+	(*AuditRequest)(nil),                // 34: outrigger.v1.AuditRequest
+	(*AuditResponse)(nil),               // 35: outrigger.v1.AuditResponse
+	(*StatusResponse)(nil),              // 36: outrigger.v1.StatusResponse
+	(*NodeStatus)(nil),                  // 37: outrigger.v1.NodeStatus
+	(*CacheStatus)(nil),                 // 38: outrigger.v1.CacheStatus
+	nil,                                 // 39: outrigger.v1.ModelVersion.MetadataEntry
+	nil,                                 // 40: outrigger.v1.ModelVersion.ParametersEntry
+	nil,                                 // 41: outrigger.v1.ModelVersion.PinsEntry
+	nil,                                 // 42: outrigger.v1.Model.AliasesEntry
+	nil,                                 // 43: outrigger.v1.RegisterModelVersionRequest.MetadataEntry
+	nil,                                 // 44: outrigger.v1.RegisterModelVersionRequest.ParametersEntry
+	nil,                                 // 45: outrigger.v1.RegisterModelVersionRequest.PinsEntry
+	nil,                                 // 46: outrigger.v1.ServedAtResponse.AliasesEntry
+	nil,                                 // 47: outrigger.v1.RolloutActionRequest.MetadataEntry
+	nil,                                 // 48: outrigger.v1.RollbackRolloutRequest.MetadataEntry
+	nil,                                 // 49: outrigger.v1.Alert.NumbersEntry
+	(*Endpoint)(nil),                    // 50: outrigger.v1.Endpoint
+	(*timestamppb.Timestamp)(nil),       // 51: google.protobuf.Timestamp
+	(*ExperimentArm)(nil),               // 52: outrigger.v1.ExperimentArm
+	(*ExperimentPlan)(nil),              // 53: outrigger.v1.ExperimentPlan
+	(*structpb.Struct)(nil),             // 54: google.protobuf.Struct
+	(*RolloutPhase)(nil),                // 55: outrigger.v1.RolloutPhase
+	(*Evidence)(nil),                    // 56: outrigger.v1.Evidence
+	(*RollbackStarted)(nil),             // 57: outrigger.v1.RollbackStarted
+	(*RollbackCompleted)(nil),           // 58: outrigger.v1.RollbackCompleted
+	(*RolloutGateDecided)(nil),          // 59: outrigger.v1.RolloutGateDecided
+	(*RolloutApproved)(nil),             // 60: outrigger.v1.RolloutApproved
+	(*RollbackDrillCompleted)(nil),      // 61: outrigger.v1.RollbackDrillCompleted
+	(*durationpb.Duration)(nil),         // 62: google.protobuf.Duration
+	(*Region)(nil),                      // 63: outrigger.v1.Region
+	(*Event)(nil),                       // 64: outrigger.v1.Event
+	(*Node)(nil),                        // 65: outrigger.v1.Node
 }
 var file_outrigger_v1_admin_proto_depIdxs = []int32{
-	49,  // 0: outrigger.v1.ModelVersion.endpoints:type_name -> outrigger.v1.Endpoint
-	38,  // 1: outrigger.v1.ModelVersion.metadata:type_name -> outrigger.v1.ModelVersion.MetadataEntry
-	50,  // 2: outrigger.v1.ModelVersion.registered_at:type_name -> google.protobuf.Timestamp
+	50,  // 0: outrigger.v1.ModelVersion.endpoints:type_name -> outrigger.v1.Endpoint
+	39,  // 1: outrigger.v1.ModelVersion.metadata:type_name -> outrigger.v1.ModelVersion.MetadataEntry
+	51,  // 2: outrigger.v1.ModelVersion.registered_at:type_name -> google.protobuf.Timestamp
 	3,   // 3: outrigger.v1.ModelVersion.stats:type_name -> outrigger.v1.VersionStats
-	39,  // 4: outrigger.v1.ModelVersion.parameters:type_name -> outrigger.v1.ModelVersion.ParametersEntry
-	40,  // 5: outrigger.v1.ModelVersion.pins:type_name -> outrigger.v1.ModelVersion.PinsEntry
+	40,  // 4: outrigger.v1.ModelVersion.parameters:type_name -> outrigger.v1.ModelVersion.ParametersEntry
+	41,  // 5: outrigger.v1.ModelVersion.pins:type_name -> outrigger.v1.ModelVersion.PinsEntry
 	2,   // 6: outrigger.v1.Model.versions:type_name -> outrigger.v1.ModelVersion
-	41,  // 7: outrigger.v1.Model.aliases:type_name -> outrigger.v1.Model.AliasesEntry
-	51,  // 8: outrigger.v1.Model.arms:type_name -> outrigger.v1.ExperimentArm
-	49,  // 9: outrigger.v1.RegisterModelVersionRequest.endpoints:type_name -> outrigger.v1.Endpoint
-	42,  // 10: outrigger.v1.RegisterModelVersionRequest.metadata:type_name -> outrigger.v1.RegisterModelVersionRequest.MetadataEntry
-	43,  // 11: outrigger.v1.RegisterModelVersionRequest.parameters:type_name -> outrigger.v1.RegisterModelVersionRequest.ParametersEntry
-	44,  // 12: outrigger.v1.RegisterModelVersionRequest.pins:type_name -> outrigger.v1.RegisterModelVersionRequest.PinsEntry
-	50,  // 13: outrigger.v1.ServedAtRequest.at:type_name -> google.protobuf.Timestamp
-	50,  // 14: outrigger.v1.ServedAtResponse.at:type_name -> google.protobuf.Timestamp
-	45,  // 15: outrigger.v1.ServedAtResponse.aliases:type_name -> outrigger.v1.ServedAtResponse.AliasesEntry
-	51,  // 16: outrigger.v1.ServedAtResponse.arms:type_name -> outrigger.v1.ExperimentArm
-	50,  // 17: outrigger.v1.ServedAtResponse.since:type_name -> google.protobuf.Timestamp
+	42,  // 7: outrigger.v1.Model.aliases:type_name -> outrigger.v1.Model.AliasesEntry
+	52,  // 8: outrigger.v1.Model.arms:type_name -> outrigger.v1.ExperimentArm
+	50,  // 9: outrigger.v1.RegisterModelVersionRequest.endpoints:type_name -> outrigger.v1.Endpoint
+	43,  // 10: outrigger.v1.RegisterModelVersionRequest.metadata:type_name -> outrigger.v1.RegisterModelVersionRequest.MetadataEntry
+	44,  // 11: outrigger.v1.RegisterModelVersionRequest.parameters:type_name -> outrigger.v1.RegisterModelVersionRequest.ParametersEntry
+	45,  // 12: outrigger.v1.RegisterModelVersionRequest.pins:type_name -> outrigger.v1.RegisterModelVersionRequest.PinsEntry
+	51,  // 13: outrigger.v1.ServedAtRequest.at:type_name -> google.protobuf.Timestamp
+	51,  // 14: outrigger.v1.ServedAtResponse.at:type_name -> google.protobuf.Timestamp
+	46,  // 15: outrigger.v1.ServedAtResponse.aliases:type_name -> outrigger.v1.ServedAtResponse.AliasesEntry
+	52,  // 16: outrigger.v1.ServedAtResponse.arms:type_name -> outrigger.v1.ExperimentArm
+	51,  // 17: outrigger.v1.ServedAtResponse.since:type_name -> google.protobuf.Timestamp
 	4,   // 18: outrigger.v1.ListModelsResponse.models:type_name -> outrigger.v1.Model
-	51,  // 19: outrigger.v1.Experiment.arms:type_name -> outrigger.v1.ExperimentArm
-	50,  // 20: outrigger.v1.Experiment.changed_at:type_name -> google.protobuf.Timestamp
-	52,  // 21: outrigger.v1.Experiment.plan:type_name -> outrigger.v1.ExperimentPlan
-	50,  // 22: outrigger.v1.Experiment.started_at:type_name -> google.protobuf.Timestamp
-	50,  // 23: outrigger.v1.Experiment.ended_at:type_name -> google.protobuf.Timestamp
-	51,  // 24: outrigger.v1.CreateExperimentRequest.arms:type_name -> outrigger.v1.ExperimentArm
-	52,  // 25: outrigger.v1.CreateExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
-	52,  // 26: outrigger.v1.PlanExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
+	52,  // 19: outrigger.v1.Experiment.arms:type_name -> outrigger.v1.ExperimentArm
+	51,  // 20: outrigger.v1.Experiment.changed_at:type_name -> google.protobuf.Timestamp
+	53,  // 21: outrigger.v1.Experiment.plan:type_name -> outrigger.v1.ExperimentPlan
+	51,  // 22: outrigger.v1.Experiment.started_at:type_name -> google.protobuf.Timestamp
+	51,  // 23: outrigger.v1.Experiment.ended_at:type_name -> google.protobuf.Timestamp
+	52,  // 24: outrigger.v1.CreateExperimentRequest.arms:type_name -> outrigger.v1.ExperimentArm
+	53,  // 25: outrigger.v1.CreateExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
+	53,  // 26: outrigger.v1.PlanExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
 	12,  // 27: outrigger.v1.ExperimentResultsResponse.experiment:type_name -> outrigger.v1.Experiment
-	53,  // 28: outrigger.v1.ExperimentResultsResponse.results:type_name -> google.protobuf.Struct
-	53,  // 29: outrigger.v1.ExperimentResultsResponse.ledger:type_name -> google.protobuf.Struct
+	54,  // 28: outrigger.v1.ExperimentResultsResponse.results:type_name -> google.protobuf.Struct
+	54,  // 29: outrigger.v1.ExperimentResultsResponse.ledger:type_name -> google.protobuf.Struct
 	12,  // 30: outrigger.v1.ListExperimentsResponse.experiments:type_name -> outrigger.v1.Experiment
-	54,  // 31: outrigger.v1.Rollout.phases:type_name -> outrigger.v1.RolloutPhase
-	55,  // 32: outrigger.v1.Rollout.evidence:type_name -> outrigger.v1.Evidence
-	50,  // 33: outrigger.v1.Rollout.started_at:type_name -> google.protobuf.Timestamp
-	50,  // 34: outrigger.v1.Rollout.phase_since:type_name -> google.protobuf.Timestamp
-	56,  // 35: outrigger.v1.Rollout.rollback:type_name -> outrigger.v1.RollbackStarted
-	57,  // 36: outrigger.v1.Rollout.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
-	58,  // 37: outrigger.v1.Rollout.gates:type_name -> outrigger.v1.RolloutGateDecided
-	59,  // 38: outrigger.v1.Rollout.approvals:type_name -> outrigger.v1.RolloutApproved
-	60,  // 39: outrigger.v1.Rollout.drill:type_name -> outrigger.v1.RollbackDrillCompleted
-	54,  // 40: outrigger.v1.StartRolloutRequest.phases:type_name -> outrigger.v1.RolloutPhase
-	61,  // 41: outrigger.v1.StartRolloutRequest.cooldown:type_name -> google.protobuf.Duration
-	46,  // 42: outrigger.v1.RolloutActionRequest.metadata:type_name -> outrigger.v1.RolloutActionRequest.MetadataEntry
-	61,  // 43: outrigger.v1.RollbackRolloutRequest.ramp:type_name -> google.protobuf.Duration
-	61,  // 44: outrigger.v1.RollbackRolloutRequest.drain:type_name -> google.protobuf.Duration
-	47,  // 45: outrigger.v1.RollbackRolloutRequest.metadata:type_name -> outrigger.v1.RollbackRolloutRequest.MetadataEntry
-	61,  // 46: outrigger.v1.BreakGlassRequest.ttl:type_name -> google.protobuf.Duration
-	50,  // 47: outrigger.v1.BreakGlassResponse.until:type_name -> google.protobuf.Timestamp
+	55,  // 31: outrigger.v1.Rollout.phases:type_name -> outrigger.v1.RolloutPhase
+	56,  // 32: outrigger.v1.Rollout.evidence:type_name -> outrigger.v1.Evidence
+	51,  // 33: outrigger.v1.Rollout.started_at:type_name -> google.protobuf.Timestamp
+	51,  // 34: outrigger.v1.Rollout.phase_since:type_name -> google.protobuf.Timestamp
+	57,  // 35: outrigger.v1.Rollout.rollback:type_name -> outrigger.v1.RollbackStarted
+	58,  // 36: outrigger.v1.Rollout.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
+	59,  // 37: outrigger.v1.Rollout.gates:type_name -> outrigger.v1.RolloutGateDecided
+	60,  // 38: outrigger.v1.Rollout.approvals:type_name -> outrigger.v1.RolloutApproved
+	61,  // 39: outrigger.v1.Rollout.drill:type_name -> outrigger.v1.RollbackDrillCompleted
+	55,  // 40: outrigger.v1.StartRolloutRequest.phases:type_name -> outrigger.v1.RolloutPhase
+	62,  // 41: outrigger.v1.StartRolloutRequest.cooldown:type_name -> google.protobuf.Duration
+	47,  // 42: outrigger.v1.RolloutActionRequest.metadata:type_name -> outrigger.v1.RolloutActionRequest.MetadataEntry
+	62,  // 43: outrigger.v1.RollbackRolloutRequest.ramp:type_name -> google.protobuf.Duration
+	62,  // 44: outrigger.v1.RollbackRolloutRequest.drain:type_name -> google.protobuf.Duration
+	48,  // 45: outrigger.v1.RollbackRolloutRequest.metadata:type_name -> outrigger.v1.RollbackRolloutRequest.MetadataEntry
+	62,  // 46: outrigger.v1.BreakGlassRequest.ttl:type_name -> google.protobuf.Duration
+	51,  // 47: outrigger.v1.BreakGlassResponse.until:type_name -> google.protobuf.Timestamp
 	18,  // 48: outrigger.v1.RolloutPlan.rollout:type_name -> outrigger.v1.Rollout
 	26,  // 49: outrigger.v1.RolloutPlan.forecasts:type_name -> outrigger.v1.GateForecast
-	61,  // 50: outrigger.v1.GateForecast.expected:type_name -> google.protobuf.Duration
-	50,  // 51: outrigger.v1.DeploymentConfiguration.since:type_name -> google.protobuf.Timestamp
+	62,  // 50: outrigger.v1.GateForecast.expected:type_name -> google.protobuf.Duration
+	51,  // 51: outrigger.v1.DeploymentConfiguration.since:type_name -> google.protobuf.Timestamp
 	18,  // 52: outrigger.v1.ListRolloutsResponse.rollouts:type_name -> outrigger.v1.Rollout
-	62,  // 53: outrigger.v1.ListRegionsResponse.regions:type_name -> outrigger.v1.Region
-	48,  // 54: outrigger.v1.Alert.numbers:type_name -> outrigger.v1.Alert.NumbersEntry
-	50,  // 55: outrigger.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
-	50,  // 56: outrigger.v1.Alert.resolved_at:type_name -> google.protobuf.Timestamp
-	31,  // 57: outrigger.v1.ListAlertsResponse.alerts:type_name -> outrigger.v1.Alert
-	50,  // 58: outrigger.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
-	50,  // 59: outrigger.v1.AuditRequest.until:type_name -> google.protobuf.Timestamp
-	63,  // 60: outrigger.v1.AuditResponse.events:type_name -> outrigger.v1.Event
-	36,  // 61: outrigger.v1.StatusResponse.nodes:type_name -> outrigger.v1.NodeStatus
-	4,   // 62: outrigger.v1.StatusResponse.models:type_name -> outrigger.v1.Model
-	18,  // 63: outrigger.v1.StatusResponse.rollouts:type_name -> outrigger.v1.Rollout
-	37,  // 64: outrigger.v1.StatusResponse.cache:type_name -> outrigger.v1.CacheStatus
-	62,  // 65: outrigger.v1.StatusResponse.regions:type_name -> outrigger.v1.Region
-	31,  // 66: outrigger.v1.StatusResponse.alerts:type_name -> outrigger.v1.Alert
-	50,  // 67: outrigger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	50,  // 68: outrigger.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
-	64,  // 69: outrigger.v1.NodeStatus.node:type_name -> outrigger.v1.Node
-	50,  // 70: outrigger.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
-	5,   // 71: outrigger.v1.Admin.RegisterModelVersion:input_type -> outrigger.v1.RegisterModelVersionRequest
-	8,   // 72: outrigger.v1.Admin.ConfigureModel:input_type -> outrigger.v1.ConfigureModelRequest
-	9,   // 73: outrigger.v1.Admin.SetModelVersionState:input_type -> outrigger.v1.SetModelVersionStateRequest
-	10,  // 74: outrigger.v1.Admin.MoveAlias:input_type -> outrigger.v1.MoveAliasRequest
-	0,   // 75: outrigger.v1.Admin.GetModel:input_type -> outrigger.v1.NameRequest
-	1,   // 76: outrigger.v1.Admin.ListModels:input_type -> outrigger.v1.ListRequestAll
-	6,   // 77: outrigger.v1.Admin.ServedAt:input_type -> outrigger.v1.ServedAtRequest
-	13,  // 78: outrigger.v1.Admin.CreateExperiment:input_type -> outrigger.v1.CreateExperimentRequest
-	16,  // 79: outrigger.v1.Admin.SetExperimentState:input_type -> outrigger.v1.SetExperimentStateRequest
-	14,  // 80: outrigger.v1.Admin.PlanExperiment:input_type -> outrigger.v1.PlanExperimentRequest
-	0,   // 81: outrigger.v1.Admin.ExperimentResults:input_type -> outrigger.v1.NameRequest
-	1,   // 82: outrigger.v1.Admin.ListExperiments:input_type -> outrigger.v1.ListRequestAll
-	19,  // 83: outrigger.v1.Admin.StartRollout:input_type -> outrigger.v1.StartRolloutRequest
-	20,  // 84: outrigger.v1.Admin.AdvanceRollout:input_type -> outrigger.v1.RolloutActionRequest
-	20,  // 85: outrigger.v1.Admin.AbortRollout:input_type -> outrigger.v1.RolloutActionRequest
-	19,  // 86: outrigger.v1.Admin.PlanRollout:input_type -> outrigger.v1.StartRolloutRequest
-	20,  // 87: outrigger.v1.Admin.HoldRollout:input_type -> outrigger.v1.RolloutActionRequest
-	20,  // 88: outrigger.v1.Admin.ResumeRollout:input_type -> outrigger.v1.RolloutActionRequest
-	21,  // 89: outrigger.v1.Admin.ApproveRollout:input_type -> outrigger.v1.ApproveRolloutRequest
-	20,  // 90: outrigger.v1.Admin.RetryRollout:input_type -> outrigger.v1.RolloutActionRequest
-	22,  // 91: outrigger.v1.Admin.RollbackRollout:input_type -> outrigger.v1.RollbackRolloutRequest
-	23,  // 92: outrigger.v1.Admin.BreakGlass:input_type -> outrigger.v1.BreakGlassRequest
-	27,  // 93: outrigger.v1.Admin.ConfigureDeployment:input_type -> outrigger.v1.ConfigureDeploymentRequest
-	0,   // 94: outrigger.v1.Admin.GetDeployment:input_type -> outrigger.v1.NameRequest
-	0,   // 95: outrigger.v1.Admin.GetRollout:input_type -> outrigger.v1.NameRequest
-	1,   // 96: outrigger.v1.Admin.ListRollouts:input_type -> outrigger.v1.ListRequestAll
-	1,   // 97: outrigger.v1.Admin.ListRegions:input_type -> outrigger.v1.ListRequestAll
-	1,   // 98: outrigger.v1.Admin.ListAlerts:input_type -> outrigger.v1.ListRequestAll
-	33,  // 99: outrigger.v1.Admin.Audit:input_type -> outrigger.v1.AuditRequest
-	1,   // 100: outrigger.v1.Admin.Status:input_type -> outrigger.v1.ListRequestAll
-	4,   // 101: outrigger.v1.Admin.RegisterModelVersion:output_type -> outrigger.v1.Model
-	4,   // 102: outrigger.v1.Admin.ConfigureModel:output_type -> outrigger.v1.Model
-	4,   // 103: outrigger.v1.Admin.SetModelVersionState:output_type -> outrigger.v1.Model
-	4,   // 104: outrigger.v1.Admin.MoveAlias:output_type -> outrigger.v1.Model
-	4,   // 105: outrigger.v1.Admin.GetModel:output_type -> outrigger.v1.Model
-	11,  // 106: outrigger.v1.Admin.ListModels:output_type -> outrigger.v1.ListModelsResponse
-	7,   // 107: outrigger.v1.Admin.ServedAt:output_type -> outrigger.v1.ServedAtResponse
-	12,  // 108: outrigger.v1.Admin.CreateExperiment:output_type -> outrigger.v1.Experiment
-	12,  // 109: outrigger.v1.Admin.SetExperimentState:output_type -> outrigger.v1.Experiment
-	12,  // 110: outrigger.v1.Admin.PlanExperiment:output_type -> outrigger.v1.Experiment
-	15,  // 111: outrigger.v1.Admin.ExperimentResults:output_type -> outrigger.v1.ExperimentResultsResponse
-	17,  // 112: outrigger.v1.Admin.ListExperiments:output_type -> outrigger.v1.ListExperimentsResponse
-	18,  // 113: outrigger.v1.Admin.StartRollout:output_type -> outrigger.v1.Rollout
-	18,  // 114: outrigger.v1.Admin.AdvanceRollout:output_type -> outrigger.v1.Rollout
-	18,  // 115: outrigger.v1.Admin.AbortRollout:output_type -> outrigger.v1.Rollout
-	25,  // 116: outrigger.v1.Admin.PlanRollout:output_type -> outrigger.v1.RolloutPlan
-	18,  // 117: outrigger.v1.Admin.HoldRollout:output_type -> outrigger.v1.Rollout
-	18,  // 118: outrigger.v1.Admin.ResumeRollout:output_type -> outrigger.v1.Rollout
-	18,  // 119: outrigger.v1.Admin.ApproveRollout:output_type -> outrigger.v1.Rollout
-	18,  // 120: outrigger.v1.Admin.RetryRollout:output_type -> outrigger.v1.Rollout
-	18,  // 121: outrigger.v1.Admin.RollbackRollout:output_type -> outrigger.v1.Rollout
-	24,  // 122: outrigger.v1.Admin.BreakGlass:output_type -> outrigger.v1.BreakGlassResponse
-	28,  // 123: outrigger.v1.Admin.ConfigureDeployment:output_type -> outrigger.v1.DeploymentConfiguration
-	28,  // 124: outrigger.v1.Admin.GetDeployment:output_type -> outrigger.v1.DeploymentConfiguration
-	18,  // 125: outrigger.v1.Admin.GetRollout:output_type -> outrigger.v1.Rollout
-	29,  // 126: outrigger.v1.Admin.ListRollouts:output_type -> outrigger.v1.ListRolloutsResponse
-	30,  // 127: outrigger.v1.Admin.ListRegions:output_type -> outrigger.v1.ListRegionsResponse
-	32,  // 128: outrigger.v1.Admin.ListAlerts:output_type -> outrigger.v1.ListAlertsResponse
-	34,  // 129: outrigger.v1.Admin.Audit:output_type -> outrigger.v1.AuditResponse
-	35,  // 130: outrigger.v1.Admin.Status:output_type -> outrigger.v1.StatusResponse
-	101, // [101:131] is the sub-list for method output_type
-	71,  // [71:101] is the sub-list for method input_type
-	71,  // [71:71] is the sub-list for extension type_name
-	71,  // [71:71] is the sub-list for extension extendee
-	0,   // [0:71] is the sub-list for field type_name
+	63,  // 53: outrigger.v1.ListRegionsResponse.regions:type_name -> outrigger.v1.Region
+	49,  // 54: outrigger.v1.Alert.numbers:type_name -> outrigger.v1.Alert.NumbersEntry
+	51,  // 55: outrigger.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
+	51,  // 56: outrigger.v1.Alert.resolved_at:type_name -> google.protobuf.Timestamp
+	51,  // 57: outrigger.v1.Alert.silenced_until:type_name -> google.protobuf.Timestamp
+	62,  // 58: outrigger.v1.SilenceAlertRequest.for:type_name -> google.protobuf.Duration
+	31,  // 59: outrigger.v1.ListAlertsResponse.alerts:type_name -> outrigger.v1.Alert
+	51,  // 60: outrigger.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
+	51,  // 61: outrigger.v1.AuditRequest.until:type_name -> google.protobuf.Timestamp
+	64,  // 62: outrigger.v1.AuditResponse.events:type_name -> outrigger.v1.Event
+	37,  // 63: outrigger.v1.StatusResponse.nodes:type_name -> outrigger.v1.NodeStatus
+	4,   // 64: outrigger.v1.StatusResponse.models:type_name -> outrigger.v1.Model
+	18,  // 65: outrigger.v1.StatusResponse.rollouts:type_name -> outrigger.v1.Rollout
+	38,  // 66: outrigger.v1.StatusResponse.cache:type_name -> outrigger.v1.CacheStatus
+	63,  // 67: outrigger.v1.StatusResponse.regions:type_name -> outrigger.v1.Region
+	31,  // 68: outrigger.v1.StatusResponse.alerts:type_name -> outrigger.v1.Alert
+	51,  // 69: outrigger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	51,  // 70: outrigger.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
+	65,  // 71: outrigger.v1.NodeStatus.node:type_name -> outrigger.v1.Node
+	51,  // 72: outrigger.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
+	5,   // 73: outrigger.v1.Admin.RegisterModelVersion:input_type -> outrigger.v1.RegisterModelVersionRequest
+	8,   // 74: outrigger.v1.Admin.ConfigureModel:input_type -> outrigger.v1.ConfigureModelRequest
+	9,   // 75: outrigger.v1.Admin.SetModelVersionState:input_type -> outrigger.v1.SetModelVersionStateRequest
+	10,  // 76: outrigger.v1.Admin.MoveAlias:input_type -> outrigger.v1.MoveAliasRequest
+	0,   // 77: outrigger.v1.Admin.GetModel:input_type -> outrigger.v1.NameRequest
+	1,   // 78: outrigger.v1.Admin.ListModels:input_type -> outrigger.v1.ListRequestAll
+	6,   // 79: outrigger.v1.Admin.ServedAt:input_type -> outrigger.v1.ServedAtRequest
+	13,  // 80: outrigger.v1.Admin.CreateExperiment:input_type -> outrigger.v1.CreateExperimentRequest
+	16,  // 81: outrigger.v1.Admin.SetExperimentState:input_type -> outrigger.v1.SetExperimentStateRequest
+	14,  // 82: outrigger.v1.Admin.PlanExperiment:input_type -> outrigger.v1.PlanExperimentRequest
+	0,   // 83: outrigger.v1.Admin.ExperimentResults:input_type -> outrigger.v1.NameRequest
+	1,   // 84: outrigger.v1.Admin.ListExperiments:input_type -> outrigger.v1.ListRequestAll
+	19,  // 85: outrigger.v1.Admin.StartRollout:input_type -> outrigger.v1.StartRolloutRequest
+	20,  // 86: outrigger.v1.Admin.AdvanceRollout:input_type -> outrigger.v1.RolloutActionRequest
+	20,  // 87: outrigger.v1.Admin.AbortRollout:input_type -> outrigger.v1.RolloutActionRequest
+	19,  // 88: outrigger.v1.Admin.PlanRollout:input_type -> outrigger.v1.StartRolloutRequest
+	20,  // 89: outrigger.v1.Admin.HoldRollout:input_type -> outrigger.v1.RolloutActionRequest
+	20,  // 90: outrigger.v1.Admin.ResumeRollout:input_type -> outrigger.v1.RolloutActionRequest
+	21,  // 91: outrigger.v1.Admin.ApproveRollout:input_type -> outrigger.v1.ApproveRolloutRequest
+	20,  // 92: outrigger.v1.Admin.RetryRollout:input_type -> outrigger.v1.RolloutActionRequest
+	22,  // 93: outrigger.v1.Admin.RollbackRollout:input_type -> outrigger.v1.RollbackRolloutRequest
+	23,  // 94: outrigger.v1.Admin.BreakGlass:input_type -> outrigger.v1.BreakGlassRequest
+	27,  // 95: outrigger.v1.Admin.ConfigureDeployment:input_type -> outrigger.v1.ConfigureDeploymentRequest
+	0,   // 96: outrigger.v1.Admin.GetDeployment:input_type -> outrigger.v1.NameRequest
+	0,   // 97: outrigger.v1.Admin.GetRollout:input_type -> outrigger.v1.NameRequest
+	1,   // 98: outrigger.v1.Admin.ListRollouts:input_type -> outrigger.v1.ListRequestAll
+	1,   // 99: outrigger.v1.Admin.ListRegions:input_type -> outrigger.v1.ListRequestAll
+	1,   // 100: outrigger.v1.Admin.ListAlerts:input_type -> outrigger.v1.ListRequestAll
+	32,  // 101: outrigger.v1.Admin.SilenceAlert:input_type -> outrigger.v1.SilenceAlertRequest
+	34,  // 102: outrigger.v1.Admin.Audit:input_type -> outrigger.v1.AuditRequest
+	1,   // 103: outrigger.v1.Admin.Status:input_type -> outrigger.v1.ListRequestAll
+	4,   // 104: outrigger.v1.Admin.RegisterModelVersion:output_type -> outrigger.v1.Model
+	4,   // 105: outrigger.v1.Admin.ConfigureModel:output_type -> outrigger.v1.Model
+	4,   // 106: outrigger.v1.Admin.SetModelVersionState:output_type -> outrigger.v1.Model
+	4,   // 107: outrigger.v1.Admin.MoveAlias:output_type -> outrigger.v1.Model
+	4,   // 108: outrigger.v1.Admin.GetModel:output_type -> outrigger.v1.Model
+	11,  // 109: outrigger.v1.Admin.ListModels:output_type -> outrigger.v1.ListModelsResponse
+	7,   // 110: outrigger.v1.Admin.ServedAt:output_type -> outrigger.v1.ServedAtResponse
+	12,  // 111: outrigger.v1.Admin.CreateExperiment:output_type -> outrigger.v1.Experiment
+	12,  // 112: outrigger.v1.Admin.SetExperimentState:output_type -> outrigger.v1.Experiment
+	12,  // 113: outrigger.v1.Admin.PlanExperiment:output_type -> outrigger.v1.Experiment
+	15,  // 114: outrigger.v1.Admin.ExperimentResults:output_type -> outrigger.v1.ExperimentResultsResponse
+	17,  // 115: outrigger.v1.Admin.ListExperiments:output_type -> outrigger.v1.ListExperimentsResponse
+	18,  // 116: outrigger.v1.Admin.StartRollout:output_type -> outrigger.v1.Rollout
+	18,  // 117: outrigger.v1.Admin.AdvanceRollout:output_type -> outrigger.v1.Rollout
+	18,  // 118: outrigger.v1.Admin.AbortRollout:output_type -> outrigger.v1.Rollout
+	25,  // 119: outrigger.v1.Admin.PlanRollout:output_type -> outrigger.v1.RolloutPlan
+	18,  // 120: outrigger.v1.Admin.HoldRollout:output_type -> outrigger.v1.Rollout
+	18,  // 121: outrigger.v1.Admin.ResumeRollout:output_type -> outrigger.v1.Rollout
+	18,  // 122: outrigger.v1.Admin.ApproveRollout:output_type -> outrigger.v1.Rollout
+	18,  // 123: outrigger.v1.Admin.RetryRollout:output_type -> outrigger.v1.Rollout
+	18,  // 124: outrigger.v1.Admin.RollbackRollout:output_type -> outrigger.v1.Rollout
+	24,  // 125: outrigger.v1.Admin.BreakGlass:output_type -> outrigger.v1.BreakGlassResponse
+	28,  // 126: outrigger.v1.Admin.ConfigureDeployment:output_type -> outrigger.v1.DeploymentConfiguration
+	28,  // 127: outrigger.v1.Admin.GetDeployment:output_type -> outrigger.v1.DeploymentConfiguration
+	18,  // 128: outrigger.v1.Admin.GetRollout:output_type -> outrigger.v1.Rollout
+	29,  // 129: outrigger.v1.Admin.ListRollouts:output_type -> outrigger.v1.ListRolloutsResponse
+	30,  // 130: outrigger.v1.Admin.ListRegions:output_type -> outrigger.v1.ListRegionsResponse
+	33,  // 131: outrigger.v1.Admin.ListAlerts:output_type -> outrigger.v1.ListAlertsResponse
+	31,  // 132: outrigger.v1.Admin.SilenceAlert:output_type -> outrigger.v1.Alert
+	35,  // 133: outrigger.v1.Admin.Audit:output_type -> outrigger.v1.AuditResponse
+	36,  // 134: outrigger.v1.Admin.Status:output_type -> outrigger.v1.StatusResponse
+	104, // [104:135] is the sub-list for method output_type
+	73,  // [73:104] is the sub-list for method input_type
+	73,  // [73:73] is the sub-list for extension type_name
+	73,  // [73:73] is the sub-list for extension extendee
+	0,   // [0:73] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_admin_proto_init() }
@@ -3885,7 +3973,7 @@ func file_outrigger_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_admin_proto_rawDesc), len(file_outrigger_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   49,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

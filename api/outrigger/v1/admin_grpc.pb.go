@@ -47,6 +47,7 @@ const (
 	Admin_ListRollouts_FullMethodName         = "/outrigger.v1.Admin/ListRollouts"
 	Admin_ListRegions_FullMethodName          = "/outrigger.v1.Admin/ListRegions"
 	Admin_ListAlerts_FullMethodName           = "/outrigger.v1.Admin/ListAlerts"
+	Admin_SilenceAlert_FullMethodName         = "/outrigger.v1.Admin/SilenceAlert"
 	Admin_Audit_FullMethodName                = "/outrigger.v1.Admin/Audit"
 	Admin_Status_FullMethodName               = "/outrigger.v1.Admin/Status"
 )
@@ -90,6 +91,8 @@ type AdminClient interface {
 	ListRollouts(ctx context.Context, in *ListRequestAll, opts ...grpc.CallOption) (*ListRolloutsResponse, error)
 	ListRegions(ctx context.Context, in *ListRequestAll, opts ...grpc.CallOption) (*ListRegionsResponse, error)
 	ListAlerts(ctx context.Context, in *ListRequestAll, opts ...grpc.CallOption) (*ListAlertsResponse, error)
+	// SilenceAlert keeps an alert from notifying anybody for a while.
+	SilenceAlert(ctx context.Context, in *SilenceAlertRequest, opts ...grpc.CallOption) (*Alert, error)
 	Audit(ctx context.Context, in *AuditRequest, opts ...grpc.CallOption) (*AuditResponse, error)
 	Status(ctx context.Context, in *ListRequestAll, opts ...grpc.CallOption) (*StatusResponse, error)
 }
@@ -382,6 +385,16 @@ func (c *adminClient) ListAlerts(ctx context.Context, in *ListRequestAll, opts .
 	return out, nil
 }
 
+func (c *adminClient) SilenceAlert(ctx context.Context, in *SilenceAlertRequest, opts ...grpc.CallOption) (*Alert, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Alert)
+	err := c.cc.Invoke(ctx, Admin_SilenceAlert_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminClient) Audit(ctx context.Context, in *AuditRequest, opts ...grpc.CallOption) (*AuditResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(AuditResponse)
@@ -441,6 +454,8 @@ type AdminServer interface {
 	ListRollouts(context.Context, *ListRequestAll) (*ListRolloutsResponse, error)
 	ListRegions(context.Context, *ListRequestAll) (*ListRegionsResponse, error)
 	ListAlerts(context.Context, *ListRequestAll) (*ListAlertsResponse, error)
+	// SilenceAlert keeps an alert from notifying anybody for a while.
+	SilenceAlert(context.Context, *SilenceAlertRequest) (*Alert, error)
 	Audit(context.Context, *AuditRequest) (*AuditResponse, error)
 	Status(context.Context, *ListRequestAll) (*StatusResponse, error)
 	mustEmbedUnimplementedAdminServer()
@@ -536,6 +551,9 @@ func (UnimplementedAdminServer) ListRegions(context.Context, *ListRequestAll) (*
 }
 func (UnimplementedAdminServer) ListAlerts(context.Context, *ListRequestAll) (*ListAlertsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListAlerts not implemented")
+}
+func (UnimplementedAdminServer) SilenceAlert(context.Context, *SilenceAlertRequest) (*Alert, error) {
+	return nil, status.Error(codes.Unimplemented, "method SilenceAlert not implemented")
 }
 func (UnimplementedAdminServer) Audit(context.Context, *AuditRequest) (*AuditResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Audit not implemented")
@@ -1068,6 +1086,24 @@ func _Admin_ListAlerts_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_SilenceAlert_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SilenceAlertRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).SilenceAlert(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_SilenceAlert_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).SilenceAlert(ctx, req.(*SilenceAlertRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Admin_Audit_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(AuditRequest)
 	if err := dec(in); err != nil {
@@ -1222,6 +1258,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListAlerts",
 			Handler:    _Admin_ListAlerts_Handler,
+		},
+		{
+			MethodName: "SilenceAlert",
+			Handler:    _Admin_SilenceAlert_Handler,
 		},
 		{
 			MethodName: "Audit",

@@ -71,6 +71,8 @@ type Event struct {
 	//	*Event_RollbackDrillStarted
 	//	*Event_RollbackDrillCompleted
 	//	*Event_DeploymentConfigured
+	//	*Event_ActionRefused
+	//	*Event_AlertSilenced
 	Payload       isEvent_Payload `protobuf_oneof:"payload"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -460,6 +462,24 @@ func (x *Event) GetDeploymentConfigured() *DeploymentConfigured {
 	return nil
 }
 
+func (x *Event) GetActionRefused() *ActionRefused {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_ActionRefused); ok {
+			return x.ActionRefused
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetAlertSilenced() *AlertSilenced {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_AlertSilenced); ok {
+			return x.AlertSilenced
+		}
+	}
+	return nil
+}
+
 type isEvent_Payload interface {
 	isEvent_Payload()
 }
@@ -584,6 +604,14 @@ type Event_DeploymentConfigured struct {
 	DeploymentConfigured *DeploymentConfigured `protobuf:"bytes,110,opt,name=deployment_configured,json=deploymentConfigured,proto3,oneof"`
 }
 
+type Event_ActionRefused struct {
+	ActionRefused *ActionRefused `protobuf:"bytes,120,opt,name=action_refused,json=actionRefused,proto3,oneof"`
+}
+
+type Event_AlertSilenced struct {
+	AlertSilenced *AlertSilenced `protobuf:"bytes,121,opt,name=alert_silenced,json=alertSilenced,proto3,oneof"`
+}
+
 func (*Event_SessionCreated) isEvent_Payload() {}
 
 func (*Event_SessionDeleted) isEvent_Payload() {}
@@ -643,6 +671,10 @@ func (*Event_RollbackDrillStarted) isEvent_Payload() {}
 func (*Event_RollbackDrillCompleted) isEvent_Payload() {}
 
 func (*Event_DeploymentConfigured) isEvent_Payload() {}
+
+func (*Event_ActionRefused) isEvent_Payload() {}
+
+func (*Event_AlertSilenced) isEvent_Payload() {}
 
 type SessionCreated struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3434,11 +3466,157 @@ func (x *PushRecorded) GetNacked() []string {
 	return nil
 }
 
+// ActionRefused: somebody asked for a change and did not get it. Nothing else happened.
+type ActionRefused struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Verb          string                 `protobuf:"bytes,1,opt,name=verb,proto3" json:"verb,omitempty"`       // the method of Admin
+	Target        string                 `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`   // what it named: a rollout, a model, an alert
+	Claimed       string                 `protobuf:"bytes,3,opt,name=claimed,proto3" json:"claimed,omitempty"` // who the request said was acting, if not who the credential names
+	Role          string                 `protobuf:"bytes,4,opt,name=role,proto3" json:"role,omitempty"`       // of the credential; empty = none was presented
+	Kind          string                 `protobuf:"bytes,5,opt,name=kind,proto3" json:"kind,omitempty"`       // of the error
+	Reason        string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	Unrecorded    uint64                 `protobuf:"varint,7,opt,name=unrecorded,proto3" json:"unrecorded,omitempty"` // refusals since the last recorded one that were over the limit
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActionRefused) Reset() {
+	*x = ActionRefused{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActionRefused) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActionRefused) ProtoMessage() {}
+
+func (x *ActionRefused) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActionRefused.ProtoReflect.Descriptor instead.
+func (*ActionRefused) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ActionRefused) GetVerb() string {
+	if x != nil {
+		return x.Verb
+	}
+	return ""
+}
+
+func (x *ActionRefused) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *ActionRefused) GetClaimed() string {
+	if x != nil {
+		return x.Claimed
+	}
+	return ""
+}
+
+func (x *ActionRefused) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *ActionRefused) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *ActionRefused) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ActionRefused) GetUnrecorded() uint64 {
+	if x != nil {
+		return x.Unrecorded
+	}
+	return 0
+}
+
+// AlertSilenced: nobody is notified about an alert until then; a time that is past lifts it.
+type AlertSilenced struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Until         *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=until,proto3" json:"until,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AlertSilenced) Reset() {
+	*x = AlertSilenced{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AlertSilenced) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AlertSilenced) ProtoMessage() {}
+
+func (x *AlertSilenced) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AlertSilenced.ProtoReflect.Descriptor instead.
+func (*AlertSilenced) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *AlertSilenced) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *AlertSilenced) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 var File_outrigger_v1_events_proto protoreflect.FileDescriptor
 
 const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\n" +
-	"\x19outrigger/v1/events.proto\x12\foutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18outrigger/v1/types.proto\"\xa0\x15\n" +
+	"\x19outrigger/v1/events.proto\x12\foutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18outrigger/v1/types.proto\"\xac\x16\n" +
 	"\x05Event\x12\x1c\n" +
 	"\taggregate\x18\x01 \x01(\tR\taggregate\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x1a\n" +
@@ -3483,7 +3661,9 @@ const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\x0erollout_ramped\x18e \x01(\v2\x1b.outrigger.v1.RolloutRampedH\x00R\rrolloutRamped\x12Z\n" +
 	"\x16rollback_drill_started\x18f \x01(\v2\".outrigger.v1.RollbackDrillStartedH\x00R\x14rollbackDrillStarted\x12`\n" +
 	"\x18rollback_drill_completed\x18g \x01(\v2$.outrigger.v1.RollbackDrillCompletedH\x00R\x16rollbackDrillCompleted\x12Y\n" +
-	"\x15deployment_configured\x18n \x01(\v2\".outrigger.v1.DeploymentConfiguredH\x00R\x14deploymentConfigured\x1a;\n" +
+	"\x15deployment_configured\x18n \x01(\v2\".outrigger.v1.DeploymentConfiguredH\x00R\x14deploymentConfigured\x12D\n" +
+	"\x0eaction_refused\x18x \x01(\v2\x1b.outrigger.v1.ActionRefusedH\x00R\ractionRefused\x12D\n" +
+	"\x0ealert_silenced\x18y \x01(\v2\x1b.outrigger.v1.AlertSilencedH\x00R\ralertSilenced\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\t\n" +
@@ -3761,7 +3941,20 @@ const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\fPushRecorded\x12\x12\n" +
 	"\x04push\x18\x01 \x01(\x04R\x04push\x12\x14\n" +
 	"\x05acked\x18\x02 \x01(\rR\x05acked\x12\x16\n" +
-	"\x06nacked\x18\x03 \x03(\tR\x06nackedBBZ@github.com/outrigger-mesh/outrigger/api/outrigger/v1;outriggerv1b\x06proto3"
+	"\x06nacked\x18\x03 \x03(\tR\x06nacked\"\xb5\x01\n" +
+	"\rActionRefused\x12\x12\n" +
+	"\x04verb\x18\x01 \x01(\tR\x04verb\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\x12\x18\n" +
+	"\aclaimed\x18\x03 \x01(\tR\aclaimed\x12\x12\n" +
+	"\x04role\x18\x04 \x01(\tR\x04role\x12\x12\n" +
+	"\x04kind\x18\x05 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x1e\n" +
+	"\n" +
+	"unrecorded\x18\a \x01(\x04R\n" +
+	"unrecorded\"Y\n" +
+	"\rAlertSilenced\x120\n" +
+	"\x05until\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reasonBBZ@github.com/outrigger-mesh/outrigger/api/outrigger/v1;outriggerv1b\x06proto3"
 
 var (
 	file_outrigger_v1_events_proto_rawDescOnce sync.Once
@@ -3775,7 +3968,7 @@ func file_outrigger_v1_events_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_events_proto_rawDescData
 }
 
-var file_outrigger_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_outrigger_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_outrigger_v1_events_proto_goTypes = []any{
 	(*Event)(nil),                  // 0: outrigger.v1.Event
 	(*SessionCreated)(nil),         // 1: outrigger.v1.SessionCreated
@@ -3815,29 +4008,31 @@ var file_outrigger_v1_events_proto_goTypes = []any{
 	(*AlertRaised)(nil),            // 35: outrigger.v1.AlertRaised
 	(*AlertResolved)(nil),          // 36: outrigger.v1.AlertResolved
 	(*PushRecorded)(nil),           // 37: outrigger.v1.PushRecorded
-	nil,                            // 38: outrigger.v1.Event.MetadataEntry
-	nil,                            // 39: outrigger.v1.SessionCreated.MetadataEntry
-	nil,                            // 40: outrigger.v1.VariableRegistered.MetadataEntry
-	nil,                            // 41: outrigger.v1.VariableSet.MetadataEntry
-	nil,                            // 42: outrigger.v1.ModelVersionRegistered.MetadataEntry
-	nil,                            // 43: outrigger.v1.ModelVersionRegistered.ParametersEntry
-	nil,                            // 44: outrigger.v1.ModelVersionRegistered.PinsEntry
-	nil,                            // 45: outrigger.v1.ExperimentArm.ConfigurationEntry
-	nil,                            // 46: outrigger.v1.RolloutCheck.MetadataEntry
-	nil,                            // 47: outrigger.v1.RolloutAdvanced.MetadataEntry
-	nil,                            // 48: outrigger.v1.RolloutDraining.MetadataEntry
-	nil,                            // 49: outrigger.v1.RollbackStarted.MetadataEntry
-	nil,                            // 50: outrigger.v1.AlertRaised.NumbersEntry
-	(*timestamppb.Timestamp)(nil),  // 51: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 52: google.protobuf.Duration
-	(*Value)(nil),                  // 53: outrigger.v1.Value
-	(*Version)(nil),                // 54: outrigger.v1.Version
-	(*Endpoint)(nil),               // 55: outrigger.v1.Endpoint
-	(*Region)(nil),                 // 56: outrigger.v1.Region
+	(*ActionRefused)(nil),          // 38: outrigger.v1.ActionRefused
+	(*AlertSilenced)(nil),          // 39: outrigger.v1.AlertSilenced
+	nil,                            // 40: outrigger.v1.Event.MetadataEntry
+	nil,                            // 41: outrigger.v1.SessionCreated.MetadataEntry
+	nil,                            // 42: outrigger.v1.VariableRegistered.MetadataEntry
+	nil,                            // 43: outrigger.v1.VariableSet.MetadataEntry
+	nil,                            // 44: outrigger.v1.ModelVersionRegistered.MetadataEntry
+	nil,                            // 45: outrigger.v1.ModelVersionRegistered.ParametersEntry
+	nil,                            // 46: outrigger.v1.ModelVersionRegistered.PinsEntry
+	nil,                            // 47: outrigger.v1.ExperimentArm.ConfigurationEntry
+	nil,                            // 48: outrigger.v1.RolloutCheck.MetadataEntry
+	nil,                            // 49: outrigger.v1.RolloutAdvanced.MetadataEntry
+	nil,                            // 50: outrigger.v1.RolloutDraining.MetadataEntry
+	nil,                            // 51: outrigger.v1.RollbackStarted.MetadataEntry
+	nil,                            // 52: outrigger.v1.AlertRaised.NumbersEntry
+	(*timestamppb.Timestamp)(nil),  // 53: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 54: google.protobuf.Duration
+	(*Value)(nil),                  // 55: outrigger.v1.Value
+	(*Version)(nil),                // 56: outrigger.v1.Version
+	(*Endpoint)(nil),               // 57: outrigger.v1.Endpoint
+	(*Region)(nil),                 // 58: outrigger.v1.Region
 }
 var file_outrigger_v1_events_proto_depIdxs = []int32{
-	51, // 0: outrigger.v1.Event.at:type_name -> google.protobuf.Timestamp
-	38, // 1: outrigger.v1.Event.metadata:type_name -> outrigger.v1.Event.MetadataEntry
+	53, // 0: outrigger.v1.Event.at:type_name -> google.protobuf.Timestamp
+	40, // 1: outrigger.v1.Event.metadata:type_name -> outrigger.v1.Event.MetadataEntry
 	1,  // 2: outrigger.v1.Event.session_created:type_name -> outrigger.v1.SessionCreated
 	2,  // 3: outrigger.v1.Event.session_deleted:type_name -> outrigger.v1.SessionDeleted
 	3,  // 4: outrigger.v1.Event.variable_registered:type_name -> outrigger.v1.VariableRegistered
@@ -3868,55 +4063,58 @@ var file_outrigger_v1_events_proto_depIdxs = []int32{
 	26, // 29: outrigger.v1.Event.rollback_drill_started:type_name -> outrigger.v1.RollbackDrillStarted
 	27, // 30: outrigger.v1.Event.rollback_drill_completed:type_name -> outrigger.v1.RollbackDrillCompleted
 	28, // 31: outrigger.v1.Event.deployment_configured:type_name -> outrigger.v1.DeploymentConfigured
-	52, // 32: outrigger.v1.SessionCreated.ttl:type_name -> google.protobuf.Duration
-	39, // 33: outrigger.v1.SessionCreated.metadata:type_name -> outrigger.v1.SessionCreated.MetadataEntry
-	53, // 34: outrigger.v1.VariableRegistered.value:type_name -> outrigger.v1.Value
-	40, // 35: outrigger.v1.VariableRegistered.metadata:type_name -> outrigger.v1.VariableRegistered.MetadataEntry
-	54, // 36: outrigger.v1.VariableRegistered.version:type_name -> outrigger.v1.Version
-	53, // 37: outrigger.v1.VariableSet.value:type_name -> outrigger.v1.Value
-	41, // 38: outrigger.v1.VariableSet.metadata:type_name -> outrigger.v1.VariableSet.MetadataEntry
-	54, // 39: outrigger.v1.VariableSet.version:type_name -> outrigger.v1.Version
-	54, // 40: outrigger.v1.VariableDeleted.version:type_name -> outrigger.v1.Version
-	55, // 41: outrigger.v1.ModelVersionRegistered.endpoints:type_name -> outrigger.v1.Endpoint
-	42, // 42: outrigger.v1.ModelVersionRegistered.metadata:type_name -> outrigger.v1.ModelVersionRegistered.MetadataEntry
-	43, // 43: outrigger.v1.ModelVersionRegistered.parameters:type_name -> outrigger.v1.ModelVersionRegistered.ParametersEntry
-	44, // 44: outrigger.v1.ModelVersionRegistered.pins:type_name -> outrigger.v1.ModelVersionRegistered.PinsEntry
-	52, // 45: outrigger.v1.ModelConfigured.timeout:type_name -> google.protobuf.Duration
-	11, // 46: outrigger.v1.ExperimentChanged.arms:type_name -> outrigger.v1.ExperimentArm
-	12, // 47: outrigger.v1.ExperimentChanged.plan:type_name -> outrigger.v1.ExperimentPlan
-	45, // 48: outrigger.v1.ExperimentArm.configuration:type_name -> outrigger.v1.ExperimentArm.ConfigurationEntry
-	13, // 49: outrigger.v1.ExperimentPlan.metrics:type_name -> outrigger.v1.ExperimentMetric
-	13, // 50: outrigger.v1.ExperimentPlan.guardrails:type_name -> outrigger.v1.ExperimentMetric
-	52, // 51: outrigger.v1.ExperimentPlan.min_duration:type_name -> google.protobuf.Duration
-	52, // 52: outrigger.v1.ExperimentPlan.max_duration:type_name -> google.protobuf.Duration
-	15, // 53: outrigger.v1.RolloutStarted.phases:type_name -> outrigger.v1.RolloutPhase
-	52, // 54: outrigger.v1.RolloutStarted.cooldown:type_name -> google.protobuf.Duration
-	52, // 55: outrigger.v1.RolloutPhase.min_duration:type_name -> google.protobuf.Duration
-	16, // 56: outrigger.v1.RolloutPhase.gates:type_name -> outrigger.v1.RolloutGate
-	52, // 57: outrigger.v1.RolloutGate.expiry:type_name -> google.protobuf.Duration
-	17, // 58: outrigger.v1.RolloutGate.check:type_name -> outrigger.v1.RolloutCheck
-	52, // 59: outrigger.v1.RolloutGate.dwell:type_name -> google.protobuf.Duration
-	52, // 60: outrigger.v1.RolloutGate.max_wait:type_name -> google.protobuf.Duration
-	52, // 61: outrigger.v1.RolloutCheck.timeout:type_name -> google.protobuf.Duration
-	52, // 62: outrigger.v1.RolloutCheck.interval:type_name -> google.protobuf.Duration
-	46, // 63: outrigger.v1.RolloutCheck.metadata:type_name -> outrigger.v1.RolloutCheck.MetadataEntry
-	47, // 64: outrigger.v1.RolloutAdvanced.metadata:type_name -> outrigger.v1.RolloutAdvanced.MetadataEntry
-	22, // 65: outrigger.v1.RolloutAdvanced.gates:type_name -> outrigger.v1.RolloutGateDecided
-	52, // 66: outrigger.v1.RolloutDraining.every:type_name -> google.protobuf.Duration
-	52, // 67: outrigger.v1.RolloutDraining.drain:type_name -> google.protobuf.Duration
-	48, // 68: outrigger.v1.RolloutDraining.metadata:type_name -> outrigger.v1.RolloutDraining.MetadataEntry
-	30, // 69: outrigger.v1.RollbackStarted.evidence:type_name -> outrigger.v1.Evidence
-	51, // 70: outrigger.v1.RollbackStarted.first_bad_at:type_name -> google.protobuf.Timestamp
-	51, // 71: outrigger.v1.RollbackStarted.decided_at:type_name -> google.protobuf.Timestamp
-	49, // 72: outrigger.v1.RollbackStarted.metadata:type_name -> outrigger.v1.RollbackStarted.MetadataEntry
-	51, // 73: outrigger.v1.RollbackCompleted.acked_at:type_name -> google.protobuf.Timestamp
-	56, // 74: outrigger.v1.RegionRegistered.region:type_name -> outrigger.v1.Region
-	50, // 75: outrigger.v1.AlertRaised.numbers:type_name -> outrigger.v1.AlertRaised.NumbersEntry
-	76, // [76:76] is the sub-list for method output_type
-	76, // [76:76] is the sub-list for method input_type
-	76, // [76:76] is the sub-list for extension type_name
-	76, // [76:76] is the sub-list for extension extendee
-	0,  // [0:76] is the sub-list for field type_name
+	38, // 32: outrigger.v1.Event.action_refused:type_name -> outrigger.v1.ActionRefused
+	39, // 33: outrigger.v1.Event.alert_silenced:type_name -> outrigger.v1.AlertSilenced
+	54, // 34: outrigger.v1.SessionCreated.ttl:type_name -> google.protobuf.Duration
+	41, // 35: outrigger.v1.SessionCreated.metadata:type_name -> outrigger.v1.SessionCreated.MetadataEntry
+	55, // 36: outrigger.v1.VariableRegistered.value:type_name -> outrigger.v1.Value
+	42, // 37: outrigger.v1.VariableRegistered.metadata:type_name -> outrigger.v1.VariableRegistered.MetadataEntry
+	56, // 38: outrigger.v1.VariableRegistered.version:type_name -> outrigger.v1.Version
+	55, // 39: outrigger.v1.VariableSet.value:type_name -> outrigger.v1.Value
+	43, // 40: outrigger.v1.VariableSet.metadata:type_name -> outrigger.v1.VariableSet.MetadataEntry
+	56, // 41: outrigger.v1.VariableSet.version:type_name -> outrigger.v1.Version
+	56, // 42: outrigger.v1.VariableDeleted.version:type_name -> outrigger.v1.Version
+	57, // 43: outrigger.v1.ModelVersionRegistered.endpoints:type_name -> outrigger.v1.Endpoint
+	44, // 44: outrigger.v1.ModelVersionRegistered.metadata:type_name -> outrigger.v1.ModelVersionRegistered.MetadataEntry
+	45, // 45: outrigger.v1.ModelVersionRegistered.parameters:type_name -> outrigger.v1.ModelVersionRegistered.ParametersEntry
+	46, // 46: outrigger.v1.ModelVersionRegistered.pins:type_name -> outrigger.v1.ModelVersionRegistered.PinsEntry
+	54, // 47: outrigger.v1.ModelConfigured.timeout:type_name -> google.protobuf.Duration
+	11, // 48: outrigger.v1.ExperimentChanged.arms:type_name -> outrigger.v1.ExperimentArm
+	12, // 49: outrigger.v1.ExperimentChanged.plan:type_name -> outrigger.v1.ExperimentPlan
+	47, // 50: outrigger.v1.ExperimentArm.configuration:type_name -> outrigger.v1.ExperimentArm.ConfigurationEntry
+	13, // 51: outrigger.v1.ExperimentPlan.metrics:type_name -> outrigger.v1.ExperimentMetric
+	13, // 52: outrigger.v1.ExperimentPlan.guardrails:type_name -> outrigger.v1.ExperimentMetric
+	54, // 53: outrigger.v1.ExperimentPlan.min_duration:type_name -> google.protobuf.Duration
+	54, // 54: outrigger.v1.ExperimentPlan.max_duration:type_name -> google.protobuf.Duration
+	15, // 55: outrigger.v1.RolloutStarted.phases:type_name -> outrigger.v1.RolloutPhase
+	54, // 56: outrigger.v1.RolloutStarted.cooldown:type_name -> google.protobuf.Duration
+	54, // 57: outrigger.v1.RolloutPhase.min_duration:type_name -> google.protobuf.Duration
+	16, // 58: outrigger.v1.RolloutPhase.gates:type_name -> outrigger.v1.RolloutGate
+	54, // 59: outrigger.v1.RolloutGate.expiry:type_name -> google.protobuf.Duration
+	17, // 60: outrigger.v1.RolloutGate.check:type_name -> outrigger.v1.RolloutCheck
+	54, // 61: outrigger.v1.RolloutGate.dwell:type_name -> google.protobuf.Duration
+	54, // 62: outrigger.v1.RolloutGate.max_wait:type_name -> google.protobuf.Duration
+	54, // 63: outrigger.v1.RolloutCheck.timeout:type_name -> google.protobuf.Duration
+	54, // 64: outrigger.v1.RolloutCheck.interval:type_name -> google.protobuf.Duration
+	48, // 65: outrigger.v1.RolloutCheck.metadata:type_name -> outrigger.v1.RolloutCheck.MetadataEntry
+	49, // 66: outrigger.v1.RolloutAdvanced.metadata:type_name -> outrigger.v1.RolloutAdvanced.MetadataEntry
+	22, // 67: outrigger.v1.RolloutAdvanced.gates:type_name -> outrigger.v1.RolloutGateDecided
+	54, // 68: outrigger.v1.RolloutDraining.every:type_name -> google.protobuf.Duration
+	54, // 69: outrigger.v1.RolloutDraining.drain:type_name -> google.protobuf.Duration
+	50, // 70: outrigger.v1.RolloutDraining.metadata:type_name -> outrigger.v1.RolloutDraining.MetadataEntry
+	30, // 71: outrigger.v1.RollbackStarted.evidence:type_name -> outrigger.v1.Evidence
+	53, // 72: outrigger.v1.RollbackStarted.first_bad_at:type_name -> google.protobuf.Timestamp
+	53, // 73: outrigger.v1.RollbackStarted.decided_at:type_name -> google.protobuf.Timestamp
+	51, // 74: outrigger.v1.RollbackStarted.metadata:type_name -> outrigger.v1.RollbackStarted.MetadataEntry
+	53, // 75: outrigger.v1.RollbackCompleted.acked_at:type_name -> google.protobuf.Timestamp
+	58, // 76: outrigger.v1.RegionRegistered.region:type_name -> outrigger.v1.Region
+	52, // 77: outrigger.v1.AlertRaised.numbers:type_name -> outrigger.v1.AlertRaised.NumbersEntry
+	53, // 78: outrigger.v1.AlertSilenced.until:type_name -> google.protobuf.Timestamp
+	79, // [79:79] is the sub-list for method output_type
+	79, // [79:79] is the sub-list for method input_type
+	79, // [79:79] is the sub-list for extension type_name
+	79, // [79:79] is the sub-list for extension extendee
+	0,  // [0:79] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_events_proto_init() }
@@ -3956,6 +4154,8 @@ func file_outrigger_v1_events_proto_init() {
 		(*Event_RollbackDrillStarted)(nil),
 		(*Event_RollbackDrillCompleted)(nil),
 		(*Event_DeploymentConfigured)(nil),
+		(*Event_ActionRefused)(nil),
+		(*Event_AlertSilenced)(nil),
 	}
 	file_outrigger_v1_events_proto_msgTypes[4].OneofWrappers = []any{}
 	type x struct{}
@@ -3964,7 +4164,7 @@ func file_outrigger_v1_events_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_events_proto_rawDesc), len(file_outrigger_v1_events_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   51,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
