@@ -66,7 +66,7 @@ func TestREST(t *testing.T) {
 		{"POST", "/v1/models/chat/versions", `{"version":"v3","endpoint":[]}`, nil, 400, []string{"unknown field", "endpoint"}},
 		{"POST", "/v1/models/chat/versions", `{"version":"v3"`, nil, 400, []string{"body"}},
 		{"POST", "/v1/models/chat/versions", `{"version":"v3"}`, []string{"content-type: text/plain"}, 400, []string{"application/json"}},
-		{"POST", "/v1/models/chat/versions", big, nil, 429, []string{`"kind":"exhausted"`, "8388608"}},
+		{"POST", "/v1/models/chat/versions", big, nil, 413, []string{`"kind":"exhausted"`, "8388608"}},
 		{"GET", "/v1/models/chat", "", nil, 200, []string{`"name":"chat"`, `"upstream_model":"chat"`, `"weight":10000`}},
 		{"GET", "/v1/models/nope", "", nil, 404, []string{`"kind":"not_found"`, "nope"}},
 		{"POST", "/v1/models/chat", `{"unit":"session","max_attempts":3}`, nil, 200, []string{`"unit":"session"`, `"max_attempts":3`}},
