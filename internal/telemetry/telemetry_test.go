@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
@@ -102,8 +103,11 @@ func TestHistogramsAsTheSDK(t *testing.T) {
 		tel.Handler().ServeHTTP(rec, req)
 		for line := range strings.Lines(rec.Body.String()) {
 			if strings.Contains(line, "things_") && !strings.Contains(line, "_created") {
-				line, _, _ = strings.Cut(line, "} 0.75 ") // the time of an exemplar
-				got[i] += strings.TrimSuffix(line, "\n") + "\n"
+				line, exemplar, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " # {")
+				exemplar, _, _ = strings.Cut(exemplar, "} 0.75 ") // its time
+				labels := strings.Split(exemplar, ",")            // in no order
+				slices.Sort(labels)
+				got[i] += line + " " + strings.Join(labels, ",") + "\n"
 			}
 		}
 	}
