@@ -125,6 +125,7 @@ func (c comparison) rows(r row, metric string, peers []string, what func(peer st
 		}
 		out = append(out, newResult(r, fmt.Sprintf("%s; %s was not measured: %s", what(""), p, c.Missing[p]), p, s))
 	}
+	withBars(out, r.bars, c.Rounds)
 	return out, nil
 }
 

@@ -39,12 +39,13 @@ type row struct {
 	what   string
 	unit   string
 	better string // lower or higher
+	bars   []bar  // targets its figures are held against
 	run    func(ctx context.Context, e *env, r row) ([]result, error)
 }
 
 // allRows lists every id in the order of the results file.
 func allRows() []row {
-	return slices.Concat(cacheRows(), feedRows(), nodeTierRows(), proxyRows(), idleRows(), grpcRows(), logRows(), experimentRows())
+	return slices.Concat(cacheRows(), feedRows(), nodeTierRows(), proxyRows(), sseRows(), tcpRows(), idleRows(), grpcRows(), logRows(), experimentRows())
 }
 
 func main() {
@@ -175,7 +176,7 @@ func childMode(ctx context.Context, mode string, args []string, stdin io.Reader,
 	modes := map[string]func(context.Context, []string, io.Reader) (any, error){
 		"load": childLoad, "cacheread": childCacheRead, "shmread": childShmRead, "udsread": childUDSRead,
 		"hitratio": childHitRatio, "invalidation": childInvalidation, "broadcast": childBroadcast, "feednodes": childFeedNodes,
-		"stampede": childStampede, "memory": childMemory, "memoryfill": childMemoryFill, "append": childAppend, "fill": childFill, "open": childOpen, "assign": childAssign,
+		"stampede": childStampede, "memory": childMemory, "memoryfill": childMemoryFill, "ttfb": childTTFB, "drain": childDrain, "append": childAppend, "fill": childFill, "open": childOpen, "assign": childAssign,
 	}
 	f, ok := modes[mode]
 	if !ok {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -15,9 +16,10 @@ import (
 )
 
 // startMesh starts control plane, node agent and sidecar of the real binary on the given
-// cores, has fill declare what the row needs, and waits until all are ready. The
-// sidecar is the last of the servers; its address is the application's.
-func (e *env) startMesh(ctx context.Context, cpus string, fill func(context.Context, *grpc.ClientConn) error) (run *running, err error) {
+// cores, has fill declare what the row needs, and waits until all are ready. The flags
+// are further ones of the sidecar, which is the last of the servers; its address is the
+// application's.
+func (e *env) startMesh(ctx context.Context, cpus string, fill func(context.Context, *grpc.ClientConn) error, flags ...string) (run *running, err error) {
 	bin, err := e.mesh()
 	if err != nil {
 		return nil, err
@@ -60,8 +62,8 @@ func (e *env) startMesh(ctx context.Context, cpus string, fill func(context.Cont
 	if err != nil {
 		return nil, err
 	}
-	sidecar, err := launch("sidecar", "--listen", "127.0.0.1:0", "--control", target, "--agent-dir", agentDir,
-		"--node-id", "bench/pod", "--region", "local", "--state-dir", filepath.Join(dir, "sidecar"))
+	sidecar, err := launch("sidecar", append([]string{"--listen", "127.0.0.1:0", "--control", target, "--agent-dir", agentDir,
+		"--node-id", "bench/pod", "--region", "local", "--state-dir", filepath.Join(dir, "sidecar")}, flags...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -115,10 +117,22 @@ func registerVariables(ctx context.Context, conn *grpc.ClientConn) error {
 
 // registerModel declares the model the upstream serves.
 func registerModel(upstream string) func(context.Context, *grpc.ClientConn) error {
+	return registerModels(upstream, chatModel)
+}
+
+// registerModels declares models that one upstream, which listens on every address of the
+// machine, serves at one loopback address each: a version and an address take 1,024 calls
+// at once.
+func registerModels(upstream string, names ...string) func(context.Context, *grpc.ClientConn) error {
 	return func(ctx context.Context, conn *grpc.ClientConn) error {
-		_, err := pb.NewAdminClient(conn).RegisterModelVersion(ctx, &pb.RegisterModelVersionRequest{
-			Model: chatModel, Version: "v1", UpstreamModel: "bench-v1", Actor: "bench",
-			Endpoints: []*pb.Endpoint{{Address: upstream, Region: "local", Weight: 1}}})
+		_, port, err := net.SplitHostPort(upstream)
+		for i, name := range names {
+			if err == nil {
+				_, err = pb.NewAdminClient(conn).RegisterModelVersion(ctx, &pb.RegisterModelVersionRequest{
+					Model: name, Version: "v1", UpstreamModel: "bench-v1", Actor: "bench",
+					Endpoints: []*pb.Endpoint{{Address: net.JoinHostPort(fmt.Sprintf("127.0.0.%d", i+1), port), Region: "local", Weight: 1}}})
+			}
+		}
 		return err
 	}
 }

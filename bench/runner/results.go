@@ -17,19 +17,20 @@ import (
 // result is one row of bench/results/latest.json; the README beside it explains every
 // field to readers. Pointers are null where a peer was not there.
 type result struct {
-	ID        string   `json:"id"`
-	What      string   `json:"what"`
-	Unit      string   `json:"unit"`
-	Better    string   `json:"better"` // lower or higher
-	Ours      float64  `json:"ours"`
-	Peer      string   `json:"peer"`
-	PeerValue *float64 `json:"peer_value"`
-	Ratio     *float64 `json:"ratio"`
-	Rounds    int      `json:"rounds"`
-	Min       *float64 `json:"min"`
-	Max       *float64 `json:"max"`
-	Commit    string   `json:"commit"`
-	Machine   string   `json:"machine,omitempty"`
+	ID        string    `json:"id"`
+	What      string    `json:"what"`
+	Unit      string    `json:"unit"`
+	Better    string    `json:"better"` // lower or higher
+	Ours      float64   `json:"ours"`
+	Peer      string    `json:"peer"`
+	PeerValue *float64  `json:"peer_value"`
+	Ratio     *float64  `json:"ratio"`
+	Rounds    int       `json:"rounds"`
+	Min       *float64  `json:"min"`
+	Max       *float64  `json:"max"`
+	Commit    string    `json:"commit"`
+	Machine   string    `json:"machine,omitempty"`
+	Bars      []verdict `json:"bars,omitempty"`
 }
 
 // newResult turns a summary into a row.
@@ -134,6 +135,9 @@ func printTable(w io.Writer, rows []result) error {
 	for i, r := range rows {
 		if i == 0 || rows[i-1].ID != r.ID || rows[i-1].What != r.What {
 			fmt.Fprintf(w, "%s (%s): %s\n", r.ID, r.Peer, r.What)
+		}
+		for _, v := range r.Bars {
+			fmt.Fprintf(w, "%s bar: %s\n", r.ID, v)
 		}
 	}
 	return nil

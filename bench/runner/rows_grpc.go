@@ -27,7 +27,8 @@ const (
 
 func grpcRows() []row {
 	return []row{{id: "proxy.grpc_hit", unit: "requests/CPU-second", better: "higher", run: runGRPCHit,
-		what: fmt.Sprintf("unary gRPC read of a cached %d-byte variable (bridge GetVariable, answered with version, tier, age and token) against a grpc-go server answering BytesValue of %d bytes from a map of %d; h2load, one thread, %d connections of %d streams, closed loop; server CPU, ours summed over sidecar, node agent and control plane; servers and generator share all cores", valueBytes, valueBytes, hitKeys, grpcConnections, grpcStreams)}}
+		what: fmt.Sprintf("unary gRPC read of a cached %d-byte variable (bridge GetVariable, answered with version, tier, age and token) against a grpc-go server answering BytesValue of %d bytes from a map of %d; h2load, one thread, %d connections of %d streams, closed loop; server CPU, ours summed over sidecar, node agent and control plane; servers and generator share all cores", valueBytes, valueBytes, hitKeys, grpcConnections, grpcStreams),
+		bars: []bar{{what: "requests per CPU second / grpc-go", peer: "grpc-go", metric: "per_cpu_s", higher: true, must: 2.5, aim: 4}}}}
 }
 
 // grpcServer is one contender: where it is called, with what, and what a right answer is.

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
+	"math"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -18,7 +20,9 @@ const idleConnections = 10_000
 
 func idleRows() []row {
 	return []row{{id: "proxy.idle", unit: "MiB resident", better: "lower", run: runIdle,
-		what: fmt.Sprintf("resident memory of the sidecar alone, of a peer all its processes, files it maps included and the kernel's socket buffers not, %v after its start; peers may take 16384 connections, as ours may", idleSettle)}}
+		what: fmt.Sprintf("resident memory of the sidecar alone, of a peer all its processes, files it maps included and the kernel's socket buffers not, %v after its start; peers may take as many connections as ours or more", idleSettle),
+		bars: []bar{{what: "MiB resident when idle", metric: "idle_mib", of: absolute, must: 60, aim: 35},
+			{what: fmt.Sprintf("MiB resident with %d idle connections", idleConnections), metric: "conns_mib", of: absolute, must: 200, aim: math.NaN()}}}}
 }
 
 // idleSettle is how long a server is left alone before its memory is read.
@@ -26,7 +30,7 @@ const idleSettle = time.Second
 
 // runIdle starts each server anew for every sample.
 func runIdle(ctx context.Context, e *env, r row) ([]result, error) {
-	if err := roomFor(idleConnections + 200); err != nil {
+	if _, err := roomFor(idleConnections + 200); err != nil {
 		return nil, err
 	}
 	w := hitWork()
@@ -41,7 +45,7 @@ func runIdle(ctx context.Context, e *env, r row) ([]result, error) {
 			if err := e.answers(ctx, run, w); err != nil {
 				return nil, err
 			}
-			return idleMemory(ctx, run, w.requests(run.address)[0])
+			return memoryWith(ctx, run, idleConnections, w.requests(run), []byte("\r\n\r\n"), "conns_mib")
 		}})
 	}
 	c, err := e.compare(ctx, r.id, min(e.rounds, 3), cs)
@@ -64,8 +68,10 @@ func runIdle(ctx context.Context, e *env, r row) ([]result, error) {
 	})
 }
 
-// idleMemory reads the memory of the last of run's servers alone, and with connections.
-func idleMemory(ctx context.Context, run *running, request []byte) (map[string]float64, error) {
+// memoryWith reads the memory of the last of run's servers alone (idle_mib) and with n
+// connections open (under key), each of which made one of the requests and was answered at
+// least up to a mark.
+func memoryWith(ctx context.Context, run *running, n int, requests [][]byte, mark []byte, key string) (map[string]float64, error) {
 	pid := run.servers[len(run.servers)-1].pid
 	if !pause(ctx, idleSettle) {
 		return nil, ctx.Err()
@@ -74,53 +80,54 @@ func idleMemory(ctx context.Context, run *running, request []byte) (map[string]f
 	if err != nil {
 		return nil, err
 	}
-	var open []int
+	var open []net.Conn
 	defer func() {
-		for _, fd := range open {
-			unix.Close(fd)
+		for _, c := range open {
+			c.Close()
 		}
 	}()
-	for range idleConnections {
-		fd, err := askOnce(run.address, request)
+	for i := range n {
+		c, err := askOnce(ctx, run.address, requests[i%len(requests)], mark)
 		if err != nil {
 			return nil, fmt.Errorf("connection %d: %w", len(open), err)
 		}
-		open = append(open, fd)
+		open = append(open, c)
 	}
 	if !pause(ctx, idleSettle) {
 		return nil, ctx.Err()
 	}
-	conns, _, err := residentUnder(pid)
-	return map[string]float64{"idle_mib": idle, "own_idle_mib": own, "conns_mib": conns}, err
+	with, ownWith, err := residentUnder(pid)
+	return map[string]float64{"idle_mib": idle, "own_idle_mib": own, key: with, "own_" + key: ownWith}, err
 }
 
-// askOnce opens a connection, makes one request on it and reads the beginning of the answer.
-func askOnce(address string, request []byte) (fd int, err error) {
-	ap, err := netip.ParseAddrPort(address)
+// dialOne opens a connection.
+func dialOne(ctx context.Context, address string) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp4", address)
+}
+
+// askOnce opens a connection, makes one request on it and reads the answer up to mark.
+func askOnce(ctx context.Context, address string, request, mark []byte) (net.Conn, error) {
+	c, err := dialOne(ctx, address)
 	if err != nil {
-		return -1, err
+		return nil, err
 	}
-	if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
-		return -1, err
+	if err = c.SetDeadline(time.Now().Add(startTimeout)); err == nil {
+		_, err = c.Write(request)
 	}
-	limit := unix.Timeval{Sec: 5}
-	err = errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit),
-		unix.Connect(fd, &unix.SockaddrInet4{Port: int(ap.Port()), Addr: ap.Addr().As4()}))
-	if err == nil {
-		_, err = unix.Write(fd, request)
-	}
-	if err == nil {
-		var buf [4096]byte
-		n, rerr := unix.Read(fd, buf[:])
-		if err = rerr; err == nil && n == 0 {
-			err = errors.New("closed instead of answered")
+	var buf [4096]byte
+	for have := 0; err == nil; {
+		var n int
+		n, err = c.Read(buf[have:])
+		if have += n; bytes.Contains(buf[:have], mark) {
+			return c, nil
+		}
+		if err != nil || have == len(buf) {
+			err = errors.Join(fmt.Errorf("no %q in the answer %.200q", mark, buf[:have]), err)
 		}
 	}
-	if err != nil {
-		unix.Close(fd)
-		return -1, err
-	}
-	return fd, nil
+	c.Close()
+	return nil, err
 }
 
 // residentUnder sums VmRSS, and RssAnon alone, of a process and those below it, in MiB.
@@ -164,14 +171,29 @@ func residentUnder(root int) (all, own float64, err error) {
 	return all, own, nil
 }
 
-// roomFor fails unless this process may open n descriptors; servers inherit the limit.
-func roomFor(n uint64) error {
+// wantOpen is how many descriptors a server of a row should have: with 10,000 clients and
+// as many connections to a model, more than the limits of many machines.
+const wantOpen = 65_536
+
+// roomFor raises the limit of descriptors to wantOpen where it may (above the hard limit
+// that takes privileges), and returns what it is then, at least n. Servers inherit it.
+func roomFor(n int) (allowed int, err error) {
 	var l unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
-		return err
+		return 0, err
 	}
-	if l.Cur < n {
-		return fmt.Errorf("%d descriptors are allowed (ulimit -n); %d are needed", l.Cur, n)
+	if l.Cur < wantOpen {
+		raised := unix.Rlimit{Cur: wantOpen, Max: max(l.Max, wantOpen)}
+		if unix.Setrlimit(unix.RLIMIT_NOFILE, &raised) != nil {
+			raised = unix.Rlimit{Cur: l.Max, Max: l.Max}
+			if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &raised); err != nil {
+				return 0, err
+			}
+		}
+		l = raised
 	}
-	return nil
+	if l.Cur < uint64(n) {
+		return 0, fmt.Errorf("%d descriptors are allowed (ulimit -n); %d are needed", l.Cur, n)
+	}
+	return int(min(l.Cur, math.MaxInt32)), nil
 }

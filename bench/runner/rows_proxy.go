@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"runtime"
 	"strings"
@@ -21,9 +22,12 @@ func proxyRows() []row {
 	common := fmt.Sprintf("HTTP/1.1 kept alive, %d connections, closed loop; server CPU, ours summed over sidecar, node agent and control plane; servers, generator and upstream share all cores", connections)
 	return []row{
 		{id: "proxy.http_hit", unit: "us CPU/request", better: "lower", run: runHit,
-			what: fmt.Sprintf("GET of a cached %d-byte variable out of %d, ", valueBytes, hitKeys) + common},
+			what: fmt.Sprintf("GET of a cached %d-byte variable out of %d, ", valueBytes, hitKeys) + common,
+			bars: []bar{{what: "CPU / nginx", peer: "nginx", metric: "cpu_us", must: 0.95, aim: 0.8}, {what: "p99 / nginx", peer: "nginx", metric: "p99_us", must: 1.1, aim: math.NaN()}}},
 		{id: "proxy.http_proxy", unit: "us CPU/request", better: "lower", run: runProxy,
-			what: "POST of a small chat completion to a model that answers 1 KiB of JSON at once, " + common},
+			what: "POST of a small chat completion to a model that answers 1 KiB of JSON at once, " + common,
+			bars: []bar{{what: "CPU / haproxy", peer: "haproxy", metric: "cpu_us", must: 1.0, aim: 0.85}, {what: "CPU / envoy", peer: "envoy", metric: "cpu_us", must: 0.6, aim: math.NaN()}}},
+		addedRow(),
 	}
 }
 
@@ -37,6 +41,7 @@ type httpServer struct {
 // running is a started contender.
 type running struct {
 	address string
+	headers []string  // further lines of every request's head
 	servers []*server // in start order; their CPU time is what counts
 }
 
@@ -61,8 +66,8 @@ func (r *running) cpu() ([]float64, error) {
 
 // workload is what is sent to every server of a row.
 type workload struct {
-	requests func(address string) [][]byte
-	probe    func(ctx context.Context, address string) (*http.Request, error)
+	requests func(run *running) [][]byte
+	probe    func(ctx context.Context, run *running) (*http.Request, error)
 	good     func(body []byte) error // checks the answer to probe
 	upstream bool                    // servers stand in front of one
 }
@@ -77,14 +82,14 @@ func runHit(ctx context.Context, e *env, r row) ([]result, error) {
 // hitWork reads every variable in turn.
 func hitWork() workload {
 	return workload{
-		requests: func(address string) (out [][]byte) {
+		requests: func(run *running) (out [][]byte) {
 			for i := range hitKeys {
-				out = append(out, fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\nAccept: application/json\r\n\r\n", hitPath(i), address))
+				out = append(out, fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\nAccept: application/json\r\n\r\n", hitPath(i), run.address))
 			}
 			return out
 		},
-		probe: func(ctx context.Context, address string) (*http.Request, error) {
-			return http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+hitPath(hitKeys/2), nil)
+		probe: func(ctx context.Context, run *running) (*http.Request, error) {
+			return http.NewRequestWithContext(ctx, http.MethodGet, "http://"+run.address+hitPath(hitKeys/2), nil)
 		},
 		good: func(body []byte) error {
 			if !bytes.Contains(body, bytes.Repeat([]byte("v"), valueBytes-2)) {
@@ -106,15 +111,9 @@ func chatWork() workload {
 	body := `{"model":"` + chatModel + `","messages":[{"role":"user","content":"Say something short about outriggers."}]}`
 	return workload{
 		upstream: true,
-		requests: func(address string) [][]byte {
-			return [][]byte{fmt.Appendf(nil, "POST /v1/chat/completions HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nX-User-Id: user-1\r\nContent-Length: %d\r\n\r\n%s", address, len(body), body)}
-		},
-		probe: func(ctx context.Context, address string) (*http.Request, error) {
-			req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+address+"/v1/chat/completions", strings.NewReader(body))
-			if err == nil {
-				req.Header.Set("Content-Type", "application/json")
-			}
-			return req, err
+		requests: func(run *running) [][]byte { return [][]byte{run.post("/v1/chat/completions", body)} },
+		probe: func(ctx context.Context, run *running) (*http.Request, error) {
+			return run.request(ctx, "/v1/chat/completions", body)
 		},
 		good: func(body []byte) error {
 			if len(body) != 1024 || !bytes.Contains(body, []byte(`"chat.completion"`)) {
@@ -123,6 +122,29 @@ func chatWork() workload {
 			return nil
 		},
 	}
+}
+
+// post is a whole request as the load generators send it.
+func (r *running) post(path, body string) []byte {
+	head := fmt.Sprintf("POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nX-User-Id: user-1\r\nContent-Length: %d\r\n", path, r.address, len(body))
+	for _, line := range r.headers {
+		head += line + "\r\n"
+	}
+	return []byte(head + "\r\n" + body)
+}
+
+// request is the same for a client of net/http.
+func (r *running) request(ctx context.Context, path, body string) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+r.address+path, strings.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	for _, line := range r.headers {
+		name, value, _ := strings.Cut(line, ": ")
+		req.Header.Set(name, value)
+	}
+	return req, nil
 }
 
 // compareHTTP measures all servers sharing the machine, then pinned: server on core 0,
@@ -187,7 +209,7 @@ func aside(shared, pinned comparison, peer string) string {
 func (e *env) atPlace(ctx context.Context, label string, p placement, rounds int, slice time.Duration, w workload, servers []httpServer) (comparison, error) {
 	upstream := ""
 	if w.upstream {
-		s, err := e.upstream(ctx, p.load)
+		s, err := e.upstream(ctx, p.load, "json")
 		if err != nil {
 			return comparison{}, err
 		}
@@ -201,7 +223,7 @@ func (e *env) atPlace(ctx context.Context, label string, p placement, rounds int
 		if err == nil {
 			defer run.stop()
 			if err = e.answers(ctx, run, w); err == nil {
-				spec := loadSpec{Address: run.address, Requests: w.requests(run.address), Connections: connections, Duration: slice}
+				spec := loadSpec{Address: run.address, Requests: w.requests(run), Connections: connections, Duration: slice}
 				_, err = e.load(ctx, p.load, warm(spec))
 				c.sample = func(ctx context.Context) (map[string]float64, error) { return e.loaded(ctx, p.load, run, spec) }
 			}
@@ -218,19 +240,20 @@ func warm(s loadSpec) loadSpec {
 	return s
 }
 
-func (e *env) upstream(ctx context.Context, cpus string) (*server, error) {
+// upstream starts the model behind every proxy; kind is what it answers.
+func (e *env) upstream(ctx context.Context, cpus, kind string) (*server, error) {
 	bin, err := e.peer(ctx, "upstream")
 	if err != nil {
 		return nil, err
 	}
-	return e.start(ctx, "upstream", cpus, true, bin)
+	return e.start(ctx, "upstream", cpus, true, bin, "-kind", kind)
 }
 
 // answers waits for the first right answer, e.g. until policy has reached a sidecar.
 func (e *env) answers(ctx context.Context, run *running, w workload) error {
 	client := &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	return run.servers[len(run.servers)-1].until(ctx, func() error {
-		req, err := w.probe(ctx, run.address)
+	ask := func() error {
+		req, err := w.probe(ctx, run)
 		if err != nil {
 			return err
 		}
@@ -247,7 +270,11 @@ func (e *env) answers(ctx context.Context, run *running, w workload) error {
 			return fmt.Errorf("status %d: %.300q", resp.StatusCode, body)
 		}
 		return w.good(body)
-	})
+	}
+	if len(run.servers) == 0 { // the model itself, which is up
+		return ask()
+	}
+	return run.servers[len(run.servers)-1].until(ctx, ask)
 }
 
 // minCPU is the least CPU time, in seconds, that a quotient is formed from: /proc counts

@@ -37,7 +37,7 @@ func testEnv(t *testing.T) *env {
 		budget: time.Second, generator: "own", progress: t.Output()}
 }
 
-// nginx and haproxy accept the configurations written for them, answer what a row wants
+// nginx, haproxy and envoy accept the configurations written for them, answer what a row wants
 // and are measurable, both by themselves and in front of an upstream.
 func TestServersAnswer(t *testing.T) {
 	upstream := backend(t, func(w http.ResponseWriter, r *http.Request) {
@@ -47,21 +47,28 @@ func TestServersAnswer(t *testing.T) {
 		fmt.Fprint(w, strings.Repeat("u", 300))
 	})
 	e := testEnv(t)
-	for program, start := range map[string]func(context.Context, string, string) (*running, error){"nginx": e.nginx, "haproxy": e.haproxy} {
-		if _, err := tool(program); err != nil {
+	for program, start := range map[string]func(context.Context, string, string) (*running, error){"nginx": e.nginx, "haproxy": e.haproxy, "envoy": e.envoy} {
+		_, err := tool(program)
+		if program == "envoy" {
+			_, err = e.envoyProgram()
+		}
+		if err != nil {
 			t.Logf("not tested: %v", err)
 			continue
 		}
 		for _, c := range []struct{ name, upstream, body string }{
 			{"alone", "", strings.Repeat("v", valueBytes)}, {"proxy", upstream, strings.Repeat("u", 300)},
 		} {
+			if program == "envoy" && c.upstream == "" {
+				continue // it is only ever in front of a model
+			}
 			run, err := start(t.Context(), "", c.upstream)
 			if err != nil {
 				t.Errorf("%s %s: %v", program, c.name, err)
 				continue
 			}
-			probe := func(ctx context.Context, address string) (*http.Request, error) {
-				return http.NewRequestWithContext(ctx, http.MethodPost, "http://"+address+"/", strings.NewReader("{}"))
+			probe := func(ctx context.Context, run *running) (*http.Request, error) {
+				return http.NewRequestWithContext(ctx, http.MethodPost, "http://"+run.address+"/", strings.NewReader("{}"))
 			}
 			good := func(body []byte) error {
 				if string(body) != c.body {

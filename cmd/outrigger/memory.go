@@ -55,6 +55,9 @@ func giveBackProgram(log *slog.Logger) {
 		return
 	}
 	for _, m := range cleanMappings(f, program) {
+		// Where the file's cached pages are huge, one look would map 2 MiB again. A kernel
+		// without huge pages refuses this, and does not need it.
+		_, _, _ = unix.Syscall(unix.SYS_MADVISE, m.start, m.end-m.start, unix.MADV_NOHUGEPAGE)
 		if _, _, e := unix.Syscall(unix.SYS_MADVISE, m.start, m.end-m.start, unix.MADV_DONTNEED); e != 0 {
 			log.Debug("pages of the program are kept", "error", e)
 		}

@@ -18,6 +18,7 @@ type modelFlags struct {
 	tryTimeout      time.Duration
 	hedgeAfter      time.Duration
 	adaptive        bool
+	inFlight        int
 	answerBytes     int64
 	answerTTL       time.Duration
 	answerUndecided bool
@@ -29,6 +30,7 @@ func (m *modelFlags) bind(f *pflag.FlagSet) {
 	f.DurationVar(&m.tryTimeout, "model-try-timeout", 0, "limit of one attempt up to its first content; 0 = the policy's limit of the whole request")
 	f.DurationVar(&m.hedgeAfter, "model-hedge-after", 0, "ask a second endpoint when the first has not begun to answer for that long, for calls that change nothing; 0 = never")
 	f.BoolVar(&m.adaptive, "model-adaptive-concurrency", false, "give a version no more requests at once than it was seen to take")
+	f.IntVar(&m.inFlight, "model-max-in-flight", inference.DefaultMaxInFlight, "model calls at once, open streams included; more are answered 503")
 	f.Int64Var(&m.answerBytes, "answer-cache-bytes", 0, "size of the cache of model answers, at least 1 MiB; 0 = no such cache")
 	f.DurationVar(&m.answerTTL, "answer-cache-ttl", answers.DefaultTTL, "limit on the age of a cached answer")
 	f.BoolVar(&m.answerUndecided, "answer-cache-all", false, "cache answers to questions that are not deterministic too")
@@ -40,7 +42,10 @@ func (m *modelFlags) options() (o inference.Options, err error) {
 	if m.tryTimeout < 0 || m.hedgeAfter < 0 {
 		return o, fmt.Errorf("--model-try-timeout is %v and --model-hedge-after %v; give durations of 0 or more", m.tryTimeout, m.hedgeAfter)
 	}
-	o = inference.Options{DefaultModel: m.defaultModel, TryTimeout: m.tryTimeout, HedgeAfter: m.hedgeAfter, Adaptive: m.adaptive, AnswerAll: m.answerUndecided}
+	if m.inFlight < 1 {
+		return o, fmt.Errorf("--model-max-in-flight is %d; give at least 1", m.inFlight)
+	}
+	o = inference.Options{MaxInFlight: m.inFlight, DefaultModel: m.defaultModel, TryTimeout: m.tryTimeout, HedgeAfter: m.hedgeAfter, Adaptive: m.adaptive, AnswerAll: m.answerUndecided}
 	if m.answerBytes != 0 {
 		if o.Answers, err = answers.New(answers.Options{Bytes: m.answerBytes, TTL: m.answerTTL}); err != nil {
 			return o, fmt.Errorf("--answer-cache-bytes, --answer-cache-ttl: %w", err)

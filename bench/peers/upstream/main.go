@@ -1,9 +1,12 @@
-// Command upstream stands behind every proxy under test: it answers each request with
-// the same chat completion of 1 KiB, as fast as fasthttp can.
+// Command upstream stands behind every proxy under test. It answers each request with the
+// same chat completion of 1 KiB, as fast as fasthttp can (-kind json), or with a stream of
+// events (-kind sse); or it sends bytes to whoever connects (-kind tcp).
 package main
 
 import (
 	"encoding/json"
+	"errors"
+	"flag"
 	"strings"
 
 	"github.com/valyala/fasthttp"
@@ -14,11 +17,21 @@ import (
 const size = 1024
 
 func main() {
-	body := answer(size)
-	serve.Main(serve.Fast(func(c *fasthttp.RequestCtx) {
-		c.SetContentType("application/json")
-		c.Response.SetBodyRaw(body)
-	}))
+	kind := flag.String("kind", "json", "json, sse or tcp")
+	flag.Parse()
+	switch *kind {
+	case "json":
+		body := answer(size)
+		serve.Main(serve.Fast(func(c *fasthttp.RequestCtx) {
+			c.SetContentType("application/json")
+			c.Response.SetBodyRaw(body)
+		}))
+	case "sse":
+		serve.Main(serve.FastEverywhere(stream))
+	case "tcp":
+		serve.Main(serve.Server(flood))
+	}
+	serve.Main(errors.New("-kind must be json, sse or tcp"))
 }
 
 // answer is a chat completion of exactly n bytes.

@@ -13,19 +13,25 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// listen binds a free loopback port and announces it.
-func listen() (net.Listener, error) {
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
+// listen binds a free port of an address and announces it as one of 127.0.0.1.
+func listen(on string) (net.Listener, error) {
+	l, err := net.Listen("tcp4", on+":0")
 	if err != nil {
 		return nil, err
 	}
-	line := map[string]any{"listening": map[string]string{"listen": l.Addr().String()}}
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		return nil, err
+	}
+	line := map[string]any{"listening": map[string]string{"listen": net.JoinHostPort(loopback, port)}}
 	return l, json.NewEncoder(os.Stdout).Encode(line)
 }
 
+const loopback = "127.0.0.1"
+
 // HTTP serves h with net/http until the process is killed.
 func HTTP(h http.Handler) error {
-	l, err := listen()
+	l, err := listen(loopback)
 	if err != nil {
 		return err
 	}
@@ -35,7 +41,7 @@ func HTTP(h http.Handler) error {
 
 // Server serves with whatever takes a listener, until the process is killed.
 func Server(serve func(net.Listener) error) error {
-	l, err := listen()
+	l, err := listen(loopback)
 	if err != nil {
 		return err
 	}
@@ -44,8 +50,14 @@ func Server(serve func(net.Listener) error) error {
 
 // Fast serves h with fasthttp until the process is killed, with the settings its
 // documentation recommends for throughput.
-func Fast(h fasthttp.RequestHandler) error {
-	l, err := listen()
+func Fast(h fasthttp.RequestHandler) error { return fast(h, loopback) }
+
+// FastEverywhere is Fast on every address of the machine, 127.0.0.2 and its like among
+// them, so that one program can be many endpoints.
+func FastEverywhere(h fasthttp.RequestHandler) error { return fast(h, "0.0.0.0") }
+
+func fast(h fasthttp.RequestHandler, on string) error {
+	l, err := listen(on)
 	if err != nil {
 		return err
 	}
