@@ -268,3 +268,34 @@ func BenchmarkHit(b *testing.B) {
 		run(b, l.Addr().String())
 	})
 }
+
+// TestIdleUnderSignals: signals that interrupt the loop's sleep more often than a
+// connection may be idle, as a profiler's do, do not keep that connection open.
+func TestIdleUnderSignals(t *testing.T) {
+	s := start(t, "tcp", Options{IdleTimeout: 200 * time.Millisecond})
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		tick := time.NewTicker(5 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+			}
+			threads, err := os.ReadDir("/proc/self/task")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for _, e := range threads {
+				if id, err := strconv.Atoi(e.Name()); err == nil {
+					_ = unix.Tgkill(os.Getpid(), id, unix.SIGURG) // the thread may have ended; the runtime expects this signal
+				}
+			}
+		}
+	}()
+	defer func() { close(stop); <-stopped }()
+	s.dial(t).ends()
+}

@@ -220,8 +220,8 @@ func (l *loop) wait() (int, error) {
 		n, err = unix.EpollWait(l.epfd, l.events[:], l.timeout())
 	}
 	l.sleeping.Store(false)
-	if err == unix.EINTR {
-		return 0, nil
+	if err == unix.EINTR { // time has passed all the same
+		n, err = 0, nil
 	}
 	if n == 0 {
 		l.clock()
