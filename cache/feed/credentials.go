@@ -59,25 +59,14 @@ func peek(conn net.Conn) (net.Conn, byte, error) {
 
 // peekSocket is peek for sockets, which stay what they are: gRPC reads them in its own way.
 func peekSocket(conn net.Conn) (first byte, ok bool, err error) {
-	// Only what is a socket itself: gRPC's TLS connections have a SyscallConn, too, which
-	// is the socket below the encryption.
-	var sc syscall.Conn
-	switch c := conn.(type) {
-	case *net.TCPConn:
-		sc = c
-	case *net.UnixConn:
-		sc = c
-	default:
+	s := SocketOf(conn)
+	if s == nil {
 		return 0, false, nil
-	}
-	rc, err := sc.SyscallConn()
-	if err != nil {
-		return 0, true, err
 	}
 	var b [1]byte
 	var n int
 	var failed error
-	err = rc.Read(func(fd uintptr) (done bool) {
+	err = s.raw.Read(func(fd uintptr) (done bool) {
 		for {
 			n, _, failed = syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK)
 			if !errors.Is(failed, syscall.EINTR) {

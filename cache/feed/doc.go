@@ -36,7 +36,10 @@
 //
 // # Concurrency
 //
-// One goroutine may receive and one may send at the same time; Close may be called by any.
+// One goroutine may receive and one may send at the same time; Close and Until may be called
+// by any. Heartbeats, their answers and changes of the usual form allocate nothing at either
+// end, and where the connection is a socket itself, the scheduler is not told of the
+// system calls, which do not wait (Socket).
 package feed
 
 import "time"

@@ -62,10 +62,15 @@ func appendRequest(b []byte, r *pb.FeedRequest) ([]byte, error) {
 	if !ok || hb.Heartbeat.GetSent() == 0 || len(r.ProtoReflect().GetUnknown()) > 0 {
 		return AppendMessage(b, r)
 	}
+	return appendHeartbeat(b, hb.Heartbeat.Sent), nil
+}
+
+// appendHeartbeat appends the frame of a heartbeat. sent is not 0.
+func appendHeartbeat(b []byte, sent uint64) []byte {
 	b, at := Begin(b)
-	b = protowire.AppendFixed64(append(b, heartbeatPrefix...), hb.Heartbeat.Sent)
+	b = protowire.AppendFixed64(append(b, heartbeatPrefix...), sent)
 	End(b, at)
-	return b, nil
+	return b
 }
 
 // heartbeat reads what appendRequest wrote by hand.
@@ -88,7 +93,10 @@ type reader struct {
 
 const (
 	firstBuffer = 4 << 10
-	keepBuffer  = 64 << 10 // a larger buffer is let go of once it is empty
+	// requestBuffer is what a server begins with: most of what comes is a heartbeat, and
+	// there is one for each node.
+	requestBuffer = 512
+	keepBuffer    = 64 << 10 // a larger buffer is let go of once it is empty
 )
 
 // next returns the body of the next message, valid until the following call. The end of

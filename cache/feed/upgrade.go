@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net"
 	"net/http"
 	"strings"
@@ -32,10 +31,11 @@ func IsRefused(err error) bool {
 
 // Client is the client's end.
 type Client struct {
-	conn net.Conn
-	in   reader
-	dec  decoder
-	out  []byte
+	conn   net.Conn
+	socket *Socket // of conn, if it is one
+	in     reader
+	dec    decoder
+	out    []byte
 }
 
 // Connect asks the server at the other end of conn for a feed; authority is its name. It
@@ -64,7 +64,8 @@ func Connect(ctx context.Context, conn net.Conn, authority string) (c *Client, e
 	if !strings.Contains(strings.ToLower(answer), "\r\nupgrade: "+Protocol+"\r\n") {
 		return nil, refused{"it switched to another protocol"}
 	}
-	c = &Client{conn: conn, in: reader{from: conn, max: MaxFrame, buf: make([]byte, firstBuffer)}}
+	from, socket := source(conn)
+	c = &Client{conn: conn, socket: socket, in: reader{from: from, max: MaxFrame, buf: make([]byte, max(firstBuffer, len(rest)))}}
 	c.in.end = copy(c.in.buf, rest)
 	return c, nil
 }
@@ -129,9 +130,30 @@ func (c *Client) Send(r *pb.FeedRequest) (err error) {
 	if n := len(c.out) - headerBytes; n > MaxRequest {
 		return outrigger.Errorf(outrigger.Invalid, "a feed request has %d bytes, at most %d are allowed; use gRPC", n, MaxRequest)
 	}
-	_, err = c.conn.Write(c.out)
+	return c.send()
+}
+
+// send sends what is in out.
+func (c *Client) send() (err error) {
+	sent := 0
+	if c.socket != nil {
+		if sent, err = c.socket.TryWrite(c.out); err != nil || sent == len(c.out) {
+			return err
+		}
+	}
+	_, err = c.conn.Write(c.out[sent:])
 	return err
 }
+
+// SendHeartbeat is Send of a heartbeat; it allocates nothing.
+func (c *Client) SendHeartbeat(sent uint64) error {
+	c.out = appendHeartbeat(c.out[:0], sent)
+	return c.send()
+}
+
+// Until lets Recv end with os.ErrDeadlineExceeded at t, also one that waits already; it may
+// be called by any goroutine. A later Recv goes on where that one stopped.
+func (c *Client) Until(t time.Time) error { return c.conn.SetReadDeadline(t) }
 
 // Close ends the feed and whatever waits for it.
 func (c *Client) Close() { c.conn.Close() }
@@ -139,8 +161,10 @@ func (c *Client) Close() { c.conn.Close() }
 // Server is the server's end. What it sends is up to its owner: frames made with
 // AppendMessage, Begin and AppendEnd, written to the connection.
 type Server struct {
-	Conn net.Conn
-	in   reader
+	Conn   net.Conn
+	Socket *Socket // Conn's, nil if it is none; to write to when there is no Write under way
+	in     reader
+	beat   pb.FeedRequest // the last heartbeat
 }
 
 // Accept reads the client's head and answers it. ready says whether a feed can be served
@@ -176,8 +200,16 @@ func Accept(conn net.Conn, ready func() error) (*Server, error) {
 		conn.Close()
 		return nil, err
 	}
-	limit.N = math.MaxInt64
-	return &Server{Conn: conn, in: reader{from: br, max: MaxRequest}}, nil
+	s := &Server{Conn: conn, in: reader{max: MaxRequest, buf: make([]byte, requestBuffer)}}
+	if n := br.Buffered(); n > 0 {
+		s.in.buf = make([]byte, max(requestBuffer, n))
+		if s.in.end, err = io.ReadFull(br, s.in.buf[:n]); err != nil {
+			conn.Close()
+			return nil, err
+		}
+	}
+	s.in.from, s.Socket = source(conn)
+	return s, nil
 }
 
 // judge returns the status a request is refused with, 0 = it is not.
@@ -197,14 +229,19 @@ func judge(r *http.Request) int {
 	return 0
 }
 
-// Recv returns the next request. An orderly end is io.EOF.
+// Recv returns the next request; a heartbeat is valid until the next Recv. An orderly end is
+// io.EOF.
 func (s *Server) Recv() (*pb.FeedRequest, error) {
 	raw, err := s.in.next()
 	if err != nil {
 		return nil, err
 	}
 	if sent, ok := heartbeat(raw); ok {
-		return &pb.FeedRequest{Kind: &pb.FeedRequest_Heartbeat{Heartbeat: &pb.Heartbeat{Sent: sent}}}, nil
+		if s.beat.Kind == nil {
+			s.beat.Kind = &pb.FeedRequest_Heartbeat{Heartbeat: &pb.Heartbeat{}}
+		}
+		s.beat.GetHeartbeat().Sent = sent
+		return &s.beat, nil
 	}
 	r := &pb.FeedRequest{}
 	if err := proto.Unmarshal(raw, r); err != nil {

@@ -170,6 +170,10 @@ func (a *Agent) pick(o coherence.Select) {
 	select {
 	case a.selects <- &pb.Select{Number: o.Number, Add: o.Add, Remove: o.Remove}:
 	default:
+		return
+	}
+	if c := a.conversing; c != nil {
+		_ = c.Until(time.Unix(1, 0)) // fails when the feed has ended, and with it the wait
 	}
 }
 
@@ -258,6 +262,10 @@ func (a *Agent) launch() (failed []coherence.Input) {
 		if !a.spawn(func(ctx context.Context) { a.fetchRange(ctx, r) }) {
 			failed = append(failed, coherence.RangeFailed{Range: r.Range})
 		}
+	}
+	if len(a.batch.fetches) == 0 {
+		a.batch.ranges = nil
+		return failed
 	}
 	now := a.o.Clock()
 	for rest := a.batch.fetches; len(rest) > 0; {

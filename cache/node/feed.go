@@ -2,7 +2,9 @@ package node
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
+	"os"
 	"time"
 
 	"github.com/outrigger-mesh/outrigger"
@@ -61,47 +63,125 @@ func (a *Agent) followOnce(ctx context.Context) (frames int, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// The watchdog covers opening as well: a black hole answers nothing.
-	silence := silentBeats * a.o.Heartbeat
-	watchdog := time.AfterFunc(silence, cancel)
+	watchdog := time.AfterFunc(a.silence(), cancel)
 	defer watchdog.Stop()
 	stream, err := a.openFeed(ctx)
 	if err != nil {
 		return 0, err
 	}
-	number := a.streams.Add(1)
-	subscribe, selects := a.connect(number, cancel)
+	t := &listening{a: a, number: a.streams.Add(1), fed: a.o.Clock(), watchdog: watchdog}
+	t.lean, _ = stream.(*feed.Client)
+	subscribe, selects := a.connect(t.number, t.lean, cancel)
+	defer func() {
+		cancel()
+		a.step(coherence.Lost{Stream: t.number})
+	}()
+	if t.lean != nil {
+		err = a.converse(t, subscribe, selects)
+	} else {
+		err = a.listen(ctx, cancel, t, stream, subscribe, selects)
+	}
+	return t.frames, err
+}
+
+// listening is the taking of frames from one stream.
+type listening struct {
+	a        *Agent
+	number   uint64
+	lean     *feed.Client // nil = a gRPC stream
+	frames   int
+	fed      int64 // when the watchdog was, by Options.Clock
+	watchdog *time.Timer
+}
+
+// silence is how long a stream may bring nothing.
+func (a *Agent) silence() time.Duration { return silentBeats * a.o.Heartbeat }
+
+// take applies a frame.
+func (t *listening) take(f *pb.FeedFrame) {
+	a := t.a
+	if now := a.o.Clock(); now-t.fed >= int64(a.o.Heartbeat)/2 || now < t.fed {
+		t.fed = now
+		t.watchdog.Reset(a.silence())
+	}
+	a.mu.Lock()
+	a.feed = t.lean
+	a.run(coherence.Frame{Stream: t.number, Frame: f})
+	a.feed = nil
+	a.mu.Unlock()
+	if t.frames++; !a.feedUp.Load() && !a.feedUp.Swap(true) {
+		a.o.Logger.Info("feed open", "region", f.GetRegion(), "incarnation", f.GetIncarnation())
+	}
+	if a.o.Applied != nil {
+		a.o.Applied(f)
+	}
+	a.observeLag(f.GetChanges().GetChanges())
+}
+
+// listen takes frames from a gRPC stream until it ends, while another goroutine sends.
+func (a *Agent) listen(ctx context.Context, cancel func(), t *listening, stream source, s *pb.Subscribe, selects <-chan *pb.Select) error {
 	sender := make(chan struct{})
 	go func() {
 		defer close(sender)
-		a.beat(ctx, stream, subscribe, selects)
+		a.beat(ctx, stream, s, selects)
 	}()
 	defer func() {
 		cancel()
 		<-sender
-		a.step(coherence.Lost{Stream: number})
 	}()
-	lean, _ := stream.(*feed.Client)
-	for fed := a.o.Clock(); ; {
+	for {
 		f, err := stream.Recv()
 		if err != nil {
-			return frames, err
+			return err
 		}
-		if now := a.o.Clock(); now-fed >= int64(a.o.Heartbeat)/2 || now < fed {
-			fed = now
-			watchdog.Reset(silence)
+		t.take(f)
+	}
+}
+
+// converse takes frames from a feed without gRPC until it ends, and sends on it what beat
+// sends, in the same goroutine: one that waits for frames or for the time to send,
+// whichever comes first. A heartbeat that is due within an eighth of the interval goes with
+// the frame just taken, so that a node that hears of changes all the time is woken for
+// nothing else.
+func (a *Agent) converse(t *listening, s *pb.Subscribe, selects <-chan *pb.Select) error {
+	c := t.lean
+	if err := c.Send(&pb.FeedRequest{Kind: &pb.FeedRequest_Subscribe{Subscribe: s}}); err != nil {
+		return err
+	}
+	due, first, arm := time.Now(), true, false
+	for {
+		if now := time.Now(); due.Sub(now) <= a.o.Heartbeat/8 {
+			if err := c.SendHeartbeat(uint64(a.o.Clock())); err != nil {
+				return err
+			}
+			if due, arm = now.Add(a.o.Heartbeat), true; first {
+				due, first = now.Add(1+rand.N(a.o.Heartbeat)), false
+			} else {
+				a.ticked(a.o.Heartbeat)
+			}
 		}
-		a.mu.Lock()
-		a.feed = lean
-		a.run(coherence.Frame{Stream: number, Frame: f})
-		a.feed = nil
-		a.mu.Unlock()
-		if frames++; !a.feedUp.Load() && !a.feedUp.Swap(true) {
-			a.o.Logger.Info("feed open", "region", f.GetRegion(), "incarnation", f.GetIncarnation())
+		if arm { // before looking for selects: one that comes later ends the waiting again
+			if err := c.Until(due); err != nil {
+				return err
+			}
 		}
-		if a.o.Applied != nil {
-			a.o.Applied(f)
+		select {
+		case sel := <-selects:
+			arm = true
+			if err := c.Send(&pb.FeedRequest{Kind: &pb.FeedRequest_Select{Select: sel}}); err != nil {
+				return err
+			}
+			continue
+		default:
 		}
-		a.observeLag(f.GetChanges().GetChanges())
+		f, err := c.Recv()
+		if arm = errors.Is(err, os.ErrDeadlineExceeded); arm {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		t.take(f)
 	}
 }
 
@@ -131,10 +211,10 @@ func (a *Agent) openFeed(ctx context.Context) (source, error) {
 }
 
 // connect begins stream number: what to send first, and where selects for it come.
-func (a *Agent) connect(number uint64, cancel context.CancelFunc) (*pb.Subscribe, <-chan *pb.Select) {
+func (a *Agent) connect(number uint64, lean *feed.Client, cancel context.CancelFunc) (*pb.Subscribe, <-chan *pb.Select) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.endStream, a.selects = cancel, make(chan *pb.Select, 1)
+	a.endStream, a.selects, a.conversing = cancel, make(chan *pb.Select, 1), lean
 	a.run(coherence.Connected{Stream: number})
 	s := a.batch.subscribe
 	a.batch.subscribe = nil
@@ -142,8 +222,8 @@ func (a *Agent) connect(number uint64, cancel context.CancelFunc) (*pb.Subscribe
 		Select: &pb.Select{Number: s.Number, Add: s.Shards}}, a.selects
 }
 
-// beat sends Subscribe and then a heartbeat per interval, and selects as they come. The
-// second heartbeat comes anywhere within the first interval, so that nodes that connected
+// beat sends Subscribe and then a heartbeat per interval, and selects as they come, on a
+// gRPC stream. The second heartbeat comes anywhere within the first interval, so that nodes that connected
 // together do not keep beating together: changes would wait behind their answers.
 // Nothing else is ever sent on the stream, so a heartbeat waits for nothing; a failed
 // send ends the stream, which Recv reports.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -93,4 +95,56 @@ func TestRestIsOneFramePerHeartbeat(t *testing.T) {
 			t.Errorf("%d frames in ten seconds of rest", n)
 		}
 	})
+}
+
+// counted counts for its world what an agent does with the connection of its feed.
+type counted struct {
+	net.Conn
+	w *world
+}
+
+func (c *counted) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		c.w.timed.Add(1)
+	}
+	return n, err
+}
+
+func (c *counted) Write(b []byte) (int, error) {
+	c.w.sent.Add(1)
+	return c.Conn.Write(b)
+}
+
+// At rest a node is woken by the time once for each heartbeat. While it hears of changes,
+// the heartbeats go with them and the time wakes it for hardly any; there are as many, at
+// most an eighth more, and the lease holds.
+func TestHeartbeatsGoWithChanges(t *testing.T) {
+	t.Run("lean", func(t *testing.T) { synctest.Test(t, testHeartbeatsGoWithChanges) })
+}
+
+func testHeartbeatsGoWithChanges(t *testing.T) {
+	w := newWorld(t, node.Options{RepairEvery: -1})
+	defer func() { w.stop() }()
+	<-w.agent.Ready()
+	w.origin.Put("x", "1")
+	w.read("x", "1")
+	time.Sleep(time.Second)
+	timed, sent := w.timed.Load(), w.sent.Load()
+	time.Sleep(10 * time.Second)
+	if timed, sent = w.timed.Load()-timed, w.sent.Load()-sent; timed < 95 || timed > 105 || sent < 95 || sent > 105 {
+		t.Errorf("in ten seconds of rest the time woke it %d times, and it sent %d times", timed, sent)
+	}
+	timed, sent = w.timed.Load(), w.sent.Load()
+	for i := range 1000 {
+		w.origin.Put("x", strconv.Itoa(i))
+		time.Sleep(10 * time.Millisecond)
+		if s := w.agent.Stats(); !s.LeaseLive {
+			t.Fatalf("no lease after %d changes", i)
+		}
+	}
+	if timed, sent = w.timed.Load()-timed, w.sent.Load()-sent; timed > 5 || sent < 95 || sent > 115 {
+		t.Errorf("in ten seconds of changes the time woke it %d times, and it sent %d times", timed, sent)
+	}
+	w.shows("x", "999")
 }

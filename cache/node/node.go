@@ -144,7 +144,7 @@ type Options struct {
 	Table    shm.Options // size and kind of the table, or of all the tenants' together
 
 	Lease        time.Duration // feed lease, counted from the sending of a heartbeat [300 ms]
-	Heartbeat    time.Duration // between heartbeats [100 ms]; at most a third of Lease
+	Heartbeat    time.Duration // between heartbeats, up to an eighth less if a change comes then [100 ms]; at most a third of Lease
 	FetchTimeout time.Duration // for one fetch, range or touch report [2 s]
 	TTL          time.Duration // last resort: an entry is forgotten after this [60 s]
 	RepairEvery  time.Duration // the freshness monitor compares one entry with the origin per this time [1 s]; < 0 = none
@@ -207,6 +207,7 @@ type Agent struct {
 	pressed    bool               // the next tick comes soon
 	feed       *feed.Client       // whose frame the step in progress is about; nil = none
 	endStream  context.CancelFunc // of the present feed stream
+	conversing *feed.Client       // the present feed; nil = a gRPC stream, or none yet
 	selects    chan *pb.Select    // to be sent on it
 	runCtx     context.Context    // nil before Run and after it
 	work       sync.WaitGroup     // fetches; added to only while runCtx is set
@@ -231,7 +232,7 @@ func New(o Options) (*Agent, error) {
 			Region: o.Node.Region, Lease: int64(o.Lease), Patience: int64(o.Heartbeat) / 2,
 			MaxKeys: o.maxKeys(n * room), TTL: int64(o.TTL), RepairEvery: int64(o.RepairEvery),
 		}),
-		waiters: map[coherence.Waiter]waiting{}, ticks: stoppedTimer(), ready: make(chan struct{}),
+		touched: touches{some: make(chan struct{}, 1)}, waiters: map[coherence.Waiter]waiting{}, ticks: stoppedTimer(), ready: make(chan struct{}),
 	}
 	a.tables.Store(&tableSet{tenants: map[string]*table{}})
 	if o.Access == nil {
@@ -347,7 +348,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.ticks.Reset(restingEvery)
 	defer a.ticks.Stop()
 	loops.Go(func() { a.tick(ctx) })
-	loops.Go(func() { every(ctx, touchEvery, func() { a.reportTouches(ctx) }) })
+	loops.Go(func() { a.report(ctx) })
 	if a.o.Access != nil {
 		loops.Go(func() { every(ctx, retireEvery, a.retireIdle) })
 	}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -35,6 +36,8 @@ type world struct {
 	coh    pb.CoherenceClient
 	clock  func() int64
 	stop   func()
+
+	timed, sent atomic.Int64 // see counted
 }
 
 // bubble runs do with a running world whose lease is live, with a feed over gRPC and one
@@ -70,7 +73,10 @@ func newWorld(t *testing.T, o node.Options) *world {
 	o.Origin, o.Table, o.Clock = cc, shm.Options{Heap: true, Bytes: 1 << 20}, w.clock
 	if strings.Contains(t.Name(), "/lean") {
 		dial := w.net.Dialer("node")
-		o.DialFeed = func(ctx context.Context) (net.Conn, error) { return dial(ctx, "origin:1") }
+		o.DialFeed = func(ctx context.Context) (net.Conn, error) {
+			conn, err := dial(ctx, "origin:1")
+			return &counted{conn, w}, err
+		}
 	}
 	w.agent, err = node.New(o)
 	must(t, err)

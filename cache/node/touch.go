@@ -21,6 +21,8 @@ type sessionKey struct{ tenant, id string }
 // touches are the sessions reads through this agent used since the last report: reads
 // from the table are invisible to the origin, which moves sliding expiries.
 type touches struct {
+	some chan struct{} // one element: there is something to report
+
 	mu   sync.Mutex
 	used map[sessionKey]struct{}
 }
@@ -30,6 +32,10 @@ func (t *touches) add(k outrigger.Key) {
 	defer t.mu.Unlock()
 	if t.used == nil {
 		t.used = map[sessionKey]struct{}{}
+		select {
+		case t.some <- struct{}{}:
+		default: // a report is on its way that finds it
+		}
 	}
 	if s := (sessionKey{k.Tenant, k.Session}); len(t.used) < maxTouched {
 		t.used[s] = struct{}{}
@@ -47,6 +53,21 @@ func (t *touches) take() map[string][]string {
 		out[s.tenant] = append(out[s.tenant], s.id)
 	}
 	return out
+}
+
+// report reports touches until ctx ends, those of a second together. A node that is not used
+// is not woken for it.
+func (a *Agent) report(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.touched.some:
+		}
+		if sleep(ctx, touchEvery); ctx.Err() == nil {
+			a.reportTouches(ctx)
+		}
+	}
 }
 
 // reportTouches tells the origin. It is soft state: what cannot be told is dropped, and

@@ -32,8 +32,9 @@ func (f *frame) plain(o origin) *pb.FeedFrame {
 
 // The fields of the messages that are put together by hand.
 const (
-	frameIncarnation, frameRegion, frameChanges, frameSelective = 1, 2, 3, 7
-	changesPrevious, changesThrough, changesChanges             = 1, 2, 3
+	frameIncarnation, frameRegion, frameChanges, frameAck, frameSelective = 1, 2, 3, 4, 7
+	changesPrevious, changesThrough, changesChanges                       = 1, 2, 3
+	ackSent, ackHead                                                      = 1, 2
 )
 
 // piece returns the i-th change, encoded as a field of Changes. Every change is encoded
@@ -83,5 +84,36 @@ func assemble(raw []byte, o origin, previous, through uint64, pieces [][]byte) [
 	}
 	raw = protowire.AppendTag(raw, frameSelective, protowire.VarintType)
 	raw = protowire.AppendVarint(raw, 1)
+	return raw
+}
+
+// acknowledge appends to raw the frame that answers a heartbeat, as proto.Marshal would
+// write it: at rest these are all that a feed carries.
+func acknowledge(raw []byte, o origin, selective bool, sent, head uint64) []byte {
+	raw = protowire.AppendTag(raw, frameIncarnation, protowire.Fixed64Type)
+	raw = protowire.AppendFixed64(raw, o.incarnation)
+	raw = protowire.AppendTag(raw, frameRegion, protowire.BytesType)
+	raw = protowire.AppendString(raw, o.region)
+	if selective {
+		raw = protowire.AppendTag(raw, frameSelective, protowire.VarintType)
+		raw = protowire.AppendVarint(raw, 1)
+	}
+	inner := 0
+	if sent != 0 {
+		inner += protowire.SizeTag(ackSent) + protowire.SizeFixed64()
+	}
+	if head != 0 {
+		inner += protowire.SizeTag(ackHead) + protowire.SizeVarint(head)
+	}
+	raw = protowire.AppendTag(raw, frameAck, protowire.BytesType)
+	raw = protowire.AppendVarint(raw, uint64(inner))
+	if sent != 0 {
+		raw = protowire.AppendTag(raw, ackSent, protowire.Fixed64Type)
+		raw = protowire.AppendFixed64(raw, sent)
+	}
+	if head != 0 {
+		raw = protowire.AppendTag(raw, ackHead, protowire.VarintType)
+		raw = protowire.AppendVarint(raw, head)
+	}
 	return raw
 }

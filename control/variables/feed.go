@@ -61,6 +61,7 @@ type feed struct {
 	since time.Time
 	rouse func()     // there may be something to send; it does not wait
 	sel   *selection // nil = every change
+	work  work       // of a selective one
 
 	cursor uint64        // every change up to here was sent
 	sent   atomic.Uint64 // cursor, for Stats
@@ -74,6 +75,8 @@ type sink interface {
 	sendFrame(*frame, origin) error
 	// sendPieces sends encoded changes, those from previous to through that were selected.
 	sendPieces(o origin, previous, through uint64, pieces [][]byte) error
+	// sendAck answers the heartbeat sent at sent.
+	sendAck(o origin, selective bool, sent, head uint64) error
 }
 
 // open makes the feed that sub asks for. unlisten must be called when it ends.
@@ -188,15 +191,12 @@ func (f *feed) sendRing(x *frame) error {
 
 // ack answers a heartbeat. A selective stream is brought up to the head before, because
 // nothing else moves it while nothing concerns it; a stream that lags is not waited for.
-func (f *feed) ack(hb *pb.Heartbeat) error {
-	o, head := f.s.origin, f.s.Applied()
+func (f *feed) ack(sent uint64) error {
+	head := f.s.Applied()
 	if f.sel != nil {
 		if _, err := f.advance(true); err != nil {
 			return err
 		}
 	}
-	return f.out.send(&pb.FeedFrame{
-		Incarnation: o.incarnation, Region: o.region, Selective: f.sel != nil,
-		Kind: &pb.FeedFrame_Ack{Ack: &pb.HeartbeatAck{Sent: hb.GetSent(), Head: head}},
-	})
+	return f.out.sendAck(f.s.origin, f.sel != nil, sent, head)
 }

@@ -94,7 +94,6 @@ func (c *connections) close() {
 type lean struct {
 	feed
 	conn   *wirefeed.Server
-	try    *tryWriter
 	fanout *fanout
 	queued bool // with fanout; guarded by its mutex
 	heard  atomic.Int64
@@ -102,8 +101,9 @@ type lean struct {
 	mu       sync.Mutex // guards the feed and everything below
 	started  bool       // subscribe was answered
 	buf      []byte
-	draining bool           // a goroutine writes buf; nobody else touches it
-	beat     *pb.Heartbeat  // the newest that waits for it
+	draining bool // a goroutine writes buf; nobody else touches it
+	waits    bool // for the answer to a heartbeat, the newest sent at
+	sent     uint64
 	selects  []*pb.Select   // those that wait for it
 	broken   error          // why the feed ends; nothing is sent after that
 	drains   sync.WaitGroup // that goroutine
@@ -116,7 +116,7 @@ func (s *Service) serveLean(conn net.Conn) {
 		s.opt.Logger.Info("feed refused", "peer", conn.RemoteAddr(), "error", err)
 		return
 	}
-	f := &lean{conn: c, try: newTryWriter(conn), fanout: s.fanouts.pick()}
+	f := &lean{conn: c, fanout: s.fanouts.pick()}
 	f.out, f.rouse = (*leanSink)(f), func() { f.fanout.push(f) }
 	f.heard.Store(time.Now().UnixNano())
 	stop := f.watch()
@@ -206,9 +206,9 @@ func (f *lean) take(req *pb.FeedRequest) error {
 	sel, hb := req.GetSelect(), req.GetHeartbeat()
 	switch {
 	case hb != nil && f.draining:
-		f.beat = hb // the newest answer is worth the longest lease
+		f.waits, f.sent = true, hb.GetSent() // the newest answer is worth the longest lease
 	case hb != nil:
-		return f.ack(hb)
+		return f.ack(hb.GetSent())
 	case sel == nil || f.sel == nil:
 		return errTurn()
 	case f.draining && len(f.selects) == selectQueue:
@@ -241,9 +241,12 @@ func (f *lean) flush() error {
 	if len(f.buf) == 0 {
 		return nil
 	}
-	n, err := f.try.write(f.buf)
-	if err != nil {
-		return err
+	n := 0
+	if f.conn.Socket != nil {
+		var err error
+		if n, err = f.conn.Socket.TryWrite(f.buf); err != nil {
+			return err
+		}
 	}
 	if n == len(f.buf) {
 		f.buf = emptied(f.buf)
@@ -296,9 +299,9 @@ func (f *lean) caughtUp() error {
 		}
 	}
 	f.selects = f.selects[:0]
-	if hb := f.beat; hb != nil {
-		f.beat = nil
-		if err := f.ack(hb); err != nil {
+	if f.waits {
+		f.waits = false
+		if err := f.ack(f.sent); err != nil {
 			return err
 		}
 	}
@@ -336,6 +339,13 @@ func (l *leanSink) sendFrame(f *frame, o origin) error {
 func (l *leanSink) sendPieces(o origin, previous, through uint64, pieces [][]byte) error {
 	buf, at := wirefeed.Begin(l.buf)
 	l.buf = assemble(buf, o, previous, through, pieces)
+	wirefeed.End(l.buf, at)
+	return nil
+}
+
+func (l *leanSink) sendAck(o origin, selective bool, sent, head uint64) error {
+	buf, at := wirefeed.Begin(l.buf)
+	l.buf = acknowledge(buf, o, selective, sent, head)
 	wirefeed.End(l.buf, at)
 	return nil
 }

@@ -1,7 +1,6 @@
 package variables
 
 import (
-	"slices"
 	"sort"
 	"sync"
 
@@ -140,32 +139,52 @@ func (r *ring) after(cursor uint64, limit int) (frames []*frame, head uint64, st
 	return frames, r.head, false
 }
 
-// since returns what a selective stream needs after cursor: up to limit changes that
-// concern it, and the position up to which that is all of them.
-func (r *ring) since(cursor uint64, sel *selection, limit int) (parts []part, through uint64, stale bool) {
+// since puts what a selective stream needs after cursor into w: up to limit changes that
+// concern it. It returns the position up to which that is all of them.
+func (r *ring) since(cursor uint64, sel *selection, limit int, w *work) (through uint64, stale bool) {
+	w.parts = w.parts[:0]
 	r.mu.RLock()
 	if cursor < r.floor {
 		defer r.mu.RUnlock()
-		return nil, r.head, true
+		return r.head, true
 	}
 	i := sort.Search(len(r.frames), func(i int) bool { return r.frames[i].through > cursor })
-	run := slices.Clone(r.frames[i:]) // publish clears what it drops
-	through = max(cursor, r.head)     // a subscriber may be ahead of a replica
+	w.run = append(w.run[:0], r.frames[i:]...) // publish clears what it drops
+	through = max(cursor, r.head)              // a subscriber may be ahead of a replica
 	r.mu.RUnlock()
 
 	// Frames are immutable, so looking through them needs no lock.
-	for _, f := range run {
+	for _, f := range w.run {
 		for i, x := range f.shards {
 			switch p := f.changes[i].GetPosition(); {
 			case p <= cursor || !sel.concerns(x):
-			case len(parts) == limit:
-				return parts, p - 1, false
+			case len(w.parts) == limit:
+				return p - 1, false
 			default:
-				parts = append(parts, part{f, i})
+				w.parts = append(w.parts, part{f, i})
 			}
 		}
 	}
-	return parts, through, false
+	return through, false
+}
+
+// work is memory that putting a frame together for a selective stream takes. It is used
+// again as long as it is small.
+type work struct {
+	run    []*frame
+	parts  []part
+	pieces [][]byte
+}
+
+// done lets go of what the memory points to.
+func (w *work) done() {
+	if len(w.run) > 8*lagging || len(w.parts) > 8*lagging {
+		*w = work{}
+		return
+	}
+	clear(w.run)
+	clear(w.parts)
+	clear(w.pieces)
 }
 
 // part is one change of a frame.

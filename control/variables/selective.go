@@ -77,16 +77,18 @@ func (f *feed) answerSelect() error {
 // says that there was nothing. more is false when it sent nothing. Of more than lagging
 // changes the newest of each key are sent, and then the frame may end earlier.
 func (f *feed) advance(cover bool) (more bool, err error) {
-	parts, through, stale := f.ring.since(f.cursor, f.sel, selectStep)
+	w := &f.work
+	defer w.done()
+	through, stale := f.ring.since(f.cursor, f.sel, selectStep, w)
 	switch {
 	case stale:
 		return true, f.reset(through, fmt.Sprintf("position %d is no longer kept", f.cursor))
-	case len(parts) == 0 && (!cover || through == f.cursor):
+	case len(w.parts) == 0 && (!cover || through == f.cursor):
 		return false, nil
-	case len(parts) > lagging:
-		through, err = f.sendMerged(parts, through)
+	case len(w.parts) > lagging:
+		through, err = f.sendMerged(w.parts, through)
 	default:
-		err = f.sendParts(parts, through)
+		err = f.sendParts(w, through)
 	}
 	if err != nil {
 		return false, err
@@ -107,13 +109,14 @@ func (f *feed) sendMerged(parts []part, through uint64) (uint64, error) {
 	return merged.through, f.out.send(msg)
 }
 
-func (f *feed) sendParts(parts []part, through uint64) (err error) {
-	var room [lagging][]byte
-	pieces := room[:len(parts)]
-	for i, p := range parts {
-		if pieces[i], err = p.of.piece(p.i); err != nil {
+func (f *feed) sendParts(w *work, through uint64) error {
+	w.pieces = w.pieces[:0]
+	for _, p := range w.parts {
+		b, err := p.of.piece(p.i)
+		if err != nil {
 			return err
 		}
+		w.pieces = append(w.pieces, b)
 	}
-	return f.out.sendPieces(f.s.origin, f.cursor, through, pieces)
+	return f.out.sendPieces(f.s.origin, f.cursor, through, w.pieces)
 }

@@ -134,7 +134,7 @@ func (f *stream) answer() error {
 		case err := <-f.ended:
 			return err
 		case hb := <-f.beats:
-			if err := f.ack(hb); err != nil {
+			if err := f.ack(hb.GetSent()); err != nil {
 				return err
 			}
 		case sel := <-f.selects:
@@ -155,7 +155,7 @@ func (f *stream) idle() error {
 	case sel := <-f.selects:
 		return f.choose(sel)
 	case hb := <-f.beats:
-		return f.ack(hb)
+		return f.ack(hb.GetSent())
 	case err := <-f.ended:
 		return err
 	case <-f.grpc.Context().Done():
@@ -190,6 +190,13 @@ func (g grpcSink) sendFrame(f *frame, o origin) error {
 
 func (g grpcSink) sendPieces(o origin, previous, through uint64, pieces [][]byte) error {
 	return g.call.Send(preEncoded(assemble(nil, o, previous, through, pieces)))
+}
+
+func (g grpcSink) sendAck(o origin, selective bool, sent, head uint64) error {
+	return g.call.Send(&pb.FeedFrame{
+		Incarnation: o.incarnation, Region: o.region, Selective: selective,
+		Kind: &pb.FeedFrame_Ack{Ack: &pb.HeartbeatAck{Sent: sent, Head: head}},
+	})
 }
 
 // preEncoded is a message that is already encoded: an empty FeedFrame whose unknown fields
