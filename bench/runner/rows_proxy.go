@@ -185,6 +185,9 @@ func aside(shared, pinned comparison, peer string) string {
 	text := ""
 	pair := func(label, metric string, c comparison) {
 		s, ok := summarise(c.Rounds, us, peer, metric)
+		if s.Ours == 0 {
+			return // the row has no such figure
+		}
 		switch {
 		case ok && peer == "":
 			text += fmt.Sprintf("; %s %.4g", label, s.Ours)
@@ -192,7 +195,7 @@ func aside(shared, pinned comparison, peer string) string {
 			text += fmt.Sprintf("; %s %.4g against %.4g", label, s.Ours, s.Peer)
 		}
 	}
-	if s, ok := summarise(shared.Rounds, us, "", "cpu_us "+us+"-sidecar"); ok {
+	if s, ok := summarise(shared.Rounds, us, "", "cpu_us "+us+"-sidecar"); ok && s.Ours > 0 {
 		text += fmt.Sprintf("; the sidecar alone %.4g", s.Ours)
 	}
 	pair("requests/s", "rps", shared)
