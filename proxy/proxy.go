@@ -156,7 +156,7 @@ func New(o Options) (*Sidecar, error) {
 	if s.inference, err = inference.New(mo); err != nil {
 		return nil, err
 	}
-	vo := variable.Options{Reader: o.Reader, Authority: o.Authority, AutoCreateSessions: o.AutoCreateSessions,
+	vo := variable.Options{Reader: o.Reader, Authority: variable.Counted(o.Authority, s.counters), AutoCreateSessions: o.AutoCreateSessions,
 		Touched: s.touches.add, Counters: s.counters, Draining: s.draining, Tokens: o.Tokens, Logger: o.Logger}
 	if vo.Tokens == nil {
 		vo.Tokens = variable.NewTokens(variable.TokenOptions{Logger: o.Logger})
@@ -307,7 +307,8 @@ func (s *Sidecar) Handler() http.Handler {
 		body := map[string]any{
 			"inference": s.inference.LocalStats(),
 			"variables": map[string]uint64{"process": s.counters.Process.Load(), "node": s.counters.Node.Load(),
-				"origin": s.counters.Origin.Load(), "stale": s.counters.Stale.Load(), "errors": s.counters.Errors.Load()},
+				"origin": s.counters.Origin.Load(), "stale": s.counters.Stale.Load(), "errors": s.counters.Errors.Load(),
+				"writes": s.counters.Writes.Load(), "write_errors": s.counters.WriteErrors.Load()},
 		}
 		if s.redirect != nil {
 			body["intercept"] = s.redirect.Counts()

@@ -441,7 +441,7 @@ func TestStats(t *testing.T) {
 		if a := got.Inference.Arms; len(a) != 1 || a[0].Arm != "stable" || a[0].Version != "v1" || a[0].Requests != 1 || len(got.Inference.Endpoints) != 2 || got.Inference.Endpoints[0].Breaker != "closed" {
 			t.Errorf("inference %+v", got.Inference)
 		}
-		if v := got.Variables; v["process"]+v["node"]+v["origin"] != 1 || len(v) != 5 {
+		if v := got.Variables; v["process"]+v["node"]+v["origin"] != 1 || len(v) != 7 {
 			t.Errorf("variables %v", v)
 		}
 	})

@@ -61,6 +61,16 @@ func pythonEnvironment(t *testing.T) string {
 // start runs a command of this binary as a process and returns where it listens.
 func start(t *testing.T, ctx context.Context, dir string, args ...string) string {
 	t.Helper()
+	listening := startAll(t, ctx, dir, args...)
+	if listening["listen"] == "" {
+		t.Fatalf("%s listens on %v only", args[0], listening)
+	}
+	return listening["listen"]
+}
+
+// startAll is start for processes with other listeners: their addresses by name.
+func startAll(t *testing.T, ctx context.Context, dir string, args ...string) map[string]string {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -94,8 +104,8 @@ func start(t *testing.T, ctx context.Context, dir string, args ...string) string
 	if err == nil {
 		err = json.Unmarshal(line, &said)
 	}
-	if err != nil || said.Listening["listen"] == "" {
+	if err != nil || len(said.Listening) == 0 {
 		t.Fatalf("%s said %q, %v\n%s", args[0], line, err, &log)
 	}
-	return said.Listening["listen"]
+	return said.Listening
 }

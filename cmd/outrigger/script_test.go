@@ -24,7 +24,8 @@ func TestMain(m *testing.M) {
 			stop()
 			os.Exit(code)
 		},
-		"picky": picky,
+		"picky":      picky,
+		"soak-model": soakModel,
 	})
 }
 

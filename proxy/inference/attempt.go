@@ -253,6 +253,7 @@ func (c *call) relayHead(status int, header http.Header) {
 		h[key] = v
 	}
 	c.setHeaders()
+	c.begun = true
 	c.w.WriteHeader(status)
 }
 

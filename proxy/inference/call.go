@@ -40,6 +40,7 @@ type call struct {
 	tryTimer *time.Timer     // of the attempt running; nil = none
 	refusal  apiError        // why a version takes no more requests
 	flight   *answers.Flight // that this request leads; nil = none
+	begun    bool            // the answer's head is out
 	complete bool            // the answer is out, and was whole
 
 	asked   int                    // bytes of the request's body
@@ -325,6 +326,11 @@ func (c *call) forward() {
 	if !c.settled {
 		c.account(end)
 	}
+	if end.cancelled && !c.begun && c.rpc == nil {
+		// Not nothing: who has only stopped sending reads on, and would read 200.
+		e := apiError{status: statusCancelled, code: "cancelled", message: "the request was given up before there was an answer"}
+		e.write(c.w, c.api.Family)
+	}
 	if end.verdict == brokenOff {
 		// The head is out and says more bytes follow: the only honest end is none.
 		panic(http.ErrAbortHandler)
@@ -441,6 +447,10 @@ func (c *call) account(end ending) {
 	})
 	c.h.metrics.finished(c, end, now.Sub(c.start))
 }
+
+// statusCancelled is what a client is told that has half-closed (nginx's code for the log
+// of such requests).
+const statusCancelled = 499
 
 // isClientRetry: OpenAI's clients number their own retries of one logical request.
 func isClientRetry(h http.Header) bool {

@@ -260,7 +260,7 @@ func TestOnLoopAsByHandler(t *testing.T) {
 		{name: "names a field in Connection", first: []exchangeStep{says(json("200 OK", good, "Connection: x-gone\r\nX-Gone: 1\r\n"))}},
 		{name: "too late", tune: func(p *policy.Policy, _ *Options) { p.Models[0].Timeout = 150 * time.Millisecond }, first: []exchangeStep{{wait: true}}},
 		{name: "too late for one attempt", tune: func(_ *policy.Policy, o *Options) { o.TryTimeout = 100 * time.Millisecond }, first: []exchangeStep{{wait: true}}},
-		{name: "client leaves", cut: 50 * time.Millisecond, first: []exchangeStep{{wait: true}}},
+		{name: "client leaves", cut: 50 * time.Millisecond, first: []exchangeStep{{wait: true}}, relayed: true},
 
 		{name: "stream", request: chatRequestOf(chatPath, chatBody("user-1", true)), first: []exchangeStep{says("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\ne\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")}, refused: true},
 		{name: "caller's time limit", request: chat("X-Request-Timeout: 30\r\n"), first: []exchangeStep{ok}, refused: true},

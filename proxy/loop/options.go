@@ -133,7 +133,7 @@ type Counts struct {
 	Accepted int64 // connections
 	Open     int64 // connections now; those given to Other or hijacked count until that function returns
 	Fast     int64 // requests answered by Fast
-	Relayed  int64 // requests that the loop carried to a server and back
+	Relayed  int64 // requests that the loop carried to a server and back, or until their client left
 	Slow     int64 // requests given to Slow
 	Refused  int64 // messages that could not be framed
 	Other    int64 // connections given to Other

@@ -363,6 +363,7 @@ func (l *loop) abandon(c *conn) {
 	k, call := c.call, c.call.call
 	c.call = nil
 	l.cut(k)
+	l.st.relayed.Add(1)
 	call.Gone()
 }
 

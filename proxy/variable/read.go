@@ -47,9 +47,14 @@ type Options struct {
 	Logger   *slog.Logger
 }
 
-// Counters count answers to variable reads since start: one per variable asked for,
-// also when the answer is that there is none.
-type Counters struct{ Process, Node, Origin, Stale, Errors atomic.Uint64 }
+// Counters count since start. Reads: one per variable asked for, also when the answer is
+// that there is none, by the tier that answered; Stale of them were marked so. Writes: one
+// per call that sets, registers, deletes or rolls back variables, however many, by whether
+// the authority said that it was done.
+type Counters struct {
+	Process, Node, Origin, Stale, Errors atomic.Uint64
+	Writes, WriteErrors                  atomic.Uint64
+}
 
 func (c *Counters) count(a cache.Answer, err error) {
 	switch {
