@@ -61,15 +61,15 @@ func pythonEnvironment(t *testing.T) string {
 // start runs a command of this binary as a process and returns where it listens.
 func start(t *testing.T, ctx context.Context, dir string, args ...string) string {
 	t.Helper()
-	listening := startAll(t, ctx, dir, args...)
-	if listening["listen"] == "" {
-		t.Fatalf("%s listens on %v only", args[0], listening)
+	a := startProcess(t, ctx, dir, args...)
+	if a.Listening["listen"] == "" {
+		t.Fatalf("%s listens on %v only", args[0], a.Listening)
 	}
-	return listening["listen"]
+	return a.Listening["listen"]
 }
 
-// startAll is start for processes with other listeners: their addresses by name.
-func startAll(t *testing.T, ctx context.Context, dir string, args ...string) map[string]string {
+// startProcess is start for who wants to know all that the process says.
+func startProcess(t *testing.T, ctx context.Context, dir string, args ...string) announcement {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -99,7 +99,7 @@ func startAll(t *testing.T, ctx context.Context, dir string, args ...string) map
 			t.Errorf("%s: %v\n%s", args[0], err, &log)
 		}
 	})
-	var said struct{ Listening map[string]string }
+	var said announcement
 	line, err := bufio.NewReader(stdout).ReadBytes('\n')
 	if err == nil {
 		err = json.Unmarshal(line, &said)
@@ -107,5 +107,5 @@ func startAll(t *testing.T, ctx context.Context, dir string, args ...string) map
 	if err != nil || len(said.Listening) == 0 {
 		t.Fatalf("%s said %q, %v\n%s", args[0], line, err, &log)
 	}
-	return said.Listening
+	return said
 }

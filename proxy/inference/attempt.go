@@ -101,6 +101,7 @@ func (c *call) attempt(ctx context.Context, y *try) ending {
 	}
 	resp, err := y.send(ctx)
 	t, report := y.t, y.report
+	t.silent.Add(-1)
 	if err != nil {
 		return c.lost(ctx, t, report, "transport")
 	}

@@ -52,6 +52,7 @@ func (y *try) send(ctx context.Context) (*http.Response, error) {
 		return y.takeOver(c.outgoing(ctx, y.t), s)
 	}
 	y.t.inflight.Add(1)
+	y.t.silent.Add(1)
 	y.began = c.h.now()
 	if !c.hedgeable() || len(y.spare) == 0 {
 		return c.transport().RoundTrip(c.outgoing(ctx, y.t))
@@ -103,6 +104,7 @@ func (y *try) second(ctx context.Context) bool {
 		}
 		c.attempts++
 		t.inflight.Add(1)
+		t.silent.Add(1)
 		y.launch(ctx, side{t, report, c.h.now()})
 		return true
 	}
@@ -125,6 +127,7 @@ func (y *try) better() (*http.Response, error) {
 
 // discard drops an answer that is not used, with its verdict on the endpoint.
 func (y *try) discard(a arrival, verdict error) {
+	a.side.t.silent.Add(-1)
 	if a.resp != nil {
 		if a.resp.StatusCode < 500 {
 			verdict = errExcluded // busy, not broken

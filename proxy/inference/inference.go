@@ -65,8 +65,14 @@
 // memory says so in x-outrigger-cache and counts in no statistics of the version.
 //
 // An endpoint that fails clearly more often than its peers is ejected for a while: it is
-// tried last (balance.Outliers). The breaker is per version × region × endpoint; it counts transport errors, 5xx and
-// streams the model broke off, never the client's own mistakes or departures.
+// tried last (balance.Outliers). The breaker is per version × region × endpoint; it counts
+// transport errors, 5xx and streams the model broke off, never the client's own mistakes or
+// departures. It opens after ConsecutiveFailures failures in a row, in the order in which
+// attempts end, if they are also as many as the endpoint's attempts that have neither failed
+// nor begun to answer: what fails fast ends before what was asked earlier and succeeds, and
+// five such failures are no proof that the endpoint is dead. Attempts that stay silent count
+// until their time limit, so an endpoint that hangs and fails is given up at the latest after
+// as many failures as it has silent attempts. One success starts the row anew.
 //
 // Relay lets event loops carry the calls that turn out to be simple. It changes none of
 // this: the handler takes every other call over, at any point up to the end of the answer.
@@ -266,6 +272,8 @@ type EndpointStats struct {
 	Breaker   string  `json:"breaker"` // closed, half-open, open
 	InFlight  int64   `json:"in_flight"`
 	LatencyMS float64 `json:"latency_ms"` // moving average to the response head; 0 = not measured
+	// EjectedMS is for how long it is still ejected as an outlier; 0 = it is not.
+	EjectedMS int64 `json:"ejected_ms"`
 }
 
 // Stats is a snapshot for the sidecar's own admin page.
@@ -289,6 +297,7 @@ func (h *Handler) LocalStats() Stats {
 	if p == nil {
 		return s
 	}
+	now := h.now().UnixNano()
 	for i := range p.policy.Models {
 		m := &p.policy.Models[i]
 		for j := range m.Versions {
@@ -296,6 +305,7 @@ func (h *Handler) LocalStats() Stats {
 				s.Endpoints = append(s.Endpoints, EndpointStats{
 					Model: m.Name, Version: t.key.version, Region: t.key.region, Address: t.key.address,
 					Breaker: t.breaker.State().String(), InFlight: t.inflight.Load(), LatencyMS: t.latency() * 1000,
+					EjectedMS: (max(0, t.outTill.Load()-now) + 999_999) / 1_000_000,
 				})
 			}
 		}

@@ -18,9 +18,9 @@ import (
 
 // Relay returns what lets event loops carry the simple calls of h themselves: a JSON
 // request of at most 64 KiB to a model of the policy, answered at the first attempt with
-// content of known length. Everything that makes a call more than that is decided by the
+// content of known length or in chunks, of 256 KiB at most. Everything that makes a call more than that is decided by the
 // same code as ever: what Route declines is served by h as a handler, and a call under way
-// whose answer is an error worth another attempt, a stream, without length, too long, lost
+// whose answer is an error worth another attempt, a stream, unframed, malformed, too long, lost
 // or too late goes on there with the attempt it has begun (Resume). Left to the handler
 // from the start are: streams, calls with a caller's time limit, hedged calls, every call
 // where answers are cached, calls of an endpoint whose breaker is not closed or whose last
@@ -169,6 +169,7 @@ func (c *inlineCall) Start(q *http1.Request, body, dst []byte) (out []byte, limi
 	c.bound = &c.t.bound
 	c.report, c.began, c.attempts, c.region = report, c.start, 1, c.t.endpoint.Region
 	c.t.inflight.Add(1)
+	c.t.silent.Add(1)
 	c.model.budget.deposit()
 	limit = c.limit()
 	if try := h.o.TryTimeout; try > 0 {
@@ -195,6 +196,7 @@ func (c *inlineCall) leave(n int) {
 
 // end is the end of a call on the loop.
 func (c *inlineCall) end(e ending, verdict error) {
+	c.t.silent.Add(-1)
 	c.report(verdict)
 	if c.h.o.Adaptive {
 		c.learn(c.model.versions[c.assign.Version].gate, c.start, e)
@@ -259,6 +261,7 @@ func (c *inlineCall) Resume(w http.ResponseWriter, r *http.Request, p loop.Progr
 			p.Conn.Close()
 		}
 		c.report(errExcluded)
+		c.t.silent.Add(-1)
 		c.t.inflight.Add(-1)
 		c.h.inflight.Add(1)
 		c.leave(4)

@@ -243,8 +243,33 @@ func TestOnLoopAsByHandler(t *testing.T) {
 		{name: "fails, one attempt", tune: func(p *policy.Policy, _ *Options) { p.Models[0].MaxAttempts = 1 }, first: []exchangeStep{says(json("503 Service Unavailable", failure))}},
 		{name: "not implemented", first: []exchangeStep{says(json("501 Not Implemented", failure))}},
 		{name: "no content", first: []exchangeStep{says("HTTP/1.1 204 No Content\r\n\r\n")}},
-		{name: "chunked", first: []exchangeStep{says("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n")}},
-		{name: "chunked and cut", first: []exchangeStep{{pieces: []string{"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{"}, end: true}}},
+		{name: "chunked", first: []exchangeStep{says(chunked(inChunk(good), "0\r\n\r\n"))}, relayed: true},
+		{name: "chunked, in pieces", first: []exchangeStep{{gap: 5 * time.Millisecond, pieces: []string{chunked(), "10;a=b\r\n", `{"usage":{"promp`, "\r\n1", "9\r\n" + `t_tokens":3,"completion_t`, "\r\n", "0A\r\n" + `okens":4}}`, "\r\n0\r", "\n\r\n"}}}, relayed: true},
+		{name: "chunked, empty", first: []exchangeStep{says(chunked("000\r\n\r\n"))}, relayed: true},
+		{name: "chunked, with a trailer", first: []exchangeStep{says(chunked(inChunk("{}"), "0\r\nX-Sum: 5\r\n\r\n")), ok}, relayed: true},
+		{name: "chunked, server closes after it", first: []exchangeStep{{pieces: []string{chunked(inChunk(good), "0\r\n\r\n")}, end: true}}, relayed: true},
+		{name: "chunked, something follows", first: []exchangeStep{says(chunked(inChunk(good), "0\r\n\r\n") + json("200 OK", `{"stolen":1}`)), ok}, relayed: true},
+		{name: "chunked, just short enough", first: []exchangeStep{says(chunked(inChunk(long[:250<<10]), "0\r\n\r\n"))}, relayed: true},
+		{name: "chunked, too long for a loop", first: []exchangeStep{says(chunked(inChunk(long), "0\r\n\r\n"))}},
+		{name: "chunked, fails", first: []exchangeStep{says(strings.Replace(chunked(inChunk("{}"), "0\r\n\r\n"), "200", "503", 1))}},
+		{name: "chunked, its client's fault", first: []exchangeStep{says(strings.Replace(chunked(inChunk("{}"), "0\r\n\r\n"), "200", "404", 1))}, relayed: true},
+		{name: "chunked, a length that is none", first: []exchangeStep{says(chunked("zz\r\n{}\r\n0\r\n\r\n"))}},
+		{name: "chunked, a length of two kinds", first: []exchangeStep{says(chunked("0x2\r\n{}\r\n0\r\n\r\n"))}},
+		{name: "chunked, a signed length", first: []exchangeStep{says(chunked("+2\r\n{}\r\n0\r\n\r\n"))}},
+		{name: "chunked, a space before the length", first: []exchangeStep{says(chunked(" 2\r\n{}\r\n0\r\n\r\n"))}},
+		{name: "chunked, a length that overflows", first: []exchangeStep{says(chunked("10000000000000002\r\n{}\r\n0\r\n\r\n"))}},
+		{name: "chunked, more than its length", first: []exchangeStep{says(chunked("2\r\n{}}\r\n0\r\n\r\n"))}},
+		{name: "chunked, bare LF", first: []exchangeStep{says(chunked("2\n{}\n0\n\n"))}},
+		{name: "chunked, a huge line", first: []exchangeStep{says(chunked("2;" + strings.Repeat("x", 8<<10) + "\r\n{}\r\n0\r\n\r\n"))}},
+		{name: "chunked, extensions without end", first: []exchangeStep{says(chunked(strings.Repeat("1;x="+strings.Repeat("y", 90)+"\r\n \r\n", 100) + "0\r\n\r\n"))}},
+		{name: "chunked, a huge trailer", first: []exchangeStep{says(chunked(inChunk("{}"), "0\r\nX: "+strings.Repeat("t", 16<<10)+"\r\n\r\n"))}},
+		{name: "chunked, a length as trailer", first: []exchangeStep{says(chunked(inChunk("{}"), "0\r\nContent-Length: 2\r\n\r\n"))}},
+		{name: "chunked and cut", first: []exchangeStep{{pieces: []string{chunked("2\r\n{")}, end: true}}},
+		{name: "chunked and cut before its end", first: []exchangeStep{{pieces: []string{chunked(inChunk(good), "0\r\n")}, end: true}}},
+		{name: "chunked twice", first: []exchangeStep{says(strings.Replace(chunked(inChunk("{}"), "0\r\n\r\n"), "\r\n\r\n", "\r\nTransfer-Encoding: chunked\r\n\r\n", 1))}},
+		{name: "chunked and gzip", first: []exchangeStep{says(strings.Replace(chunked(inChunk("{}"), "0\r\n\r\n"), ": chunked", ": gzip, chunked", 1))}},
+		{name: "chunked in HTTP/1.0", first: []exchangeStep{{pieces: []string{strings.Replace(chunked(inChunk("{}"), "0\r\n\r\n"), "1.1", "1.0", 1)}, end: true}}},
+		{name: "chunked with a length", first: []exchangeStep{says(strings.Replace(chunked(inChunk("{}"), "0\r\n\r\n"), "\r\n\r\n", "\r\nContent-Length: 2\r\n\r\n", 1))}},
 		{name: "a stream nobody asked for", first: []exchangeStep{says("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 14\r\n\r\ndata: [DONE]\n\n")}},
 		{name: "without type", first: []exchangeStep{says("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")}},
 		{name: "without length", first: []exchangeStep{{pieces: []string{"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{}"}, end: true}}},
@@ -351,6 +376,13 @@ func (p *plan) load() (n int64) {
 	}
 	return n
 }
+
+// chunked is an answer whose content is in chunks, which are the parts.
+func chunked(parts ...string) string {
+	return "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n" + strings.Join(parts, "")
+}
+
+func inChunk(s string) string { return fmt.Sprintf("%x\r\n%s\r\n", len(s), s) }
 
 func chatRequestOf(path, body string, more ...string) string {
 	return "POST " + path + " HTTP/1.1\r\nHost: front\r\nContent-Type: application/json\r\n" + strings.Join(more, "") + fmt.Sprintf("Content-Length: %d\r\n\r\n", len(body)) + body

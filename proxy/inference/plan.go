@@ -117,6 +117,7 @@ type target struct {
 	endpoint policy.Endpoint
 	breaker  *gobreaker.TwoStepCircuitBreaker[struct{}]
 	inflight atomic.Int64
+	silent   atomic.Int64  // of them, attempts that have neither failed nor begun to answer
 	openTill atomic.Int64  // Unix ns until which the breaker refuses; 0 = not open
 	ewma     atomic.Uint64 // float64 bits: seconds to the response head; 0 = not measured
 	peak     atomic.Uint64 // balance.Peak of the same
@@ -295,8 +296,13 @@ func newTarget(k targetKey, e policy.Endpoint, log *slog.Logger) *target {
 		Name:        e.Address,
 		MaxRequests: 1, // one probe at a time while half open
 		Timeout:     k.openFor,
-		ReadyToTrip: func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= k.failures },
-		IsExcluded:  func(err error) bool { return err == errExcluded },
+		// Failures are fast and successes slow. In the order of their ends a stall looks like
+		// a dead endpoint, because what will succeed is still under way: the failures must be
+		// as many as what might yet prove them wrong.
+		ReadyToTrip: func(c gobreaker.Counts) bool {
+			return c.ConsecutiveFailures >= k.failures && int64(c.ConsecutiveFailures) >= t.silent.Load()
+		},
+		IsExcluded: func(err error) bool { return err == errExcluded },
 		// Called with the breaker's lock held: store and log, nothing else.
 		OnStateChange: func(_ string, from, to gobreaker.State) {
 			until := int64(0)

@@ -226,6 +226,13 @@ func TestOutlierIsEjected(t *testing.T) {
 			if e.Breaker != "closed" {
 				t.Errorf("breaker of %s is %s", e.Address, e.Breaker)
 			}
+			want := int64(0)
+			if e.Address == "c:1" {
+				want = balance.OutlierEject.Milliseconds()
+			}
+			if e.EjectedMS != want {
+				t.Errorf("%s is ejected for %d ms, want %d", e.Address, e.EjectedMS, want)
+			}
 		}
 		time.Sleep(balance.OutlierEject)
 		ask(1)

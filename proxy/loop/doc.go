@@ -30,7 +30,7 @@
 // whatever comes on it, and after 60 to 120 s; what comes between the loop's last look at
 // its sockets and the next request cannot be told from that request's answer. A call in
 // flight holds a copy of its request (a head and 64 KiB at most) and what came of its
-// answer (256 KiB).
+// answer (256 KiB), twice where that is in chunks.
 //
 // Promises. Answers leave in the order of the requests. A message that cannot be framed
 // safely (see proxy/http1) is answered with 400, 417, 431, 501 or 505 and the connection

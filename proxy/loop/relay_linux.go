@@ -24,10 +24,11 @@ type link struct {
 	timer    timer
 
 	// While it carries a call:
-	c    *conn
-	call Call
-	in   []byte // of the answer, when it came in pieces
-	out  []byte // of the request, what the server has not taken yet
+	c      *conn
+	call   Call
+	in     []byte // of the answer, when it came in pieces
+	out    []byte // of the request, what the server has not taken yet
+	chunks chunkedContent
 }
 
 type relayed uint8
@@ -172,6 +173,7 @@ func (l *loop) forget(k *link) {
 	l.links[k.fd] = nil
 	l.wheel.remove(&k.timer)
 	l.release(k.in)
+	k.chunks.end(l)
 	k.c, k.call, k.in, k.out = nil, nil, nil, nil
 }
 
@@ -277,9 +279,19 @@ func (l *loop) answered(k *link, data []byte) bool {
 	size := l.answer.Length()
 	switch {
 	case err == http1.ErrShort:
-	case err != nil, l.answer.Status() < 200, size < 0, int64(n)+size > maxRelayAnswer, !k.call.Fits(&l.answer):
+	case err != nil, l.answer.Status() < 200, size < -1, int64(n)+size > maxRelayAnswer, !k.call.Fits(&l.answer):
 		l.surrender(k, data, false)
 		return true
+	case size == -1:
+		done, err := k.chunks.take(l, data, n)
+		if err != nil || k.chunks.at > maxRelayAnswer {
+			l.surrender(k, data, false)
+			return true
+		}
+		if done {
+			l.relayEnd(k, k.chunks.content, len(data) > k.chunks.at)
+			return true
+		}
 	case int64(len(data)-n) >= size:
 		l.relayEnd(k, data[n:n+int(size)], len(data) > n+int(size))
 		return true
@@ -301,6 +313,7 @@ func (l *loop) relayEnd(k *link, content []byte, excess bool) {
 	c.ends = c.ends || l.draining
 	out := call.Finish(&l.answer, content, l.out[:0], l.date, c.ends)
 	k.c, k.call, c.call = nil, nil, nil
+	k.chunks.end(l)
 	if !excess && len(k.out) == 0 && l.answer.KeepAlive() {
 		l.release(k.in)
 		k.in = nil

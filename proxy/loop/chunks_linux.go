@@ -1,0 +1,42 @@
+package loop
+
+import "github.com/outrigger-mesh/outrigger/proxy/http1"
+
+// chunkedContent is the content of an answer in chunks as far as it came, beside the bytes
+// themselves: whoever takes the call over needs those. Trailers are checked and dropped, as
+// on the other path.
+type chunkedContent struct {
+	decoder http1.Chunked
+	at      int    // of the answer's bytes, what is decoded; 0 = nothing yet
+	content []byte // at most maxRelayAnswer, as the bytes it came from
+}
+
+// take decodes what is new in data, the answer from its first byte on, whose content begins
+// at head. An error is a *http1.Refusal.
+func (d *chunkedContent) take(l *loop, data []byte, head int) (done bool, err error) {
+	if d.at == 0 {
+		d.decoder.Reset()
+		d.at = head
+		if n := len(l.kept); n > 0 {
+			d.content, l.kept = l.kept[n-1][:0], l.kept[:n-1]
+		}
+	}
+	for d.at < len(data) && !d.decoder.Done() {
+		piece, n, err := d.decoder.Next(data[d.at:])
+		if err != nil {
+			return false, err
+		}
+		d.at += n
+		if need := len(d.content) + len(piece); need > cap(d.content) {
+			d.content = append(make([]byte, 0, max(need+need/2, keptSize)), d.content...)
+		}
+		d.content = append(d.content, piece...)
+	}
+	return d.decoder.Done(), nil
+}
+
+// end gives the memory back.
+func (d *chunkedContent) end(l *loop) {
+	l.release(d.content)
+	d.at, d.content = 0, nil
+}
