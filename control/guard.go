@@ -25,6 +25,7 @@ type guard struct {
 	hosts    []string     // names beside localhost that a Host header may give
 	ready    func() error // why nothing can be answered yet, or nil
 	refusals *refusals
+	sessions *sessions
 }
 
 // needs is the role a method asks for. Default deny: a method that is not named here needs
@@ -175,10 +176,9 @@ func (g *guard) admitRPC(ctx context.Context, method string) (authz.Caller, erro
 	return caller, err
 }
 
-// http admits requests before next sees them. Beside who is asking it refuses host names
-// that are not ours (DNS rebinding) and changes that a page of another origin makes a
-// browser send.
-func (g *guard) http(next http.Handler) http.Handler {
+// origin refuses host names that are not ours (DNS rebinding) and changes that a page of
+// another origin makes a browser send.
+func (g *guard) origin(next http.Handler) http.Handler {
 	origins := http.NewCrossOriginProtection()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("x-content-type-options", "nosniff")
@@ -189,6 +189,20 @@ func (g *guard) http(next http.Handler) http.Handler {
 		if err := origins.Check(r); err != nil {
 			status.WriteHTTP(w, denied("a page of another origin may not change anything here: %v", err))
 			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// http admits requests before next sees them: beside origin, by who is asking. A browser that
+// has signed in says so with its session.
+func (g *guard) http(next http.Handler) http.Handler {
+	return g.origin(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if len(r.Header.Values("Authorization")) == 0 {
+			if c, ok := g.sessions.caller(r, g.rules()); ok {
+				next.ServeHTTP(w, r.WithContext(authz.WithCaller(r.Context(), c)))
+				return
+			}
 		}
 		mutating := r.Method != http.MethodGet && r.Method != http.MethodHead
 		caller, err := g.rules().Identify(authz.Request{
@@ -209,7 +223,11 @@ func (g *guard) http(next http.Handler) http.Handler {
 			return
 		}
 		next.ServeHTTP(w, r.WithContext(authz.WithCaller(r.Context(), caller)))
-	})
+	}))
+}
+
+func unauthorised(format string, args ...any) error {
+	return outrigger.Errorf(outrigger.Unauthorised, format, args...)
 }
 
 // whenReady refuses while the control plane is catching up.

@@ -86,9 +86,6 @@ import (
 // DefaultDebounce is the longest pause between the pushes of a burst.
 const DefaultDebounce = 10 * time.Millisecond
 
-// dashboardAudit is how many of the last changes the status page shows.
-const dashboardAudit = 25
-
 // Options of a Server. Log and Region.Name are required; zero values of the rest get the
 // defaults named.
 type Options struct {
@@ -176,7 +173,7 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{opts: o, facts: facts.NewProjection(o.Log), ready: make(chan struct{})}
 	s.guard = &guard{rules: func() authz.Policy { return rules }, hosts: o.Hosts, ready: s.isReady,
-		refusals: &refusals{log: o.Log, now: o.Now, logger: o.Logger}}
+		refusals: &refusals{log: o.Log, now: o.Now, logger: o.Logger}, sessions: newSessions(o.Now)}
 	if o.Access != nil {
 		s.guard.rules = func() authz.Policy { return authz.Join(rules, o.Access()) }
 	}
@@ -238,12 +235,7 @@ func (s *Server) wireAdmin() (err error) {
 		regions: s.opts.Regions, monitor: s.monitor, trials: s.trials, ledger: s.ads, feeds: s.vars, position: s.publisher.published.Load,
 		problems: func(f *facts.Facts) []problem { return problems(f, s.compileOptions()) }}
 	s.delivery = delivery.New(s.ads, s.opts.Now)
-	s.dashboard, err = dashboard.New(dashboard.Options{Region: s.opts.Region.GetName(), Logger: s.opts.Logger,
-		Status: func(ctx context.Context) (*pb.StatusResponse, error) { return s.admin.Status(ctx, nil) },
-		Audit: func(ctx context.Context) ([]*pb.Event, error) {
-			out, err := s.admin.Audit(ctx, &pb.AuditRequest{NewestFirst: true, Limit: dashboardAudit})
-			return out.GetEvents(), err
-		}})
+	s.dashboard, err = dashboard.New(dashboard.Options{Region: s.opts.Region.GetName(), Logger: s.opts.Logger, View: s.admin.view, Who: s.who, Act: s.decide})
 	return err
 }
 
@@ -336,7 +328,11 @@ func (s *Server) Handler() http.Handler {
 		mux.Handle("GET /metrics", s.guard.http(s.opts.Metrics))
 	}
 	mux.Handle("/v1/", s.guard.http(s.guard.whenReady(api)))
-	mux.Handle("/", s.guard.http(s.dashboard.Handler()))
+	login := s.guard.login(s.dashboard)
+	mux.Handle("/login", login)
+	mux.Handle("/logout", login)
+	mux.Handle("GET /dashboard.css", s.guard.origin(s.dashboard.Handler())) // the sign-in page wants it, too
+	mux.Handle("/", s.guard.http(s.guard.whenReady(s.dashboard.Handler())))
 	return mux
 }
 

@@ -53,6 +53,24 @@ func detail(e *pb.Event) string {
 		return p.RegionRegistered.GetRegion().GetHealth()
 	case *pb.Event_AlertRaised:
 		return p.AlertRaised.GetSeverity() + ": " + p.AlertRaised.GetSummary()
+	case *pb.Event_RolloutApproved:
+		verb := "approved by "
+		if p.RolloutApproved.GetWithdrawn() {
+			verb = "approval withdrawn by "
+		}
+		return join(p.RolloutApproved.GetGate()+" "+verb+p.RolloutApproved.GetApprover(), p.RolloutApproved.GetComment())
+	case *pb.Event_RolloutGateDecided:
+		return join(p.RolloutGateDecided.GetGate()+" "+p.RolloutGateDecided.GetOutcome(), p.RolloutGateDecided.GetReason())
+	case *pb.Event_RolloutHeld:
+		return p.RolloutHeld.GetReason()
+	case *pb.Event_RolloutResumed:
+		return p.RolloutResumed.GetReason()
+	case *pb.Event_RolloutSteppedBack:
+		return join(fmt.Sprintf("to phase %d", p.RolloutSteppedBack.GetPhase()), p.RolloutSteppedBack.GetReason())
+	case *pb.Event_ActionRefused:
+		return join(p.ActionRefused.GetVerb()+" "+p.ActionRefused.GetTarget(), p.ActionRefused.GetReason())
+	case *pb.Event_AlertSilenced:
+		return join("until "+stamp(p.AlertSilenced.GetUntil()), p.AlertSilenced.GetReason())
 	case *pb.Event_AlertResolved:
 		return p.AlertResolved.GetReason()
 	case *pb.Event_PushRecorded:

@@ -1,19 +1,13 @@
 package dashboard
 
 import (
-	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -58,11 +52,18 @@ func lastEvents() []*pb.Event {
 	}
 }
 
+func viewOf(n uint64) *View {
+	return &View{Status: full(n), Events: lastEvents(), Position: 40 + n, Rate: 12.5, Optimisers: []string{"sgd"},
+		Forecasts:   map[string][]*pb.GateForecast{"r1": {{Phase: "limited", Gate: "quality", Requests: 5000}}},
+		Experiments: []*pb.ExperimentResultsResponse{{Experiment: &pb.Experiment{Name: "e " + hostile, State: "draft"}}}}
+}
+
 func newDashboard(t *testing.T, edit func(*Options)) *Dashboard {
 	t.Helper()
 	o := Options{Region: "eu",
-		Status: func(context.Context) (*pb.StatusResponse, error) { return full(0), nil },
-		Audit:  func(context.Context) ([]*pb.Event, error) { return lastEvents(), nil }}
+		View: func(context.Context, Moment) (*View, error) { return viewOf(0), nil },
+		Who:  func(*http.Request) Who { return Who{Name: "ann", Role: "operator", CanAct: true, CSRF: "mine"} },
+		Act:  func(context.Context, Action) error { return nil }}
 	if edit != nil {
 		edit(&o)
 	}
@@ -85,46 +86,108 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
-// TestPage: the page stands alone, and the policy it is served under would catch it if it
-// did not: no inline script or style, no address of another origin.
-func TestPage(t *testing.T) {
+// TestPages: every page stands alone, whatever the names in it, and the policy it is served
+// under would catch it if it did not: no inline script or style, no address of another
+// origin. Each shows what it is about.
+func TestPages(t *testing.T) {
 	d := newDashboard(t, func(o *Options) { o.Region = hostile })
-	w := get(d, "/")
-	page := w.Body.String()
-	csp := w.Header().Get("content-security-policy")
-	for _, want := range []string{"default-src 'none'", "script-src 'self'", "style-src 'self'", "frame-ancestors 'none'", "form-action 'none'"} {
-		if !strings.Contains(csp, want) {
-			t.Errorf("the policy %q lacks %s", csp, want)
+	for path, wants := range map[string][]string{
+		"/": {"94.55", "12.5", "v2 (candidate)", "&lt;img"}, "/rollouts": {"r1", "rolled back"}, "/experiments": {"draft", "no data"},
+		"/rollouts/r1": {"limited", "aria-current=\"step\"", "rolls back at 200", "9.00 %"}, "/rollouts/r0": {"missing n9"},
+		"/models": {"champion → v1", "1 %"}, "/optimisers": {"sgd"}, "/regions": {"last known", "gone since"}, "/cache": {"90.00 %", "9.00 ms"},
+		"/alerts": {"critical", "resolved"}, "/audit": {"rollout advanced", "40"}} {
+		w := get(d, path)
+		page := w.Body.String()
+		if w.Code != 200 {
+			t.Errorf("%s: %d", path, w.Code)
 		}
-	}
-	if strings.Contains(csp, "unsafe") || w.Header().Get("x-content-type-options") != "nosniff" {
-		t.Errorf("headers %v", w.Header())
-	}
-	if strings.Contains(page, "<img") || !strings.Contains(page, "&lt;img") {
-		t.Error("the region's name is not escaped")
-	}
-	for name, re := range map[string]string{"inline script": `<script[^>]*>[^<]`, "inline style": `<style|style="`, "handler": `\son[a-z]+="`, "other origin": `(src|href)="(https?:)?//`} {
-		if m := regexp.MustCompile(re).FindString(page); m != "" {
-			t.Errorf("the page has an %s: %s", name, m)
+		for _, want := range wants {
+			if !strings.Contains(page, want) {
+				t.Errorf("%s does not show %q", path, want)
+			}
 		}
-	}
-	for _, want := range []string{`<html lang="en">`, `<main`, `class="skip"`, `role="status"`, `name="viewport"`, `<noscript>`} {
-		if !strings.Contains(page, want) {
-			t.Errorf("the page lacks %s", want)
+		csp := w.Header().Get("content-security-policy")
+		for _, want := range []string{"default-src 'none'", "script-src 'self'", "style-src 'self'", "frame-ancestors 'none'", "form-action 'self'"} {
+			if !strings.Contains(csp, want) {
+				t.Errorf("%s: the policy %q lacks %s", path, csp, want)
+			}
 		}
-	}
-	for _, m := range regexp.MustCompile(`(?:src|href)="(/dashboard[^"]*)"`).FindAllStringSubmatch(page, -1) {
-		if a := get(d, m[1]); a.Code != 200 || a.Body.Len() == 0 || !strings.Contains(a.Header().Get("cache-control"), "immutable") {
-			t.Errorf("%s: %d, %v", m[1], a.Code, a.Header())
+		if strings.Contains(csp, "unsafe") || w.Header().Get("x-content-type-options") != "nosniff" {
+			t.Errorf("%s: headers %v", path, w.Header())
+		}
+		if strings.Contains(page, "<img") || strings.Contains(page, "hunter2") {
+			t.Errorf("%s: a name became markup, or the value of a variable is shown", path)
+		}
+		for name, re := range map[string]string{"inline script": `<script[^>]*>[^<]`, "inline style": `<style|style="`, "handler": `\son[a-z]+="`, "other origin": `(src|href)="(https?:)?//`} {
+			if found := regexp.MustCompile(re).FindString(page); found != "" {
+				t.Errorf("%s has %s: %q", path, name, found)
+			}
 		}
 	}
 	if w := get(d, "/other"); w.Code != 404 {
 		t.Errorf("/other: %d", w.Code)
 	}
+	if w := get(d, "/rollouts/none"); w.Code != 404 || !strings.Contains(w.Body.String(), "not found") {
+		t.Errorf("/rollouts/none: %d", w.Code)
+	}
 }
 
-// TestScriptWritesTextOnly: nothing in the script can turn text into markup or code.
-func TestScriptWritesTextOnly(t *testing.T) {
+// TestTimeTravel: ?at= is a position or a time, stays in the links, and takes the buttons away.
+func TestTimeTravel(t *testing.T) {
+	var asked Moment
+	d := newDashboard(t, func(o *Options) {
+		o.View = func(_ context.Context, m Moment) (*View, error) {
+			asked = m
+			v := viewOf(0)
+			v.At = m.Time
+			return v, nil
+		}
+	})
+	page := get(d, "/rollouts/r1?at=2026-01-31T12:00:00Z").Body.String()
+	if !asked.Time.Equal(time.Date(2026, 1, 31, 12, 0, 0, 0, time.UTC)) || !strings.Contains(page, "looking at the past") ||
+		!strings.Contains(page, `href="/models?at=2026-01-31T12%3A00%3A00Z"`) || strings.Contains(page, "<form method=\"post\" action=\"/act\"") {
+		t.Errorf("%v\n%s", asked, page)
+	}
+	if get(d, "/?at=17"); asked.Position != 17 {
+		t.Errorf("%v", asked)
+	}
+	if w := get(d, "/?at=yesterday"); w.Code != 400 || !strings.Contains(w.Body.String(), "give a log position or a time") {
+		t.Errorf("%d", w.Code)
+	}
+}
+
+// TestForms: what a form says reaches Act once, with the sequence that was seen; a form of
+// another session does not; a refusal is shown with its status.
+func TestForms(t *testing.T) {
+	var acted []Action
+	var refuse error
+	d := newDashboard(t, func(o *Options) {
+		o.Act = func(_ context.Context, a Action) error { acted = append(acted, a); return refuse }
+	})
+	post := func(form string) *httptest.ResponseRecorder {
+		r := httptest.NewRequest("POST", "/act", strings.NewReader(form))
+		r.Header.Set("content-type", "application/x-www-form-urlencoded")
+		w := httptest.NewRecorder()
+		d.Handler().ServeHTTP(w, r)
+		return w
+	}
+	w := post("verb=approve&id=r1&gate=g&reason=ok&sequence=7&csrf=mine")
+	if w.Code != 303 || w.Header().Get("location") != "/rollouts/r1?done=approve" || len(acted) != 1 || acted[0] != (Action{"approve", "r1", "g", "ok", 7}) {
+		t.Errorf("%d %v %v", w.Code, w.Header(), acted)
+	}
+	for _, form := range []string{"verb=abort&id=r1&sequence=7", "verb=abort&id=r1&sequence=7&csrf=other"} {
+		if w := post(form); w.Code != 403 || len(acted) != 1 {
+			t.Errorf("%s: %d, %v", form, w.Code, acted)
+		}
+	}
+	refuse = outrigger.Errorf(outrigger.Conflict, "it has moved on")
+	if w := post("verb=abort&id=r1&sequence=7&csrf=mine"); w.Code != 412 || !strings.Contains(w.Body.String(), "it has moved on") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+// TestScriptStaysSmall: the script makes no markup of its own and no code of text.
+func TestScriptStaysSmall(t *testing.T) {
 	js := get(newDashboard(t, nil), "/dashboard.js").Body.String()
 	for _, banned := range []string{"innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "setAttribute(\"style", "http://", "https://"} {
 		if strings.Contains(js, banned) {
@@ -167,44 +230,29 @@ func (w *pipeWriter) WriteHeader(code int) {
 func (w *pipeWriter) Write(b []byte) (int, error) { w.out <- bytes.Clone(b); return len(b), nil }
 func (w *pipeWriter) Flush()                      {}
 
-// TestFrames: the first viewer gets a frame at once and then one a second; two viewers
-// cost one frame a second; none cost nothing; the stream ends with Run.
+// TestFrames: the first viewer gets a frame at once and then one a second, all viewers the
+// same ones; the stream ends with Run.
 func TestFrames(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var asked atomic.Int64
-		d := newDashboard(t, func(o *Options) {
-			o.Status = func(context.Context) (*pb.StatusResponse, error) { return full(uint64(asked.Add(1))), nil }
-		})
+		d := newDashboard(t, nil)
 		ctx, cancel := context.WithCancel(t.Context())
 		ran := make(chan error, 1)
 		go func() { ran <- d.Run(ctx) }()
 		time.Sleep(time.Minute + 300*time.Millisecond) // between two ticks
-		if n := asked.Load(); n != 0 {
-			t.Fatalf("%d frames were made for nobody", n)
-		}
 		one, leaveOne := stream(t, d)
 		synctest.Wait()
 		if len(one) != 1 {
 			t.Fatalf("%d frames at once, want 1", len(one))
 		}
+		if first := <-one; first != "data: 1\n\n" {
+			t.Fatalf("%q: frames were made for nobody", first)
+		}
 		two, leaveTwo := stream(t, d)
 		time.Sleep(10 * time.Second)
-		if n := asked.Load(); n != 11 || len(one) != int(n) || len(two) != int(n) {
-			t.Fatalf("asked %d times; viewers got %d and %d", n, len(one), len(two))
-		}
-		var frame struct {
-			Status map[string]any
-			Audit  []auditEntry
-		}
-		text, _ := strings.CutPrefix(<-one, "data: ")
-		if err := json.Unmarshal([]byte(text), &frame); err != nil || frame.Status["region"] != "eu" || len(frame.Audit) != 2 {
-			t.Fatalf("%v: %s", err, text)
-		}
-		if strings.Contains(text, "hunter2") {
-			t.Fatal("the page shows the value of a variable")
+		if len(one) != 10 || len(two) != 11 {
+			t.Fatalf("viewers got %d and %d", len(one), len(two))
 		}
 		leaveOne()
-		before := asked.Load()
 		cancel()
 		if err := <-ran; err != nil {
 			t.Fatal(err)
@@ -212,9 +260,6 @@ func TestFrames(t *testing.T) {
 		for range two { // ends because Run ended
 		}
 		leaveTwo()
-		if asked.Load() != before {
-			t.Fatal("frames after the end")
-		}
 		late, leaveLate := stream(t, d)
 		if got := <-late; !strings.Contains(got, `"kind":"unavailable"`) {
 			t.Fatalf("after the end: %s", got)
@@ -223,33 +268,14 @@ func TestFrames(t *testing.T) {
 	})
 }
 
-// TestProblemIsShown: without a status the page says so, and recovers.
+// TestProblemIsShown: without a view there is no page, and nothing of why leaks.
 func TestProblemIsShown(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var broken atomic.Bool
-		broken.Store(true)
-		d := newDashboard(t, func(o *Options) {
-			o.Status = func(context.Context) (*pb.StatusResponse, error) {
-				if broken.Load() {
-					return nil, errors.New("secret path /var/lib")
-				}
-				return full(0), nil
-			}
-		})
-		ctx, cancel := context.WithCancel(t.Context())
-		go func() { _ = d.Run(ctx) }() // ends with cancel
-		frames, leave := stream(t, d)
-		if got := <-frames; !strings.HasPrefix(got, "event: problem\ndata: {") || strings.Contains(got, "secret") {
-			t.Fatalf("%q", got)
-		}
-		broken.Store(false)
-		if got := <-frames; !strings.HasPrefix(got, "data: {") {
-			t.Fatalf("%q", got)
-		}
-		leave()
-		cancel()
-		synctest.Wait()
+	d := newDashboard(t, func(o *Options) {
+		o.View = func(context.Context, Moment) (*View, error) { return nil, errors.New("secret path /var/lib") }
 	})
+	if w := get(d, "/"); w.Code != 500 || strings.Contains(w.Body.String(), "secret") {
+		t.Fatalf("%d %s", w.Code, w.Body)
+	}
 }
 
 // TestViewersAreBounded: one too many is told so, and a place that is left is free.
@@ -279,68 +305,5 @@ func TestViewersAreBounded(t *testing.T) {
 func TestClip(t *testing.T) {
 	if got := clip(strings.Repeat("ä", maxDetail)); len(got) > maxDetail+len("…") || !strings.HasSuffix(got, "ä…") {
 		t.Fatalf("%q", got)
-	}
-}
-
-// TestScriptRuns runs the real script over the real page in a small document model and
-// two frames full of markup, and reads what a person would.
-func TestScriptRuns(t *testing.T) {
-	node, err := exec.LookPath("node")
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal("node is missing; the script of the page cannot be tested")
-		}
-		t.Skip("node is not installed; the script of the page is not tested")
-	}
-	var frames [2][]byte
-	for i := range frames {
-		d := newDashboard(t, func(o *Options) {
-			o.Status = func(context.Context) (*pb.StatusResponse, error) { return full(uint64(i)), nil }
-		})
-		if frames[i], err = d.body(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-	}
-	dir := t.TempDir()
-	for name, body := range map[string][]byte{"page.html": get(newDashboard(t, nil), "/").Body.Bytes(), "0.json": frames[0], "1.json": frames[1]} {
-		if err := os.WriteFile(filepath.Join(dir, name), body, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, node, "testdata/run.js", "assets/dashboard.js", dir).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	got := map[string]string{}
-	lines := bufio.NewScanner(bytes.NewReader(out))
-	for lines.Scan() {
-		k, v, _ := strings.Cut(lines.Text(), ": ")
-		got[k] = v
-	}
-	for where, want := range map[string]string{
-		"f-requests":   "1,111", // 1010 + 101
-		"f-rate":       "11",
-		"f-acked":      "1 of 2",
-		"link":         "live",
-		"alert-list":   hostile,
-		"model-list":   "chat " + hostile,
-		"rollout-list": "rollback at 200",
-		"node-rows":    hostile,
-		"audit-rows":   "rollout advanced",
-		"region-rows":  "us",
-		"c-process":    "90 %",
-		"current":      "limited 10 %",
-		"shares":       "1 %",
-		"elements":     "clean",
-		"kept":         "true",
-	} {
-		if !strings.Contains(got[where], want) {
-			t.Errorf("%s shows %q, want %q in it", where, got[where], want)
-		}
-	}
-	if t.Failed() {
-		t.Logf("%s", out)
 	}
 }

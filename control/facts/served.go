@@ -25,6 +25,32 @@ func (p *Projection) remember() {
 	p.past.Store(&k)
 }
 
+// At folds the log's own events again up to and including a position (0 = any) and a time
+// (zero = any) and returns the facts as they were, without alerts and pushes, which are not
+// kept. It costs what ServedAt costs. The error has kind Internal.
+func (p *Projection) At(position uint64, t time.Time) (*Facts, error) {
+	past := p.past.Load()
+	if past.failed {
+		return nil, outrigger.Errorf(outrigger.Internal, "an event could not be kept, so the past cannot be folded; restart the control plane")
+	}
+	f := new(Facts)
+	for b := past.events; len(b) > 0; {
+		size, rest, ok := uvarint(b)
+		if !ok || size > uint64(len(rest)) {
+			return nil, outrigger.Errorf(outrigger.Internal, "kept events are cut off %d bytes before their end", len(b))
+		}
+		e := new(pb.Event)
+		if err := proto.Unmarshal(rest[:size], e); err != nil {
+			return nil, outrigger.Wrap(outrigger.Internal, err, "kept event")
+		}
+		if position != 0 && e.GetPosition() > position || !t.IsZero() && e.GetAt().AsTime().After(t) {
+			break // neither runs backwards in a log
+		}
+		f, b = Apply(f, e), rest[size:]
+	}
+	return f, nil
+}
+
 // ServedAt folds the log's own events again up to and including time t and says what
 // served the model then. It is exact where the log is: an event counts from its own
 // time, sidecars follow within the push, and an emergency kill is in force slightly
