@@ -55,7 +55,10 @@ func (a *admin) CreateExperiment(ctx context.Context, r *pb.CreateExperimentRequ
 		if err := checkConfiguration(r.GetArms()); err != nil {
 			return nil, err
 		}
-		e := &pb.ExperimentChanged{State: facts.Draft, Model: m.Name, Arms: r.GetArms(), Plan: r.GetPlan()}
+		if err := checkEnrolment(f, r.GetName(), r.GetEnrolment()); err != nil {
+			return nil, err
+		}
+		e := &pb.ExperimentChanged{State: facts.Draft, Model: m.Name, Arms: r.GetArms(), Plan: r.GetPlan(), Enrolment: r.GetEnrolment()}
 		created := write(f, facts.ExperimentPrefix+r.GetName(), experimentChanged(e))
 		if !r.GetStart() {
 			return []eventlog.Write{created}, nil
@@ -175,7 +178,7 @@ func experimentChanged(e *pb.ExperimentChanged) *pb.Event {
 func experimentPB(e *facts.Experiment) *pb.Experiment {
 	return &pb.Experiment{Name: e.Name, Model: e.Model, State: e.State, Arms: armsPB(e), Reason: e.Reason, ChangedAt: timestamppb.New(e.ChangedAt),
 		Plan: e.Plan, StartedAt: wire.TimePB(e.Life.StartedAt), EndedAt: wire.TimePB(e.Life.EndedAt),
-		Outcome: string(e.Life.Outcome), Serve: e.Life.Serve, Cause: string(e.Life.Cause)}
+		Enrolment: e.Enrolment, Outcome: string(e.Life.Outcome), Serve: e.Life.Serve, Cause: string(e.Life.Cause)}
 }
 
 func armsPB(e *facts.Experiment) []*pb.ExperimentArm {

@@ -8,6 +8,7 @@ import (
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/control/facts"
 	"github.com/outrigger-mesh/outrigger/experiments"
+	"github.com/outrigger-mesh/outrigger/internal/expr"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
 
@@ -142,6 +143,41 @@ func checkArms(m *facts.Model, arms []*pb.ExperimentArm) error {
 	}
 	_, err := experiments.Allocate(weights)
 	return err
+}
+
+// checkEnrolment checks who is to take part in an experiment.
+func checkEnrolment(f *facts.Facts, name string, e *pb.ExperimentEnrolment) error {
+	if e == nil {
+		return nil
+	}
+	if e.GetTarget() != "" {
+		if _, err := expr.CompileTarget(e.GetTarget()); err != nil {
+			return err
+		}
+	}
+	if e.GetCoverage() > experiments.Buckets {
+		return invalid("coverage is %d, allowed is 1..%d, or 0 for all", e.GetCoverage(), experiments.Buckets)
+	}
+	r := facts.NamespaceRange(e)
+	if e.GetNamespace() == "" {
+		if e.GetNamespaceStart() != 0 || e.GetNamespaceEnd() != 0 {
+			return invalid("namespace is empty, but its buckets are [%d,%d); name it, or leave them out", r.Start, r.End)
+		}
+		return nil
+	}
+	if err := outrigger.CheckName("namespace", e.GetNamespace()); err != nil {
+		return err
+	}
+	if len(e.GetNamespace()) > MaxModelName {
+		return invalid("namespace is %d bytes long, the limit is %d; shorten it", len(e.GetNamespace()), MaxModelName)
+	}
+	if r.Start >= r.End || r.End > experiments.Buckets {
+		return invalid("buckets of namespace %q are [%d,%d); write 0 ≤ start < end ≤ %d", e.GetNamespace(), r.Start, r.End, experiments.Buckets)
+	}
+	if why := f.Crowded(name, e); why != "" {
+		return invalid("%s", why)
+	}
+	return nil
 }
 
 func versionNames(m *facts.Model) string {

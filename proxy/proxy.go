@@ -153,14 +153,16 @@ func New(o Options) (*Sidecar, error) {
 	pass, passes := s.passthrough(others)
 	mo := o.Models
 	mo.Policy, mo.Region, mo.Order, mo.Transport, mo.Passthrough, mo.Passes, mo.Logger, mo.Meter = o.Policy, o.Node.Region, orderByRegion, s.direct, pass, passes, o.Logger, o.Meter
+	tokens := o.Tokens
+	if tokens == nil {
+		tokens = variable.NewTokens(variable.TokenOptions{Logger: o.Logger})
+	}
+	mo.Grants = tokens.Grant
 	if s.inference, err = inference.New(mo); err != nil {
 		return nil, err
 	}
 	vo := variable.Options{Reader: o.Reader, Authority: variable.Counted(o.Authority, s.counters), AutoCreateSessions: o.AutoCreateSessions,
-		Touched: s.touches.add, Counters: s.counters, Draining: s.draining, Tokens: o.Tokens, Logger: o.Logger}
-	if vo.Tokens == nil {
-		vo.Tokens = variable.NewTokens(variable.TokenOptions{Logger: o.Logger})
-	}
+		Touched: s.touches.add, Counters: s.counters, Draining: s.draining, Tokens: tokens, Logger: o.Logger}
 	s.wireGRPC(vo)
 	s.wireHTTP(vo, pass)
 	if s.http2, err = s.newHTTP2(); err != nil {

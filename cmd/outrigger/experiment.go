@@ -28,6 +28,11 @@ func experimentCommand(g *globals) *cobra.Command {
 	create.Flags().StringVar(&from, "from", "", "deployment plan whose experiment NAME is created: weights, configuration, metrics, duration and sample size come from there, --arm name=version says what serves a group")
 	create.Flags().StringSliceVar(&arms, "arm", nil, "name=version:weight with weights in parts of 10000 that sum to 10000; repeatable")
 	create.Flags().BoolVar(&start, "start", false, "start it at once")
+	var who pb.ExperimentEnrolment
+	create.Flags().StringVar(&who.Target, "target", "", "who takes part: CEL over unit, model, region and attributes (a call's header fields, members of an OpenFeature context), such as 'attributes.plan == \"pro\"'")
+	create.Flags().Uint32Var(&who.Coverage, "coverage", 0, "parts of 10000 of the units that take part (default all)")
+	var namespace string
+	create.Flags().StringVar(&namespace, "namespace", "", "NAME or NAME:START-END: experiments of one namespace share no unit; its buckets, of 10000, that this one claims (default all)")
 	create.RunE = c.verb(false, func(ctx context.Context, cl *client, args []string) error {
 		req := &pb.CreateExperimentRequest{Name: args[0], Model: args[1], Actor: c.actor, Start: start}
 		if from != "" {
@@ -43,6 +48,14 @@ func experimentCommand(g *globals) *cobra.Command {
 			}
 			req.Arms = append(req.Arms, arm)
 		}
+		if namespace != "" {
+			if err := parseNamespace(&who, namespace); err != nil {
+				return err
+			}
+		}
+		if who.Target != "" || who.Coverage != 0 || who.Namespace != "" {
+			req.Enrolment = &who
+		}
 		e, err := cl.admin.CreateExperiment(ctx, req)
 		if err != nil {
 			return err
@@ -50,7 +63,7 @@ func experimentCommand(g *globals) *cobra.Command {
 		return cl.printExperiments(&pb.ListExperimentsResponse{Experiments: []*pb.Experiment{e}})
 	})
 	cmd.AddCommand(create, experimentState(c, "start", "running"), experimentState(c, "stop", "stopped"), experimentState(c, "archive", "archived"),
-		experimentPlan(c), experimentResults(c), experimentRecord(c),
+		experimentPlan(c), experimentResults(c), experimentRecord(c), experimentForce(),
 		&cobra.Command{Use: "list", Short: "List experiments", Args: exactArgs(),
 			RunE: c.verb(false, func(ctx context.Context, cl *client, _ []string) error {
 				r, err := cl.admin.ListExperiments(ctx, &pb.ListRequestAll{})
@@ -60,6 +73,22 @@ func experimentCommand(g *globals) *cobra.Command {
 				return cl.printExperiments(r)
 			})})
 	return cmd
+}
+
+func parseNamespace(e *pb.ExperimentEnrolment, s string) error {
+	name, buckets, given := strings.Cut(s, ":")
+	e.Namespace = name
+	if !given {
+		return nil
+	}
+	start, end, ok := strings.Cut(buckets, "-")
+	from, err1 := strconv.ParseUint(start, 10, 32)
+	to, err2 := strconv.ParseUint(end, 10, 32)
+	if !ok || err1 != nil || err2 != nil || to == 0 {
+		return usageError{fmt.Errorf("--namespace %q is not NAME or NAME:START-END", s)}
+	}
+	e.NamespaceStart, e.NamespaceEnd = uint32(from), uint32(to)
+	return nil
 }
 
 func parseArm(s string) (*pb.ExperimentArm, error) {

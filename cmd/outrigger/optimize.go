@@ -23,6 +23,13 @@ import (
 // maxObjectiveOutput bounds what an objective may print.
 const maxObjectiveOutput = 64 << 10
 
+// Bounds of one optimisation. Its record holds every evaluation and is replaced at every
+// step, so it must stay well within what a variable may hold.
+const (
+	maxTrials = 2000
+	maxRecord = outrigger.MaxValueBytes / 2
+)
+
 // tuning is the whole state of an optimisation. It is kept in a variable of the session
 // being tuned and replaced by compare-and-set at every step, which makes it the lock as
 // well: of two runs of one optimisation the slower to save is refused and stops, and the
@@ -58,8 +65,10 @@ func optimizeCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{Use: "optimize SESSION ID VARIABLE...", Short: "Tune variables against an objective command and write the best setting back",
 		Long: `Searches the values that a session's variables may have by their constraints (min and
 max, or choices) for the setting with the lowest loss. The objective command reads the
-setting as a JSON object on standard input and prints the loss as its last word; a
-command that fails or takes too long counts as a failed trial.
+setting as a JSON object on standard input and prints the loss as its last word. An
+objective that begins with http:// or https:// is posted the same object instead and answers
+200 with the loss, as a JSON number or as {"loss": number}. An evaluation that fails or takes
+longer than --trial-timeout counts as a failed trial.
 
 Every step is in the log, in the variable optimize.ID: run the same command again to go
 on after a crash. The best setting is written as one change, refused if somebody changed
@@ -67,7 +76,7 @@ a tuned variable meanwhile. If --verify then fails, the former values are put ba
 		Args: cobra.MinimumNArgs(3)}
 	c := addClientFlags(cmd, g)
 	f := cmd.Flags()
-	f.StringVar(&objective, "objective", "", "command, split at spaces, that prints the loss of a setting")
+	f.StringVar(&objective, "objective", "", "command, split at spaces, that prints the loss of a setting, or a URL that is posted it")
 	f.StringVar(&verify, "verify", "", "command that must succeed once the best setting is written")
 	f.StringVar(&o.algorithm, "algorithm", "bayesian_optimization", "optimiser")
 	f.IntVar(&o.budget, "budget", 30, "evaluations")
@@ -78,6 +87,9 @@ a tuned variable meanwhile. If --verify then fails, the former values are put ba
 		o.objective, o.verify = strings.Fields(objective), strings.Fields(verify)
 		if len(o.objective) == 0 || o.trialTimeout <= 0 {
 			return usageError{fmt.Errorf("--objective is empty or --trial-timeout is not positive")}
+		}
+		if o.budget < 1 || o.budget > maxTrials {
+			return usageError{fmt.Errorf("--budget is %d, allowed is 1..%d", o.budget, maxTrials)}
 		}
 		return o.run(ctx, args[2:])
 	})
@@ -223,6 +235,9 @@ func (o *tuner) save(ctx context.Context, others ...*pb.SetItem) error {
 	if err != nil {
 		return err
 	}
+	if len(raw) > maxRecord && o.t.Phase == "searching" {
+		return outrigger.Errorf(outrigger.Exhausted, "%s would have %d bytes, the limit is %d; choose another ID with a smaller --budget or fewer variables, the best so far is kept", o.record, len(raw), maxRecord)
+	}
 	items := append([]*pb.SetItem{{Identifier: o.record, Value: &pb.Value{Json: raw}, ExpectedVersion: &o.version}}, others...)
 	r, err := o.cl.BatchSet(ctx, &pb.BatchSetRequest{Tenant: o.cl.flags.tenant, Session: o.session, Items: items, Atomic: true,
 		Metadata: map[string]string{"optimization": o.record}, Options: o.cl.options()})
@@ -266,6 +281,10 @@ func (o *tuner) step(ctx context.Context) error {
 }
 
 func (o *tuner) evaluate(ctx context.Context, p algorithms.Params) (loss float64, failed bool) {
+	if isURL(o.objective) {
+		loss, err := o.post(ctx, o.objective[0], p)
+		return loss, err != nil
+	}
 	out, err := o.command(ctx, o.objective, p)
 	words := strings.Fields(out)
 	if err != nil || len(words) == 0 {

@@ -78,6 +78,9 @@ func without(m *facts.Model, killed string) *facts.Model {
 	if out.Split.LastGood == killed {
 		out.Split.LastGood = instead
 	}
+	if out.Split.Enrolment.Version == killed {
+		out.Split.Enrolment.Version = instead
+	}
 	out.Split.CandidateLive = false
 	var arms []policy.Arm
 	var moved []experiments.Range
@@ -179,7 +182,7 @@ func model(f *facts.Facts, m *facts.Model, o Options) (out *policy.Model, text s
 	out = &policy.Model{
 		Name: m.Name, Salt: m.Split.Salt, Unit: m.Unit, WeightEpoch: m.WeightEpoch,
 		Experiment: m.Split.Experiment, Arms: m.Split.Arms, LastGood: m.Split.LastGood,
-		Timeout: m.Timeout, MaxAttempts: m.MaxAttempts,
+		Timeout: m.Timeout, MaxAttempts: m.MaxAttempts, Enrolment: m.Split.Enrolment,
 	}
 	if out.MaxAttempts == 0 {
 		out.MaxAttempts = DefaultMaxAttempts
@@ -218,6 +221,9 @@ func needed(f *facts.Facts, m *facts.Model) map[string]bool {
 	out := map[string]bool{m.Split.LastGood: true}
 	for _, a := range m.Split.Arms {
 		out[a.Version] = true
+	}
+	if e := m.Split.Enrolment; e.Limited() {
+		out[e.Version] = true
 	}
 	if r := f.Rollout(m.Rollout); r != nil {
 		out[r.Candidate] = true

@@ -183,6 +183,8 @@ type Experiment struct {
 	Epochs []uint64
 	// Results are those of the moment of the decision, as JSON; nil if nothing decided.
 	Results []byte
+	// Enrolment says who takes part; nil = everybody.
+	Enrolment *pb.ExperimentEnrolment
 }
 
 // ExperimentArm is one variant; the weights of all arms sum to experiments.Buckets.

@@ -131,6 +131,12 @@ func (d *draft) experimentChanged(p *pb.ExperimentChanged) string {
 	if d.models[next.Model] == nil {
 		return fmt.Sprintf("experiment %q is about the unknown model %q", name, next.Model)
 	}
+	if e := p.GetEnrolment(); e != nil {
+		next.Enrolment = e
+		if why := d.crowded(next); why != "" {
+			return why
+		}
+	}
 	if len(p.GetArms()) > 0 {
 		arms, err := allocate(next.Arms, p.GetArms())
 		if err != nil {

@@ -37,6 +37,8 @@ type Split struct {
 	LastGood string
 	// CandidateLive is true while a rollout sends anything to its candidate.
 	CandidateLive bool
+	// Enrolment says who takes part in Experiment; units outside get the stable version.
+	Enrolment policy.Enrolment
 	// Problem says why a model is not servable, or which part of its plan could not be
 	// followed; empty if all is well.
 	Problem string
@@ -105,6 +107,7 @@ func (d *draft) split(m *Model) Split {
 	if e := d.experiments[m.Experiment]; e != nil {
 		s.Salt, s.Experiment = saltExperiment+e.Name, e.Name
 		s.Arms, s.Problem = splitExperiment(m, e, stable)
+		s.Enrolment = enrolment(e, stable)
 		return s
 	}
 	s.Arms = []policy.Arm{whole(stable)}

@@ -214,7 +214,9 @@ func (k *Keys) Sign(t Token) string {
 }
 
 // mac appends the truncated signature of b under key i to dst.
-func (k *Keys) mac(dst []byte, i int, b []byte) []byte {
+func (k *Keys) mac(dst []byte, i int, b []byte) []byte { return k.sign(dst, i, domain, b) }
+
+func (k *Keys) sign(dst []byte, i int, domain string, b []byte) []byte {
 	h := k.macs[i].Get().(hash.Hash)
 	defer k.macs[i].Put(h)
 	h.Reset()

@@ -250,7 +250,12 @@ func (c *call) route() bool {
 	c.plan = c.h.planFor(c.policy)
 	c.model = c.plan.models[m]
 	var err error
-	if c.assign, err = Assign(m, unitOf(m.Unit, headerFields(c.r.Header), &c.env), c.status); err != nil {
+	f := headerFields(c.r.Header)
+	if c.assign, err = assignTo(c.h, c.model, m, unitOf(m.Unit, f, &c.env), f, c.status, c.start); err != nil {
+		if outrigger.IsKind(err, outrigger.Unauthorised) {
+			c.refuse(apiError{status: http.StatusUnauthorized, kind: invalidRequest, code: "invalid_grant", message: err.Error(), retry: retryNo})
+			return false
+		}
 		c.refuse(apiError{status: http.StatusServiceUnavailable, code: "no_version", message: err.Error(), retry: retryNo})
 		return false
 	}
@@ -441,7 +446,7 @@ func (c *call) account(end ending) {
 	a := &c.assign
 	c.h.recorder.Record(Outcome{
 		Model: a.Model.Name, Version: a.Version.Name, Arm: a.Arm, Region: c.region, WeightEpoch: a.Model.WeightEpoch,
-		HasUnit: a.HasUnit, Unit: a.Unit, Sample: !c.again,
+		HasUnit: a.HasUnit, Unit: a.Unit, Sample: !c.again && a.Arm != policy.ArmForced,
 		Failed: end.failed, Cancelled: end.cancelled, Attempts: c.attempts - c.charged,
 		Latency: now.Sub(c.start), TTFT: c.ttft, TokensIn: c.usage.In, TokensOut: c.usage.Out, At: now,
 	})

@@ -93,6 +93,7 @@ import (
 	"go.opentelemetry.io/otel/metric"
 
 	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/internal/identity"
 	"github.com/outrigger-mesh/outrigger/proxy/inference/answers"
 	"github.com/outrigger-mesh/outrigger/proxy/inference/shape"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
@@ -151,6 +152,9 @@ type Options struct {
 	// answers there that their protocol's parameters do not make deterministic.
 	Answers   *answers.Cache
 	AnswerAll bool
+	// Grants verifies what testers send as x-outrigger-force (identity.Keys.VerifyGrant);
+	// nil = such requests are refused.
+	Grants func(text string, now time.Time) (identity.Grant, error)
 	// MaxBody bounds a request body in bytes, MaxInFlight the requests at one time.
 	MaxBody     int64
 	MaxInFlight int

@@ -31,6 +31,8 @@ type modelPlan struct {
 	inflight *gate // of all its versions, see Handler.bulkhead
 	budget   *budget
 	versions map[*policy.Version]*versionPlan
+	// enrolment says who takes part in the experiment; nil = everybody.
+	enrolment *Enrolment
 }
 
 type versionPlan struct {
@@ -241,6 +243,10 @@ func (h *Handler) compilePlan(p *policy.Policy, old *plan) *plan {
 		mp := &modelPlan{budget: carry(old.budgets, next.budgets, m.Name, newBudget), versions: map[*policy.Version]*versionPlan{},
 			inflight: carry(old.shares, next.shares, m.Name, func() *gate { return &gate{} })}
 		next.models[m] = mp
+		var err error
+		if mp.enrolment, err = CompileEnrolment(&m.Enrolment); err != nil {
+			h.log.Error("nobody takes part in the experiment: its target does not compile", "model", m.Name, "experiment", m.Experiment, "error", err)
+		}
 		for j := range m.Versions {
 			v := &m.Versions[j]
 			gk := gateKey{m.Name, v.Name}

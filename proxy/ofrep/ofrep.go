@@ -26,7 +26,9 @@
 // 200 with key, value, variant, reason SPLIT and metadata; 304 for a bulk request whose
 // If-None-Match names the answer it would get: the tag covers the context and every value.
 // 400 TARGETING_KEY_MISSING, INVALID_CONTEXT (targetingKey is no text) or PARSE_ERROR, 404
-// FLAG_NOT_FOUND, also for a setting that the unit's arm does not have; 405, 413 over
+// FLAG_NOT_FOUND, also for a setting that the unit's arm does not have, and for a unit
+// that takes no part in the experiment (its target may name members of the context, or
+// fields of the request's head); 405, 413 over
 // MaxBody, 503 while there is no policy. Nothing is guessed: on an error the application
 // uses its default.
 //
@@ -42,8 +44,10 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/outrigger-mesh/outrigger/experiments"
+	"github.com/outrigger-mesh/outrigger/internal/expr"
 	"github.com/outrigger-mesh/outrigger/proxy/inference"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
@@ -72,8 +76,16 @@ type Options struct {
 type Handler struct {
 	o Options
 
+	enrolments atomic.Pointer[enrolments]
+
 	mu       sync.Mutex
 	now, old map[exposure]struct{} // now fills, then becomes old
+}
+
+// enrolments are those of a policy, ready to be asked, by model.
+type enrolments struct {
+	policy *policy.Policy
+	of     map[string]*inference.Enrolment
 }
 
 type exposure struct {
@@ -117,7 +129,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		write(w, http.StatusMethodNotAllowed, failure{Details: "method is " + r.Method + "; it is POST"})
 		return
 	}
-	unit, context, f := read(r)
+	s, context, f := read(r)
 	p := h.o.Policy()
 	if f == nil && p == nil {
 		w.Header().Set("retry-after", "1")
@@ -129,10 +141,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if !single {
-		h.bulk(w, r, p, unit, context)
+		h.bulk(w, r, p, s, context)
 		return
 	}
-	out, f := h.one(p, key, unit)
+	out, f := h.one(p, key, s)
 	if f != nil {
 		write(w, f.status, f)
 		return
@@ -141,10 +153,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // read takes the targeting key out of the context.
-func read(r *http.Request) (unit string, context []byte, f *failure) {
+func read(r *http.Request) (s expr.Subject, context []byte, f *failure) {
 	raw, err := io.ReadAll(io.LimitReader(r.Body, MaxBody+1))
 	if err != nil || len(raw) > MaxBody {
-		return "", nil, &failure{status: http.StatusRequestEntityTooLarge, Code: "INVALID_CONTEXT", Details: "the body cannot be read or has more than a MiB"}
+		return s, nil, &failure{status: http.StatusRequestEntityTooLarge, Code: "INVALID_CONTEXT", Details: "the body cannot be read or has more than a MiB"}
 	}
 	var body struct {
 		Context map[string]any `json:"context"`
@@ -152,33 +164,66 @@ func read(r *http.Request) (unit string, context []byte, f *failure) {
 	if err := json.Unmarshal(raw, &body); err != nil {
 		var kind *json.UnmarshalTypeError
 		if errors.As(err, &kind) {
-			return "", nil, &failure{status: http.StatusBadRequest, Code: "INVALID_CONTEXT", Details: "the body is not {\"context\": {…}}: " + err.Error()}
+			return s, nil, &failure{status: http.StatusBadRequest, Code: "INVALID_CONTEXT", Details: "the body is not {\"context\": {…}}: " + err.Error()}
 		}
-		return "", nil, &failure{status: http.StatusBadRequest, Code: "PARSE_ERROR", Details: "the body is no JSON: " + err.Error()}
+		return s, nil, &failure{status: http.StatusBadRequest, Code: "PARSE_ERROR", Details: "the body is no JSON: " + err.Error()}
 	}
 	switch v := body.Context["targetingKey"].(type) {
 	case nil:
 	case string:
-		unit = v
+		s.Unit = v
 	default:
-		return "", nil, &failure{status: http.StatusBadRequest, Code: "INVALID_CONTEXT", Details: "targetingKey is not text"}
+		return s, nil, &failure{status: http.StatusBadRequest, Code: "INVALID_CONTEXT", Details: "targetingKey is not text"}
 	}
-	if unit == "" {
-		return "", nil, &failure{status: http.StatusBadRequest, Code: "TARGETING_KEY_MISSING", Details: "the context has no targetingKey; without a unit nobody is assigned"}
+	if s.Unit == "" {
+		return s, nil, &failure{status: http.StatusBadRequest, Code: "TARGETING_KEY_MISSING", Details: "the context has no targetingKey; without a unit nobody is assigned"}
 	}
-	if len(unit) > maxUnit {
-		return "", nil, &failure{status: http.StatusBadRequest, Code: "INVALID_CONTEXT", Details: "targetingKey has more than 1024 bytes"}
+	if len(s.Unit) > maxUnit {
+		return s, nil, &failure{status: http.StatusBadRequest, Code: "INVALID_CONTEXT", Details: "targetingKey has more than 1024 bytes"}
 	}
 	context, err = json.Marshal(body.Context) // keys in order
 	if err != nil {
-		return "", nil, &failure{status: http.StatusBadRequest, Code: "PARSE_ERROR", Details: err.Error()}
+		return s, nil, &failure{status: http.StatusBadRequest, Code: "PARSE_ERROR", Details: err.Error()}
 	}
-	return unit, context, nil
+	s.Attribute = func(name string) (string, bool) { return attribute(body.Context, r.Header, name) }
+	return s, context, nil
+}
+
+// attribute is what a target reads: a member of the context, numbers and truth values as
+// JSON, else a field of the request's head, which is all a model call has.
+func attribute(context map[string]any, head http.Header, name string) (string, bool) {
+	switch v := context[name].(type) {
+	case string:
+		return v, true
+	case float64, bool:
+		raw, err := json.Marshal(v)
+		return string(raw), err == nil
+	}
+	v := head.Get(name)
+	return v, v != ""
+}
+
+// includes reports whether a unit takes part in the experiment of a model.
+func (h *Handler) includes(p *policy.Policy, m *policy.Model, s expr.Subject) bool {
+	if !m.Enrolment.Limited() {
+		return true
+	}
+	known := h.enrolments.Load()
+	if known == nil || known.policy != p {
+		known = &enrolments{policy: p, of: map[string]*inference.Enrolment{}}
+		for i := range p.Models {
+			// A target that does not compile includes nobody, and the inference side has said so.
+			known.of[p.Models[i].Name], _ = inference.CompileEnrolment(&p.Models[i].Enrolment)
+		}
+		h.enrolments.Store(known)
+	}
+	s.Model, s.Region = m.Name, h.o.Region
+	return known.of[m.Name].Includes(s)
 }
 
 // one evaluates one flag. The longest experiment name that fits is meant: names may hold
 // dots.
-func (h *Handler) one(p *policy.Policy, key, unit string) (*flag, *failure) {
+func (h *Handler) one(p *policy.Policy, key string, s expr.Subject) (*flag, *failure) {
 	var best *policy.Model
 	setting := ""
 	for i := range p.Models {
@@ -192,7 +237,10 @@ func (h *Handler) one(p *policy.Policy, key, unit string) (*flag, *failure) {
 	if best == nil {
 		return nil, &failure{status: http.StatusNotFound, Key: key, Code: "FLAG_NOT_FOUND", Details: "no experiment of that name is running"}
 	}
-	arm, hash := assign(best, unit)
+	if !h.includes(p, best, s) {
+		return nil, &failure{status: http.StatusNotFound, Key: key, Code: "FLAG_NOT_FOUND", Details: "the unit takes no part in experiment " + best.Experiment}
+	}
+	arm, hash := assign(best, s.Unit)
 	out := evaluate(best, arm, key, setting)
 	if out == nil {
 		return nil, &failure{status: http.StatusNotFound, Key: key, Code: "FLAG_NOT_FOUND", Details: "arm " + arm.Name + " of experiment " + best.Experiment + " has no setting " + setting}
@@ -233,7 +281,7 @@ func evaluate(m *policy.Model, arm *policy.Arm, key, setting string) *flag {
 }
 
 // bulk evaluates every flag.
-func (h *Handler) bulk(w http.ResponseWriter, r *http.Request, p *policy.Policy, unit string, context []byte) {
+func (h *Handler) bulk(w http.ResponseWriter, r *http.Request, p *policy.Policy, s expr.Subject, context []byte) {
 	body := struct {
 		Flags []*flag `json:"flags"`
 	}{[]*flag{}}
@@ -242,7 +290,10 @@ func (h *Handler) bulk(w http.ResponseWriter, r *http.Request, p *policy.Policy,
 		if m.Experiment == "" {
 			continue
 		}
-		arm, hash := assign(m, unit)
+		if !h.includes(p, m, s) {
+			continue
+		}
+		arm, hash := assign(m, s.Unit)
 		for _, setting := range append([]policy.Setting{{}}, arm.Settings...) {
 			key := m.Experiment
 			if setting.Name != "" {

@@ -258,3 +258,56 @@ func TestNodeSDK(t *testing.T) {
 		t.Errorf("unknown flag %s, without a key %s", u, n)
 	}
 }
+
+// Who takes no part in an experiment finds no flag, and the application uses its default:
+// by members of the context, by fields of the head, by gates. Nobody outside is exposed.
+func TestWhoTakesPart(t *testing.T) {
+	w := newWorld()
+	m := &w.policy.Models[0]
+	m.Versions = append(m.Versions, policy.Version{Name: "v0"})
+	m.Enrolment = policy.Enrolment{Target: `attributes.plan == "pro" && (!has(attributes.age) || int(attributes.age) >= 18)`, Version: "v0"}
+	for body, code := range map[string]int{
+		`{"context":{"targetingKey":"u","plan":"pro"}}`:          200,
+		`{"context":{"targetingKey":"u","plan":"pro","age":42}}`: 200,
+		`{"context":{"targetingKey":"u","plan":"pro","age":7}}`:  404,
+		`{"context":{"targetingKey":"u","plan":"free"}}`:         404,
+		`{"context":{"targetingKey":"u"}}`:                       404,
+		`{"context":{"targetingKey":"u","plan":["pro"]}}`:        404,
+	} {
+		rec := w.post(flags+"/ab.prompt", body, "")
+		if rec.Code != code || code == 404 && !strings.Contains(rec.Body.String(), "FLAG_NOT_FOUND") {
+			t.Errorf("%s: %d %s, want %d", body, rec.Code, rec.Body, code)
+		}
+	}
+	w.exposed()
+	if rec := w.post(flags, `{"context":{"targetingKey":"free-1","plan":"free"}}`, ""); rec.Code != 200 || strings.Contains(rec.Body.String(), `"ab"`) {
+		t.Errorf("bulk: %d %s", rec.Code, rec.Body)
+	}
+	r := httptest.NewRequest(http.MethodPost, flags+"/ab", strings.NewReader(`{"context":{"targetingKey":"free-1"}}`))
+	r.Header.Set("plan", "pro")
+	rec := httptest.NewRecorder()
+	if w.handler.ServeHTTP(rec, r); rec.Code != 200 {
+		t.Errorf("by a field of the head: %d %s", rec.Code, rec.Body)
+	}
+	if got := w.exposed(); got["control"]+got["treatment"] != 1 {
+		t.Errorf("exposed %v, want one", got)
+	}
+	// A new policy is a new enrolment.
+	next := *w.policy
+	next.Models = append([]policy.Model(nil), next.Models...)
+	next.Models[0].Enrolment = policy.Enrolment{Gates: []policy.Gate{{Salt: "coverage:ab", Range: experiments.Range{Start: 0, End: 5000}}}, Version: "v0"}
+	w.policy = &next
+	in := 0
+	for i := range 400 {
+		user := fmt.Sprintf("user-%d", i)
+		code := w.post(flags+"/ab", `{"context":{"targetingKey":"`+user+`"}}`, "").Code
+		if want := experiments.Bucket("coverage:ab", user) < 5000; want != (code == 200) {
+			t.Fatalf("%s: %d", user, code)
+		} else if want {
+			in++
+		}
+	}
+	if in < 150 || in > 250 {
+		t.Errorf("%d of 400 take part, want about half", in)
+	}
+}

@@ -80,6 +80,12 @@ func NewTokens(o TokenOptions) *Tokens {
 // Use signs with these keys from now on, and verifies with no others.
 func (t *Tokens) Use(keys *identity.Keys) { t.keys.Store(keys) }
 
+// Grant verifies what a tester sends to see an arm, see identity.Grant. With keys of its
+// own a sidecar accepts none.
+func (t *Tokens) Grant(text string, now time.Time) (identity.Grant, error) {
+	return t.keys.Load().VerifyGrant(text, now)
+}
+
 const (
 	keysRetry   = time.Second // until there are keys
 	keysRefresh = time.Minute // afterwards: how long a rotation takes to arrive

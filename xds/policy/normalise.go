@@ -44,6 +44,8 @@ func (m *Model) Normalise() Model {
 		slices.SortFunc(out.Arms[i].Settings, func(a, b Setting) int { return cmp.Compare(a.Name, b.Name) })
 	}
 	slices.SortStableFunc(out.Arms, func(a, b Arm) int { return cmp.Compare(a.Name, b.Name) })
+	out.Enrolment.Gates = cloneOrNil(m.Enrolment.Gates)
+	slices.SortFunc(out.Enrolment.Gates, func(a, b Gate) int { return cmp.Compare(a.Salt, b.Salt) })
 	out.Access = cloneOrNil(m.Access)
 	slices.SortFunc(out.Access, func(a, b Access) int {
 		return cmp.Or(cmp.Compare(a.Header, b.Header), cmp.Compare(a.Value, b.Value))

@@ -35,6 +35,8 @@ type Model struct {
 	Arms []Arm
 	// Experiment is the name of the experiment whose arms these are; empty if none.
 	Experiment string
+	// Enrolment says who is divided between the arms; the zero value is everybody.
+	Enrolment Enrolment
 	// Versions are all versions an arm may name, plus LastGood.
 	Versions []Version
 	// LastGood is the version to fall back to; empty if none. It also takes over the
@@ -51,6 +53,37 @@ type Model struct {
 	// Access lists who may use the model: a request must carry one of the headers with
 	// its exact value. Empty = everyone. A header is only as trustworthy as what sets it.
 	Access []Access
+}
+
+// Enrolment says which units take part in an experiment.
+type Enrolment struct {
+	// Target is a condition over the request, see expr.CompileTarget; empty = everybody.
+	Target string
+	// Gates must all hold the unit: coverage, namespaces.
+	Gates []Gate
+	// Version serves units that do not take part; needed with Target or Gates.
+	Version string
+}
+
+// Limited reports whether anybody with a unit may be left out.
+func (e *Enrolment) Limited() bool { return e.Target != "" || len(e.Gates) > 0 }
+
+// Gate holds the units of one range of buckets under a salt of its own.
+type Gate struct {
+	Salt string
+	experiments.Range
+}
+
+// Admits reports whether all gates hold the unit. No allocation for units up to about
+// 100 bytes.
+func (e *Enrolment) Admits(unit string) bool {
+	for i := range e.Gates {
+		g := &e.Gates[i]
+		if b := experiments.Bucket(g.Salt, unit); b < g.Start || b >= g.End {
+			return false
+		}
+	}
+	return true
 }
 
 // Fault is chaos for tests of an application: a share of the requests, chosen at random
@@ -74,10 +107,20 @@ const (
 	// ArmLastGood is the arm of requests that LastGood serves instead of the version
 	// their bucket names.
 	ArmLastGood = "last-good"
+	// ArmNotEnrolled is the arm of units that take no part in the model's experiment.
+	ArmNotEnrolled = "not-enrolled"
+	// ArmForced is the arm of requests that a tester sent to an arm on purpose.
+	ArmForced = "forced"
 )
 
 // Assigned reports whether an arm is one that units are assigned to.
-func Assigned(arm string) bool { return arm != ArmUnassigned && arm != ArmLastGood }
+func Assigned(arm string) bool {
+	switch arm {
+	case ArmUnassigned, ArmLastGood, ArmNotEnrolled, ArmForced:
+		return false
+	}
+	return true
+}
 
 // Arm is one variant of the split.
 type Arm struct {

@@ -32,6 +32,10 @@ func sample() *policy.Policy {
 	}
 }
 
+func enrolled(gates ...policy.Gate) policy.Enrolment {
+	return policy.Enrolment{Gates: gates, Version: "v1"}
+}
+
 // Every rule: a valid policy with one thing broken, and what the message must name.
 func TestValidate(t *testing.T) {
 	if err := sample().Validate(); err != nil {
@@ -81,6 +85,25 @@ func TestValidate(t *testing.T) {
 		{"latitude", "latitude", func(p *policy.Policy) { p.Regions[0].Latitude = 91 }},
 		{"not a number", "longitude", func(p *policy.Policy) { p.Regions[0].Longitude = math.NaN() }},
 		{"gateway", "gateway", func(p *policy.Policy) { p.Regions[0].Gateway = "host:0" }},
+		{"version of an enrolment", `enrolment version "v9"`, model(func(m *policy.Model) { m.Enrolment = policy.Enrolment{Target: "true", Version: "v9"} })},
+		{"enrolment of everybody", "everybody takes part", model(func(m *policy.Model) { m.Enrolment.Version = "v1" })},
+		{"long target", "the limit is 1024", model(func(m *policy.Model) {
+			m.Enrolment = policy.Enrolment{Target: strings.Repeat("x", 1025), Version: "v1"}
+		})},
+		{"gate of the arms' salt", `salt "s1" is that of the arms`, model(func(m *policy.Model) {
+			m.Enrolment = enrolled(policy.Gate{Salt: "s1", Range: experiments.Range{End: 5}})
+		})},
+		{"empty gate", "[5,5)", model(func(m *policy.Model) {
+			m.Enrolment = enrolled(policy.Gate{Salt: "c", Range: experiments.Range{Start: 5, End: 5}})
+		})},
+		{"gate past the end", "10001", model(func(m *policy.Model) {
+			m.Enrolment = enrolled(policy.Gate{Salt: "c", Range: experiments.Range{End: 10_001}})
+		})},
+		{"gate twice", "twice", model(func(m *policy.Model) {
+			g := policy.Gate{Salt: "c", Range: experiments.Range{End: 5}}
+			m.Enrolment = enrolled(g, g)
+		})},
+		{"reserved arm name", "reserved", model(func(m *policy.Model) { m.Arms[0].Name = policy.ArmForced })},
 		{"too many regions", "the limit is 1024", func(p *policy.Policy) { p.Regions = make([]policy.Region, 1025) }},
 	}
 	for _, c := range cases {
@@ -154,10 +177,14 @@ func TestEqualSeesEveryField(t *testing.T) {
 	changes := map[string]func(*policy.Policy){
 		"position": func(p *policy.Policy) { p.Position++ },
 		"salt":     func(p *policy.Policy) { p.Models[0].Salt = "other" },
-		"epoch":    func(p *policy.Policy) { p.Models[0].WeightEpoch++ },
-		"range":    func(p *policy.Policy) { p.Models[0].Arms[0].Ranges[0].Start++ },
-		"weight":   func(p *policy.Policy) { p.Models[0].Versions[0].Endpoints[0].Weight++ },
-		"healthy":  func(p *policy.Policy) { p.Regions[0].Healthy = false },
+		"target":   func(p *policy.Policy) { p.Models[0].Enrolment = policy.Enrolment{Target: "true", Version: "v1"} },
+		"gate": func(p *policy.Policy) {
+			p.Models[0].Enrolment = enrolled(policy.Gate{Salt: "c", Range: experiments.Range{End: 5}})
+		},
+		"epoch":   func(p *policy.Policy) { p.Models[0].WeightEpoch++ },
+		"range":   func(p *policy.Policy) { p.Models[0].Arms[0].Ranges[0].Start++ },
+		"weight":  func(p *policy.Policy) { p.Models[0].Versions[0].Endpoints[0].Weight++ },
+		"healthy": func(p *policy.Policy) { p.Regions[0].Healthy = false },
 	}
 	for name, change := range changes {
 		p := sample()

@@ -26,6 +26,8 @@ const (
 	MaxSettings     = 256         // per arm
 	MaxDelay        = time.Minute // of Fault
 	MaxSettingBytes = 64 << 10
+	MaxGates        = 8              // per model
+	MaxTargetBytes  = 1024           // of Enrolment
 	MaxDuration     = 24 * time.Hour // of Timeout, DeadMan and OpenFor
 )
 
@@ -43,6 +45,8 @@ const (
 //   - addresses are host:port and unique within a version; weights are 1 to MaxWeight;
 //   - shares are parts of experiments.Buckets; a fault says what it does; headers of
 //     Access are lower-case names of at most 64 letters, digits and '-';
+//   - an enrolment that leaves anybody out names a version for them; its gates have
+//     distinct salts and non-empty ranges;
 //   - numbers stay within the limits of this package.
 //
 // Zero MaxRequests, ConsecutiveFailures, OpenFor and Timeout are valid and mean the
@@ -75,6 +79,7 @@ func (m *Model) Validate() error {
 		m.validateLastGood,
 		m.validateFault,
 		m.validateAccess,
+		m.validateEnrolment,
 		m.ValidateSplit,
 	}
 	for _, check := range checks {

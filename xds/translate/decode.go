@@ -65,6 +65,12 @@ func DecodeModel(res *Resources, name string) (policy.Model, error) {
 		Name: name, Salt: mp.GetSalt(), Unit: experiments.Unit(mp.GetUnit()), WeightEpoch: mp.GetWeightEpoch(), Experiment: mp.GetExperiment(),
 		LastGood: mp.GetLastGood(), DeadMan: mp.GetDeadManLease().AsDuration(), MaxAttempts: 1,
 	}
+	if e := mp.GetEnrolment(); e != nil {
+		m.Enrolment = policy.Enrolment{Target: e.GetTarget(), Version: e.GetVersion()}
+		for _, g := range e.GetGates() {
+			m.Enrolment.Gates = append(m.Enrolment.Gates, policy.Gate{Salt: g.GetSalt(), Range: experiments.Range{Start: g.GetStart(), End: g.GetEnd()}})
+		}
+	}
 	for _, vp := range mp.GetVersions() {
 		v, err := decodeVersion(res, name, vp)
 		if err != nil {

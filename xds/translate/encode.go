@@ -41,6 +41,7 @@ import (
 
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/experiments"
 	"github.com/outrigger-mesh/outrigger/xds"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
@@ -104,6 +105,9 @@ type encoder struct {
 
 // model writes the resources of one model.
 func (e *encoder) model(m *policy.Model, changedAt uint64) error {
+	if e.kind != KindSidecar && m.Enrolment.Limited() {
+		m = outside(m)
+	}
 	if e.kind != KindEnvoy { // an Envoy has no use for listeners without an address
 		l, err := encodeListener(m)
 		if err != nil {
@@ -130,6 +134,14 @@ func (e *encoder) model(m *policy.Model, changedAt uint64) error {
 		}
 	}
 	return nil
+}
+
+// outside is the model as those see it who take no part in its experiment: clients that
+// cannot tell who does send everybody there.
+func outside(m *policy.Model) *policy.Model {
+	out := *m
+	out.Arms = []policy.Arm{{Name: policy.ArmNotEnrolled, Version: m.Enrolment.Version, Ranges: []experiments.Range{{Start: 0, End: experiments.Buckets}}}}
+	return &out
 }
 
 func (e *encoder) version(m *policy.Model, v *policy.Version) error {
@@ -181,6 +193,12 @@ func encodeModelPolicy(m *policy.Model, changedAt uint64) *pb.ModelPolicy {
 			ap.Settings = append(ap.Settings, &pb.ArmSetting{Name: s.Name, Json: s.JSON})
 		}
 		out.Arms = append(out.Arms, ap)
+	}
+	if e := &m.Enrolment; e.Limited() {
+		out.Enrolment = &pb.EnrolmentPolicy{Target: e.Target, Version: e.Version}
+		for _, g := range e.Gates {
+			out.Enrolment.Gates = append(out.Enrolment.Gates, &pb.EnrolmentGate{Salt: g.Salt, Start: g.Start, End: g.End})
+		}
 	}
 	if m.DeadMan > 0 {
 		out.DeadManLease = durationpb.New(m.DeadMan)

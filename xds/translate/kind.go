@@ -114,6 +114,9 @@ func Features() []Feature {
 		{"settings of arms", models(func(m *policy.Model) bool {
 			return slices.ContainsFunc(m.Arms, func(a policy.Arm) bool { return len(a.Settings) > 0 })
 		}), all(full, ignored("applications find settings at a sidecar only (OFREP)"), ignored("applications find settings at a sidecar only (OFREP)"))},
+		{"enrolment", models(func(m *policy.Model) bool { return m.Enrolment.Limited() }), all(full,
+			approx("nobody takes part: all calls get the version of those who do not"),
+			approx("nobody takes part: all calls get the version of those who do not"))},
 		{"upstream model name", versions(func(m *policy.Model, v *policy.Version) bool { return v.Upstream != "" && v.Upstream != m.Name }), all(full,
 			ignored("the body is not rewritten; the endpoint must accept the model's logical name"),
 			ignored("the body is not rewritten; the endpoint must accept the model's logical name"))},

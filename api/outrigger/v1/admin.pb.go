@@ -1022,6 +1022,7 @@ type Experiment struct {
 	Outcome       string                 `protobuf:"bytes,10,opt,name=outcome,proto3" json:"outcome,omitempty"`
 	Serve         string                 `protobuf:"bytes,11,opt,name=serve,proto3" json:"serve,omitempty"` // arm
 	Cause         string                 `protobuf:"bytes,12,opt,name=cause,proto3" json:"cause,omitempty"` // of a stop
+	Enrolment     *ExperimentEnrolment   `protobuf:"bytes,13,opt,name=enrolment,proto3" json:"enrolment,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1140,6 +1141,13 @@ func (x *Experiment) GetCause() string {
 	return ""
 }
 
+func (x *Experiment) GetEnrolment() *ExperimentEnrolment {
+	if x != nil {
+		return x.Enrolment
+	}
+	return nil
+}
+
 type CreateExperimentRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1147,7 +1155,8 @@ type CreateExperimentRequest struct {
 	Arms          []*ExperimentArm       `protobuf:"bytes,3,rep,name=arms,proto3" json:"arms,omitempty"`
 	Actor         string                 `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
 	Start         bool                   `protobuf:"varint,5,opt,name=start,proto3" json:"start,omitempty"`
-	Plan          *ExperimentPlan        `protobuf:"bytes,6,opt,name=plan,proto3" json:"plan,omitempty"` // wishes, completed by PlanExperiment
+	Plan          *ExperimentPlan        `protobuf:"bytes,6,opt,name=plan,proto3" json:"plan,omitempty"`           // wishes, completed by PlanExperiment
+	Enrolment     *ExperimentEnrolment   `protobuf:"bytes,7,opt,name=enrolment,proto3" json:"enrolment,omitempty"` // absent = everybody
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1220,6 +1229,13 @@ func (x *CreateExperimentRequest) GetStart() bool {
 func (x *CreateExperimentRequest) GetPlan() *ExperimentPlan {
 	if x != nil {
 		return x.Plan
+	}
+	return nil
+}
+
+func (x *CreateExperimentRequest) GetEnrolment() *ExperimentEnrolment {
+	if x != nil {
+		return x.Enrolment
 	}
 	return nil
 }
@@ -3473,7 +3489,7 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\x05actor\x18\x05 \x01(\tR\x05actorB\v\n" +
 	"\t_expected\"A\n" +
 	"\x12ListModelsResponse\x12+\n" +
-	"\x06models\x18\x01 \x03(\v2\x13.outrigger.v1.ModelR\x06models\"\xba\x03\n" +
+	"\x06models\x18\x01 \x03(\v2\x13.outrigger.v1.ModelR\x06models\"\xfb\x03\n" +
 	"\n" +
 	"Experiment\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
@@ -3490,14 +3506,16 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\aoutcome\x18\n" +
 	" \x01(\tR\aoutcome\x12\x14\n" +
 	"\x05serve\x18\v \x01(\tR\x05serve\x12\x14\n" +
-	"\x05cause\x18\f \x01(\tR\x05cause\"\xd2\x01\n" +
+	"\x05cause\x18\f \x01(\tR\x05cause\x12?\n" +
+	"\tenrolment\x18\r \x01(\v2!.outrigger.v1.ExperimentEnrolmentR\tenrolment\"\x93\x02\n" +
 	"\x17CreateExperimentRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12/\n" +
 	"\x04arms\x18\x03 \x03(\v2\x1b.outrigger.v1.ExperimentArmR\x04arms\x12\x14\n" +
 	"\x05actor\x18\x04 \x01(\tR\x05actor\x12\x14\n" +
 	"\x05start\x18\x05 \x01(\bR\x05start\x120\n" +
-	"\x04plan\x18\x06 \x01(\v2\x1c.outrigger.v1.ExperimentPlanR\x04plan\"\x8b\x01\n" +
+	"\x04plan\x18\x06 \x01(\v2\x1c.outrigger.v1.ExperimentPlanR\x04plan\x12?\n" +
+	"\tenrolment\x18\a \x01(\v2!.outrigger.v1.ExperimentEnrolmentR\tenrolment\"\x8b\x01\n" +
 	"\x15PlanExperimentRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x120\n" +
 	"\x04plan\x18\x02 \x01(\v2\x1c.outrigger.v1.ExperimentPlanR\x04plan\x12\x16\n" +
@@ -3803,18 +3821,19 @@ var file_outrigger_v1_admin_proto_goTypes = []any{
 	(*timestamppb.Timestamp)(nil),       // 51: google.protobuf.Timestamp
 	(*ExperimentArm)(nil),               // 52: outrigger.v1.ExperimentArm
 	(*ExperimentPlan)(nil),              // 53: outrigger.v1.ExperimentPlan
-	(*structpb.Struct)(nil),             // 54: google.protobuf.Struct
-	(*RolloutPhase)(nil),                // 55: outrigger.v1.RolloutPhase
-	(*Evidence)(nil),                    // 56: outrigger.v1.Evidence
-	(*RollbackStarted)(nil),             // 57: outrigger.v1.RollbackStarted
-	(*RollbackCompleted)(nil),           // 58: outrigger.v1.RollbackCompleted
-	(*RolloutGateDecided)(nil),          // 59: outrigger.v1.RolloutGateDecided
-	(*RolloutApproved)(nil),             // 60: outrigger.v1.RolloutApproved
-	(*RollbackDrillCompleted)(nil),      // 61: outrigger.v1.RollbackDrillCompleted
-	(*durationpb.Duration)(nil),         // 62: google.protobuf.Duration
-	(*Region)(nil),                      // 63: outrigger.v1.Region
-	(*Event)(nil),                       // 64: outrigger.v1.Event
-	(*Node)(nil),                        // 65: outrigger.v1.Node
+	(*ExperimentEnrolment)(nil),         // 54: outrigger.v1.ExperimentEnrolment
+	(*structpb.Struct)(nil),             // 55: google.protobuf.Struct
+	(*RolloutPhase)(nil),                // 56: outrigger.v1.RolloutPhase
+	(*Evidence)(nil),                    // 57: outrigger.v1.Evidence
+	(*RollbackStarted)(nil),             // 58: outrigger.v1.RollbackStarted
+	(*RollbackCompleted)(nil),           // 59: outrigger.v1.RollbackCompleted
+	(*RolloutGateDecided)(nil),          // 60: outrigger.v1.RolloutGateDecided
+	(*RolloutApproved)(nil),             // 61: outrigger.v1.RolloutApproved
+	(*RollbackDrillCompleted)(nil),      // 62: outrigger.v1.RollbackDrillCompleted
+	(*durationpb.Duration)(nil),         // 63: google.protobuf.Duration
+	(*Region)(nil),                      // 64: outrigger.v1.Region
+	(*Event)(nil),                       // 65: outrigger.v1.Event
+	(*Node)(nil),                        // 66: outrigger.v1.Node
 }
 var file_outrigger_v1_admin_proto_depIdxs = []int32{
 	50,  // 0: outrigger.v1.ModelVersion.endpoints:type_name -> outrigger.v1.Endpoint
@@ -3841,122 +3860,124 @@ var file_outrigger_v1_admin_proto_depIdxs = []int32{
 	53,  // 21: outrigger.v1.Experiment.plan:type_name -> outrigger.v1.ExperimentPlan
 	51,  // 22: outrigger.v1.Experiment.started_at:type_name -> google.protobuf.Timestamp
 	51,  // 23: outrigger.v1.Experiment.ended_at:type_name -> google.protobuf.Timestamp
-	52,  // 24: outrigger.v1.CreateExperimentRequest.arms:type_name -> outrigger.v1.ExperimentArm
-	53,  // 25: outrigger.v1.CreateExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
-	53,  // 26: outrigger.v1.PlanExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
-	12,  // 27: outrigger.v1.ExperimentResultsResponse.experiment:type_name -> outrigger.v1.Experiment
-	54,  // 28: outrigger.v1.ExperimentResultsResponse.results:type_name -> google.protobuf.Struct
-	54,  // 29: outrigger.v1.ExperimentResultsResponse.ledger:type_name -> google.protobuf.Struct
-	12,  // 30: outrigger.v1.ListExperimentsResponse.experiments:type_name -> outrigger.v1.Experiment
-	55,  // 31: outrigger.v1.Rollout.phases:type_name -> outrigger.v1.RolloutPhase
-	56,  // 32: outrigger.v1.Rollout.evidence:type_name -> outrigger.v1.Evidence
-	51,  // 33: outrigger.v1.Rollout.started_at:type_name -> google.protobuf.Timestamp
-	51,  // 34: outrigger.v1.Rollout.phase_since:type_name -> google.protobuf.Timestamp
-	57,  // 35: outrigger.v1.Rollout.rollback:type_name -> outrigger.v1.RollbackStarted
-	58,  // 36: outrigger.v1.Rollout.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
-	59,  // 37: outrigger.v1.Rollout.gates:type_name -> outrigger.v1.RolloutGateDecided
-	60,  // 38: outrigger.v1.Rollout.approvals:type_name -> outrigger.v1.RolloutApproved
-	61,  // 39: outrigger.v1.Rollout.drill:type_name -> outrigger.v1.RollbackDrillCompleted
-	55,  // 40: outrigger.v1.StartRolloutRequest.phases:type_name -> outrigger.v1.RolloutPhase
-	62,  // 41: outrigger.v1.StartRolloutRequest.cooldown:type_name -> google.protobuf.Duration
-	47,  // 42: outrigger.v1.RolloutActionRequest.metadata:type_name -> outrigger.v1.RolloutActionRequest.MetadataEntry
-	62,  // 43: outrigger.v1.RollbackRolloutRequest.ramp:type_name -> google.protobuf.Duration
-	62,  // 44: outrigger.v1.RollbackRolloutRequest.drain:type_name -> google.protobuf.Duration
-	48,  // 45: outrigger.v1.RollbackRolloutRequest.metadata:type_name -> outrigger.v1.RollbackRolloutRequest.MetadataEntry
-	62,  // 46: outrigger.v1.BreakGlassRequest.ttl:type_name -> google.protobuf.Duration
-	51,  // 47: outrigger.v1.BreakGlassResponse.until:type_name -> google.protobuf.Timestamp
-	18,  // 48: outrigger.v1.RolloutPlan.rollout:type_name -> outrigger.v1.Rollout
-	26,  // 49: outrigger.v1.RolloutPlan.forecasts:type_name -> outrigger.v1.GateForecast
-	62,  // 50: outrigger.v1.GateForecast.expected:type_name -> google.protobuf.Duration
-	51,  // 51: outrigger.v1.DeploymentConfiguration.since:type_name -> google.protobuf.Timestamp
-	18,  // 52: outrigger.v1.ListRolloutsResponse.rollouts:type_name -> outrigger.v1.Rollout
-	63,  // 53: outrigger.v1.ListRegionsResponse.regions:type_name -> outrigger.v1.Region
-	49,  // 54: outrigger.v1.Alert.numbers:type_name -> outrigger.v1.Alert.NumbersEntry
-	51,  // 55: outrigger.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
-	51,  // 56: outrigger.v1.Alert.resolved_at:type_name -> google.protobuf.Timestamp
-	51,  // 57: outrigger.v1.Alert.silenced_until:type_name -> google.protobuf.Timestamp
-	62,  // 58: outrigger.v1.SilenceAlertRequest.for:type_name -> google.protobuf.Duration
-	31,  // 59: outrigger.v1.ListAlertsResponse.alerts:type_name -> outrigger.v1.Alert
-	51,  // 60: outrigger.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
-	51,  // 61: outrigger.v1.AuditRequest.until:type_name -> google.protobuf.Timestamp
-	64,  // 62: outrigger.v1.AuditResponse.events:type_name -> outrigger.v1.Event
-	37,  // 63: outrigger.v1.StatusResponse.nodes:type_name -> outrigger.v1.NodeStatus
-	4,   // 64: outrigger.v1.StatusResponse.models:type_name -> outrigger.v1.Model
-	18,  // 65: outrigger.v1.StatusResponse.rollouts:type_name -> outrigger.v1.Rollout
-	38,  // 66: outrigger.v1.StatusResponse.cache:type_name -> outrigger.v1.CacheStatus
-	63,  // 67: outrigger.v1.StatusResponse.regions:type_name -> outrigger.v1.Region
-	31,  // 68: outrigger.v1.StatusResponse.alerts:type_name -> outrigger.v1.Alert
-	51,  // 69: outrigger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	51,  // 70: outrigger.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
-	65,  // 71: outrigger.v1.NodeStatus.node:type_name -> outrigger.v1.Node
-	51,  // 72: outrigger.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
-	5,   // 73: outrigger.v1.Admin.RegisterModelVersion:input_type -> outrigger.v1.RegisterModelVersionRequest
-	8,   // 74: outrigger.v1.Admin.ConfigureModel:input_type -> outrigger.v1.ConfigureModelRequest
-	9,   // 75: outrigger.v1.Admin.SetModelVersionState:input_type -> outrigger.v1.SetModelVersionStateRequest
-	10,  // 76: outrigger.v1.Admin.MoveAlias:input_type -> outrigger.v1.MoveAliasRequest
-	0,   // 77: outrigger.v1.Admin.GetModel:input_type -> outrigger.v1.NameRequest
-	1,   // 78: outrigger.v1.Admin.ListModels:input_type -> outrigger.v1.ListRequestAll
-	6,   // 79: outrigger.v1.Admin.ServedAt:input_type -> outrigger.v1.ServedAtRequest
-	13,  // 80: outrigger.v1.Admin.CreateExperiment:input_type -> outrigger.v1.CreateExperimentRequest
-	16,  // 81: outrigger.v1.Admin.SetExperimentState:input_type -> outrigger.v1.SetExperimentStateRequest
-	14,  // 82: outrigger.v1.Admin.PlanExperiment:input_type -> outrigger.v1.PlanExperimentRequest
-	0,   // 83: outrigger.v1.Admin.ExperimentResults:input_type -> outrigger.v1.NameRequest
-	1,   // 84: outrigger.v1.Admin.ListExperiments:input_type -> outrigger.v1.ListRequestAll
-	19,  // 85: outrigger.v1.Admin.StartRollout:input_type -> outrigger.v1.StartRolloutRequest
-	20,  // 86: outrigger.v1.Admin.AdvanceRollout:input_type -> outrigger.v1.RolloutActionRequest
-	20,  // 87: outrigger.v1.Admin.AbortRollout:input_type -> outrigger.v1.RolloutActionRequest
-	19,  // 88: outrigger.v1.Admin.PlanRollout:input_type -> outrigger.v1.StartRolloutRequest
-	20,  // 89: outrigger.v1.Admin.HoldRollout:input_type -> outrigger.v1.RolloutActionRequest
-	20,  // 90: outrigger.v1.Admin.ResumeRollout:input_type -> outrigger.v1.RolloutActionRequest
-	21,  // 91: outrigger.v1.Admin.ApproveRollout:input_type -> outrigger.v1.ApproveRolloutRequest
-	20,  // 92: outrigger.v1.Admin.RetryRollout:input_type -> outrigger.v1.RolloutActionRequest
-	22,  // 93: outrigger.v1.Admin.RollbackRollout:input_type -> outrigger.v1.RollbackRolloutRequest
-	23,  // 94: outrigger.v1.Admin.BreakGlass:input_type -> outrigger.v1.BreakGlassRequest
-	27,  // 95: outrigger.v1.Admin.ConfigureDeployment:input_type -> outrigger.v1.ConfigureDeploymentRequest
-	0,   // 96: outrigger.v1.Admin.GetDeployment:input_type -> outrigger.v1.NameRequest
-	0,   // 97: outrigger.v1.Admin.GetRollout:input_type -> outrigger.v1.NameRequest
-	1,   // 98: outrigger.v1.Admin.ListRollouts:input_type -> outrigger.v1.ListRequestAll
-	1,   // 99: outrigger.v1.Admin.ListRegions:input_type -> outrigger.v1.ListRequestAll
-	1,   // 100: outrigger.v1.Admin.ListAlerts:input_type -> outrigger.v1.ListRequestAll
-	32,  // 101: outrigger.v1.Admin.SilenceAlert:input_type -> outrigger.v1.SilenceAlertRequest
-	34,  // 102: outrigger.v1.Admin.Audit:input_type -> outrigger.v1.AuditRequest
-	1,   // 103: outrigger.v1.Admin.Status:input_type -> outrigger.v1.ListRequestAll
-	4,   // 104: outrigger.v1.Admin.RegisterModelVersion:output_type -> outrigger.v1.Model
-	4,   // 105: outrigger.v1.Admin.ConfigureModel:output_type -> outrigger.v1.Model
-	4,   // 106: outrigger.v1.Admin.SetModelVersionState:output_type -> outrigger.v1.Model
-	4,   // 107: outrigger.v1.Admin.MoveAlias:output_type -> outrigger.v1.Model
-	4,   // 108: outrigger.v1.Admin.GetModel:output_type -> outrigger.v1.Model
-	11,  // 109: outrigger.v1.Admin.ListModels:output_type -> outrigger.v1.ListModelsResponse
-	7,   // 110: outrigger.v1.Admin.ServedAt:output_type -> outrigger.v1.ServedAtResponse
-	12,  // 111: outrigger.v1.Admin.CreateExperiment:output_type -> outrigger.v1.Experiment
-	12,  // 112: outrigger.v1.Admin.SetExperimentState:output_type -> outrigger.v1.Experiment
-	12,  // 113: outrigger.v1.Admin.PlanExperiment:output_type -> outrigger.v1.Experiment
-	15,  // 114: outrigger.v1.Admin.ExperimentResults:output_type -> outrigger.v1.ExperimentResultsResponse
-	17,  // 115: outrigger.v1.Admin.ListExperiments:output_type -> outrigger.v1.ListExperimentsResponse
-	18,  // 116: outrigger.v1.Admin.StartRollout:output_type -> outrigger.v1.Rollout
-	18,  // 117: outrigger.v1.Admin.AdvanceRollout:output_type -> outrigger.v1.Rollout
-	18,  // 118: outrigger.v1.Admin.AbortRollout:output_type -> outrigger.v1.Rollout
-	25,  // 119: outrigger.v1.Admin.PlanRollout:output_type -> outrigger.v1.RolloutPlan
-	18,  // 120: outrigger.v1.Admin.HoldRollout:output_type -> outrigger.v1.Rollout
-	18,  // 121: outrigger.v1.Admin.ResumeRollout:output_type -> outrigger.v1.Rollout
-	18,  // 122: outrigger.v1.Admin.ApproveRollout:output_type -> outrigger.v1.Rollout
-	18,  // 123: outrigger.v1.Admin.RetryRollout:output_type -> outrigger.v1.Rollout
-	18,  // 124: outrigger.v1.Admin.RollbackRollout:output_type -> outrigger.v1.Rollout
-	24,  // 125: outrigger.v1.Admin.BreakGlass:output_type -> outrigger.v1.BreakGlassResponse
-	28,  // 126: outrigger.v1.Admin.ConfigureDeployment:output_type -> outrigger.v1.DeploymentConfiguration
-	28,  // 127: outrigger.v1.Admin.GetDeployment:output_type -> outrigger.v1.DeploymentConfiguration
-	18,  // 128: outrigger.v1.Admin.GetRollout:output_type -> outrigger.v1.Rollout
-	29,  // 129: outrigger.v1.Admin.ListRollouts:output_type -> outrigger.v1.ListRolloutsResponse
-	30,  // 130: outrigger.v1.Admin.ListRegions:output_type -> outrigger.v1.ListRegionsResponse
-	33,  // 131: outrigger.v1.Admin.ListAlerts:output_type -> outrigger.v1.ListAlertsResponse
-	31,  // 132: outrigger.v1.Admin.SilenceAlert:output_type -> outrigger.v1.Alert
-	35,  // 133: outrigger.v1.Admin.Audit:output_type -> outrigger.v1.AuditResponse
-	36,  // 134: outrigger.v1.Admin.Status:output_type -> outrigger.v1.StatusResponse
-	104, // [104:135] is the sub-list for method output_type
-	73,  // [73:104] is the sub-list for method input_type
-	73,  // [73:73] is the sub-list for extension type_name
-	73,  // [73:73] is the sub-list for extension extendee
-	0,   // [0:73] is the sub-list for field type_name
+	54,  // 24: outrigger.v1.Experiment.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
+	52,  // 25: outrigger.v1.CreateExperimentRequest.arms:type_name -> outrigger.v1.ExperimentArm
+	53,  // 26: outrigger.v1.CreateExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
+	54,  // 27: outrigger.v1.CreateExperimentRequest.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
+	53,  // 28: outrigger.v1.PlanExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
+	12,  // 29: outrigger.v1.ExperimentResultsResponse.experiment:type_name -> outrigger.v1.Experiment
+	55,  // 30: outrigger.v1.ExperimentResultsResponse.results:type_name -> google.protobuf.Struct
+	55,  // 31: outrigger.v1.ExperimentResultsResponse.ledger:type_name -> google.protobuf.Struct
+	12,  // 32: outrigger.v1.ListExperimentsResponse.experiments:type_name -> outrigger.v1.Experiment
+	56,  // 33: outrigger.v1.Rollout.phases:type_name -> outrigger.v1.RolloutPhase
+	57,  // 34: outrigger.v1.Rollout.evidence:type_name -> outrigger.v1.Evidence
+	51,  // 35: outrigger.v1.Rollout.started_at:type_name -> google.protobuf.Timestamp
+	51,  // 36: outrigger.v1.Rollout.phase_since:type_name -> google.protobuf.Timestamp
+	58,  // 37: outrigger.v1.Rollout.rollback:type_name -> outrigger.v1.RollbackStarted
+	59,  // 38: outrigger.v1.Rollout.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
+	60,  // 39: outrigger.v1.Rollout.gates:type_name -> outrigger.v1.RolloutGateDecided
+	61,  // 40: outrigger.v1.Rollout.approvals:type_name -> outrigger.v1.RolloutApproved
+	62,  // 41: outrigger.v1.Rollout.drill:type_name -> outrigger.v1.RollbackDrillCompleted
+	56,  // 42: outrigger.v1.StartRolloutRequest.phases:type_name -> outrigger.v1.RolloutPhase
+	63,  // 43: outrigger.v1.StartRolloutRequest.cooldown:type_name -> google.protobuf.Duration
+	47,  // 44: outrigger.v1.RolloutActionRequest.metadata:type_name -> outrigger.v1.RolloutActionRequest.MetadataEntry
+	63,  // 45: outrigger.v1.RollbackRolloutRequest.ramp:type_name -> google.protobuf.Duration
+	63,  // 46: outrigger.v1.RollbackRolloutRequest.drain:type_name -> google.protobuf.Duration
+	48,  // 47: outrigger.v1.RollbackRolloutRequest.metadata:type_name -> outrigger.v1.RollbackRolloutRequest.MetadataEntry
+	63,  // 48: outrigger.v1.BreakGlassRequest.ttl:type_name -> google.protobuf.Duration
+	51,  // 49: outrigger.v1.BreakGlassResponse.until:type_name -> google.protobuf.Timestamp
+	18,  // 50: outrigger.v1.RolloutPlan.rollout:type_name -> outrigger.v1.Rollout
+	26,  // 51: outrigger.v1.RolloutPlan.forecasts:type_name -> outrigger.v1.GateForecast
+	63,  // 52: outrigger.v1.GateForecast.expected:type_name -> google.protobuf.Duration
+	51,  // 53: outrigger.v1.DeploymentConfiguration.since:type_name -> google.protobuf.Timestamp
+	18,  // 54: outrigger.v1.ListRolloutsResponse.rollouts:type_name -> outrigger.v1.Rollout
+	64,  // 55: outrigger.v1.ListRegionsResponse.regions:type_name -> outrigger.v1.Region
+	49,  // 56: outrigger.v1.Alert.numbers:type_name -> outrigger.v1.Alert.NumbersEntry
+	51,  // 57: outrigger.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
+	51,  // 58: outrigger.v1.Alert.resolved_at:type_name -> google.protobuf.Timestamp
+	51,  // 59: outrigger.v1.Alert.silenced_until:type_name -> google.protobuf.Timestamp
+	63,  // 60: outrigger.v1.SilenceAlertRequest.for:type_name -> google.protobuf.Duration
+	31,  // 61: outrigger.v1.ListAlertsResponse.alerts:type_name -> outrigger.v1.Alert
+	51,  // 62: outrigger.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
+	51,  // 63: outrigger.v1.AuditRequest.until:type_name -> google.protobuf.Timestamp
+	65,  // 64: outrigger.v1.AuditResponse.events:type_name -> outrigger.v1.Event
+	37,  // 65: outrigger.v1.StatusResponse.nodes:type_name -> outrigger.v1.NodeStatus
+	4,   // 66: outrigger.v1.StatusResponse.models:type_name -> outrigger.v1.Model
+	18,  // 67: outrigger.v1.StatusResponse.rollouts:type_name -> outrigger.v1.Rollout
+	38,  // 68: outrigger.v1.StatusResponse.cache:type_name -> outrigger.v1.CacheStatus
+	64,  // 69: outrigger.v1.StatusResponse.regions:type_name -> outrigger.v1.Region
+	31,  // 70: outrigger.v1.StatusResponse.alerts:type_name -> outrigger.v1.Alert
+	51,  // 71: outrigger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	51,  // 72: outrigger.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
+	66,  // 73: outrigger.v1.NodeStatus.node:type_name -> outrigger.v1.Node
+	51,  // 74: outrigger.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
+	5,   // 75: outrigger.v1.Admin.RegisterModelVersion:input_type -> outrigger.v1.RegisterModelVersionRequest
+	8,   // 76: outrigger.v1.Admin.ConfigureModel:input_type -> outrigger.v1.ConfigureModelRequest
+	9,   // 77: outrigger.v1.Admin.SetModelVersionState:input_type -> outrigger.v1.SetModelVersionStateRequest
+	10,  // 78: outrigger.v1.Admin.MoveAlias:input_type -> outrigger.v1.MoveAliasRequest
+	0,   // 79: outrigger.v1.Admin.GetModel:input_type -> outrigger.v1.NameRequest
+	1,   // 80: outrigger.v1.Admin.ListModels:input_type -> outrigger.v1.ListRequestAll
+	6,   // 81: outrigger.v1.Admin.ServedAt:input_type -> outrigger.v1.ServedAtRequest
+	13,  // 82: outrigger.v1.Admin.CreateExperiment:input_type -> outrigger.v1.CreateExperimentRequest
+	16,  // 83: outrigger.v1.Admin.SetExperimentState:input_type -> outrigger.v1.SetExperimentStateRequest
+	14,  // 84: outrigger.v1.Admin.PlanExperiment:input_type -> outrigger.v1.PlanExperimentRequest
+	0,   // 85: outrigger.v1.Admin.ExperimentResults:input_type -> outrigger.v1.NameRequest
+	1,   // 86: outrigger.v1.Admin.ListExperiments:input_type -> outrigger.v1.ListRequestAll
+	19,  // 87: outrigger.v1.Admin.StartRollout:input_type -> outrigger.v1.StartRolloutRequest
+	20,  // 88: outrigger.v1.Admin.AdvanceRollout:input_type -> outrigger.v1.RolloutActionRequest
+	20,  // 89: outrigger.v1.Admin.AbortRollout:input_type -> outrigger.v1.RolloutActionRequest
+	19,  // 90: outrigger.v1.Admin.PlanRollout:input_type -> outrigger.v1.StartRolloutRequest
+	20,  // 91: outrigger.v1.Admin.HoldRollout:input_type -> outrigger.v1.RolloutActionRequest
+	20,  // 92: outrigger.v1.Admin.ResumeRollout:input_type -> outrigger.v1.RolloutActionRequest
+	21,  // 93: outrigger.v1.Admin.ApproveRollout:input_type -> outrigger.v1.ApproveRolloutRequest
+	20,  // 94: outrigger.v1.Admin.RetryRollout:input_type -> outrigger.v1.RolloutActionRequest
+	22,  // 95: outrigger.v1.Admin.RollbackRollout:input_type -> outrigger.v1.RollbackRolloutRequest
+	23,  // 96: outrigger.v1.Admin.BreakGlass:input_type -> outrigger.v1.BreakGlassRequest
+	27,  // 97: outrigger.v1.Admin.ConfigureDeployment:input_type -> outrigger.v1.ConfigureDeploymentRequest
+	0,   // 98: outrigger.v1.Admin.GetDeployment:input_type -> outrigger.v1.NameRequest
+	0,   // 99: outrigger.v1.Admin.GetRollout:input_type -> outrigger.v1.NameRequest
+	1,   // 100: outrigger.v1.Admin.ListRollouts:input_type -> outrigger.v1.ListRequestAll
+	1,   // 101: outrigger.v1.Admin.ListRegions:input_type -> outrigger.v1.ListRequestAll
+	1,   // 102: outrigger.v1.Admin.ListAlerts:input_type -> outrigger.v1.ListRequestAll
+	32,  // 103: outrigger.v1.Admin.SilenceAlert:input_type -> outrigger.v1.SilenceAlertRequest
+	34,  // 104: outrigger.v1.Admin.Audit:input_type -> outrigger.v1.AuditRequest
+	1,   // 105: outrigger.v1.Admin.Status:input_type -> outrigger.v1.ListRequestAll
+	4,   // 106: outrigger.v1.Admin.RegisterModelVersion:output_type -> outrigger.v1.Model
+	4,   // 107: outrigger.v1.Admin.ConfigureModel:output_type -> outrigger.v1.Model
+	4,   // 108: outrigger.v1.Admin.SetModelVersionState:output_type -> outrigger.v1.Model
+	4,   // 109: outrigger.v1.Admin.MoveAlias:output_type -> outrigger.v1.Model
+	4,   // 110: outrigger.v1.Admin.GetModel:output_type -> outrigger.v1.Model
+	11,  // 111: outrigger.v1.Admin.ListModels:output_type -> outrigger.v1.ListModelsResponse
+	7,   // 112: outrigger.v1.Admin.ServedAt:output_type -> outrigger.v1.ServedAtResponse
+	12,  // 113: outrigger.v1.Admin.CreateExperiment:output_type -> outrigger.v1.Experiment
+	12,  // 114: outrigger.v1.Admin.SetExperimentState:output_type -> outrigger.v1.Experiment
+	12,  // 115: outrigger.v1.Admin.PlanExperiment:output_type -> outrigger.v1.Experiment
+	15,  // 116: outrigger.v1.Admin.ExperimentResults:output_type -> outrigger.v1.ExperimentResultsResponse
+	17,  // 117: outrigger.v1.Admin.ListExperiments:output_type -> outrigger.v1.ListExperimentsResponse
+	18,  // 118: outrigger.v1.Admin.StartRollout:output_type -> outrigger.v1.Rollout
+	18,  // 119: outrigger.v1.Admin.AdvanceRollout:output_type -> outrigger.v1.Rollout
+	18,  // 120: outrigger.v1.Admin.AbortRollout:output_type -> outrigger.v1.Rollout
+	25,  // 121: outrigger.v1.Admin.PlanRollout:output_type -> outrigger.v1.RolloutPlan
+	18,  // 122: outrigger.v1.Admin.HoldRollout:output_type -> outrigger.v1.Rollout
+	18,  // 123: outrigger.v1.Admin.ResumeRollout:output_type -> outrigger.v1.Rollout
+	18,  // 124: outrigger.v1.Admin.ApproveRollout:output_type -> outrigger.v1.Rollout
+	18,  // 125: outrigger.v1.Admin.RetryRollout:output_type -> outrigger.v1.Rollout
+	18,  // 126: outrigger.v1.Admin.RollbackRollout:output_type -> outrigger.v1.Rollout
+	24,  // 127: outrigger.v1.Admin.BreakGlass:output_type -> outrigger.v1.BreakGlassResponse
+	28,  // 128: outrigger.v1.Admin.ConfigureDeployment:output_type -> outrigger.v1.DeploymentConfiguration
+	28,  // 129: outrigger.v1.Admin.GetDeployment:output_type -> outrigger.v1.DeploymentConfiguration
+	18,  // 130: outrigger.v1.Admin.GetRollout:output_type -> outrigger.v1.Rollout
+	29,  // 131: outrigger.v1.Admin.ListRollouts:output_type -> outrigger.v1.ListRolloutsResponse
+	30,  // 132: outrigger.v1.Admin.ListRegions:output_type -> outrigger.v1.ListRegionsResponse
+	33,  // 133: outrigger.v1.Admin.ListAlerts:output_type -> outrigger.v1.ListAlertsResponse
+	31,  // 134: outrigger.v1.Admin.SilenceAlert:output_type -> outrigger.v1.Alert
+	35,  // 135: outrigger.v1.Admin.Audit:output_type -> outrigger.v1.AuditResponse
+	36,  // 136: outrigger.v1.Admin.Status:output_type -> outrigger.v1.StatusResponse
+	106, // [106:137] is the sub-list for method output_type
+	75,  // [75:106] is the sub-list for method input_type
+	75,  // [75:75] is the sub-list for extension type_name
+	75,  // [75:75] is the sub-list for extension extendee
+	0,   // [0:75] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_admin_proto_init() }

@@ -1255,12 +1255,13 @@ type ExperimentChanged struct {
 	Model         string                 `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
 	Arms          []*ExperimentArm       `protobuf:"bytes,3,rep,name=arms,proto3" json:"arms,omitempty"`
 	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
-	Plan          *ExperimentPlan        `protobuf:"bytes,5,opt,name=plan,proto3" json:"plan,omitempty"`        // with draft: wishes; with planned: frozen
-	Look          float64                `protobuf:"fixed64,6,opt,name=look,proto3" json:"look,omitempty"`      // with running: information fraction of a group sequential look
-	Outcome       string                 `protobuf:"bytes,7,opt,name=outcome,proto3" json:"outcome,omitempty"`  // with concluded: ship keep inconclusive
-	Serve         string                 `protobuf:"bytes,8,opt,name=serve,proto3" json:"serve,omitempty"`      // with concluded: the arm that gets the traffic
-	Cause         string                 `protobuf:"bytes,9,opt,name=cause,proto3" json:"cause,omitempty"`      // with stopped: guardrail srm manual
-	Results       []byte                 `protobuf:"bytes,10,opt,name=results,proto3" json:"results,omitempty"` // with concluded and stopped by rule: ExperimentResults as JSON, as of the decision
+	Plan          *ExperimentPlan        `protobuf:"bytes,5,opt,name=plan,proto3" json:"plan,omitempty"`            // with draft: wishes; with planned: frozen
+	Look          float64                `protobuf:"fixed64,6,opt,name=look,proto3" json:"look,omitempty"`          // with running: information fraction of a group sequential look
+	Outcome       string                 `protobuf:"bytes,7,opt,name=outcome,proto3" json:"outcome,omitempty"`      // with concluded: ship keep inconclusive
+	Serve         string                 `protobuf:"bytes,8,opt,name=serve,proto3" json:"serve,omitempty"`          // with concluded: the arm that gets the traffic
+	Cause         string                 `protobuf:"bytes,9,opt,name=cause,proto3" json:"cause,omitempty"`          // with stopped: guardrail srm manual
+	Results       []byte                 `protobuf:"bytes,10,opt,name=results,proto3" json:"results,omitempty"`     // with concluded and stopped by rule: ExperimentResults as JSON, as of the decision
+	Enrolment     *ExperimentEnrolment   `protobuf:"bytes,11,opt,name=enrolment,proto3" json:"enrolment,omitempty"` // with draft
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1365,6 +1366,92 @@ func (x *ExperimentChanged) GetResults() []byte {
 	return nil
 }
 
+func (x *ExperimentChanged) GetEnrolment() *ExperimentEnrolment {
+	if x != nil {
+		return x.Enrolment
+	}
+	return nil
+}
+
+// ExperimentEnrolment says who takes part. A unit outside gets what it would get without
+// the experiment and is no evidence. Coverage, namespace and arm are drawn by salts of
+// their own, so that none says anything about the others.
+type ExperimentEnrolment struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Target         string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`                                        // CEL over the request, see internal/expr; empty = everybody
+	Coverage       uint32                 `protobuf:"varint,2,opt,name=coverage,proto3" json:"coverage,omitempty"`                                   // parts of 10 000 of the units; 0 = all
+	Namespace      string                 `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`                                  // experiments of a namespace share no unit; empty = none
+	NamespaceStart uint32                 `protobuf:"varint,4,opt,name=namespace_start,json=namespaceStart,proto3" json:"namespace_start,omitempty"` // its buckets [start, end) of 10 000
+	NamespaceEnd   uint32                 `protobuf:"varint,5,opt,name=namespace_end,json=namespaceEnd,proto3" json:"namespace_end,omitempty"`       // 0 = 10 000
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ExperimentEnrolment) Reset() {
+	*x = ExperimentEnrolment{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExperimentEnrolment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExperimentEnrolment) ProtoMessage() {}
+
+func (x *ExperimentEnrolment) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExperimentEnrolment.ProtoReflect.Descriptor instead.
+func (*ExperimentEnrolment) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ExperimentEnrolment) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *ExperimentEnrolment) GetCoverage() uint32 {
+	if x != nil {
+		return x.Coverage
+	}
+	return 0
+}
+
+func (x *ExperimentEnrolment) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ExperimentEnrolment) GetNamespaceStart() uint32 {
+	if x != nil {
+		return x.NamespaceStart
+	}
+	return 0
+}
+
+func (x *ExperimentEnrolment) GetNamespaceEnd() uint32 {
+	if x != nil {
+		return x.NamespaceEnd
+	}
+	return 0
+}
+
 type ExperimentArm struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1377,7 +1464,7 @@ type ExperimentArm struct {
 
 func (x *ExperimentArm) Reset() {
 	*x = ExperimentArm{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[11]
+	mi := &file_outrigger_v1_events_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1389,7 +1476,7 @@ func (x *ExperimentArm) String() string {
 func (*ExperimentArm) ProtoMessage() {}
 
 func (x *ExperimentArm) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[11]
+	mi := &file_outrigger_v1_events_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1402,7 +1489,7 @@ func (x *ExperimentArm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExperimentArm.ProtoReflect.Descriptor instead.
 func (*ExperimentArm) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{11}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ExperimentArm) GetName() string {
@@ -1459,7 +1546,7 @@ type ExperimentPlan struct {
 
 func (x *ExperimentPlan) Reset() {
 	*x = ExperimentPlan{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[12]
+	mi := &file_outrigger_v1_events_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1471,7 +1558,7 @@ func (x *ExperimentPlan) String() string {
 func (*ExperimentPlan) ProtoMessage() {}
 
 func (x *ExperimentPlan) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[12]
+	mi := &file_outrigger_v1_events_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1484,7 +1571,7 @@ func (x *ExperimentPlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExperimentPlan.ProtoReflect.Descriptor instead.
 func (*ExperimentPlan) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{12}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ExperimentPlan) GetControl() string {
@@ -1614,7 +1701,7 @@ type ExperimentMetric struct {
 
 func (x *ExperimentMetric) Reset() {
 	*x = ExperimentMetric{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[13]
+	mi := &file_outrigger_v1_events_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1626,7 +1713,7 @@ func (x *ExperimentMetric) String() string {
 func (*ExperimentMetric) ProtoMessage() {}
 
 func (x *ExperimentMetric) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[13]
+	mi := &file_outrigger_v1_events_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1639,7 +1726,7 @@ func (x *ExperimentMetric) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExperimentMetric.ProtoReflect.Descriptor instead.
 func (*ExperimentMetric) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{13}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ExperimentMetric) GetName() string {
@@ -1689,7 +1776,7 @@ type RolloutStarted struct {
 
 func (x *RolloutStarted) Reset() {
 	*x = RolloutStarted{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[14]
+	mi := &file_outrigger_v1_events_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1701,7 +1788,7 @@ func (x *RolloutStarted) String() string {
 func (*RolloutStarted) ProtoMessage() {}
 
 func (x *RolloutStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[14]
+	mi := &file_outrigger_v1_events_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1714,7 +1801,7 @@ func (x *RolloutStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutStarted.ProtoReflect.Descriptor instead.
 func (*RolloutStarted) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{14}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RolloutStarted) GetModel() string {
@@ -1813,7 +1900,7 @@ type RolloutPhase struct {
 
 func (x *RolloutPhase) Reset() {
 	*x = RolloutPhase{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[15]
+	mi := &file_outrigger_v1_events_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1825,7 +1912,7 @@ func (x *RolloutPhase) String() string {
 func (*RolloutPhase) ProtoMessage() {}
 
 func (x *RolloutPhase) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[15]
+	mi := &file_outrigger_v1_events_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1838,7 +1925,7 @@ func (x *RolloutPhase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutPhase.ProtoReflect.Descriptor instead.
 func (*RolloutPhase) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{15}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RolloutPhase) GetName() string {
@@ -1943,7 +2030,7 @@ type RolloutGate struct {
 
 func (x *RolloutGate) Reset() {
 	*x = RolloutGate{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[16]
+	mi := &file_outrigger_v1_events_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1955,7 +2042,7 @@ func (x *RolloutGate) String() string {
 func (*RolloutGate) ProtoMessage() {}
 
 func (x *RolloutGate) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[16]
+	mi := &file_outrigger_v1_events_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1968,7 +2055,7 @@ func (x *RolloutGate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutGate.ProtoReflect.Descriptor instead.
 func (*RolloutGate) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{16}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RolloutGate) GetName() string {
@@ -2099,7 +2186,7 @@ type RolloutCheck struct {
 
 func (x *RolloutCheck) Reset() {
 	*x = RolloutCheck{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[17]
+	mi := &file_outrigger_v1_events_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2111,7 +2198,7 @@ func (x *RolloutCheck) String() string {
 func (*RolloutCheck) ProtoMessage() {}
 
 func (x *RolloutCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[17]
+	mi := &file_outrigger_v1_events_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2124,7 +2211,7 @@ func (x *RolloutCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutCheck.ProtoReflect.Descriptor instead.
 func (*RolloutCheck) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{17}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RolloutCheck) GetHook() string {
@@ -2184,7 +2271,7 @@ type RolloutAdvanced struct {
 
 func (x *RolloutAdvanced) Reset() {
 	*x = RolloutAdvanced{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[18]
+	mi := &file_outrigger_v1_events_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2196,7 +2283,7 @@ func (x *RolloutAdvanced) String() string {
 func (*RolloutAdvanced) ProtoMessage() {}
 
 func (x *RolloutAdvanced) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[18]
+	mi := &file_outrigger_v1_events_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2209,7 +2296,7 @@ func (x *RolloutAdvanced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutAdvanced.ProtoReflect.Descriptor instead.
 func (*RolloutAdvanced) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{18}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RolloutAdvanced) GetPhase() uint32 {
@@ -2270,7 +2357,7 @@ type RolloutHeld struct {
 
 func (x *RolloutHeld) Reset() {
 	*x = RolloutHeld{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[19]
+	mi := &file_outrigger_v1_events_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2282,7 +2369,7 @@ func (x *RolloutHeld) String() string {
 func (*RolloutHeld) ProtoMessage() {}
 
 func (x *RolloutHeld) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[19]
+	mi := &file_outrigger_v1_events_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2295,7 +2382,7 @@ func (x *RolloutHeld) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutHeld.ProtoReflect.Descriptor instead.
 func (*RolloutHeld) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{19}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RolloutHeld) GetReason() string {
@@ -2314,7 +2401,7 @@ type RolloutResumed struct {
 
 func (x *RolloutResumed) Reset() {
 	*x = RolloutResumed{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[20]
+	mi := &file_outrigger_v1_events_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2326,7 +2413,7 @@ func (x *RolloutResumed) String() string {
 func (*RolloutResumed) ProtoMessage() {}
 
 func (x *RolloutResumed) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[20]
+	mi := &file_outrigger_v1_events_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2339,7 +2426,7 @@ func (x *RolloutResumed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutResumed.ProtoReflect.Descriptor instead.
 func (*RolloutResumed) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{20}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RolloutResumed) GetReason() string {
@@ -2363,7 +2450,7 @@ type RolloutApproved struct {
 
 func (x *RolloutApproved) Reset() {
 	*x = RolloutApproved{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[21]
+	mi := &file_outrigger_v1_events_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2375,7 +2462,7 @@ func (x *RolloutApproved) String() string {
 func (*RolloutApproved) ProtoMessage() {}
 
 func (x *RolloutApproved) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[21]
+	mi := &file_outrigger_v1_events_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2388,7 +2475,7 @@ func (x *RolloutApproved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutApproved.ProtoReflect.Descriptor instead.
 func (*RolloutApproved) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{21}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RolloutApproved) GetPhase() uint32 {
@@ -2440,7 +2527,7 @@ type RolloutGateDecided struct {
 
 func (x *RolloutGateDecided) Reset() {
 	*x = RolloutGateDecided{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[22]
+	mi := &file_outrigger_v1_events_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2452,7 +2539,7 @@ func (x *RolloutGateDecided) String() string {
 func (*RolloutGateDecided) ProtoMessage() {}
 
 func (x *RolloutGateDecided) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[22]
+	mi := &file_outrigger_v1_events_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2465,7 +2552,7 @@ func (x *RolloutGateDecided) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutGateDecided.ProtoReflect.Descriptor instead.
 func (*RolloutGateDecided) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{22}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RolloutGateDecided) GetPhase() uint32 {
@@ -2514,7 +2601,7 @@ type RolloutSteppedBack struct {
 
 func (x *RolloutSteppedBack) Reset() {
 	*x = RolloutSteppedBack{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[23]
+	mi := &file_outrigger_v1_events_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2526,7 +2613,7 @@ func (x *RolloutSteppedBack) String() string {
 func (*RolloutSteppedBack) ProtoMessage() {}
 
 func (x *RolloutSteppedBack) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[23]
+	mi := &file_outrigger_v1_events_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2539,7 +2626,7 @@ func (x *RolloutSteppedBack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutSteppedBack.ProtoReflect.Descriptor instead.
 func (*RolloutSteppedBack) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{23}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RolloutSteppedBack) GetPhase() uint32 {
@@ -2571,7 +2658,7 @@ type RolloutDraining struct {
 
 func (x *RolloutDraining) Reset() {
 	*x = RolloutDraining{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[24]
+	mi := &file_outrigger_v1_events_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2583,7 +2670,7 @@ func (x *RolloutDraining) String() string {
 func (*RolloutDraining) ProtoMessage() {}
 
 func (x *RolloutDraining) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[24]
+	mi := &file_outrigger_v1_events_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2596,7 +2683,7 @@ func (x *RolloutDraining) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutDraining.ProtoReflect.Descriptor instead.
 func (*RolloutDraining) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{24}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RolloutDraining) GetReason() string {
@@ -2650,7 +2737,7 @@ type RolloutRamped struct {
 
 func (x *RolloutRamped) Reset() {
 	*x = RolloutRamped{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[25]
+	mi := &file_outrigger_v1_events_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2662,7 +2749,7 @@ func (x *RolloutRamped) String() string {
 func (*RolloutRamped) ProtoMessage() {}
 
 func (x *RolloutRamped) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[25]
+	mi := &file_outrigger_v1_events_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2675,7 +2762,7 @@ func (x *RolloutRamped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutRamped.ProtoReflect.Descriptor instead.
 func (*RolloutRamped) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{25}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RolloutRamped) GetWeight() uint32 {
@@ -2696,7 +2783,7 @@ type RollbackDrillStarted struct {
 
 func (x *RollbackDrillStarted) Reset() {
 	*x = RollbackDrillStarted{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[26]
+	mi := &file_outrigger_v1_events_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2708,7 +2795,7 @@ func (x *RollbackDrillStarted) String() string {
 func (*RollbackDrillStarted) ProtoMessage() {}
 
 func (x *RollbackDrillStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[26]
+	mi := &file_outrigger_v1_events_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2721,7 +2808,7 @@ func (x *RollbackDrillStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackDrillStarted.ProtoReflect.Descriptor instead.
 func (*RollbackDrillStarted) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{26}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RollbackDrillStarted) GetReason() string {
@@ -2743,7 +2830,7 @@ type RollbackDrillCompleted struct {
 
 func (x *RollbackDrillCompleted) Reset() {
 	*x = RollbackDrillCompleted{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[27]
+	mi := &file_outrigger_v1_events_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2755,7 +2842,7 @@ func (x *RollbackDrillCompleted) String() string {
 func (*RollbackDrillCompleted) ProtoMessage() {}
 
 func (x *RollbackDrillCompleted) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[27]
+	mi := &file_outrigger_v1_events_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2768,7 +2855,7 @@ func (x *RollbackDrillCompleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackDrillCompleted.ProtoReflect.Descriptor instead.
 func (*RollbackDrillCompleted) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{27}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RollbackDrillCompleted) GetPush() uint64 {
@@ -2812,7 +2899,7 @@ type DeploymentConfigured struct {
 
 func (x *DeploymentConfigured) Reset() {
 	*x = DeploymentConfigured{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[28]
+	mi := &file_outrigger_v1_events_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2824,7 +2911,7 @@ func (x *DeploymentConfigured) String() string {
 func (*DeploymentConfigured) ProtoMessage() {}
 
 func (x *DeploymentConfigured) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[28]
+	mi := &file_outrigger_v1_events_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2837,7 +2924,7 @@ func (x *DeploymentConfigured) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeploymentConfigured.ProtoReflect.Descriptor instead.
 func (*DeploymentConfigured) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{28}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DeploymentConfigured) GetName() string {
@@ -2880,7 +2967,7 @@ type RollbackStarted struct {
 
 func (x *RollbackStarted) Reset() {
 	*x = RollbackStarted{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[29]
+	mi := &file_outrigger_v1_events_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2892,7 +2979,7 @@ func (x *RollbackStarted) String() string {
 func (*RollbackStarted) ProtoMessage() {}
 
 func (x *RollbackStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[29]
+	mi := &file_outrigger_v1_events_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2905,7 +2992,7 @@ func (x *RollbackStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackStarted.ProtoReflect.Descriptor instead.
 func (*RollbackStarted) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{29}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RollbackStarted) GetReason() string {
@@ -3002,7 +3089,7 @@ type Evidence struct {
 
 func (x *Evidence) Reset() {
 	*x = Evidence{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[30]
+	mi := &file_outrigger_v1_events_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3014,7 +3101,7 @@ func (x *Evidence) String() string {
 func (*Evidence) ProtoMessage() {}
 
 func (x *Evidence) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[30]
+	mi := &file_outrigger_v1_events_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3027,7 +3114,7 @@ func (x *Evidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
 func (*Evidence) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{30}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Evidence) GetStratum() string {
@@ -3098,7 +3185,7 @@ type RollbackCompleted struct {
 
 func (x *RollbackCompleted) Reset() {
 	*x = RollbackCompleted{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[31]
+	mi := &file_outrigger_v1_events_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3110,7 +3197,7 @@ func (x *RollbackCompleted) String() string {
 func (*RollbackCompleted) ProtoMessage() {}
 
 func (x *RollbackCompleted) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[31]
+	mi := &file_outrigger_v1_events_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3123,7 +3210,7 @@ func (x *RollbackCompleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackCompleted.ProtoReflect.Descriptor instead.
 func (*RollbackCompleted) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{31}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RollbackCompleted) GetPush() uint64 {
@@ -3164,7 +3251,7 @@ type RolloutEnded struct {
 
 func (x *RolloutEnded) Reset() {
 	*x = RolloutEnded{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[32]
+	mi := &file_outrigger_v1_events_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3176,7 +3263,7 @@ func (x *RolloutEnded) String() string {
 func (*RolloutEnded) ProtoMessage() {}
 
 func (x *RolloutEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[32]
+	mi := &file_outrigger_v1_events_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3189,7 +3276,7 @@ func (x *RolloutEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutEnded.ProtoReflect.Descriptor instead.
 func (*RolloutEnded) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{32}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RolloutEnded) GetOutcome() string {
@@ -3215,7 +3302,7 @@ type RegionRegistered struct {
 
 func (x *RegionRegistered) Reset() {
 	*x = RegionRegistered{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[33]
+	mi := &file_outrigger_v1_events_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3227,7 +3314,7 @@ func (x *RegionRegistered) String() string {
 func (*RegionRegistered) ProtoMessage() {}
 
 func (x *RegionRegistered) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[33]
+	mi := &file_outrigger_v1_events_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3240,7 +3327,7 @@ func (x *RegionRegistered) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionRegistered.ProtoReflect.Descriptor instead.
 func (*RegionRegistered) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{33}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RegionRegistered) GetRegion() *Region {
@@ -3259,7 +3346,7 @@ type RegionRemoved struct {
 
 func (x *RegionRemoved) Reset() {
 	*x = RegionRemoved{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[34]
+	mi := &file_outrigger_v1_events_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3271,7 +3358,7 @@ func (x *RegionRemoved) String() string {
 func (*RegionRemoved) ProtoMessage() {}
 
 func (x *RegionRemoved) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[34]
+	mi := &file_outrigger_v1_events_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3284,7 +3371,7 @@ func (x *RegionRemoved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionRemoved.ProtoReflect.Descriptor instead.
 func (*RegionRemoved) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{34}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RegionRemoved) GetReason() string {
@@ -3306,7 +3393,7 @@ type AlertRaised struct {
 
 func (x *AlertRaised) Reset() {
 	*x = AlertRaised{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[35]
+	mi := &file_outrigger_v1_events_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3318,7 +3405,7 @@ func (x *AlertRaised) String() string {
 func (*AlertRaised) ProtoMessage() {}
 
 func (x *AlertRaised) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[35]
+	mi := &file_outrigger_v1_events_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3331,7 +3418,7 @@ func (x *AlertRaised) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlertRaised.ProtoReflect.Descriptor instead.
 func (*AlertRaised) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{35}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *AlertRaised) GetSeverity() string {
@@ -3371,7 +3458,7 @@ type AlertResolved struct {
 
 func (x *AlertResolved) Reset() {
 	*x = AlertResolved{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[36]
+	mi := &file_outrigger_v1_events_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3383,7 +3470,7 @@ func (x *AlertResolved) String() string {
 func (*AlertResolved) ProtoMessage() {}
 
 func (x *AlertResolved) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[36]
+	mi := &file_outrigger_v1_events_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3396,7 +3483,7 @@ func (x *AlertResolved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlertResolved.ProtoReflect.Descriptor instead.
 func (*AlertResolved) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{36}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *AlertResolved) GetReason() string {
@@ -3417,7 +3504,7 @@ type PushRecorded struct {
 
 func (x *PushRecorded) Reset() {
 	*x = PushRecorded{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[37]
+	mi := &file_outrigger_v1_events_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3429,7 +3516,7 @@ func (x *PushRecorded) String() string {
 func (*PushRecorded) ProtoMessage() {}
 
 func (x *PushRecorded) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[37]
+	mi := &file_outrigger_v1_events_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3442,7 +3529,7 @@ func (x *PushRecorded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushRecorded.ProtoReflect.Descriptor instead.
 func (*PushRecorded) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{37}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PushRecorded) GetPush() uint64 {
@@ -3482,7 +3569,7 @@ type ActionRefused struct {
 
 func (x *ActionRefused) Reset() {
 	*x = ActionRefused{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[38]
+	mi := &file_outrigger_v1_events_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3494,7 +3581,7 @@ func (x *ActionRefused) String() string {
 func (*ActionRefused) ProtoMessage() {}
 
 func (x *ActionRefused) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[38]
+	mi := &file_outrigger_v1_events_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3507,7 +3594,7 @@ func (x *ActionRefused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActionRefused.ProtoReflect.Descriptor instead.
 func (*ActionRefused) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{38}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ActionRefused) GetVerb() string {
@@ -3570,7 +3657,7 @@ type AlertSilenced struct {
 
 func (x *AlertSilenced) Reset() {
 	*x = AlertSilenced{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[39]
+	mi := &file_outrigger_v1_events_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3582,7 +3669,7 @@ func (x *AlertSilenced) String() string {
 func (*AlertSilenced) ProtoMessage() {}
 
 func (x *AlertSilenced) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[39]
+	mi := &file_outrigger_v1_events_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3595,7 +3682,7 @@ func (x *AlertSilenced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlertSilenced.ProtoReflect.Descriptor instead.
 func (*AlertSilenced) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{39}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *AlertSilenced) GetUntil() *timestamppb.Timestamp {
@@ -3729,7 +3816,7 @@ const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\x0fModelConfigured\x12\x12\n" +
 	"\x04unit\x18\x01 \x01(\tR\x04unit\x123\n" +
 	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12!\n" +
-	"\fmax_attempts\x18\x03 \x01(\rR\vmaxAttempts\"\xae\x02\n" +
+	"\fmax_attempts\x18\x03 \x01(\rR\vmaxAttempts\"\xef\x02\n" +
 	"\x11ExperimentChanged\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12/\n" +
@@ -3741,7 +3828,14 @@ const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\x05serve\x18\b \x01(\tR\x05serve\x12\x14\n" +
 	"\x05cause\x18\t \x01(\tR\x05cause\x12\x18\n" +
 	"\aresults\x18\n" +
-	" \x01(\fR\aresults\"\xed\x01\n" +
+	" \x01(\fR\aresults\x12?\n" +
+	"\tenrolment\x18\v \x01(\v2!.outrigger.v1.ExperimentEnrolmentR\tenrolment\"\xb5\x01\n" +
+	"\x13ExperimentEnrolment\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x1a\n" +
+	"\bcoverage\x18\x02 \x01(\rR\bcoverage\x12\x1c\n" +
+	"\tnamespace\x18\x03 \x01(\tR\tnamespace\x12'\n" +
+	"\x0fnamespace_start\x18\x04 \x01(\rR\x0enamespaceStart\x12#\n" +
+	"\rnamespace_end\x18\x05 \x01(\rR\fnamespaceEnd\"\xed\x01\n" +
 	"\rExperimentArm\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x16\n" +
@@ -3968,7 +4062,7 @@ func file_outrigger_v1_events_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_events_proto_rawDescData
 }
 
-var file_outrigger_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_outrigger_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_outrigger_v1_events_proto_goTypes = []any{
 	(*Event)(nil),                  // 0: outrigger.v1.Event
 	(*SessionCreated)(nil),         // 1: outrigger.v1.SessionCreated
@@ -3981,58 +4075,59 @@ var file_outrigger_v1_events_proto_goTypes = []any{
 	(*AliasMoved)(nil),             // 8: outrigger.v1.AliasMoved
 	(*ModelConfigured)(nil),        // 9: outrigger.v1.ModelConfigured
 	(*ExperimentChanged)(nil),      // 10: outrigger.v1.ExperimentChanged
-	(*ExperimentArm)(nil),          // 11: outrigger.v1.ExperimentArm
-	(*ExperimentPlan)(nil),         // 12: outrigger.v1.ExperimentPlan
-	(*ExperimentMetric)(nil),       // 13: outrigger.v1.ExperimentMetric
-	(*RolloutStarted)(nil),         // 14: outrigger.v1.RolloutStarted
-	(*RolloutPhase)(nil),           // 15: outrigger.v1.RolloutPhase
-	(*RolloutGate)(nil),            // 16: outrigger.v1.RolloutGate
-	(*RolloutCheck)(nil),           // 17: outrigger.v1.RolloutCheck
-	(*RolloutAdvanced)(nil),        // 18: outrigger.v1.RolloutAdvanced
-	(*RolloutHeld)(nil),            // 19: outrigger.v1.RolloutHeld
-	(*RolloutResumed)(nil),         // 20: outrigger.v1.RolloutResumed
-	(*RolloutApproved)(nil),        // 21: outrigger.v1.RolloutApproved
-	(*RolloutGateDecided)(nil),     // 22: outrigger.v1.RolloutGateDecided
-	(*RolloutSteppedBack)(nil),     // 23: outrigger.v1.RolloutSteppedBack
-	(*RolloutDraining)(nil),        // 24: outrigger.v1.RolloutDraining
-	(*RolloutRamped)(nil),          // 25: outrigger.v1.RolloutRamped
-	(*RollbackDrillStarted)(nil),   // 26: outrigger.v1.RollbackDrillStarted
-	(*RollbackDrillCompleted)(nil), // 27: outrigger.v1.RollbackDrillCompleted
-	(*DeploymentConfigured)(nil),   // 28: outrigger.v1.DeploymentConfigured
-	(*RollbackStarted)(nil),        // 29: outrigger.v1.RollbackStarted
-	(*Evidence)(nil),               // 30: outrigger.v1.Evidence
-	(*RollbackCompleted)(nil),      // 31: outrigger.v1.RollbackCompleted
-	(*RolloutEnded)(nil),           // 32: outrigger.v1.RolloutEnded
-	(*RegionRegistered)(nil),       // 33: outrigger.v1.RegionRegistered
-	(*RegionRemoved)(nil),          // 34: outrigger.v1.RegionRemoved
-	(*AlertRaised)(nil),            // 35: outrigger.v1.AlertRaised
-	(*AlertResolved)(nil),          // 36: outrigger.v1.AlertResolved
-	(*PushRecorded)(nil),           // 37: outrigger.v1.PushRecorded
-	(*ActionRefused)(nil),          // 38: outrigger.v1.ActionRefused
-	(*AlertSilenced)(nil),          // 39: outrigger.v1.AlertSilenced
-	nil,                            // 40: outrigger.v1.Event.MetadataEntry
-	nil,                            // 41: outrigger.v1.SessionCreated.MetadataEntry
-	nil,                            // 42: outrigger.v1.VariableRegistered.MetadataEntry
-	nil,                            // 43: outrigger.v1.VariableSet.MetadataEntry
-	nil,                            // 44: outrigger.v1.ModelVersionRegistered.MetadataEntry
-	nil,                            // 45: outrigger.v1.ModelVersionRegistered.ParametersEntry
-	nil,                            // 46: outrigger.v1.ModelVersionRegistered.PinsEntry
-	nil,                            // 47: outrigger.v1.ExperimentArm.ConfigurationEntry
-	nil,                            // 48: outrigger.v1.RolloutCheck.MetadataEntry
-	nil,                            // 49: outrigger.v1.RolloutAdvanced.MetadataEntry
-	nil,                            // 50: outrigger.v1.RolloutDraining.MetadataEntry
-	nil,                            // 51: outrigger.v1.RollbackStarted.MetadataEntry
-	nil,                            // 52: outrigger.v1.AlertRaised.NumbersEntry
-	(*timestamppb.Timestamp)(nil),  // 53: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 54: google.protobuf.Duration
-	(*Value)(nil),                  // 55: outrigger.v1.Value
-	(*Version)(nil),                // 56: outrigger.v1.Version
-	(*Endpoint)(nil),               // 57: outrigger.v1.Endpoint
-	(*Region)(nil),                 // 58: outrigger.v1.Region
+	(*ExperimentEnrolment)(nil),    // 11: outrigger.v1.ExperimentEnrolment
+	(*ExperimentArm)(nil),          // 12: outrigger.v1.ExperimentArm
+	(*ExperimentPlan)(nil),         // 13: outrigger.v1.ExperimentPlan
+	(*ExperimentMetric)(nil),       // 14: outrigger.v1.ExperimentMetric
+	(*RolloutStarted)(nil),         // 15: outrigger.v1.RolloutStarted
+	(*RolloutPhase)(nil),           // 16: outrigger.v1.RolloutPhase
+	(*RolloutGate)(nil),            // 17: outrigger.v1.RolloutGate
+	(*RolloutCheck)(nil),           // 18: outrigger.v1.RolloutCheck
+	(*RolloutAdvanced)(nil),        // 19: outrigger.v1.RolloutAdvanced
+	(*RolloutHeld)(nil),            // 20: outrigger.v1.RolloutHeld
+	(*RolloutResumed)(nil),         // 21: outrigger.v1.RolloutResumed
+	(*RolloutApproved)(nil),        // 22: outrigger.v1.RolloutApproved
+	(*RolloutGateDecided)(nil),     // 23: outrigger.v1.RolloutGateDecided
+	(*RolloutSteppedBack)(nil),     // 24: outrigger.v1.RolloutSteppedBack
+	(*RolloutDraining)(nil),        // 25: outrigger.v1.RolloutDraining
+	(*RolloutRamped)(nil),          // 26: outrigger.v1.RolloutRamped
+	(*RollbackDrillStarted)(nil),   // 27: outrigger.v1.RollbackDrillStarted
+	(*RollbackDrillCompleted)(nil), // 28: outrigger.v1.RollbackDrillCompleted
+	(*DeploymentConfigured)(nil),   // 29: outrigger.v1.DeploymentConfigured
+	(*RollbackStarted)(nil),        // 30: outrigger.v1.RollbackStarted
+	(*Evidence)(nil),               // 31: outrigger.v1.Evidence
+	(*RollbackCompleted)(nil),      // 32: outrigger.v1.RollbackCompleted
+	(*RolloutEnded)(nil),           // 33: outrigger.v1.RolloutEnded
+	(*RegionRegistered)(nil),       // 34: outrigger.v1.RegionRegistered
+	(*RegionRemoved)(nil),          // 35: outrigger.v1.RegionRemoved
+	(*AlertRaised)(nil),            // 36: outrigger.v1.AlertRaised
+	(*AlertResolved)(nil),          // 37: outrigger.v1.AlertResolved
+	(*PushRecorded)(nil),           // 38: outrigger.v1.PushRecorded
+	(*ActionRefused)(nil),          // 39: outrigger.v1.ActionRefused
+	(*AlertSilenced)(nil),          // 40: outrigger.v1.AlertSilenced
+	nil,                            // 41: outrigger.v1.Event.MetadataEntry
+	nil,                            // 42: outrigger.v1.SessionCreated.MetadataEntry
+	nil,                            // 43: outrigger.v1.VariableRegistered.MetadataEntry
+	nil,                            // 44: outrigger.v1.VariableSet.MetadataEntry
+	nil,                            // 45: outrigger.v1.ModelVersionRegistered.MetadataEntry
+	nil,                            // 46: outrigger.v1.ModelVersionRegistered.ParametersEntry
+	nil,                            // 47: outrigger.v1.ModelVersionRegistered.PinsEntry
+	nil,                            // 48: outrigger.v1.ExperimentArm.ConfigurationEntry
+	nil,                            // 49: outrigger.v1.RolloutCheck.MetadataEntry
+	nil,                            // 50: outrigger.v1.RolloutAdvanced.MetadataEntry
+	nil,                            // 51: outrigger.v1.RolloutDraining.MetadataEntry
+	nil,                            // 52: outrigger.v1.RollbackStarted.MetadataEntry
+	nil,                            // 53: outrigger.v1.AlertRaised.NumbersEntry
+	(*timestamppb.Timestamp)(nil),  // 54: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 55: google.protobuf.Duration
+	(*Value)(nil),                  // 56: outrigger.v1.Value
+	(*Version)(nil),                // 57: outrigger.v1.Version
+	(*Endpoint)(nil),               // 58: outrigger.v1.Endpoint
+	(*Region)(nil),                 // 59: outrigger.v1.Region
 }
 var file_outrigger_v1_events_proto_depIdxs = []int32{
-	53, // 0: outrigger.v1.Event.at:type_name -> google.protobuf.Timestamp
-	40, // 1: outrigger.v1.Event.metadata:type_name -> outrigger.v1.Event.MetadataEntry
+	54, // 0: outrigger.v1.Event.at:type_name -> google.protobuf.Timestamp
+	41, // 1: outrigger.v1.Event.metadata:type_name -> outrigger.v1.Event.MetadataEntry
 	1,  // 2: outrigger.v1.Event.session_created:type_name -> outrigger.v1.SessionCreated
 	2,  // 3: outrigger.v1.Event.session_deleted:type_name -> outrigger.v1.SessionDeleted
 	3,  // 4: outrigger.v1.Event.variable_registered:type_name -> outrigger.v1.VariableRegistered
@@ -4043,78 +4138,79 @@ var file_outrigger_v1_events_proto_depIdxs = []int32{
 	8,  // 9: outrigger.v1.Event.alias_moved:type_name -> outrigger.v1.AliasMoved
 	9,  // 10: outrigger.v1.Event.model_configured:type_name -> outrigger.v1.ModelConfigured
 	10, // 11: outrigger.v1.Event.experiment_changed:type_name -> outrigger.v1.ExperimentChanged
-	14, // 12: outrigger.v1.Event.rollout_started:type_name -> outrigger.v1.RolloutStarted
-	18, // 13: outrigger.v1.Event.rollout_advanced:type_name -> outrigger.v1.RolloutAdvanced
-	29, // 14: outrigger.v1.Event.rollback_started:type_name -> outrigger.v1.RollbackStarted
-	31, // 15: outrigger.v1.Event.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
-	32, // 16: outrigger.v1.Event.rollout_ended:type_name -> outrigger.v1.RolloutEnded
-	19, // 17: outrigger.v1.Event.rollout_held:type_name -> outrigger.v1.RolloutHeld
-	20, // 18: outrigger.v1.Event.rollout_resumed:type_name -> outrigger.v1.RolloutResumed
-	21, // 19: outrigger.v1.Event.rollout_approved:type_name -> outrigger.v1.RolloutApproved
-	22, // 20: outrigger.v1.Event.rollout_gate_decided:type_name -> outrigger.v1.RolloutGateDecided
-	23, // 21: outrigger.v1.Event.rollout_stepped_back:type_name -> outrigger.v1.RolloutSteppedBack
-	33, // 22: outrigger.v1.Event.region_registered:type_name -> outrigger.v1.RegionRegistered
-	34, // 23: outrigger.v1.Event.region_removed:type_name -> outrigger.v1.RegionRemoved
-	35, // 24: outrigger.v1.Event.alert_raised:type_name -> outrigger.v1.AlertRaised
-	36, // 25: outrigger.v1.Event.alert_resolved:type_name -> outrigger.v1.AlertResolved
-	37, // 26: outrigger.v1.Event.push_recorded:type_name -> outrigger.v1.PushRecorded
-	24, // 27: outrigger.v1.Event.rollout_draining:type_name -> outrigger.v1.RolloutDraining
-	25, // 28: outrigger.v1.Event.rollout_ramped:type_name -> outrigger.v1.RolloutRamped
-	26, // 29: outrigger.v1.Event.rollback_drill_started:type_name -> outrigger.v1.RollbackDrillStarted
-	27, // 30: outrigger.v1.Event.rollback_drill_completed:type_name -> outrigger.v1.RollbackDrillCompleted
-	28, // 31: outrigger.v1.Event.deployment_configured:type_name -> outrigger.v1.DeploymentConfigured
-	38, // 32: outrigger.v1.Event.action_refused:type_name -> outrigger.v1.ActionRefused
-	39, // 33: outrigger.v1.Event.alert_silenced:type_name -> outrigger.v1.AlertSilenced
-	54, // 34: outrigger.v1.SessionCreated.ttl:type_name -> google.protobuf.Duration
-	41, // 35: outrigger.v1.SessionCreated.metadata:type_name -> outrigger.v1.SessionCreated.MetadataEntry
-	55, // 36: outrigger.v1.VariableRegistered.value:type_name -> outrigger.v1.Value
-	42, // 37: outrigger.v1.VariableRegistered.metadata:type_name -> outrigger.v1.VariableRegistered.MetadataEntry
-	56, // 38: outrigger.v1.VariableRegistered.version:type_name -> outrigger.v1.Version
-	55, // 39: outrigger.v1.VariableSet.value:type_name -> outrigger.v1.Value
-	43, // 40: outrigger.v1.VariableSet.metadata:type_name -> outrigger.v1.VariableSet.MetadataEntry
-	56, // 41: outrigger.v1.VariableSet.version:type_name -> outrigger.v1.Version
-	56, // 42: outrigger.v1.VariableDeleted.version:type_name -> outrigger.v1.Version
-	57, // 43: outrigger.v1.ModelVersionRegistered.endpoints:type_name -> outrigger.v1.Endpoint
-	44, // 44: outrigger.v1.ModelVersionRegistered.metadata:type_name -> outrigger.v1.ModelVersionRegistered.MetadataEntry
-	45, // 45: outrigger.v1.ModelVersionRegistered.parameters:type_name -> outrigger.v1.ModelVersionRegistered.ParametersEntry
-	46, // 46: outrigger.v1.ModelVersionRegistered.pins:type_name -> outrigger.v1.ModelVersionRegistered.PinsEntry
-	54, // 47: outrigger.v1.ModelConfigured.timeout:type_name -> google.protobuf.Duration
-	11, // 48: outrigger.v1.ExperimentChanged.arms:type_name -> outrigger.v1.ExperimentArm
-	12, // 49: outrigger.v1.ExperimentChanged.plan:type_name -> outrigger.v1.ExperimentPlan
-	47, // 50: outrigger.v1.ExperimentArm.configuration:type_name -> outrigger.v1.ExperimentArm.ConfigurationEntry
-	13, // 51: outrigger.v1.ExperimentPlan.metrics:type_name -> outrigger.v1.ExperimentMetric
-	13, // 52: outrigger.v1.ExperimentPlan.guardrails:type_name -> outrigger.v1.ExperimentMetric
-	54, // 53: outrigger.v1.ExperimentPlan.min_duration:type_name -> google.protobuf.Duration
-	54, // 54: outrigger.v1.ExperimentPlan.max_duration:type_name -> google.protobuf.Duration
-	15, // 55: outrigger.v1.RolloutStarted.phases:type_name -> outrigger.v1.RolloutPhase
-	54, // 56: outrigger.v1.RolloutStarted.cooldown:type_name -> google.protobuf.Duration
-	54, // 57: outrigger.v1.RolloutPhase.min_duration:type_name -> google.protobuf.Duration
-	16, // 58: outrigger.v1.RolloutPhase.gates:type_name -> outrigger.v1.RolloutGate
-	54, // 59: outrigger.v1.RolloutGate.expiry:type_name -> google.protobuf.Duration
-	17, // 60: outrigger.v1.RolloutGate.check:type_name -> outrigger.v1.RolloutCheck
-	54, // 61: outrigger.v1.RolloutGate.dwell:type_name -> google.protobuf.Duration
-	54, // 62: outrigger.v1.RolloutGate.max_wait:type_name -> google.protobuf.Duration
-	54, // 63: outrigger.v1.RolloutCheck.timeout:type_name -> google.protobuf.Duration
-	54, // 64: outrigger.v1.RolloutCheck.interval:type_name -> google.protobuf.Duration
-	48, // 65: outrigger.v1.RolloutCheck.metadata:type_name -> outrigger.v1.RolloutCheck.MetadataEntry
-	49, // 66: outrigger.v1.RolloutAdvanced.metadata:type_name -> outrigger.v1.RolloutAdvanced.MetadataEntry
-	22, // 67: outrigger.v1.RolloutAdvanced.gates:type_name -> outrigger.v1.RolloutGateDecided
-	54, // 68: outrigger.v1.RolloutDraining.every:type_name -> google.protobuf.Duration
-	54, // 69: outrigger.v1.RolloutDraining.drain:type_name -> google.protobuf.Duration
-	50, // 70: outrigger.v1.RolloutDraining.metadata:type_name -> outrigger.v1.RolloutDraining.MetadataEntry
-	30, // 71: outrigger.v1.RollbackStarted.evidence:type_name -> outrigger.v1.Evidence
-	53, // 72: outrigger.v1.RollbackStarted.first_bad_at:type_name -> google.protobuf.Timestamp
-	53, // 73: outrigger.v1.RollbackStarted.decided_at:type_name -> google.protobuf.Timestamp
-	51, // 74: outrigger.v1.RollbackStarted.metadata:type_name -> outrigger.v1.RollbackStarted.MetadataEntry
-	53, // 75: outrigger.v1.RollbackCompleted.acked_at:type_name -> google.protobuf.Timestamp
-	58, // 76: outrigger.v1.RegionRegistered.region:type_name -> outrigger.v1.Region
-	52, // 77: outrigger.v1.AlertRaised.numbers:type_name -> outrigger.v1.AlertRaised.NumbersEntry
-	53, // 78: outrigger.v1.AlertSilenced.until:type_name -> google.protobuf.Timestamp
-	79, // [79:79] is the sub-list for method output_type
-	79, // [79:79] is the sub-list for method input_type
-	79, // [79:79] is the sub-list for extension type_name
-	79, // [79:79] is the sub-list for extension extendee
-	0,  // [0:79] is the sub-list for field type_name
+	15, // 12: outrigger.v1.Event.rollout_started:type_name -> outrigger.v1.RolloutStarted
+	19, // 13: outrigger.v1.Event.rollout_advanced:type_name -> outrigger.v1.RolloutAdvanced
+	30, // 14: outrigger.v1.Event.rollback_started:type_name -> outrigger.v1.RollbackStarted
+	32, // 15: outrigger.v1.Event.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
+	33, // 16: outrigger.v1.Event.rollout_ended:type_name -> outrigger.v1.RolloutEnded
+	20, // 17: outrigger.v1.Event.rollout_held:type_name -> outrigger.v1.RolloutHeld
+	21, // 18: outrigger.v1.Event.rollout_resumed:type_name -> outrigger.v1.RolloutResumed
+	22, // 19: outrigger.v1.Event.rollout_approved:type_name -> outrigger.v1.RolloutApproved
+	23, // 20: outrigger.v1.Event.rollout_gate_decided:type_name -> outrigger.v1.RolloutGateDecided
+	24, // 21: outrigger.v1.Event.rollout_stepped_back:type_name -> outrigger.v1.RolloutSteppedBack
+	34, // 22: outrigger.v1.Event.region_registered:type_name -> outrigger.v1.RegionRegistered
+	35, // 23: outrigger.v1.Event.region_removed:type_name -> outrigger.v1.RegionRemoved
+	36, // 24: outrigger.v1.Event.alert_raised:type_name -> outrigger.v1.AlertRaised
+	37, // 25: outrigger.v1.Event.alert_resolved:type_name -> outrigger.v1.AlertResolved
+	38, // 26: outrigger.v1.Event.push_recorded:type_name -> outrigger.v1.PushRecorded
+	25, // 27: outrigger.v1.Event.rollout_draining:type_name -> outrigger.v1.RolloutDraining
+	26, // 28: outrigger.v1.Event.rollout_ramped:type_name -> outrigger.v1.RolloutRamped
+	27, // 29: outrigger.v1.Event.rollback_drill_started:type_name -> outrigger.v1.RollbackDrillStarted
+	28, // 30: outrigger.v1.Event.rollback_drill_completed:type_name -> outrigger.v1.RollbackDrillCompleted
+	29, // 31: outrigger.v1.Event.deployment_configured:type_name -> outrigger.v1.DeploymentConfigured
+	39, // 32: outrigger.v1.Event.action_refused:type_name -> outrigger.v1.ActionRefused
+	40, // 33: outrigger.v1.Event.alert_silenced:type_name -> outrigger.v1.AlertSilenced
+	55, // 34: outrigger.v1.SessionCreated.ttl:type_name -> google.protobuf.Duration
+	42, // 35: outrigger.v1.SessionCreated.metadata:type_name -> outrigger.v1.SessionCreated.MetadataEntry
+	56, // 36: outrigger.v1.VariableRegistered.value:type_name -> outrigger.v1.Value
+	43, // 37: outrigger.v1.VariableRegistered.metadata:type_name -> outrigger.v1.VariableRegistered.MetadataEntry
+	57, // 38: outrigger.v1.VariableRegistered.version:type_name -> outrigger.v1.Version
+	56, // 39: outrigger.v1.VariableSet.value:type_name -> outrigger.v1.Value
+	44, // 40: outrigger.v1.VariableSet.metadata:type_name -> outrigger.v1.VariableSet.MetadataEntry
+	57, // 41: outrigger.v1.VariableSet.version:type_name -> outrigger.v1.Version
+	57, // 42: outrigger.v1.VariableDeleted.version:type_name -> outrigger.v1.Version
+	58, // 43: outrigger.v1.ModelVersionRegistered.endpoints:type_name -> outrigger.v1.Endpoint
+	45, // 44: outrigger.v1.ModelVersionRegistered.metadata:type_name -> outrigger.v1.ModelVersionRegistered.MetadataEntry
+	46, // 45: outrigger.v1.ModelVersionRegistered.parameters:type_name -> outrigger.v1.ModelVersionRegistered.ParametersEntry
+	47, // 46: outrigger.v1.ModelVersionRegistered.pins:type_name -> outrigger.v1.ModelVersionRegistered.PinsEntry
+	55, // 47: outrigger.v1.ModelConfigured.timeout:type_name -> google.protobuf.Duration
+	12, // 48: outrigger.v1.ExperimentChanged.arms:type_name -> outrigger.v1.ExperimentArm
+	13, // 49: outrigger.v1.ExperimentChanged.plan:type_name -> outrigger.v1.ExperimentPlan
+	11, // 50: outrigger.v1.ExperimentChanged.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
+	48, // 51: outrigger.v1.ExperimentArm.configuration:type_name -> outrigger.v1.ExperimentArm.ConfigurationEntry
+	14, // 52: outrigger.v1.ExperimentPlan.metrics:type_name -> outrigger.v1.ExperimentMetric
+	14, // 53: outrigger.v1.ExperimentPlan.guardrails:type_name -> outrigger.v1.ExperimentMetric
+	55, // 54: outrigger.v1.ExperimentPlan.min_duration:type_name -> google.protobuf.Duration
+	55, // 55: outrigger.v1.ExperimentPlan.max_duration:type_name -> google.protobuf.Duration
+	16, // 56: outrigger.v1.RolloutStarted.phases:type_name -> outrigger.v1.RolloutPhase
+	55, // 57: outrigger.v1.RolloutStarted.cooldown:type_name -> google.protobuf.Duration
+	55, // 58: outrigger.v1.RolloutPhase.min_duration:type_name -> google.protobuf.Duration
+	17, // 59: outrigger.v1.RolloutPhase.gates:type_name -> outrigger.v1.RolloutGate
+	55, // 60: outrigger.v1.RolloutGate.expiry:type_name -> google.protobuf.Duration
+	18, // 61: outrigger.v1.RolloutGate.check:type_name -> outrigger.v1.RolloutCheck
+	55, // 62: outrigger.v1.RolloutGate.dwell:type_name -> google.protobuf.Duration
+	55, // 63: outrigger.v1.RolloutGate.max_wait:type_name -> google.protobuf.Duration
+	55, // 64: outrigger.v1.RolloutCheck.timeout:type_name -> google.protobuf.Duration
+	55, // 65: outrigger.v1.RolloutCheck.interval:type_name -> google.protobuf.Duration
+	49, // 66: outrigger.v1.RolloutCheck.metadata:type_name -> outrigger.v1.RolloutCheck.MetadataEntry
+	50, // 67: outrigger.v1.RolloutAdvanced.metadata:type_name -> outrigger.v1.RolloutAdvanced.MetadataEntry
+	23, // 68: outrigger.v1.RolloutAdvanced.gates:type_name -> outrigger.v1.RolloutGateDecided
+	55, // 69: outrigger.v1.RolloutDraining.every:type_name -> google.protobuf.Duration
+	55, // 70: outrigger.v1.RolloutDraining.drain:type_name -> google.protobuf.Duration
+	51, // 71: outrigger.v1.RolloutDraining.metadata:type_name -> outrigger.v1.RolloutDraining.MetadataEntry
+	31, // 72: outrigger.v1.RollbackStarted.evidence:type_name -> outrigger.v1.Evidence
+	54, // 73: outrigger.v1.RollbackStarted.first_bad_at:type_name -> google.protobuf.Timestamp
+	54, // 74: outrigger.v1.RollbackStarted.decided_at:type_name -> google.protobuf.Timestamp
+	52, // 75: outrigger.v1.RollbackStarted.metadata:type_name -> outrigger.v1.RollbackStarted.MetadataEntry
+	54, // 76: outrigger.v1.RollbackCompleted.acked_at:type_name -> google.protobuf.Timestamp
+	59, // 77: outrigger.v1.RegionRegistered.region:type_name -> outrigger.v1.Region
+	53, // 78: outrigger.v1.AlertRaised.numbers:type_name -> outrigger.v1.AlertRaised.NumbersEntry
+	54, // 79: outrigger.v1.AlertSilenced.until:type_name -> google.protobuf.Timestamp
+	80, // [80:80] is the sub-list for method output_type
+	80, // [80:80] is the sub-list for method input_type
+	80, // [80:80] is the sub-list for extension type_name
+	80, // [80:80] is the sub-list for extension extendee
+	0,  // [0:80] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_events_proto_init() }
@@ -4164,7 +4260,7 @@ func file_outrigger_v1_events_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_events_proto_rawDesc), len(file_outrigger_v1_events_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   53,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -38,6 +38,7 @@ type ModelPolicy struct {
 	Position      uint64                 `protobuf:"varint,8,opt,name=position,proto3" json:"position,omitempty"`                              // log position this resource last changed at
 	Experiment    string                 `protobuf:"bytes,9,opt,name=experiment,proto3" json:"experiment,omitempty"`                           // whose arms the routes divide units between; empty = none
 	Arms          []*ArmPolicy           `protobuf:"bytes,10,rep,name=arms,proto3" json:"arms,omitempty"`                                      // those of the routes that carry settings, by name
+	Enrolment     *EnrolmentPolicy       `protobuf:"bytes,11,opt,name=enrolment,proto3" json:"enrolment,omitempty"`                            // who is divided between the arms; absent = everybody
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -142,6 +143,135 @@ func (x *ModelPolicy) GetArms() []*ArmPolicy {
 	return nil
 }
 
+func (x *ModelPolicy) GetEnrolment() *EnrolmentPolicy {
+	if x != nil {
+		return x.Enrolment
+	}
+	return nil
+}
+
+// EnrolmentPolicy says who takes part in an experiment. Units outside get a version of their own.
+type EnrolmentPolicy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`   // CEL, see internal/expr; empty = everybody
+	Gates         []*EnrolmentGate       `protobuf:"bytes,2,rep,name=gates,proto3" json:"gates,omitempty"`     // a unit must lie within all of them
+	Version       string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"` // what units outside get
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnrolmentPolicy) Reset() {
+	*x = EnrolmentPolicy{}
+	mi := &file_outrigger_v1_xds_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnrolmentPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnrolmentPolicy) ProtoMessage() {}
+
+func (x *EnrolmentPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_xds_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnrolmentPolicy.ProtoReflect.Descriptor instead.
+func (*EnrolmentPolicy) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_xds_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *EnrolmentPolicy) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *EnrolmentPolicy) GetGates() []*EnrolmentGate {
+	if x != nil {
+		return x.Gates
+	}
+	return nil
+}
+
+func (x *EnrolmentPolicy) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+// EnrolmentGate is a range [start, end) of the 10 000 buckets of a salt.
+type EnrolmentGate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Salt          string                 `protobuf:"bytes,1,opt,name=salt,proto3" json:"salt,omitempty"`
+	Start         uint32                 `protobuf:"varint,2,opt,name=start,proto3" json:"start,omitempty"`
+	End           uint32                 `protobuf:"varint,3,opt,name=end,proto3" json:"end,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnrolmentGate) Reset() {
+	*x = EnrolmentGate{}
+	mi := &file_outrigger_v1_xds_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnrolmentGate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnrolmentGate) ProtoMessage() {}
+
+func (x *EnrolmentGate) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_xds_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnrolmentGate.ProtoReflect.Descriptor instead.
+func (*EnrolmentGate) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_xds_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *EnrolmentGate) GetSalt() string {
+	if x != nil {
+		return x.Salt
+	}
+	return ""
+}
+
+func (x *EnrolmentGate) GetStart() uint32 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *EnrolmentGate) GetEnd() uint32 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
 // ArmPolicy is what an arm says beside its version: settings for the application.
 type ArmPolicy struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -153,7 +283,7 @@ type ArmPolicy struct {
 
 func (x *ArmPolicy) Reset() {
 	*x = ArmPolicy{}
-	mi := &file_outrigger_v1_xds_proto_msgTypes[1]
+	mi := &file_outrigger_v1_xds_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -165,7 +295,7 @@ func (x *ArmPolicy) String() string {
 func (*ArmPolicy) ProtoMessage() {}
 
 func (x *ArmPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_xds_proto_msgTypes[1]
+	mi := &file_outrigger_v1_xds_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -178,7 +308,7 @@ func (x *ArmPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArmPolicy.ProtoReflect.Descriptor instead.
 func (*ArmPolicy) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_xds_proto_rawDescGZIP(), []int{1}
+	return file_outrigger_v1_xds_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ArmPolicy) GetName() string {
@@ -205,7 +335,7 @@ type ArmSetting struct {
 
 func (x *ArmSetting) Reset() {
 	*x = ArmSetting{}
-	mi := &file_outrigger_v1_xds_proto_msgTypes[2]
+	mi := &file_outrigger_v1_xds_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -217,7 +347,7 @@ func (x *ArmSetting) String() string {
 func (*ArmSetting) ProtoMessage() {}
 
 func (x *ArmSetting) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_xds_proto_msgTypes[2]
+	mi := &file_outrigger_v1_xds_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -230,7 +360,7 @@ func (x *ArmSetting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArmSetting.ProtoReflect.Descriptor instead.
 func (*ArmSetting) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_xds_proto_rawDescGZIP(), []int{2}
+	return file_outrigger_v1_xds_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ArmSetting) GetName() string {
@@ -259,7 +389,7 @@ type VersionPolicy struct {
 
 func (x *VersionPolicy) Reset() {
 	*x = VersionPolicy{}
-	mi := &file_outrigger_v1_xds_proto_msgTypes[3]
+	mi := &file_outrigger_v1_xds_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -271,7 +401,7 @@ func (x *VersionPolicy) String() string {
 func (*VersionPolicy) ProtoMessage() {}
 
 func (x *VersionPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_xds_proto_msgTypes[3]
+	mi := &file_outrigger_v1_xds_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -284,7 +414,7 @@ func (x *VersionPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionPolicy.ProtoReflect.Descriptor instead.
 func (*VersionPolicy) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_xds_proto_rawDescGZIP(), []int{3}
+	return file_outrigger_v1_xds_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *VersionPolicy) GetVersion() string {
@@ -326,7 +456,7 @@ type MeshPolicy struct {
 
 func (x *MeshPolicy) Reset() {
 	*x = MeshPolicy{}
-	mi := &file_outrigger_v1_xds_proto_msgTypes[4]
+	mi := &file_outrigger_v1_xds_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -338,7 +468,7 @@ func (x *MeshPolicy) String() string {
 func (*MeshPolicy) ProtoMessage() {}
 
 func (x *MeshPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_xds_proto_msgTypes[4]
+	mi := &file_outrigger_v1_xds_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -351,7 +481,7 @@ func (x *MeshPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshPolicy.ProtoReflect.Descriptor instead.
 func (*MeshPolicy) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_xds_proto_rawDescGZIP(), []int{4}
+	return file_outrigger_v1_xds_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *MeshPolicy) GetRegions() []*Region {
@@ -372,7 +502,7 @@ var File_outrigger_v1_xds_proto protoreflect.FileDescriptor
 
 const file_outrigger_v1_xds_proto_rawDesc = "" +
 	"\n" +
-	"\x16outrigger/v1/xds.proto\x12\foutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18outrigger/v1/types.proto\"\xec\x02\n" +
+	"\x16outrigger/v1/xds.proto\x12\foutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18outrigger/v1/types.proto\"\xa9\x03\n" +
 	"\vModelPolicy\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04salt\x18\x02 \x01(\tR\x04salt\x12\x12\n" +
@@ -386,7 +516,16 @@ const file_outrigger_v1_xds_proto_rawDesc = "" +
 	"experiment\x18\t \x01(\tR\n" +
 	"experiment\x12+\n" +
 	"\x04arms\x18\n" +
-	" \x03(\v2\x17.outrigger.v1.ArmPolicyR\x04arms\"U\n" +
+	" \x03(\v2\x17.outrigger.v1.ArmPolicyR\x04arms\x12;\n" +
+	"\tenrolment\x18\v \x01(\v2\x1d.outrigger.v1.EnrolmentPolicyR\tenrolment\"v\n" +
+	"\x0fEnrolmentPolicy\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x121\n" +
+	"\x05gates\x18\x02 \x03(\v2\x1b.outrigger.v1.EnrolmentGateR\x05gates\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\"K\n" +
+	"\rEnrolmentGate\x12\x12\n" +
+	"\x04salt\x18\x01 \x01(\tR\x04salt\x12\x14\n" +
+	"\x05start\x18\x02 \x01(\rR\x05start\x12\x10\n" +
+	"\x03end\x18\x03 \x01(\rR\x03end\"U\n" +
 	"\tArmPolicy\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x124\n" +
 	"\bsettings\x18\x02 \x03(\v2\x18.outrigger.v1.ArmSettingR\bsettings\"4\n" +
@@ -416,27 +555,31 @@ func file_outrigger_v1_xds_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_xds_proto_rawDescData
 }
 
-var file_outrigger_v1_xds_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_outrigger_v1_xds_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_outrigger_v1_xds_proto_goTypes = []any{
 	(*ModelPolicy)(nil),         // 0: outrigger.v1.ModelPolicy
-	(*ArmPolicy)(nil),           // 1: outrigger.v1.ArmPolicy
-	(*ArmSetting)(nil),          // 2: outrigger.v1.ArmSetting
-	(*VersionPolicy)(nil),       // 3: outrigger.v1.VersionPolicy
-	(*MeshPolicy)(nil),          // 4: outrigger.v1.MeshPolicy
-	(*durationpb.Duration)(nil), // 5: google.protobuf.Duration
-	(*Region)(nil),              // 6: outrigger.v1.Region
+	(*EnrolmentPolicy)(nil),     // 1: outrigger.v1.EnrolmentPolicy
+	(*EnrolmentGate)(nil),       // 2: outrigger.v1.EnrolmentGate
+	(*ArmPolicy)(nil),           // 3: outrigger.v1.ArmPolicy
+	(*ArmSetting)(nil),          // 4: outrigger.v1.ArmSetting
+	(*VersionPolicy)(nil),       // 5: outrigger.v1.VersionPolicy
+	(*MeshPolicy)(nil),          // 6: outrigger.v1.MeshPolicy
+	(*durationpb.Duration)(nil), // 7: google.protobuf.Duration
+	(*Region)(nil),              // 8: outrigger.v1.Region
 }
 var file_outrigger_v1_xds_proto_depIdxs = []int32{
-	3, // 0: outrigger.v1.ModelPolicy.versions:type_name -> outrigger.v1.VersionPolicy
-	5, // 1: outrigger.v1.ModelPolicy.dead_man_lease:type_name -> google.protobuf.Duration
-	1, // 2: outrigger.v1.ModelPolicy.arms:type_name -> outrigger.v1.ArmPolicy
-	2, // 3: outrigger.v1.ArmPolicy.settings:type_name -> outrigger.v1.ArmSetting
-	6, // 4: outrigger.v1.MeshPolicy.regions:type_name -> outrigger.v1.Region
-	5, // [5:5] is the sub-list for method output_type
-	5, // [5:5] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	5, // 0: outrigger.v1.ModelPolicy.versions:type_name -> outrigger.v1.VersionPolicy
+	7, // 1: outrigger.v1.ModelPolicy.dead_man_lease:type_name -> google.protobuf.Duration
+	3, // 2: outrigger.v1.ModelPolicy.arms:type_name -> outrigger.v1.ArmPolicy
+	1, // 3: outrigger.v1.ModelPolicy.enrolment:type_name -> outrigger.v1.EnrolmentPolicy
+	2, // 4: outrigger.v1.EnrolmentPolicy.gates:type_name -> outrigger.v1.EnrolmentGate
+	4, // 5: outrigger.v1.ArmPolicy.settings:type_name -> outrigger.v1.ArmSetting
+	8, // 6: outrigger.v1.MeshPolicy.regions:type_name -> outrigger.v1.Region
+	7, // [7:7] is the sub-list for method output_type
+	7, // [7:7] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_xds_proto_init() }
@@ -451,7 +594,7 @@ func file_outrigger_v1_xds_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_xds_proto_rawDesc), len(file_outrigger_v1_xds_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

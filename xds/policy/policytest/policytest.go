@@ -62,8 +62,28 @@ func Model(name string) *rapid.Generator[policy.Model] {
 		}
 		m.Arms = arms(t, m.Versions)
 		m.Fault, m.Access = fault(t), access(t)
+		m.Enrolment = enrolment(t, m)
 		return m
 	})
+}
+
+func enrolment(t *rapid.T, m policy.Model) (e policy.Enrolment) {
+	if !rapid.Bool().Draw(t, "enrolment") {
+		return e
+	}
+	e.Target = rapid.SampledFrom([]string{"", `attributes.plan == "pro"`}).Draw(t, "target")
+	for _, salt := range names(t, "gate", 0, 2, false) {
+		start := rapid.Uint32Range(0, experiments.Buckets-1).Draw(t, "gate_start")
+		e.Gates = append(e.Gates, policy.Gate{Salt: "gate:" + salt, Range: experiments.Range{Start: start, End: rapid.Uint32Range(start+1, experiments.Buckets).Draw(t, "gate_end")}})
+	}
+	if !e.Limited() {
+		return policy.Enrolment{}
+	}
+	e.Version = m.LastGood
+	if e.Version == "" {
+		e.Version = m.Versions[0].Name
+	}
+	return e
 }
 
 func fault(t *rapid.T) (f policy.Fault) {
