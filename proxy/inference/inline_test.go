@@ -8,12 +8,14 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -177,6 +179,11 @@ func (s *script) serve(c net.Conn) {
 func plain(h http.Header) string {
 	var lines []string
 	for k, v := range h {
+		if k == hdrTimeout && len(v) == 1 { // what is left of it, in ms: the last few differ
+			if left, err := strconv.ParseFloat(v[0], 64); err == nil {
+				v = []string{fmt.Sprint("about ", math.Ceil(left/20)*20)}
+			}
+		}
 		if k != "Date" {
 			lines = append(lines, fmt.Sprintf("%s=%q", http.CanonicalHeaderKey(k), v))
 		}
