@@ -56,14 +56,16 @@ func envoyBinary(t testing.TB) string {
 }
 
 // freePort is a loopback address nobody listens on. It is below the ports that systems
-// give to connections and to listeners on port 0, so that nothing which runs beside this
-// test takes it before it is used.
+// give to connections and to listeners on port 0, and its host is one of the sixteen
+// million of 127.0.0.0/8, so that nothing which runs beside this test, and no second call
+// of this function, takes it before it is used.
 func freePort(t testing.TB) string {
 	t.Helper()
 	var err error
 	for range 100 {
 		var lis net.Listener
-		lis, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(22_000)))
+		host := net.IPv4(127, byte(1+rand.IntN(254)), byte(rand.IntN(256)), byte(1+rand.IntN(254)))
+		lis, err = net.Listen("tcp", fmt.Sprintf("%s:%d", host, 10_000+rand.IntN(22_000)))
 		if err == nil {
 			defer lis.Close()
 			return lis.Addr().String()
