@@ -9,9 +9,10 @@ PACKAGES  := ./...
 RACE      := $$($(GO) list ./... | grep -v -e /bench -e /cmd/)
 FUZZTIME  ?= 30s
 BENCH     ?= .
+SOAK      ?= 1h
 export PATH := $(TOOLS):$(PATH)
 
-.PHONY: help build run test race fuzz bench bench-compare generate generate-check lint ci deps clean
+.PHONY: help build run test race fuzz soak bench bench-compare generate generate-check lint ci deps clean
 
 help:               ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -34,6 +35,9 @@ race: deps          ## the same tests under the race detector
 
 fuzz:               ## every fuzz target for FUZZTIME each
 	@bash .ci/fuzz $(FUZZTIME)
+
+soak:               ## a sidecar under faults and half its load for SOAK (default 1h): memory, leaks, accounts
+	OUTRIGGER_SOAK=$(SOAK) $(GO) test ./cmd/outrigger -run 'TestSoak$$' -v -timeout 24h
 
 bench: build deps   ## compare with what a user would pick instead; BENCH=<regexp> selects
 	@.ci/retry bash .ci/node gateway || { echo "not installed: the LLM gateway; its row says so" >&2; [ "$$CI" != true ]; }

@@ -30,7 +30,7 @@ var live = []deploy.State{deploy.Running, deploy.Held, deploy.Draining}
 // may be rolled out again.
 func (a *admin) AbortRollout(ctx context.Context, r *pb.RolloutActionRequest) (*pb.Rollout, error) {
 	return a.act(ctx, r, live, func(f *facts.Facts, ro *facts.Rollout) ([]eventlog.Write, error) {
-		return a.goBack(f, ro, &pb.RollbackStarted{Reason: manual + r.GetReason(), Blameless: true, Metadata: r.GetMetadata()}), nil
+		return a.goBack(f, ro, &pb.RollbackStarted{Reason: manual(r.GetReason()), Blameless: true, Metadata: r.GetMetadata()}), nil
 	})
 }
 
@@ -84,7 +84,7 @@ func (a *admin) RollbackRollout(ctx context.Context, r *pb.RollbackRolloutReques
 			return []eventlog.Write{onRollout(f, ro, &pb.Event{Metadata: maps.Clone(r.GetMetadata()),
 				Payload: &pb.Event_RollbackDrillStarted{RollbackDrillStarted: &pb.RollbackDrillStarted{Reason: r.GetReason()}}})}, nil
 		}
-		return a.goBack(f, ro, &pb.RollbackStarted{Reason: manual + r.GetReason(), Blameless: r.GetBlameless(), Metadata: r.GetMetadata()}), nil
+		return a.goBack(f, ro, &pb.RollbackStarted{Reason: manual(r.GetReason()), Blameless: r.GetBlameless(), Metadata: r.GetMetadata()}), nil
 	})
 }
 
@@ -95,7 +95,7 @@ func stepBack(f *facts.Facts, ro *facts.Rollout, r *pb.RollbackRolloutRequest) (
 		return nil, invalid("to_phase %q is not a phase before %q; the rollout has %s", r.GetToPhase(), ro.CurrentPhase().Name, phaseNames(ro))
 	}
 	return []eventlog.Write{onRollout(f, ro, &pb.Event{Metadata: maps.Clone(r.GetMetadata()), Payload: &pb.Event_RolloutSteppedBack{
-		RolloutSteppedBack: &pb.RolloutSteppedBack{Phase: uint32(to), Reason: manual + r.GetReason()}}})}, nil
+		RolloutSteppedBack: &pb.RolloutSteppedBack{Phase: uint32(to), Reason: manual(r.GetReason())}}})}, nil
 }
 
 // drain begins a graceful rollback once what it goes back to has been looked at: it can
@@ -115,7 +115,7 @@ func (a *admin) drain(f *facts.Facts, ro *facts.Rollout, r *pb.RollbackRolloutRe
 			return nil, locked("not rolled back gracefully: %s; repair it, skip the checks, or roll back at once", strings.Join(wrong, "; "))
 		}
 	}
-	d := deploy.Drain(ro.CandidateWeight(), r.GetRamp().AsDuration(), r.GetDrain().AsDuration(), manual+r.GetReason())
+	d := deploy.Drain(ro.CandidateWeight(), r.GetRamp().AsDuration(), r.GetDrain().AsDuration(), manual(r.GetReason()))
 	d.Blameless, d.Metadata = r.GetBlameless(), r.GetMetadata()
 	return []eventlog.Write{onRollout(f, ro, &pb.Event{Payload: &pb.Event_RolloutDraining{RolloutDraining: d}})}, nil
 }

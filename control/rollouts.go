@@ -21,8 +21,14 @@ import (
 	"github.com/outrigger-mesh/outrigger/internal/authz"
 )
 
-// manual precedes the reason of everything an operator decided instead of the monitor.
-const manual = "manual: "
+// manual is the reason of what an operator decided instead of the monitor: "manual", and
+// what was given after a colon.
+func manual(reason string) string {
+	if reason == "" {
+		return "manual"
+	}
+	return "manual: " + reason
+}
 
 // StartRollout begins to move a model from its champion, which becomes the last good
 // version, to a candidate. The monitor takes it from there.
@@ -189,11 +195,11 @@ func (a *admin) AdvanceRollout(ctx context.Context, r *pb.RolloutActionRequest) 
 			}
 			forced = true
 		}
-		e := deploy.Advanced(&ro.Rollout, to, manual+r.GetReason(), gates)
+		e := deploy.Advanced(&ro.Rollout, to, manual(r.GetReason()), gates)
 		e.Metadata, e.Forced = r.GetMetadata(), forced
 		if to == len(ro.Phases) {
 			return []eventlog.Write{onRollout(f, ro, &pb.Event{Metadata: maps.Clone(r.GetMetadata()), Payload: &pb.Event_RolloutEnded{
-				RolloutEnded: &pb.RolloutEnded{Outcome: string(deploy.Completed), Reason: manual + r.GetReason()}}})}, nil
+				RolloutEnded: &pb.RolloutEnded{Outcome: string(deploy.Completed), Reason: manual(r.GetReason())}}})}, nil
 		}
 		return []eventlog.Write{onRollout(f, ro, &pb.Event{Payload: &pb.Event_RolloutAdvanced{RolloutAdvanced: e}})}, nil
 	})
@@ -204,7 +210,7 @@ func (a *admin) AdvanceRollout(ctx context.Context, r *pb.RolloutActionRequest) 
 func (a *admin) HoldRollout(ctx context.Context, r *pb.RolloutActionRequest) (*pb.Rollout, error) {
 	return a.act(ctx, r, []deploy.State{deploy.Running}, func(f *facts.Facts, ro *facts.Rollout) ([]eventlog.Write, error) {
 		return []eventlog.Write{onRollout(f, ro, &pb.Event{Metadata: maps.Clone(r.GetMetadata()),
-			Payload: &pb.Event_RolloutHeld{RolloutHeld: &pb.RolloutHeld{Reason: manual + r.GetReason()}}})}, nil
+			Payload: &pb.Event_RolloutHeld{RolloutHeld: &pb.RolloutHeld{Reason: manual(r.GetReason())}}})}, nil
 	})
 }
 
@@ -212,7 +218,7 @@ func (a *admin) HoldRollout(ctx context.Context, r *pb.RolloutActionRequest) (*p
 func (a *admin) ResumeRollout(ctx context.Context, r *pb.RolloutActionRequest) (*pb.Rollout, error) {
 	return a.act(ctx, r, []deploy.State{deploy.Held}, func(f *facts.Facts, ro *facts.Rollout) ([]eventlog.Write, error) {
 		return []eventlog.Write{onRollout(f, ro, &pb.Event{Metadata: maps.Clone(r.GetMetadata()),
-			Payload: &pb.Event_RolloutResumed{RolloutResumed: &pb.RolloutResumed{Reason: manual + r.GetReason()}}})}, nil
+			Payload: &pb.Event_RolloutResumed{RolloutResumed: &pb.RolloutResumed{Reason: manual(r.GetReason())}}})}, nil
 	})
 }
 
