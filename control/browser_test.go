@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -54,10 +55,15 @@ func newBrowser(t testing.TB) *browser {
 		}
 		t.Skip("chromium is not installed (make deps); the pages are not tested in a browser")
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
-	cmd := exec.CommandContext(ctx, path, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-		"--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--user-data-dir="+t.TempDir(), "--remote-debugging-port=0", "about:blank")
-	cmd.WaitDelay = 10 * time.Second
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	profile, err := os.MkdirTemp("", "outrigger-browser")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { discard(t, profile) })
+	cmd := exec.Command(path, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+		"--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--user-data-dir="+profile, "--remote-debugging-port=0", "about:blank")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // its children end with it
 	said, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -65,7 +71,11 @@ func newBrowser(t testing.TB) *browser {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { cancel(); _ = cmd.Wait() }) // it was killed: its status says so
+	t.Cleanup(func() {
+		cancel()
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		_ = cmd.Wait() // it was killed: its status says so
+	})
 	address := ""
 	for lines := bufio.NewScanner(said); address == "" && lines.Scan(); {
 		_, address, _ = strings.Cut(lines.Text(), "DevTools listening on ")
@@ -90,6 +100,23 @@ func newBrowser(t testing.TB) *browser {
 		b.call(domain+".enable", nil, nil)
 	}
 	return b
+}
+
+// discard removes a browser's profile. Its processes have been told to end, and until the
+// last one has a folder may be written to while it is emptied.
+func discard(t testing.TB, profile string) {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(browserWait); ; <-tick.C {
+		err := os.RemoveAll(profile)
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("the browser's profile stays behind: %v", err)
+			return
+		}
+	}
 }
 
 // read ends with the connection.

@@ -67,6 +67,7 @@ func TestAdminShowsTheTable(t *testing.T) {
 	bubble(t, node.Options{RepairEvery: -1}, func(t *testing.T, w *world) {
 		c := w.admin(t)
 		x := w.origin.Put("x", "1")
+		synctest.Wait()
 		w.read("x", "1")
 		if _, err := w.vars.Get(t.Context(), get("gone")); gstatus.Code(err) != codes.NotFound {
 			t.Fatal(err)
