@@ -450,6 +450,7 @@ func testFeedPassesOverOtherEvents(t *testing.T) {
 			t.Fatal(err)
 		}
 		n.expect("(0,1]")
+		synctest.Wait() // nobody waited for the append to be applied, which is after it is fed
 		n.beat(1)
 		n.expect("ack 1 head 1")
 	})
