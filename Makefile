@@ -12,7 +12,7 @@ BENCH     ?= .
 SOAK      ?= 1h
 export PATH := $(TOOLS):$(PATH)
 
-.PHONY: help build run test race fuzz soak bench bench-compare generate generate-check lint ci deps clean
+.PHONY: help build run drill test race fuzz soak bench bench-compare generate generate-check lint ci deps clean
 
 help:               ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -22,6 +22,9 @@ build:              ## compile bin/outrigger
 
 run: build          ## run a whole mesh on this machine and replay a real trace through it
 	$(BIN) up --script demo $(ARGS)
+
+drill: build        ## time rollbacks end to end at 100 sidecars, and kill the control plane during some (3 minutes)
+	$(BIN) drill rollback $(ARGS)
 
 deps:               ## install what tests and benchmarks need beyond Go
 	@bash .ci/deps

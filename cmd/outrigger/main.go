@@ -114,12 +114,12 @@ file given by --config, then defaults; the first that has a value wins.`,
 		c.GroupID = "run"
 		root.AddCommand(c)
 	}
-	for _, c := range []*cobra.Command{varCommand(g), sessionCommand(g), cacheCommand(g), modelCommand(g), experimentCommand(g), rolloutCommand(g), configCommand(g),
+	for _, c := range []*cobra.Command{varCommand(g), sessionCommand(g), cacheCommand(g), modelCommand(g), experimentCommand(g), rolloutCommand(g), drillCommand(g), configCommand(g),
 		accessCommand(), regionCommand(g), xdsCommand(g), auditCommand(g), statusCommand(g), versionCommand(g), optimizeCommand(g)} {
 		c.GroupID = "ops"
 		root.AddCommand(c)
 	}
-	root.AddCommand(demoModelCommand(g), demoAppCommand(g))
+	root.AddCommand(demoModelCommand(g), demoAppCommand(g), drillHostCommand(g))
 	return root
 }
 

@@ -289,7 +289,13 @@ func (s *sidecarFlags) cache(p *process, self outrigger.Node, control, agent *gr
 }
 
 func (s *sidecarFlags) policyClient(p *process, self outrigger.Node) (*adsclient.Client, error) {
-	o := adsclient.Options{Node: self, Dir: s.stateDir, Logger: p.log, Meter: p.tel.Meter("xds/adsclient")}
+	return s.policyFollower(p, self, nil)
+}
+
+// policyFollower is the policy client with somebody who is told of every policy put in
+// force, see adsclient.Options.OnPolicy; nil tells nobody.
+func (s *sidecarFlags) policyFollower(p *process, self outrigger.Node, told func(*policy.Policy)) (*adsclient.Client, error) {
+	o := adsclient.Options{Node: self, Dir: s.stateDir, Logger: p.log, Meter: p.tel.Meter("xds/adsclient"), OnPolicy: told}
 	for _, target := range append([]string{s.control}, s.fallback...) {
 		o.Dial = append(o.Dial, func(context.Context) (grpc.ClientConnInterface, io.Closer, error) {
 			conn, err := p.dialMesh(target)
