@@ -45,7 +45,7 @@ type row struct {
 
 // allRows lists every id in the order of the results file.
 func allRows() []row {
-	return slices.Concat(cacheRows(), feedRows(), nodeTierRows(), proxyRows(), sseRows(), tcpRows(), idleRows(), grpcRows(), logRows(), experimentRows())
+	return slices.Concat(cacheRows(), feedRows(), nodeTierRows(), proxyRows(), sseRows(), tcpRows(), idleRows(), grpcRows(), xdsRows(), logRows(), experimentRows())
 }
 
 func main() {
@@ -177,6 +177,7 @@ func childMode(ctx context.Context, mode string, args []string, stdin io.Reader,
 		"load": childLoad, "cacheread": childCacheRead, "shmread": childShmRead, "udsread": childUDSRead,
 		"hitratio": childHitRatio, "invalidation": childInvalidation, "broadcast": childBroadcast, "feednodes": childFeedNodes,
 		"stampede": childStampede, "memory": childMemory, "memoryfill": childMemoryFill, "ttfb": childTTFB, "drain": childDrain, "append": childAppend, "fill": childFill, "open": childOpen, "assign": childAssign,
+		"xdsserver": childXDSServer, "xdsclients": childXDSClients,
 	}
 	f, ok := modes[mode]
 	if !ok {
