@@ -98,7 +98,7 @@ func childXDSServer(_ context.Context, args []string, in io.Reader) (any, error)
 		push = s.push
 	} else {
 		s := adsserver.New(adsserver.Options{})
-		gs = grpc.NewServer(variables.TransportOptions()...)
+		gs = grpc.NewServer(append(variables.TransportOptions(), adsserver.TransportOptions()...)...)
 		s.Register(gs)
 		push = func(r *translate.Resources) error { return s.Publish(adsserver.DefaultGroup, r, uint64(turn)) }
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,6 +30,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/region/consul"
 	"github.com/outrigger-mesh/outrigger/region/probe"
 	"github.com/outrigger-mesh/outrigger/region/static"
+	"github.com/outrigger-mesh/outrigger/xds/adsserver"
 )
 
 // controlFlags are the settings of a control plane.
@@ -213,7 +215,7 @@ func (c *controlFlags) sessionKeys(p *process) (*identity.KeyFile, error) {
 
 // grpcServer carries every service; keep-alives find peers that vanished.
 func (c *controlFlags) grpcServer(p *process, s *control.Server) *grpc.Server {
-	gs := grpc.NewServer(append(variables.TransportOptions(), p.tel.GRPCServer(),
+	gs := grpc.NewServer(append(slices.Concat(variables.TransportOptions(), adsserver.TransportOptions()), p.tel.GRPCServer(),
 		grpc.Creds(s.Credentials(insecure.NewCredentials())),
 		grpc.MaxRecvMsgSize(16<<20), grpc.MaxConcurrentStreams(4096),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),

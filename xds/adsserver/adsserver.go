@@ -15,7 +15,7 @@
 //   - A push is one consistent set. A stream is given one push at a time, in the order
 //     of xds.Types, and the newest one next; nothing queues per stream.
 //   - Every resource is marshalled and hashed once per version, whatever the number of
-//     streams. A Publish that changes nothing sends nothing.
+//     streams, and the responses most streams get once for all (TransportOptions). A Publish that changes nothing sends nothing.
 //   - A rejected response is not repeated before one of its resources changes; then all
 //     its resources are sent again.
 //   - Streams that arrive before the first Publish of their group wait; they never get
@@ -42,7 +42,9 @@
 // # Concurrency
 //
 // All methods may be called concurrently; Publish calls of one group take turns. New
-// starts nothing and the package starts no goroutine: streams run on those of gRPC.
+// starts nothing. Streams run on goroutines of gRPC; with
+// more than 128 streams Publish starts one, at most one per group, that tells them of the
+// newest set and ends when it has.
 package adsserver
 
 import (
@@ -110,6 +112,7 @@ type Server struct {
 	log     *slog.Logger
 	metrics *metrics
 	ledger  *ledger
+	tellNow int           // the constant, but for tests
 	ids     atomic.Uint64 // of typeStates
 	streams atomic.Int64
 
@@ -136,7 +139,7 @@ func New(opt Options) *Server {
 		opt.MaxStreams = DefaultMaxStreams
 	}
 	return &Server{
-		opt: opt, log: opt.Logger, metrics: newMetrics(opt.Meter),
+		opt: opt, log: opt.Logger, metrics: newMetrics(opt.Meter), tellNow: tellNow,
 		ledger: newLedger(max(ledgerRetention, opt.Isolation)), groups: make(map[string]*group),
 		loads: loads{rows: make(map[loadKey]*Load)},
 	}
@@ -183,9 +186,7 @@ func (s *Server) publish(name string, res *translate.Resources, position uint64,
 		return nil
 	}
 	g.wanted, g.served, g.carried, g.sound = res, union, carried, !force
-	if g.serve(next, retaining) {
-		g.finish(next)
-	}
+	g.serve(next, retaining)
 	return nil
 }
 

@@ -16,35 +16,39 @@ func (s *session) buildDelta(t *typeSub) *discovery.DeltaDiscoveryResponse {
 	out := &discovery.DeltaDiscoveryResponse{TypeUrl: t.typeURL}
 	if next == nil {
 		out.RemovedResources = slices.Sorted(maps.Keys(t.force)) // a type nobody publishes: none exists
-		s.built(t, nil, nil)
+		s.built(t, response{})
 		return out
 	}
 	out.SystemVersionInfo = next.version
 	if simple := t.wildcard && len(t.force) == 0 && len(t.rejected) == 0; simple {
-		out.Resources, out.RemovedResources = t.shared(next)
+		s.wire = t.shared(next, out)
 	} else {
 		out.Resources, out.RemovedResources = t.difference(next)
 	}
-	names := make([]string, len(out.Resources))
-	for i, r := range out.Resources {
-		names[i] = r.GetName()
-	}
-	s.built(t, next, names)
+	s.built(t, response{resources: out.Resources, state: next})
 	return out
 }
 
-// shared answers the common cases with slices all streams share: nothing, everything,
-// or exactly the last change.
-func (t *typeSub) shared(next *typeState) ([]*discovery.Resource, []string) {
+// shared answers the common cases with what all streams share: nothing, everything, or
+// exactly the last change. It fills out and returns its bytes, nil where nobody else is
+// sent the same.
+func (t *typeSub) shared(next *typeState, out *discovery.DeltaDiscoveryResponse) []byte {
 	switch {
 	case t.base == next:
-		return nil, nil
 	case t.base == nil && len(t.over) == 0:
-		return next.all, nil
+		out.Resources = next.all
+		next.allOnce.Do(func() { next.allWire = wireOf(out) })
+		return next.allWire
+	case t.base != nil && next.fromID == t.base.id:
+		out.Resources, out.RemovedResources = next.changed, next.removed
+		next.changeOnce.Do(func() { next.changeWire = wireOf(out) })
+		return next.changeWire
 	case t.base != nil:
-		return next.since(t.base)
+		out.Resources, out.RemovedResources = compare(t.base, next)
+	default:
+		out.Resources, out.RemovedResources = t.difference(next)
 	}
-	return t.difference(next)
+	return nil
 }
 
 // difference compares name by name: the general case.
@@ -160,7 +164,7 @@ func (s *session) buildSotw(t *typeSub) *discovery.DiscoveryResponse {
 			out.Resources[i] = next.entries[name].any
 		}
 	}
-	s.built(t, next, names)
+	s.built(t, response{names: names, state: next})
 	return out
 }
 

@@ -27,6 +27,10 @@ type group struct {
 	sound          bool            // wanted passed the checks of Publish
 
 	history history
+
+	tellMu  sync.Mutex
+	untold  *generation // the newest one streams have yet to be told of
+	telling bool        // a goroutine is at it
 }
 
 type shard struct {
@@ -66,19 +70,63 @@ func (g *group) sessions() []*session {
 	return out
 }
 
-// serve makes next current and tells every stream. It is stored before the registry is
-// read: a stream that registers meanwhile loads current afterwards and cannot miss it.
-// With owing, each stream told holds back the second step of next (retain.go); serve
-// then reports whether none of them needs it any more. Called with publishing held.
-func (g *group) serve(next *generation, owing bool) (free bool) {
+// tellNow is how many streams Publish tells by itself. It takes microseconds each, so
+// with thousands the caller would wait for tens of milliseconds; then a goroutine does.
+const tellNow = 128
+
+// serve makes next current and has every stream told. With owing, each stream told holds
+// back the second step of next (retain.go). Called with publishing held.
+func (g *group) serve(next *generation, owing bool) {
 	g.history.add(g.name, g.current.Load(), next)
+	next.owing = owing
 	g.current.Store(next)
+	g.tellMu.Lock()
+	g.untold = next
+	busy := g.telling
+	g.telling = true
+	g.tellMu.Unlock()
+	switch {
+	case busy: // whoever it is will find next
+	case len(g.sessions()) <= g.srv.tellNow:
+		g.tell(true)
+	default:
+		go g.tell(false)
+	}
+}
+
+// tell tells streams of the newest generation until there is no newer one. One goroutine
+// at most does; it waits for nobody but holders of publishing. publishing says that the
+// caller is one.
+func (g *group) tell(publishing bool) {
+	for {
+		g.tellMu.Lock()
+		next := g.untold
+		g.untold, g.telling = nil, next != nil
+		g.tellMu.Unlock()
+		if next == nil {
+			return
+		}
+		switch free := g.tellAll(next); {
+		case free && publishing:
+			g.finish(next)
+		case free:
+			g.publishing.Lock()
+			g.finish(next)
+			g.publishing.Unlock()
+		}
+	}
+}
+
+// tellAll reports whether none of the streams needs what next retains any more. next was
+// stored before the registry is read: a stream that registers meanwhile loads current
+// afterwards and cannot miss it.
+func (g *group) tellAll(next *generation) (free bool) {
 	list := g.sessions()
 	next.waiting.Store(int64(len(list)) + 1) // one is ours, until all have been told
 	for _, s := range list {
 		s.mu.Lock()
 		switch {
-		case !owing:
+		case !next.owing:
 		case s.closed:
 			next.waiting.Add(-1)
 		default:
@@ -87,5 +135,5 @@ func (g *group) serve(next *generation, owing bool) (free bool) {
 		s.advance()
 		s.mu.Unlock()
 	}
-	return owing && next.waiting.Add(-1) == 0
+	return next.owing && next.waiting.Add(-1) == 0
 }

@@ -52,7 +52,7 @@ func (w *world) serve(srv *adsserver.Server) *grpc.ClientConn {
 
 func (w *world) serveOn(register func(grpc.ServiceRegistrar), opts ...grpc.DialOption) *grpc.ClientConn {
 	lis := bufconn.Listen(1 << 16)
-	gs := grpc.NewServer()
+	gs := grpc.NewServer(adsserver.TransportOptions()...)
 	register(gs)
 	go func() { _ = gs.Serve(lis) }() // ends with Stop
 	conn, err := grpc.NewClient("passthrough:///ads", append(opts,

@@ -7,6 +7,8 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/metric/noop"
+
+	"github.com/outrigger-mesh/outrigger/xds"
 )
 
 // metrics of the push path. Labels are type URLs only, never nodes.
@@ -16,13 +18,30 @@ type metrics struct {
 	resources metric.Int64Counter
 	nacks     metric.Int64Counter
 	ack       metric.Float64Histogram
+	// byType are the labels of the types we publish. To make them for every response
+	// costs more than to count it.
+	byType map[string]metric.MeasurementOption
+}
+
+func typeLabel(typeURL string) metric.MeasurementOption {
+	return metric.WithAttributeSet(attribute.NewSet(attribute.String("type", typeURL)))
+}
+
+func (m *metrics) label(typeURL string) metric.MeasurementOption {
+	if known := m.byType[typeURL]; known != nil {
+		return known
+	}
+	return typeLabel(typeURL)
 }
 
 func newMetrics(m metric.Meter) *metrics {
 	if m == nil {
 		m = noop.Meter{}
 	}
-	var out metrics
+	out := metrics{byType: make(map[string]metric.MeasurementOption)}
+	for _, typeURL := range xds.Pushed() {
+		out.byType[typeURL] = typeLabel(typeURL)
+	}
 	var errs [5]error
 	out.open, errs[0] = m.Int64UpDownCounter("outrigger.xds.streams", metric.WithUnit("{stream}"), metric.WithDescription("Open ADS streams"))
 	out.responses, errs[1] = m.Int64Counter("outrigger.xds.responses", metric.WithUnit("{response}"), metric.WithDescription("Discovery responses sent, by type"))
@@ -40,13 +59,13 @@ func newMetrics(m metric.Meter) *metrics {
 func (m *metrics) streams(ctx context.Context, n int64) { m.open.Add(ctx, n) }
 
 func (m *metrics) response(ctx context.Context, typeURL string, resources int) {
-	by := metric.WithAttributes(attribute.String("type", typeURL))
+	by := m.label(typeURL)
 	m.responses.Add(ctx, 1, by)
 	m.resources.Add(ctx, int64(resources), by)
 }
 
 func (m *metrics) nacked(ctx context.Context, typeURL string) {
-	m.nacks.Add(ctx, 1, metric.WithAttributes(attribute.String("type", typeURL)))
+	m.nacks.Add(ctx, 1, m.label(typeURL))
 }
 
 func (m *metrics) settled(ctx context.Context, d time.Duration) { m.ack.Record(ctx, d.Seconds()) }

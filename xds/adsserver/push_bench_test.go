@@ -55,7 +55,7 @@ func benchmarkPush(b *testing.B, streams, models int) {
 		b.Fatal(err)
 	}
 	lis := bufconn.Listen(1 << 20)
-	gs := grpc.NewServer()
+	gs := grpc.NewServer(adsserver.TransportOptions()...)
 	srv.Register(gs)
 	go func() { _ = gs.Serve(lis) }()
 	defer gs.Stop()

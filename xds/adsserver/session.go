@@ -2,11 +2,13 @@ package adsserver
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/genproto/googleapis/rpc/status"
 
 	"github.com/outrigger-mesh/outrigger"
@@ -37,6 +39,10 @@ type session struct {
 	delta bool
 	node  outrigger.Node
 	group *group
+
+	// wire is the bytes of the response being sent, if other streams send the same; nil
+	// if not. Only the stream's own goroutine uses it.
+	wire []byte
 
 	mu     sync.Mutex
 	closed bool
@@ -89,8 +95,24 @@ type typeSub struct {
 // response remembers what went out under a nonce.
 type response struct {
 	nonce string
-	names []string
-	state *typeState // nil if nobody publishes the type
+	// What was sent, one of both: slices that other streams may share.
+	names     []string
+	resources []*discovery.Resource
+	state     *typeState // nil if nobody publishes the type
+}
+
+// each yields the names of what was sent.
+func (r *response) each(yield func(string) bool) {
+	for _, name := range r.names {
+		if !yield(name) {
+			return
+		}
+	}
+	for _, x := range r.resources {
+		if !yield(x.GetName()) {
+			return
+		}
+	}
 }
 
 // identify resolves the node of the first request and registers the session. Errors
@@ -283,10 +305,10 @@ func (s *session) recordSent() {
 }
 
 // built finishes the making of a response; sent adds the nonce the stock server chose.
-func (s *session) built(t *typeSub, next *typeState, names []string) {
-	t.base, t.over, t.force = next, nil, nil
+func (s *session) built(t *typeSub, r response) {
+	t.base, t.over, t.force = r.state, nil, nil
 	t.fired, t.answered = false, true
-	t.building = response{names: names, state: next}
+	t.building = r
 }
 
 func (s *session) sent(typeURL, nonce string) {
@@ -309,7 +331,7 @@ func (s *session) answer(t *typeSub, nonce string, detail *status.Status) {
 			continue
 		}
 		s.open -= i + 1
-		t.pending = append(t.pending[:0], t.pending[i+1:]...)
+		t.pending = slices.Delete(t.pending, 0, i+1) // which clears what it frees
 		t.lastSeen = nonce
 		if detail != nil {
 			s.reject(t, r, detail.GetMessage())
@@ -329,18 +351,18 @@ func (s *session) reject(t *typeSub, r response, message string) {
 		message = strings.ToValidUTF8(message[:maxNackText], "")
 	}
 	if t.rejected == nil {
-		t.rejected = make(map[string]struct{}, len(r.names))
+		t.rejected = make(map[string]struct{})
 	}
 	if t.kept == nil {
-		t.kept = make(map[string]*entry, len(r.names))
+		t.kept = make(map[string]*entry)
 	}
-	for _, name := range r.names {
+	for name := range r.each {
 		t.rejected[name] = struct{}{}
 		if _, before := t.kept[name]; !before {
 			t.kept[name] = t.acked.entry(name)
 		}
 	}
-	t.nack = &Nack{Type: t.typeURL, Resource: blamed(r.names, message), Message: message, At: time.Now()}
+	t.nack = &Nack{Type: t.typeURL, Resource: blamed(slices.Collect(r.each), message), Message: message, At: time.Now()}
 	s.recordNack()
 	s.srv.metrics.nacked(s.ctx, t.typeURL)
 	s.srv.log.Warn("client rejected resources", "node", s.node.ID, "type", t.typeURL,

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/bits"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -45,6 +46,11 @@ type typeState struct {
 	fromID  uint64
 	changed []*discovery.Resource
 	removed []string
+
+	// The responses that say all, and that say the change, without a nonce: marshalled by
+	// the first stream that sends them.
+	allOnce, changeOnce sync.Once
+	allWire, changeWire []byte
 }
 
 // versionOf is "" for a name that is not there, and for a nil state.
@@ -72,7 +78,8 @@ type generation struct {
 	serial   uint64 // counts the pushes of the group from 1; 0 before it is served
 	at       time.Time
 	types    map[string]*typeState
-	waiting  atomic.Int64 // streams that hold back its second step; see retain.go
+	owing    bool         // it retains what a second step drops; see retain.go
+	waiting  atomic.Int64 // streams that hold back its second step
 }
 
 // same reports whether two generations serve the same resources.

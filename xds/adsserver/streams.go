@@ -37,7 +37,7 @@ func (a *ads) DeltaAggregatedResources(st discovery.AggregatedDiscoveryService_D
 	defer a.srv.done(s)
 	w := &watcher{s}
 	srv := deltasrv.NewServer(st.Context(), w, deltaCallbacks{s}, deltasrv.DeactivateLegacyWildcardForTypes(namedOnly()))
-	return status.ToGRPC(srv.DeltaStreamHandler(st, ""))
+	return status.ToGRPC(srv.DeltaStreamHandler(deltaStream{st, s}, ""))
 }
 
 // StreamAggregatedResources serves gRPC clients. Ordered: one channel per stream, so
@@ -80,7 +80,7 @@ func (w *watcher) CreateDeltaWatch(req *cache.DeltaRequest, sub cache.Subscripti
 	}
 	// At most one handle per type is in the channel (fired), its capacity is twenty and
 	// the stock loop empties it before every request, so this never blocks.
-	return s.arm(t, func() { out <- &deltaHandle{s: s, t: t, req: req} }, due)
+	return s.arm(t, func() { out <- &deltaHandle{s: s, t: t} }, due)
 }
 
 // CreateWatch handles one state-of-the-world request.
@@ -138,9 +138,8 @@ func (s *session) canAnswerSotw(t *typeSub) bool {
 
 // deltaHandle is a response that is computed when the stream's goroutine sends it.
 type deltaHandle struct {
-	s   *session
-	t   *typeSub
-	req *discovery.DeltaDiscoveryRequest
+	s *session
+	t *typeSub
 }
 
 // GetDeltaDiscoveryResponse is called exactly once per handle by the stock server.
@@ -148,8 +147,11 @@ func (h *deltaHandle) GetDeltaDiscoveryResponse() (*discovery.DeltaDiscoveryResp
 	return h.s.buildDelta(h.t), nil
 }
 
-// GetDeltaRequest returns the request whose watch fired.
-func (h *deltaHandle) GetDeltaRequest() *discovery.DeltaDiscoveryRequest { return h.req }
+// GetDeltaRequest returns what the stock server reads of the request whose watch fired:
+// its type. The request itself, with the versions a client came back with, is not kept.
+func (h *deltaHandle) GetDeltaRequest() *discovery.DeltaDiscoveryRequest {
+	return &discovery.DeltaDiscoveryRequest{TypeUrl: h.t.typeURL}
+}
 
 // GetSystemVersion is part of the interface and unused by the stock server.
 func (h *deltaHandle) GetSystemVersion() (string, error) { return "", nil }

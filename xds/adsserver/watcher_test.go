@@ -31,6 +31,23 @@ func publishModel(t testing.TB, srv *Server, position uint64, requests uint32) {
 	}
 }
 
+// publishVersions publishes one model of these versions; all buckets go to the first.
+func publishVersions(t testing.TB, srv *Server, position uint64, names ...string) {
+	t.Helper()
+	m := policy.Model{Name: "chat", Salt: "s", Unit: experiments.UnitUser, MaxAttempts: 1,
+		Arms: []policy.Arm{{Name: "only", Version: names[0], Ranges: []experiments.Range{{End: experiments.Buckets}}}}}
+	for _, name := range names {
+		m.Versions = append(m.Versions, policy.Version{Name: name})
+	}
+	res, err := translate.Encode(&policy.Policy{Position: position, Models: []policy.Model{m}}, translate.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := srv.Publish(DefaultGroup, res, position); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // The ordered stock loop throws a waiting response away when a request of its type
 // arrives first (processAllExcept). The stream must not wait for it forever. The stock
 // loop is played by hand here, because that race cannot be forced from outside:
