@@ -82,6 +82,8 @@ var doors = []struct {
 	{"crypto/tls", []string{"internal/identity"}},
 	{"crypto/x509", []string{"internal/identity"}},
 	{"github.com/charmbracelet/bubbletea", []string{"cmd/outrigger"}},
+	{"gocloud.dev", []string{"control/artifacts"}},
+	{"github.com/aws", []string{"control/artifacts"}},
 	{"github.com/spf13/cobra", []string{"cmd/outrigger"}},
 	{"github.com/openai/openai-go/v3", []string{"cmd/outrigger"}},
 	{"github.com/google/nftables", []string{"proxy/intercept/netfilter"}},

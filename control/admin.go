@@ -60,7 +60,8 @@ func (a *admin) evidence(rollout string) []*pb.Evidence { return a.monitor.Evide
 
 // modelPB shows a model with the split in force.
 func (a *admin) modelPB(m *facts.Model) *pb.Model {
-	out := &pb.Model{Name: m.Name, Aliases: m.Aliases, Unit: string(m.Unit), WeightEpoch: m.WeightEpoch, MaxAttempts: m.MaxAttempts}
+	out := &pb.Model{Name: m.Name, Aliases: m.Aliases, Unit: string(m.Unit), WeightEpoch: m.WeightEpoch, MaxAttempts: m.MaxAttempts,
+		Description: m.Description, Tags: m.Tags, Cost: m.Cost, CreatedAt: wire.TimePB(m.CreatedAt), ChangedAt: wire.TimePB(m.TouchedAt)}
 	for i := range m.Versions {
 		out.Versions = append(out.Versions, a.versionPB(m.Name, &m.Versions[i]))
 	}
@@ -83,11 +84,12 @@ func (a *admin) versionPB(model string, v *facts.Version) *pb.ModelVersion {
 	s := a.monitor.VersionStats(model, v.Name)
 	stats := s.Lifetime.PB()
 	if s.Window.Requests > 0 {
-		stats.P50Ms, stats.P99Ms = s.Window.P50, s.Window.P99
+		stats.P50Ms, stats.P95Ms, stats.P99Ms = s.Window.P50, s.Window.P95, s.Window.P99
 	}
 	out := &pb.ModelVersion{Version: v.Name, UpstreamModel: v.Upstream, Metadata: v.Metadata, State: v.State,
 		RegisteredAt: wire.TimePB(v.RegisteredAt), Stats: stats, Number: v.Number, Digest: v.Digest, Parameters: v.Parameters,
-		Pins: v.Pins, Parents: v.Parents, Artifact: v.Artifact, Reason: v.Reason}
+		Pins: v.Pins, Parents: v.Parents, Artifact: v.Artifact, Reason: v.Reason, Description: v.Description, Tags: v.Tags,
+		ShadowWeight: v.Shadow, ChangedAt: wire.TimePB(v.ChangedAt)}
 	for _, e := range v.Endpoints {
 		out.Endpoints = append(out.Endpoints, &pb.Endpoint{Address: e.Address, Region: e.Region, Weight: e.Weight})
 	}

@@ -33,12 +33,12 @@ type guard struct {
 func needs(name string) authz.Role {
 	switch name {
 	case "GetModel", "ListModels", "ServedAt", "ListExperiments", "ExperimentResults", "GetRollout", "ListRollouts",
-		"PlanRollout", "GetDeployment", "ListRegions", "ListAlerts", "Audit", "Status",
+		"PlanRollout", "GetDeployment", "ModelMetrics", "GetArtifact", "ListArtifacts", "ListRegions", "ListAlerts", "Audit", "Status",
 		"XdsStatus", "XdsConfig", "XdsDiff", "XdsPushLog", "XdsExplain", "XdsLoad",
 		"FetchClientStatus", "StreamClientStatus",
 		"ListSessions", "GetSession", "ListVariables", "GetVariable", "GetHistory":
 		return authz.Viewer
-	case "RegisterModelVersion", "SetModelVersionState", "CreateExperiment", "SetExperimentState", "PlanExperiment",
+	case "RegisterModelVersion", "SetModelVersionState", "CreateModel", "AnnotateModel", "PutArtifact", "CreateExperiment", "SetExperimentState", "PlanExperiment",
 		"StartRollout", "AdvanceRollout", "AbortRollout", "HoldRollout", "ResumeRollout", "ApproveRollout", "RetryRollout", "RollbackRollout",
 		"BreakGlass", "SilenceAlert", "RecordOutcomes",
 		"CreateSession", "DeleteSession", "SetVariable", "DeleteVariable", "RollbackVariable":

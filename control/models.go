@@ -2,8 +2,10 @@ package control
 
 import (
 	"context"
+	"strconv"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/outrigger-mesh/outrigger"
@@ -12,6 +14,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/control/facts"
 	"github.com/outrigger-mesh/outrigger/deploy/models"
 	"github.com/outrigger-mesh/outrigger/experiments"
+	"github.com/outrigger-mesh/outrigger/internal/expr"
 	"github.com/outrigger-mesh/outrigger/internal/wire"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
@@ -21,11 +24,22 @@ import (
 // for a rollout, an experiment or an alias. Registering a version again is Exists, unless
 // it is the same request (same request_id), which answers as the first time.
 func (a *admin) RegisterModelVersion(ctx context.Context, r *pb.RegisterModelVersionRequest) (*pb.Model, error) {
+	named := r.GetVersion() != ""
+	if !named {
+		r = proto.CloneOf(r)
+		r.Version = "1" // what is checked; the number is known when it is decided
+	}
 	if err := checkRegistration(r); err != nil {
 		return nil, err
 	}
 	f, err := a.change(ctx, r.GetActor(), r.GetRequestId(), func(f *facts.Facts) ([]eventlog.Write, error) {
 		m := f.Model(r.GetModel())
+		if !named {
+			if v := registeredBy(m, r.GetRequestId()); v != nil {
+				return nil, nil // the same request again
+			}
+			r.Version = nextName(m)
+		}
 		switch {
 		case m == nil && len(f.Models()) >= MaxModels:
 			return nil, outrigger.Errorf(outrigger.Exhausted, "there are %d models, the limit is %d", len(f.Models()), MaxModels)
@@ -43,13 +57,37 @@ func (a *admin) RegisterModelVersion(ctx context.Context, r *pb.RegisterModelVer
 		events := []*pb.Event{{Payload: &pb.Event_ModelVersionRegistered{ModelVersionRegistered: &pb.ModelVersionRegistered{
 			Version: r.GetVersion(), UpstreamModel: r.GetUpstreamModel(), Endpoints: r.GetEndpoints(), Metadata: r.GetMetadata(),
 			Parameters: r.GetParameters(), Pins: r.GetPins(), Parents: r.GetParents(), Artifact: r.GetArtifact(), Digest: registered(r).Digest()}}}}
-		if m == nil || len(m.Versions) == 0 {
+		if (m == nil || len(m.Versions) == 0) && len(r.GetEndpoints()) > 0 {
 			events = append(events, versionState(r.GetVersion(), facts.Production, "first version"),
 				aliasMoved(facts.Champion, "", r.GetVersion()))
 		}
 		return []eventlog.Write{toModel(f, r.GetModel(), events...)}, nil
 	})
 	return a.modelReply(f, err, r.GetModel())
+}
+
+// registeredBy finds the version that a request registered before, nil if there is none.
+func registeredBy(m *facts.Model, requestID string) *facts.Version {
+	if m == nil || requestID == "" {
+		return nil
+	}
+	for i := range m.Versions {
+		if m.Versions[i].RequestID == requestID {
+			return &m.Versions[i]
+		}
+	}
+	return nil
+}
+
+// nextName is the number of the next version, or of the first after it that no version has
+// as its name.
+func nextName(m *facts.Model) string {
+	n := 1
+	if m != nil {
+		for n = len(m.Versions) + 1; m.Version(strconv.Itoa(n)) != nil; n++ {
+		}
+	}
+	return strconv.Itoa(n)
 }
 
 // registered is the content a registration asks for.
@@ -80,8 +118,8 @@ func checkParents(f *facts.Facts, r *pb.RegisterModelVersionRequest) error {
 	return nil
 }
 
-// ConfigureModel sets what is randomised, how long a request may take and how often it is
-// tried. Zero fields stay as they are.
+// ConfigureModel sets what is randomised, how long a request may take, how often it is
+// tried and what it costs. Zero fields stay as they are.
 func (a *admin) ConfigureModel(ctx context.Context, r *pb.ConfigureModelRequest) (*pb.Model, error) {
 	switch experiments.Unit(r.GetUnit()) {
 	case "", experiments.UnitUser, experiments.UnitSession, experiments.UnitRequest:
@@ -95,12 +133,17 @@ func (a *admin) ConfigureModel(ctx context.Context, r *pb.ConfigureModelRequest)
 	if timeout > policy.MaxDuration {
 		return nil, invalid("timeout_ms is %d, allowed is 1..%d, or 0 to leave it", r.GetTimeoutMs(), policy.MaxDuration.Milliseconds())
 	}
+	if r.GetCost() != "" {
+		if _, err := expr.CompileFormula(r.GetCost(), costNames()); err != nil {
+			return nil, err
+		}
+	}
 	f, err := a.change(ctx, r.GetActor(), "", func(f *facts.Facts) ([]eventlog.Write, error) {
 		m, err := model(f, r.GetModel())
 		if err != nil {
 			return nil, err
 		}
-		next := &pb.ModelConfigured{Unit: r.GetUnit(), MaxAttempts: r.GetMaxAttempts()}
+		next := &pb.ModelConfigured{Unit: r.GetUnit(), MaxAttempts: r.GetMaxAttempts(), Cost: r.Cost}
 		if timeout > 0 {
 			next.Timeout = durationpb.New(timeout)
 		}
@@ -124,33 +167,61 @@ func underTest(m *facts.Model) string {
 }
 
 // SetModelVersionState moves a version between states by hand. "candidate" is set by
-// rollouts only. To production promotes at once: the version becomes the champion.
+// rollouts only. To production promotes at once: the version becomes the champion. A
+// shadow gets copies of requests of the share of units that shadow_weight says, none by
+// default; given again, the share changes.
 func (a *admin) SetModelVersionState(ctx context.Context, r *pb.SetModelVersionStateRequest) (*pb.Model, error) {
 	if err := checkReason(r.GetReason()); err != nil {
 		return nil, err
 	}
-	f, err := a.change(ctx, r.GetActor(), "", func(f *facts.Facts) ([]eventlog.Write, error) {
-		m, v, err := version(f, r.GetModel(), r.GetVersion())
-		if err != nil {
-			return nil, err
-		}
-		if v.State == r.GetState() {
-			return nil, nil
-		}
+	if w := r.GetShadowWeight(); w > experiments.Buckets || w > 0 && r.GetState() != facts.Shadow {
+		return nil, invalid("shadow_weight is %d with state %q; allowed is 0..%d, and above 0 with state shadow only", w, r.GetState(), experiments.Buckets)
+	}
+	if r.GetRetireReplaced() && r.GetState() != facts.Production {
+		return nil, invalid("retire_replaced is true with state %q; it goes with production", r.GetState())
+	}
+	f, err := a.change(ctx, r.GetActor(), "", func(f *facts.Facts) ([]eventlog.Write, error) { return enter(f, r) })
+	return a.modelReply(f, err, r.GetModel())
+}
+
+// enter decides a change of state by hand.
+func enter(f *facts.Facts, r *pb.SetModelVersionStateRequest) ([]eventlog.Write, error) {
+	m, v, err := version(f, r.GetModel(), r.GetVersion())
+	if err != nil {
+		return nil, err
+	}
+	if v.State == r.GetState() && v.Shadow == r.GetShadowWeight() {
+		return nil, nil
+	}
+	if v.State != r.GetState() {
 		if err := mayEnter(f, m, v, r.GetState()); err != nil {
 			return nil, err
 		}
-		events := []*pb.Event{versionState(v.Name, r.GetState(), r.GetReason())}
-		if r.GetState() == facts.Production && m.Aliases[facts.Champion] != v.Name {
+	}
+	if r.GetShadowWeight() > 0 && len(v.Endpoints) == 0 {
+		return nil, locked("version %q of model %q has no endpoint and cannot answer copies of requests; register one that has", v.Name, m.Name)
+	}
+	state := versionState(v.Name, r.GetState(), r.GetReason())
+	state.GetModelVersionState().ShadowWeight = r.GetShadowWeight()
+	events := []*pb.Event{state}
+	if r.GetState() == facts.Production {
+		if r.GetRetireReplaced() {
+			for i := range m.Versions {
+				if o := &m.Versions[i]; o.State == facts.Production && o.Name != v.Name {
+					// It left production with the event before, and retires from registered.
+					events = append(events, versionState(o.Name, facts.Retired, "replaced by "+v.Name))
+				}
+			}
+		}
+		if m.Aliases[facts.Champion] != v.Name {
 			events = append(events, aliasMoved(facts.Champion, m.Aliases[facts.Champion], v.Name))
 		}
-		writes := []eventlog.Write{toModel(f, m.Name, events...)}
-		if v.State == facts.Quarantined {
-			writes = append(writes, clearAlerts(f, m.Name, v.Name)...)
-		}
-		return writes, nil
-	})
-	return a.modelReply(f, err, r.GetModel())
+	}
+	writes := []eventlog.Write{toModel(f, m.Name, events...)}
+	if v.State == facts.Quarantined {
+		writes = append(writes, clearAlerts(f, m.Name, v.Name)...)
+	}
+	return writes, nil
 }
 
 // mayEnter applies the rules of states set by hand.
@@ -166,6 +237,9 @@ func mayEnter(f *facts.Facts, m *facts.Model, v *facts.Version, state string) er
 	}
 	switch state {
 	case facts.Production:
+		if len(v.Endpoints) == 0 && othersServe(m, v) {
+			return locked("version %q of model %q has no endpoint and cannot take over from versions that answer; register one that has", v.Name, m.Name)
+		}
 		return mayPromote(m)
 	case facts.Registered:
 		if m.Aliases[facts.Champion] == v.Name && v.Servable() {
@@ -218,8 +292,11 @@ func (a *admin) MoveAlias(ctx context.Context, r *pb.MoveAliasRequest) (*pb.Mode
 		if from == v.Name {
 			return nil, nil
 		}
-		if !v.Servable() {
+		switch {
+		case v.State == facts.Quarantined || v.State == facts.Retired:
 			return nil, locked("version %q of model %q is %s; set it to registered first", v.Name, m.Name, v.State)
+		case len(v.Endpoints) == 0 && othersServe(m, v):
+			return nil, locked("version %q of model %q has no endpoint and cannot take over from versions that answer; register one that has", v.Name, m.Name)
 		}
 		events := []*pb.Event{aliasMoved(r.GetAlias(), from, v.Name)}
 		switch r.GetAlias() {

@@ -64,6 +64,7 @@ import (
 
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/control/artifacts"
 	"github.com/outrigger-mesh/outrigger/control/checks"
 	"github.com/outrigger-mesh/outrigger/control/compile"
 	"github.com/outrigger-mesh/outrigger/control/dashboard"
@@ -114,6 +115,9 @@ type Options struct {
 	// AllowExec lets automated_test gates run commands on this machine. Off by default:
 	// whoever may start a rollout could run anything.
 	AllowExec bool
+	// Artifacts keeps the files of model versions; nil = there is no such store. The Server
+	// does not close it.
+	Artifacts *artifacts.Store
 	// GlassFile is where emergency kills are kept until the log has them; "" = in memory.
 	GlassFile string
 	// Monitor, ADS and Variables tune the parts; what the Server wires itself (logs,
@@ -318,6 +322,11 @@ func (s *Server) Handler() http.Handler {
 	api := http.NewServeMux()
 	rest.Register(api, slices.Concat(rest.AdminRoutes(s.admin), rest.DeliveryRoutes(s.delivery), rest.VariableRoutes(s.vars.WithTokens()), rest.OutcomeRoutes(s.trials.Record)), s.guard.begin)
 	api.Handle("POST /v1/metrics", s.otlp)
+	if s.opts.Artifacts != nil {
+		h := s.opts.Artifacts.Handler(s.guard.begin)
+		api.Handle("/v1/artifacts", h)
+		api.Handle("/v1/artifacts/", h)
+	}
 	api.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
 		status.WriteHTTP(w, outrigger.Errorf(outrigger.NotFound, "%s %s not found", r.Method, r.URL.Path))
 	})

@@ -88,6 +88,9 @@ func checkRegistration(r *pb.RegisterModelVersionRequest) error {
 	if err := c.CheckExpected(r.GetDigest()); err != nil {
 		return err
 	}
+	if r.GetWithoutEndpoints() && len(r.GetEndpoints()) == 0 {
+		return nil
+	}
 	return checkEndpoints(r.GetEndpoints())
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,6 +22,7 @@ import (
 
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/control"
+	"github.com/outrigger-mesh/outrigger/control/artifacts"
 	"github.com/outrigger-mesh/outrigger/control/eventlog/pebble"
 	"github.com/outrigger-mesh/outrigger/control/monitor"
 	"github.com/outrigger-mesh/outrigger/control/variables"
@@ -48,6 +50,7 @@ type controlFlags struct {
 	consul             string
 	consulTokenFile    string
 	deployment         string
+	artifacts          string
 	allowExec          bool
 	deadMan            time.Duration
 	tick               time.Duration
@@ -77,6 +80,7 @@ REST and the status page.`}
 	f.StringVar(&c.consul, "consul", "", "address of the Consul agent; registers this region and follows the others")
 	f.StringVar(&c.consulTokenFile, "consul-token-file", "", "file with the Consul ACL token")
 	f.StringVar(&c.deployment, "deployment", "", "deployment plan that rollouts follow which name no phases; looked at every 2 s, a bad file changes nothing")
+	f.StringVar(&c.artifacts, "artifacts", "", "store of model artifacts, file:///DIRECTORY or s3://BUCKET?region=… (default: the directory artifacts in --data)")
 	f.BoolVar(&c.allowExec, "allow-exec-checks", false, "let gates of rollouts run programs on this machine")
 	f.DurationVar(&c.deadMan, "dead-man", 10*time.Second, "how long a cut-off sidecar may go on serving a candidate")
 	f.DurationVar(&c.tick, "monitor-tick", time.Second, "how often evidence is weighed; failures are weighed at once")
@@ -174,8 +178,13 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 	if err != nil {
 		return configError{err}
 	}
+	store, err := c.openArtifacts(p)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
 	s, err := control.New(control.Options{
-		Log: log, AdminToken: token, Access: access.policy, Hosts: c.hosts, DeadMan: c.deadMan, AllowExec: c.allowExec, GlassFile: filepath.Join(c.data, "emergency.json"), Late: c.late, Regions: topo.view, Metrics: p.tel.Handler(),
+		Log: log, Artifacts: store, AdminToken: token, Access: access.policy, Hosts: c.hosts, DeadMan: c.deadMan, AllowExec: c.allowExec, GlassFile: filepath.Join(c.data, "emergency.json"), Late: c.late, Regions: topo.view, Metrics: p.tel.Handler(),
 		Region:    &pb.Region{Name: c.region, Gateway: c.gateway, Latitude: c.latitude, Longitude: c.longitude},
 		Variables: variables.Options{SessionKeys: keys.Keys},
 		Monitor:   monitor.Options{Tick: c.tick}, Logger: p.log, Meter: p.tel.Meter("control")})
@@ -198,6 +207,23 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 		return err
 	}
 	return p.wait()
+}
+
+// openArtifacts opens the store of model artifacts.
+func (c *controlFlags) openArtifacts(p *process) (*artifacts.Store, error) {
+	at := c.artifacts
+	if at == "" {
+		dir, err := filepath.Abs(filepath.Join(c.data, "artifacts"))
+		if err != nil {
+			return nil, err
+		}
+		at = (&url.URL{Scheme: "file", Path: dir}).String()
+	}
+	store, err := artifacts.Open(p.ctx, at, artifacts.Options{Logger: p.log})
+	if err != nil {
+		return nil, configError{fmt.Errorf("--artifacts: %w", err)}
+	}
+	return store, nil
 }
 
 // sessionKeys are the keys of session tokens: those of the file named, else the data

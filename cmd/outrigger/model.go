@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,7 +24,7 @@ func durationPB(d time.Duration) *durationpb.Duration { return durationpb.New(d)
 func modelCommand(g *globals) *cobra.Command {
 	cmd := group("model", "Register model versions and move aliases")
 	c := addClientFlags(cmd, g)
-	cmd.AddCommand(modelRegister(c), modelAlias(c), modelState(c), modelVersions(c), modelServedAt(c),
+	cmd.AddCommand(modelRegister(c), modelAlias(c), modelState(c), modelVersions(c), modelServedAt(c), modelUnalias(c), modelConfigure(c), modelMetrics(c), modelArtifact(c),
 		&cobra.Command{Use: "list", Short: "List models with their versions", Args: exactArgs(),
 			RunE: c.verb(false, func(ctx context.Context, cl *client, _ []string) error {
 				r, err := cl.admin.ListModels(ctx, &pb.ListRequestAll{})
@@ -131,11 +132,17 @@ func modelAlias(c *clientFlags) *cobra.Command {
 
 func modelState(c *clientFlags) *cobra.Command {
 	var reason string
+	var mirror float64
 	cmd := &cobra.Command{Use: "state MODEL VERSION STATE", Short: "Set a version's state: registered, validated, shadow, production, quarantined, retired",
 		Args: exactArgs("MODEL", "VERSION", "STATE")}
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit")
+	cmd.Flags().Float64Var(&mirror, "mirror", 0, "percent of the units whose requests a shadow gets copies of, in steps of 0.01; only for models whose requests may be made twice")
 	cmd.RunE = c.verb(false, func(ctx context.Context, cl *client, args []string) error {
-		m, err := cl.admin.SetModelVersionState(ctx, &pb.SetModelVersionStateRequest{Model: args[0], Version: args[1], State: args[2], Reason: reason, Actor: c.actor})
+		if !(mirror >= 0 && mirror <= 100) {
+			return usageError{fmt.Errorf("--mirror is %v; give 0 to 100", mirror)}
+		}
+		m, err := cl.admin.SetModelVersionState(ctx, &pb.SetModelVersionStateRequest{Model: args[0], Version: args[1], State: args[2], Reason: reason, Actor: c.actor,
+			ShadowWeight: uint32(math.Round(mirror * 100))})
 		if err != nil {
 			return err
 		}

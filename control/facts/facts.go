@@ -61,6 +61,7 @@ const (
 const (
 	Registered  = string(models.Registered)  // known; serves nothing unless an experiment arm or alias names it
 	Production  = string(models.Production)  // the champion
+	Shadow      = string(models.Shadow)      // answers copies of requests, which nobody sees
 	Candidate   = string(models.Candidate)   // being rolled out
 	Quarantined = string(models.Quarantined) // rolled back; serves nothing until cleared by hand
 	Retired     = string(models.Retired)     // serves nothing
@@ -113,6 +114,13 @@ type Model struct {
 	// Timeout and MaxAttempts are 0 when not configured.
 	Timeout     time.Duration
 	MaxAttempts uint32
+	// Description and Tags decide nothing and may change; Cost is the formula of what a
+	// version costs, empty if there is none.
+	Description string
+	Tags        map[string]string
+	Cost        string
+	// CreatedAt and TouchedAt are the times of the first and the last event about it.
+	CreatedAt, TouchedAt time.Time
 	// Rollout is the id of the rollout that has not ended, Experiment the name of the
 	// running experiment; empty if none.
 	Rollout    string
@@ -143,6 +151,21 @@ type Version struct {
 	Pins       map[string]int32
 	Parents    []string
 	Artifact   string
+
+	// Shadow is the share, in parts of experiments.Buckets, of the units whose requests a
+	// shadow gets copies of; 0 in every other state.
+	Shadow uint32
+	// Description and Tags decide nothing and may change. ChangedAt is when they or the
+	// state last did.
+	Description string
+	Tags        map[string]string
+	ChangedAt   time.Time
+}
+
+// Catalogued reports whether the model is only written down: none of its versions could
+// ever answer, because none has an endpoint.
+func (m *Model) Catalogued() bool {
+	return !slices.ContainsFunc(m.Versions, func(v Version) bool { return len(v.Endpoints) > 0 })
 }
 
 // Content is what the version's digest covers.
@@ -300,6 +323,9 @@ func Apply(f *Facts, e *pb.Event) *Facts {
 		reason = d.aliasMoved(p.AliasMoved)
 	case *pb.Event_ModelConfigured:
 		reason = d.modelConfigured(p.ModelConfigured)
+	case *pb.Event_ModelAnnotated:
+		reason = d.modelAnnotated(p.ModelAnnotated)
+		push = false
 	case *pb.Event_ExperimentChanged:
 		reason = d.experimentChanged(p.ExperimentChanged)
 	case *pb.Event_RolloutStarted, *pb.Event_RolloutAdvanced, *pb.Event_RollbackStarted,

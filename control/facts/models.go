@@ -34,7 +34,10 @@ func (d *draft) edit(name string, edit func(*Model) string) string {
 	if why := edit(next); why != "" {
 		return why
 	}
-	next.ChangedAt = d.event.GetPosition()
+	next.ChangedAt, next.TouchedAt = d.event.GetPosition(), d.at()
+	if next.CreatedAt.IsZero() {
+		next.CreatedAt = d.at()
+	}
 	d.resplit(next)
 	d.models = with(d.models, name, next)
 	return ""
@@ -46,7 +49,7 @@ func (d *draft) versionRegistered(p *pb.ModelVersionRegistered) string {
 			return fmt.Sprintf("version %q of model %q is registered already or has no name", p.GetVersion(), m.Name)
 		}
 		v := Version{Name: p.GetVersion(), Upstream: p.GetUpstreamModel(), Metadata: p.GetMetadata(),
-			State: Registered, RegisteredAt: d.at(), RequestID: d.event.GetRequestId(), Number: int32(len(m.Versions) + 1),
+			State: Registered, RegisteredAt: d.at(), ChangedAt: d.at(), RequestID: d.event.GetRequestId(), Number: int32(len(m.Versions) + 1),
 			Parameters: p.GetParameters(), Pins: p.GetPins(), Parents: p.GetParents(), Artifact: p.GetArtifact(), Digest: p.GetDigest()}
 		if v.Upstream == "" {
 			v.Upstream = m.Name
@@ -68,8 +71,43 @@ func (d *draft) versionState(p *pb.ModelVersionState) string {
 			return fmt.Sprintf("model %q has no version %q", m.Name, p.GetVersion())
 		}
 		m.setState(p.GetVersion(), p.GetState(), p.GetReason())
+		v := m.Version(p.GetVersion())
+		v.ChangedAt = d.at()
+		if p.GetState() == Shadow {
+			v.Shadow = min(p.GetShadowWeight(), experiments.Buckets)
+		}
 		return ""
 	})
+}
+
+// modelAnnotated changes descriptions and tags, and makes a model that is not there.
+func (d *draft) modelAnnotated(p *pb.ModelAnnotated) string {
+	return d.editModel(func(m *Model) string {
+		if p.GetVersion() == "" {
+			m.Description, m.Tags = annotated(m.Description, m.Tags, p)
+			return ""
+		}
+		v := m.Version(p.GetVersion())
+		if v == nil {
+			return fmt.Sprintf("model %q has no version %q", m.Name, p.GetVersion())
+		}
+		v.Description, v.Tags = annotated(v.Description, v.Tags, p)
+		v.ChangedAt = d.at()
+		return ""
+	})
+}
+
+func annotated(description string, tags map[string]string, p *pb.ModelAnnotated) (string, map[string]string) {
+	if p.Description != nil {
+		description = p.GetDescription()
+	}
+	next := make(map[string]string, len(tags)+len(p.GetSetTags()))
+	maps.Copy(next, tags)
+	maps.Copy(next, p.GetSetTags())
+	for _, k := range p.GetDeleteTags() {
+		delete(next, k)
+	}
+	return description, next
 }
 
 // setState keeps the rule that one version is in production: the one it replaces goes
@@ -79,7 +117,7 @@ func (m *Model) setState(version, state, reason string) {
 		v := &m.Versions[i]
 		switch {
 		case v.Name == version:
-			v.State, v.Reason = state, reason
+			v.State, v.Reason, v.Shadow = state, reason, 0
 		case state == Production && v.State == Production:
 			v.State, v.Reason = Registered, "replaced by "+version
 		}
@@ -110,6 +148,9 @@ func (d *draft) modelConfigured(p *pb.ModelConfigured) string {
 		}
 		if p.GetMaxAttempts() != 0 {
 			m.MaxAttempts = p.GetMaxAttempts()
+		}
+		if p.Cost != nil {
+			m.Cost = p.GetCost()
 		}
 		return ""
 	})

@@ -23,6 +23,8 @@ type cellKey struct {
 	// assigned tells units that the split put there from requests that came another way:
 	// without a unit, or moved from a version that could not serve.
 	assigned bool
+	// shadow: copies of requests, which are nobody's answers.
+	shadow bool
 }
 
 // cell counts the outcomes of one key.
@@ -63,7 +65,10 @@ type counts struct {
 	caches nodeCache // all nodes, also those forgotten
 }
 
-type versionKey struct{ model, version string }
+type versionKey struct {
+	model, version string
+	shadow         bool
+}
 
 func newCounts(opts Options) (*counts, error) {
 	if opts.MaxReporters < 1 || opts.MaxCells < 1 || opts.MaxUnits < 1 {
@@ -145,7 +150,7 @@ func (c *counts) cell(key cellKey, now time.Time) *cell {
 			if now.Sub(t.lastSeen) < cellIdle {
 				continue
 			}
-			c.goneBy(versionKey{k.model, k.version}).add(&t.lifetime)
+			c.goneBy(versionKey{k.model, k.version, k.shadow}).add(&t.lifetime)
 			delete(c.cells, k)
 		}
 	}

@@ -19,7 +19,8 @@
 // Distinct failed units are counted per cell (model, version, region, weight epoch, and
 // whether the split assigned them) once in 60 s. Failures without unit hashes count one by
 // one. Requests under the arms "unassigned" and "last-good" count for the totals of their
-// version and for no rollout: a sample is an assigned unit.
+// version and for no rollout: a sample is an assigned unit. Those under "shadow-copy" are
+// copies that a shadow version answered to nobody, and count apart.
 //
 // # Decisions
 //

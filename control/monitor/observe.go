@@ -58,7 +58,7 @@ func (m *Monitor) RequestsPerSecond(model string) float64 {
 	var sum totals
 	now := m.opts.Now()
 	for key, t := range m.counts.cells {
-		if key.model == model {
+		if key.model == model && !key.shadow {
 			t.window.addTo(&sum, now)
 		}
 	}

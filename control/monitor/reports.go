@@ -140,7 +140,7 @@ func (m *Monitor) parse(ctx context.Context, d *pb.Delta) (p parsed) {
 	}
 	p.lag = decode(d.GetCache().GetInvalidationLagSketch())
 	for _, o := range d.GetOutcomes() {
-		key := cellKey{o.GetModel(), o.GetVersion(), o.GetRegion(), o.GetWeightEpoch(), policy.Assigned(o.GetArm())}
+		key := cellKey{o.GetModel(), o.GetVersion(), o.GetRegion(), o.GetWeightEpoch(), policy.Assigned(o.GetArm()), o.GetArm() == policy.ArmShadow}
 		if err := key.check(o); err != nil {
 			m.drop(ctx, "cell", 1)
 			m.opts.Logger.Warn("report cell dropped", "reporter", d.GetReporter(), "error", err)
@@ -164,6 +164,9 @@ func (k cellKey) check(o *pb.OutcomeDelta) error {
 		if err := outrigger.CheckName("region", k.region); err != nil {
 			return err
 		}
+	}
+	if x := o.GetLatencySumMs(); !(x >= 0 && x < 1e18) {
+		return outrigger.Errorf(outrigger.Invalid, "latency_sum_ms of %s/%s is %v", k.model, k.version, x)
 	}
 	const most = 1 << 40 // a second's worth of anything; keeps sums from wrapping
 	if o.GetRequests() > most || o.GetFailures() > o.GetRequests() || o.GetCancelled() > o.GetRequests() ||

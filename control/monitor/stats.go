@@ -13,24 +13,37 @@ import (
 type Totals struct {
 	Requests, Failures, Cancelled, Attempts uint64 // logical requests; attempts upstream
 	TokensIn, TokensOut                     uint64
+	LatencySum                              float64 // milliseconds of all requests together
 	// Quantiles in milliseconds, within 1 %; 0 without data.
-	P50, P99         float64 // whole request
+	P50, P95, P99    float64 // whole request
 	TTFTP50, TTFTP99 float64 // time to first token
 }
 
 // PB returns the form of the admin API.
 func (t Totals) PB() *pb.VersionStats {
-	return &pb.VersionStats{Requests: t.Requests, Failures: t.Failures, Cancelled: t.Cancelled,
-		P50Ms: t.P50, P99Ms: t.P99, TokensOut: t.TokensOut}
+	out := &pb.VersionStats{Requests: t.Requests, Failures: t.Failures, Cancelled: t.Cancelled,
+		P50Ms: t.P50, P95Ms: t.P95, P99Ms: t.P99, TokensIn: t.TokensIn, TokensOut: t.TokensOut, TtftP50Ms: t.TTFTP50, TtftP99Ms: t.TTFTP99}
+	if t.Requests > 0 {
+		out.MeanMs = t.LatencySum / float64(t.Requests)
+	}
+	if ended := t.Requests - min(t.Requests, t.Cancelled); ended > 0 {
+		out.SuccessRate = 1 - float64(min(t.Failures, ended))/float64(ended)
+	}
+	return out
 }
 
-// Stats are the totals since this replica started and over the last minute.
-type Stats struct{ Lifetime, Window Totals }
+// Stats are the totals since this replica started and over the last Window: of requests
+// that callers got answers to, and of copies that nobody waits for.
+type Stats struct {
+	Lifetime, Window             Totals
+	ShadowLifetime, ShadowWindow Totals
+}
 
 // CellStats are the stats of one cell.
 type CellStats struct {
 	Model, Version, Region string
 	WeightEpoch            uint64
+	Shadow                 bool   // copies of requests, which callers do not see
 	Assigned               bool   // false: requests without a unit, or moved by a fallback; no evidence
 	FailedUnits            uint64 // distinct within each minute, since the start
 	Stats
@@ -47,7 +60,7 @@ func totalsOf(o outcome) totals {
 	d := o.delta
 	return totals{Totals: Totals{
 		Requests: d.GetRequests(), Failures: d.GetFailures(), Cancelled: d.GetCancelled(), Attempts: d.GetAttempts(),
-		TokensIn: d.GetTokensIn(), TokensOut: d.GetTokensOut()}, latency: o.latency, ttft: o.ttft}
+		TokensIn: d.GetTokensIn(), TokensOut: d.GetTokensOut(), LatencySum: d.GetLatencySumMs()}, latency: o.latency, ttft: o.ttft}
 }
 
 func (t *totals) add(o *totals) {
@@ -57,13 +70,14 @@ func (t *totals) add(o *totals) {
 	t.Attempts += o.Attempts
 	t.TokensIn += o.TokensIn
 	t.TokensOut += o.TokensOut
+	t.LatencySum += o.LatencySum
 	merge(&t.latency, o.latency)
 	merge(&t.ttft, o.ttft)
 }
 
 func (t *totals) snapshot() Totals {
 	out := t.Totals
-	out.P50, out.P99 = quantile(t.latency, .5), quantile(t.latency, .99)
+	out.P50, out.P95, out.P99 = quantile(t.latency, .5), quantile(t.latency, .95), quantile(t.latency, .99)
 	out.TTFTP50, out.TTFTP99 = quantile(t.ttft, .5), quantile(t.ttft, .99)
 	return out
 }
@@ -73,6 +87,9 @@ const (
 	slots       = 6
 	slotSeconds = 10
 )
+
+// Window is the span that Stats.Window covers at most; it is between 50 and 60 seconds.
+const Window = slots * slotSeconds * time.Second
 
 type window struct {
 	slot [slots]totals
@@ -151,17 +168,26 @@ func (m *Monitor) VersionStats(model, version string) Stats {
 	c := m.counts
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var life, recent totals
-	if t := c.gone[versionKey{model, version}]; t != nil {
+	var life, recent, shadowLife, shadowRecent totals
+	if t := c.gone[versionKey{model, version, false}]; t != nil {
 		life.add(t)
 	}
-	for k, t := range c.cells {
-		if k.model == model && k.version == version {
-			life.add(&t.lifetime)
-			t.window.addTo(&recent, now)
-		}
+	if t := c.gone[versionKey{model, version, true}]; t != nil {
+		shadowLife.add(t)
 	}
-	return Stats{life.snapshot(), recent.snapshot()}
+	for k, t := range c.cells {
+		if k.model != model || k.version != version {
+			continue
+		}
+		if k.shadow {
+			shadowLife.add(&t.lifetime)
+			t.window.addTo(&shadowRecent, now)
+			continue
+		}
+		life.add(&t.lifetime)
+		t.window.addTo(&recent, now)
+	}
+	return Stats{life.snapshot(), recent.snapshot(), shadowLife.snapshot(), shadowRecent.snapshot()}
 }
 
 // Cells returns the stats of every cell, sorted by model, version, region and epoch,
@@ -176,7 +202,7 @@ func (m *Monitor) Cells() []CellStats {
 		var recent totals
 		t.window.addTo(&recent, now)
 		out = append(out, CellStats{Model: k.model, Version: k.version, Region: k.region, WeightEpoch: k.epoch,
-			Assigned: k.assigned, FailedUnits: t.failed, Stats: Stats{t.lifetime.snapshot(), recent.snapshot()}})
+			Shadow: k.shadow, Assigned: k.assigned, FailedUnits: t.failed, Stats: Stats{Lifetime: t.lifetime.snapshot(), Window: recent.snapshot()}})
 	}
 	slices.SortFunc(out, func(a, b CellStats) int {
 		for _, d := range []int{strings.Compare(a.Model, b.Model), strings.Compare(a.Version, b.Version), strings.Compare(a.Region, b.Region)} {

@@ -170,6 +170,18 @@ func (o *operator) ServedAt(ctx context.Context, r *pb.ServedAtRequest) (*pb.Ser
 func (o *operator) MoveAlias(ctx context.Context, r *pb.MoveAliasRequest) (*pb.Model, error) {
 	return saw(o, ctx, "MoveAlias", r, &pb.Model{})
 }
+func (o *operator) DeleteAlias(ctx context.Context, r *pb.DeleteAliasRequest) (*pb.Model, error) {
+	return saw(o, ctx, "DeleteAlias", r, &pb.Model{})
+}
+func (o *operator) CreateModel(ctx context.Context, r *pb.CreateModelRequest) (*pb.Model, error) {
+	return saw(o, ctx, "CreateModel", r, &pb.Model{})
+}
+func (o *operator) AnnotateModel(ctx context.Context, r *pb.AnnotateModelRequest) (*pb.Model, error) {
+	return saw(o, ctx, "AnnotateModel", r, &pb.Model{})
+}
+func (o *operator) ModelMetrics(ctx context.Context, r *pb.NameRequest) (*pb.ModelMetricsResponse, error) {
+	return saw(o, ctx, "ModelMetrics", r, &pb.ModelMetricsResponse{})
+}
 func (o *operator) GetModel(ctx context.Context, r *pb.NameRequest) (*pb.Model, error) {
 	return saw(o, ctx, "GetModel", r, &pb.Model{Name: r.Name, WeightEpoch: 7, Aliases: map[string]string{"b": "2", "a": "1"}})
 }

@@ -50,6 +50,13 @@ var messages = []struct {
 		&pb.RegisterModelVersionRequest{Model: "m", Version: "v", Actor: "bob", RequestId: "mine"}},
 	{"POST", "/v1/models/m/versions/v", `{"state":"retired"}`, nil, 200, "SetModelVersionState",
 		&pb.SetModelVersionStateRequest{Model: "m", Version: "v", State: "retired"}},
+	{"GET", "/v1/models/m/metrics", "", nil, 200, "ModelMetrics", &pb.NameRequest{Name: "m"}},
+	{"PUT", "/v1/models/m", `{"description":"d","tags":{"k":"v"}}`, []string{"x-outrigger-actor: ann"}, 201, "CreateModel",
+		&pb.CreateModelRequest{Model: "m", Description: "d", Tags: map[string]string{"k": "v"}, Actor: "ann"}},
+	{"POST", "/v1/models/m/annotate", `{"version":"v","delete_tags":["k"]}`, nil, 200, "AnnotateModel",
+		&pb.AnnotateModelRequest{Model: "m", Version: "v", DeleteTags: []string{"k"}}},
+	{"DELETE", "/v1/models/m/aliases/challenger", `{"expected":"v"}`, nil, 200, "DeleteAlias",
+		&pb.DeleteAliasRequest{Model: "m", Alias: "challenger", Expected: proto.String("v")}},
 	{"POST", "/v1/models/m/aliases/champion", `{"to":"v","expected":""}`, nil, 200, "MoveAlias",
 		&pb.MoveAliasRequest{Model: "m", Alias: "champion", To: "v", Expected: proto.String("")}},
 	{"GET", "/v1/experiments", "", nil, 200, "ListExperiments", &pb.ListRequestAll{}},
@@ -421,7 +428,7 @@ func TestVariableForm(t *testing.T) {
 		"/v1/variables/s/x": `{"id":"var_x_1","tenant":"default","session":"s","name":"x","type":"map","value":{"b":1,"a":[]},"binary":"AQI=","version":0,` +
 			`"dot":"eu@1:7","constraints":{},"source":"REST","created_at":"2023-11-14T22:13:20Z"}`,
 		"/v1/variables/s/x/history": `{"entries":[{"version":1,"dot":"@0:0","deleted":true},{"version":0,"dot":"@0:0","type":"float","value":0.5,"actor":"ann"}]}`,
-		"/v1/models/m":              `{"name":"m","versions":[],"aliases":{"a":"1","b":"2"},"unit":"","weight_epoch":"7","max_attempts":0,"arms":[]}`,
+		"/v1/models/m":              `{"name":"m","versions":[],"aliases":{"a":"1","b":"2"},"unit":"","weight_epoch":"7","max_attempts":0,"arms":[],"description":"","tags":{},"cost":""}`,
 	} {
 		if got := w.call("GET", target, "").Body.String(); got != want+"\n" {
 			t.Errorf("%s\n%swant\n%s", target, got, want)

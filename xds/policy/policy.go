@@ -111,12 +111,14 @@ const (
 	ArmNotEnrolled = "not-enrolled"
 	// ArmForced is the arm of requests that a tester sent to an arm on purpose.
 	ArmForced = "forced"
+	// ArmShadow is the arm of copies of requests that a shadow version answers to nobody.
+	ArmShadow = "shadow-copy"
 )
 
 // Assigned reports whether an arm is one that units are assigned to.
 func Assigned(arm string) bool {
 	switch arm {
-	case ArmUnassigned, ArmLastGood, ArmNotEnrolled, ArmForced:
+	case ArmUnassigned, ArmLastGood, ArmNotEnrolled, ArmForced, ArmShadow:
 		return false
 	}
 	return true

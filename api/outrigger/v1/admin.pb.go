@@ -128,6 +128,10 @@ type ModelVersion struct {
 	Parents       []string               `protobuf:"bytes,12,rep,name=parents,proto3" json:"parents,omitempty"`
 	Artifact      string                 `protobuf:"bytes,13,opt,name=artifact,proto3" json:"artifact,omitempty"`
 	Reason        string                 `protobuf:"bytes,14,opt,name=reason,proto3" json:"reason,omitempty"` // of the state
+	Description   string                 `protobuf:"bytes,15,opt,name=description,proto3" json:"description,omitempty"`
+	Tags          map[string]string      `protobuf:"bytes,16,rep,name=tags,proto3" json:"tags,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // unlike metadata they may change
+	ShadowWeight  uint32                 `protobuf:"varint,17,opt,name=shadow_weight,json=shadowWeight,proto3" json:"shadow_weight,omitempty"`                                      // of a shadow: parts of 10 000 it gets copies of
+	ChangedAt     *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=changed_at,json=changedAt,proto3" json:"changed_at,omitempty"`                                                // state, description or tags
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -260,6 +264,34 @@ func (x *ModelVersion) GetReason() string {
 	return ""
 }
 
+func (x *ModelVersion) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *ModelVersion) GetTags() map[string]string {
+	if x != nil {
+		return x.Tags
+	}
+	return nil
+}
+
+func (x *ModelVersion) GetShadowWeight() uint32 {
+	if x != nil {
+		return x.ShadowWeight
+	}
+	return 0
+}
+
+func (x *ModelVersion) GetChangedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ChangedAt
+	}
+	return nil
+}
+
 type VersionStats struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Requests      uint64                 `protobuf:"varint,1,opt,name=requests,proto3" json:"requests,omitempty"`
@@ -268,6 +300,13 @@ type VersionStats struct {
 	P50Ms         float64                `protobuf:"fixed64,4,opt,name=p50_ms,json=p50Ms,proto3" json:"p50_ms,omitempty"`
 	P99Ms         float64                `protobuf:"fixed64,5,opt,name=p99_ms,json=p99Ms,proto3" json:"p99_ms,omitempty"`
 	TokensOut     uint64                 `protobuf:"varint,6,opt,name=tokens_out,json=tokensOut,proto3" json:"tokens_out,omitempty"`
+	TokensIn      uint64                 `protobuf:"varint,7,opt,name=tokens_in,json=tokensIn,proto3" json:"tokens_in,omitempty"`
+	MeanMs        float64                `protobuf:"fixed64,8,opt,name=mean_ms,json=meanMs,proto3" json:"mean_ms,omitempty"`
+	P95Ms         float64                `protobuf:"fixed64,9,opt,name=p95_ms,json=p95Ms,proto3" json:"p95_ms,omitempty"`
+	SuccessRate   float64                `protobuf:"fixed64,10,opt,name=success_rate,json=successRate,proto3" json:"success_rate,omitempty"` // of requests that were not cancelled; 0 without any
+	Cost          float64                `protobuf:"fixed64,11,opt,name=cost,proto3" json:"cost,omitempty"`                                  // by the model's formula; 0 without one
+	TtftP50Ms     float64                `protobuf:"fixed64,12,opt,name=ttft_p50_ms,json=ttftP50Ms,proto3" json:"ttft_p50_ms,omitempty"`     // time to first token, of streams
+	TtftP99Ms     float64                `protobuf:"fixed64,13,opt,name=ttft_p99_ms,json=ttftP99Ms,proto3" json:"ttft_p99_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -344,6 +383,208 @@ func (x *VersionStats) GetTokensOut() uint64 {
 	return 0
 }
 
+func (x *VersionStats) GetTokensIn() uint64 {
+	if x != nil {
+		return x.TokensIn
+	}
+	return 0
+}
+
+func (x *VersionStats) GetMeanMs() float64 {
+	if x != nil {
+		return x.MeanMs
+	}
+	return 0
+}
+
+func (x *VersionStats) GetP95Ms() float64 {
+	if x != nil {
+		return x.P95Ms
+	}
+	return 0
+}
+
+func (x *VersionStats) GetSuccessRate() float64 {
+	if x != nil {
+		return x.SuccessRate
+	}
+	return 0
+}
+
+func (x *VersionStats) GetCost() float64 {
+	if x != nil {
+		return x.Cost
+	}
+	return 0
+}
+
+func (x *VersionStats) GetTtftP50Ms() float64 {
+	if x != nil {
+		return x.TtftP50Ms
+	}
+	return 0
+}
+
+func (x *VersionStats) GetTtftP99Ms() float64 {
+	if x != nil {
+		return x.TtftP99Ms
+	}
+	return 0
+}
+
+type ModelMetricsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Model         string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	Cost          string                 `protobuf:"bytes,2,opt,name=cost,proto3" json:"cost,omitempty"`     // the formula, empty = none
+	Window        *durationpb.Duration   `protobuf:"bytes,3,opt,name=window,proto3" json:"window,omitempty"` // what VersionMetrics.window covers, at most
+	Versions      []*VersionMetrics      `protobuf:"bytes,4,rep,name=versions,proto3" json:"versions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ModelMetricsResponse) Reset() {
+	*x = ModelMetricsResponse{}
+	mi := &file_outrigger_v1_admin_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ModelMetricsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ModelMetricsResponse) ProtoMessage() {}
+
+func (x *ModelMetricsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_admin_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ModelMetricsResponse.ProtoReflect.Descriptor instead.
+func (*ModelMetricsResponse) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ModelMetricsResponse) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *ModelMetricsResponse) GetCost() string {
+	if x != nil {
+		return x.Cost
+	}
+	return ""
+}
+
+func (x *ModelMetricsResponse) GetWindow() *durationpb.Duration {
+	if x != nil {
+		return x.Window
+	}
+	return nil
+}
+
+func (x *ModelMetricsResponse) GetVersions() []*VersionMetrics {
+	if x != nil {
+		return x.Versions
+	}
+	return nil
+}
+
+// VersionMetrics are of requests that callers got answers to; copies are counted apart.
+type VersionMetrics struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Version        string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	State          string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	Window         *VersionStats          `protobuf:"bytes,3,opt,name=window,proto3" json:"window,omitempty"`
+	Lifetime       *VersionStats          `protobuf:"bytes,4,opt,name=lifetime,proto3" json:"lifetime,omitempty"` // since this replica started
+	ShadowWindow   *VersionStats          `protobuf:"bytes,5,opt,name=shadow_window,json=shadowWindow,proto3" json:"shadow_window,omitempty"`
+	ShadowLifetime *VersionStats          `protobuf:"bytes,6,opt,name=shadow_lifetime,json=shadowLifetime,proto3" json:"shadow_lifetime,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *VersionMetrics) Reset() {
+	*x = VersionMetrics{}
+	mi := &file_outrigger_v1_admin_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VersionMetrics) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VersionMetrics) ProtoMessage() {}
+
+func (x *VersionMetrics) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_admin_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VersionMetrics.ProtoReflect.Descriptor instead.
+func (*VersionMetrics) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *VersionMetrics) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *VersionMetrics) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *VersionMetrics) GetWindow() *VersionStats {
+	if x != nil {
+		return x.Window
+	}
+	return nil
+}
+
+func (x *VersionMetrics) GetLifetime() *VersionStats {
+	if x != nil {
+		return x.Lifetime
+	}
+	return nil
+}
+
+func (x *VersionMetrics) GetShadowWindow() *VersionStats {
+	if x != nil {
+		return x.ShadowWindow
+	}
+	return nil
+}
+
+func (x *VersionMetrics) GetShadowLifetime() *VersionStats {
+	if x != nil {
+		return x.ShadowLifetime
+	}
+	return nil
+}
+
 type Model struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -353,13 +594,18 @@ type Model struct {
 	WeightEpoch   uint64                 `protobuf:"varint,5,opt,name=weight_epoch,json=weightEpoch,proto3" json:"weight_epoch,omitempty"`
 	MaxAttempts   uint32                 `protobuf:"varint,6,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"`
 	Arms          []*ExperimentArm       `protobuf:"bytes,7,rep,name=arms,proto3" json:"arms,omitempty"` // the split now in force
+	Description   string                 `protobuf:"bytes,8,opt,name=description,proto3" json:"description,omitempty"`
+	Tags          map[string]string      `protobuf:"bytes,9,rep,name=tags,proto3" json:"tags,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	ChangedAt     *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=changed_at,json=changedAt,proto3" json:"changed_at,omitempty"`
+	Cost          string                 `protobuf:"bytes,12,opt,name=cost,proto3" json:"cost,omitempty"` // formula over the counts of a version, empty = none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Model) Reset() {
 	*x = Model{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[4]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -371,7 +617,7 @@ func (x *Model) String() string {
 func (*Model) ProtoMessage() {}
 
 func (x *Model) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[4]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -384,7 +630,7 @@ func (x *Model) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Model.ProtoReflect.Descriptor instead.
 func (*Model) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{4}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Model) GetName() string {
@@ -436,27 +682,291 @@ func (x *Model) GetArms() []*ExperimentArm {
 	return nil
 }
 
-type RegisterModelVersionRequest struct {
+func (x *Model) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *Model) GetTags() map[string]string {
+	if x != nil {
+		return x.Tags
+	}
+	return nil
+}
+
+func (x *Model) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *Model) GetChangedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ChangedAt
+	}
+	return nil
+}
+
+func (x *Model) GetCost() string {
+	if x != nil {
+		return x.Cost
+	}
+	return ""
+}
+
+type CreateModelRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Model         string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
-	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	UpstreamModel string                 `protobuf:"bytes,3,opt,name=upstream_model,json=upstreamModel,proto3" json:"upstream_model,omitempty"`
-	Endpoints     []*Endpoint            `protobuf:"bytes,4,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
-	Metadata      map[string]string      `protobuf:"bytes,5,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Actor         string                 `protobuf:"bytes,6,opt,name=actor,proto3" json:"actor,omitempty"`
-	RequestId     string                 `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	Parameters    map[string]string      `protobuf:"bytes,8,rep,name=parameters,proto3" json:"parameters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // what the model is called with: temperature, …
-	Pins          map[string]int32       `protobuf:"bytes,9,rep,name=pins,proto3" json:"pins,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`            // SESSION/NAME of a variable or prompt -> the version used
-	Parents       []string               `protobuf:"bytes,10,rep,name=parents,proto3" json:"parents,omitempty"`                                                                                // lineage: VERSION of this model or MODEL@VERSION
-	Artifact      string                 `protobuf:"bytes,11,opt,name=artifact,proto3" json:"artifact,omitempty"`                                                                              // sha256:… of the weights or files, empty = none
-	Digest        string                 `protobuf:"bytes,12,opt,name=digest,proto3" json:"digest,omitempty"`                                                                                  // refuse unless the content has this digest; empty = any
+	Description   string                 `protobuf:"bytes,2,opt,name=description,proto3" json:"description,omitempty"`
+	Tags          map[string]string      `protobuf:"bytes,3,rep,name=tags,proto3" json:"tags,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Actor         string                 `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
+	RequestId     string                 `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
+func (x *CreateModelRequest) Reset() {
+	*x = CreateModelRequest{}
+	mi := &file_outrigger_v1_admin_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateModelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateModelRequest) ProtoMessage() {}
+
+func (x *CreateModelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_admin_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateModelRequest.ProtoReflect.Descriptor instead.
+func (*CreateModelRequest) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *CreateModelRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *CreateModelRequest) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *CreateModelRequest) GetTags() map[string]string {
+	if x != nil {
+		return x.Tags
+	}
+	return nil
+}
+
+func (x *CreateModelRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *CreateModelRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type AnnotateModelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Model         string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`               // empty = the model itself
+	Description   *string                `protobuf:"bytes,3,opt,name=description,proto3,oneof" json:"description,omitempty"` // absent = as it is
+	SetTags       map[string]string      `protobuf:"bytes,4,rep,name=set_tags,json=setTags,proto3" json:"set_tags,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	DeleteTags    []string               `protobuf:"bytes,5,rep,name=delete_tags,json=deleteTags,proto3" json:"delete_tags,omitempty"` // those that are not there are passed over
+	Actor         string                 `protobuf:"bytes,6,opt,name=actor,proto3" json:"actor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnnotateModelRequest) Reset() {
+	*x = AnnotateModelRequest{}
+	mi := &file_outrigger_v1_admin_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnnotateModelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnnotateModelRequest) ProtoMessage() {}
+
+func (x *AnnotateModelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_admin_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnnotateModelRequest.ProtoReflect.Descriptor instead.
+func (*AnnotateModelRequest) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *AnnotateModelRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *AnnotateModelRequest) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *AnnotateModelRequest) GetDescription() string {
+	if x != nil && x.Description != nil {
+		return *x.Description
+	}
+	return ""
+}
+
+func (x *AnnotateModelRequest) GetSetTags() map[string]string {
+	if x != nil {
+		return x.SetTags
+	}
+	return nil
+}
+
+func (x *AnnotateModelRequest) GetDeleteTags() []string {
+	if x != nil {
+		return x.DeleteTags
+	}
+	return nil
+}
+
+func (x *AnnotateModelRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+type DeleteAliasRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Model         string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	Alias         string                 `protobuf:"bytes,2,opt,name=alias,proto3" json:"alias,omitempty"`
+	Expected      *string                `protobuf:"bytes,3,opt,name=expected,proto3,oneof" json:"expected,omitempty"` // compare-and-set on the present target
+	Actor         string                 `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteAliasRequest) Reset() {
+	*x = DeleteAliasRequest{}
+	mi := &file_outrigger_v1_admin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteAliasRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteAliasRequest) ProtoMessage() {}
+
+func (x *DeleteAliasRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_admin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteAliasRequest.ProtoReflect.Descriptor instead.
+func (*DeleteAliasRequest) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *DeleteAliasRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *DeleteAliasRequest) GetAlias() string {
+	if x != nil {
+		return x.Alias
+	}
+	return ""
+}
+
+func (x *DeleteAliasRequest) GetExpected() string {
+	if x != nil && x.Expected != nil {
+		return *x.Expected
+	}
+	return ""
+}
+
+func (x *DeleteAliasRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+type RegisterModelVersionRequest struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Model            string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	Version          string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"` // empty = its number
+	UpstreamModel    string                 `protobuf:"bytes,3,opt,name=upstream_model,json=upstreamModel,proto3" json:"upstream_model,omitempty"`
+	Endpoints        []*Endpoint            `protobuf:"bytes,4,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	Metadata         map[string]string      `protobuf:"bytes,5,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Actor            string                 `protobuf:"bytes,6,opt,name=actor,proto3" json:"actor,omitempty"`
+	RequestId        string                 `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Parameters       map[string]string      `protobuf:"bytes,8,rep,name=parameters,proto3" json:"parameters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // what the model is called with: temperature, …
+	Pins             map[string]int32       `protobuf:"bytes,9,rep,name=pins,proto3" json:"pins,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`            // SESSION/NAME of a variable or prompt -> the version used
+	Parents          []string               `protobuf:"bytes,10,rep,name=parents,proto3" json:"parents,omitempty"`                                                                                // lineage: VERSION of this model or MODEL@VERSION
+	Artifact         string                 `protobuf:"bytes,11,opt,name=artifact,proto3" json:"artifact,omitempty"`                                                                              // sha256:… of the weights or files, empty = none
+	Digest           string                 `protobuf:"bytes,12,opt,name=digest,proto3" json:"digest,omitempty"`                                                                                  // refuse unless the content has this digest; empty = any
+	WithoutEndpoints bool                   `protobuf:"varint,13,opt,name=without_endpoints,json=withoutEndpoints,proto3" json:"without_endpoints,omitempty"`                                     // written down only: it can never answer
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
 func (x *RegisterModelVersionRequest) Reset() {
 	*x = RegisterModelVersionRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[5]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -468,7 +978,7 @@ func (x *RegisterModelVersionRequest) String() string {
 func (*RegisterModelVersionRequest) ProtoMessage() {}
 
 func (x *RegisterModelVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[5]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -481,7 +991,7 @@ func (x *RegisterModelVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterModelVersionRequest.ProtoReflect.Descriptor instead.
 func (*RegisterModelVersionRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{5}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RegisterModelVersionRequest) GetModel() string {
@@ -568,6 +1078,13 @@ func (x *RegisterModelVersionRequest) GetDigest() string {
 	return ""
 }
 
+func (x *RegisterModelVersionRequest) GetWithoutEndpoints() bool {
+	if x != nil {
+		return x.WithoutEndpoints
+	}
+	return false
+}
+
 type ServedAtRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Model         string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
@@ -578,7 +1095,7 @@ type ServedAtRequest struct {
 
 func (x *ServedAtRequest) Reset() {
 	*x = ServedAtRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[6]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -590,7 +1107,7 @@ func (x *ServedAtRequest) String() string {
 func (*ServedAtRequest) ProtoMessage() {}
 
 func (x *ServedAtRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[6]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -603,7 +1120,7 @@ func (x *ServedAtRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServedAtRequest.ProtoReflect.Descriptor instead.
 func (*ServedAtRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{6}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ServedAtRequest) GetModel() string {
@@ -638,7 +1155,7 @@ type ServedAtResponse struct {
 
 func (x *ServedAtResponse) Reset() {
 	*x = ServedAtResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[7]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -650,7 +1167,7 @@ func (x *ServedAtResponse) String() string {
 func (*ServedAtResponse) ProtoMessage() {}
 
 func (x *ServedAtResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[7]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -663,7 +1180,7 @@ func (x *ServedAtResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServedAtResponse.ProtoReflect.Descriptor instead.
 func (*ServedAtResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{7}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ServedAtResponse) GetModel() string {
@@ -743,13 +1260,14 @@ type ConfigureModelRequest struct {
 	MaxAttempts   uint32                 `protobuf:"varint,3,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"`
 	TimeoutMs     uint32                 `protobuf:"varint,4,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
 	Actor         string                 `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`
+	Cost          *string                `protobuf:"bytes,6,opt,name=cost,proto3,oneof" json:"cost,omitempty"` // formula; absent = as it is, empty = none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ConfigureModelRequest) Reset() {
 	*x = ConfigureModelRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[8]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -761,7 +1279,7 @@ func (x *ConfigureModelRequest) String() string {
 func (*ConfigureModelRequest) ProtoMessage() {}
 
 func (x *ConfigureModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[8]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -774,7 +1292,7 @@ func (x *ConfigureModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureModelRequest.ProtoReflect.Descriptor instead.
 func (*ConfigureModelRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ConfigureModelRequest) GetModel() string {
@@ -812,20 +1330,29 @@ func (x *ConfigureModelRequest) GetActor() string {
 	return ""
 }
 
+func (x *ConfigureModelRequest) GetCost() string {
+	if x != nil && x.Cost != nil {
+		return *x.Cost
+	}
+	return ""
+}
+
 type SetModelVersionStateRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Model         string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
-	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
-	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
-	Actor         string                 `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Model          string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	Version        string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	State          string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	Reason         string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Actor          string                 `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`
+	ShadowWeight   uint32                 `protobuf:"varint,6,opt,name=shadow_weight,json=shadowWeight,proto3" json:"shadow_weight,omitempty"`       // with shadow: parts of 10 000 it gets copies of; 0 = none
+	RetireReplaced bool                   `protobuf:"varint,7,opt,name=retire_replaced,json=retireReplaced,proto3" json:"retire_replaced,omitempty"` // with production: the version replaced retires
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *SetModelVersionStateRequest) Reset() {
 	*x = SetModelVersionStateRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[9]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -837,7 +1364,7 @@ func (x *SetModelVersionStateRequest) String() string {
 func (*SetModelVersionStateRequest) ProtoMessage() {}
 
 func (x *SetModelVersionStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[9]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -850,7 +1377,7 @@ func (x *SetModelVersionStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetModelVersionStateRequest.ProtoReflect.Descriptor instead.
 func (*SetModelVersionStateRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SetModelVersionStateRequest) GetModel() string {
@@ -888,6 +1415,20 @@ func (x *SetModelVersionStateRequest) GetActor() string {
 	return ""
 }
 
+func (x *SetModelVersionStateRequest) GetShadowWeight() uint32 {
+	if x != nil {
+		return x.ShadowWeight
+	}
+	return 0
+}
+
+func (x *SetModelVersionStateRequest) GetRetireReplaced() bool {
+	if x != nil {
+		return x.RetireReplaced
+	}
+	return false
+}
+
 type MoveAliasRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Model         string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
@@ -901,7 +1442,7 @@ type MoveAliasRequest struct {
 
 func (x *MoveAliasRequest) Reset() {
 	*x = MoveAliasRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[10]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -913,7 +1454,7 @@ func (x *MoveAliasRequest) String() string {
 func (*MoveAliasRequest) ProtoMessage() {}
 
 func (x *MoveAliasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[10]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -926,7 +1467,7 @@ func (x *MoveAliasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveAliasRequest.ProtoReflect.Descriptor instead.
 func (*MoveAliasRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *MoveAliasRequest) GetModel() string {
@@ -973,7 +1514,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[11]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -985,7 +1526,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[11]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -998,7 +1539,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListModelsResponse) GetModels() []*Model {
@@ -1029,7 +1570,7 @@ type Experiment struct {
 
 func (x *Experiment) Reset() {
 	*x = Experiment{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[12]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1041,7 +1582,7 @@ func (x *Experiment) String() string {
 func (*Experiment) ProtoMessage() {}
 
 func (x *Experiment) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[12]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1054,7 +1595,7 @@ func (x *Experiment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Experiment.ProtoReflect.Descriptor instead.
 func (*Experiment) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Experiment) GetName() string {
@@ -1163,7 +1704,7 @@ type CreateExperimentRequest struct {
 
 func (x *CreateExperimentRequest) Reset() {
 	*x = CreateExperimentRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[13]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1175,7 +1716,7 @@ func (x *CreateExperimentRequest) String() string {
 func (*CreateExperimentRequest) ProtoMessage() {}
 
 func (x *CreateExperimentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[13]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1188,7 +1729,7 @@ func (x *CreateExperimentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateExperimentRequest.ProtoReflect.Descriptor instead.
 func (*CreateExperimentRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CreateExperimentRequest) GetName() string {
@@ -1253,7 +1794,7 @@ type PlanExperimentRequest struct {
 
 func (x *PlanExperimentRequest) Reset() {
 	*x = PlanExperimentRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[14]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1265,7 +1806,7 @@ func (x *PlanExperimentRequest) String() string {
 func (*PlanExperimentRequest) ProtoMessage() {}
 
 func (x *PlanExperimentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[14]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1278,7 +1819,7 @@ func (x *PlanExperimentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanExperimentRequest.ProtoReflect.Descriptor instead.
 func (*PlanExperimentRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PlanExperimentRequest) GetName() string {
@@ -1321,7 +1862,7 @@ type ExperimentResultsResponse struct {
 
 func (x *ExperimentResultsResponse) Reset() {
 	*x = ExperimentResultsResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[15]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1333,7 +1874,7 @@ func (x *ExperimentResultsResponse) String() string {
 func (*ExperimentResultsResponse) ProtoMessage() {}
 
 func (x *ExperimentResultsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[15]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1346,7 +1887,7 @@ func (x *ExperimentResultsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExperimentResultsResponse.ProtoReflect.Descriptor instead.
 func (*ExperimentResultsResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ExperimentResultsResponse) GetExperiment() *Experiment {
@@ -1382,7 +1923,7 @@ type SetExperimentStateRequest struct {
 
 func (x *SetExperimentStateRequest) Reset() {
 	*x = SetExperimentStateRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[16]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1394,7 +1935,7 @@ func (x *SetExperimentStateRequest) String() string {
 func (*SetExperimentStateRequest) ProtoMessage() {}
 
 func (x *SetExperimentStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[16]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1407,7 +1948,7 @@ func (x *SetExperimentStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetExperimentStateRequest.ProtoReflect.Descriptor instead.
 func (*SetExperimentStateRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SetExperimentStateRequest) GetName() string {
@@ -1447,7 +1988,7 @@ type ListExperimentsResponse struct {
 
 func (x *ListExperimentsResponse) Reset() {
 	*x = ListExperimentsResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[17]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1459,7 +2000,7 @@ func (x *ListExperimentsResponse) String() string {
 func (*ListExperimentsResponse) ProtoMessage() {}
 
 func (x *ListExperimentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[17]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1472,7 +2013,7 @@ func (x *ListExperimentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExperimentsResponse.ProtoReflect.Descriptor instead.
 func (*ListExperimentsResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListExperimentsResponse) GetExperiments() []*Experiment {
@@ -1514,7 +2055,7 @@ type Rollout struct {
 
 func (x *Rollout) Reset() {
 	*x = Rollout{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[18]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1526,7 +2067,7 @@ func (x *Rollout) String() string {
 func (*Rollout) ProtoMessage() {}
 
 func (x *Rollout) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[18]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1539,7 +2080,7 @@ func (x *Rollout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rollout.ProtoReflect.Descriptor instead.
 func (*Rollout) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Rollout) GetId() string {
@@ -1730,7 +2271,7 @@ type StartRolloutRequest struct {
 
 func (x *StartRolloutRequest) Reset() {
 	*x = StartRolloutRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[19]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1742,7 +2283,7 @@ func (x *StartRolloutRequest) String() string {
 func (*StartRolloutRequest) ProtoMessage() {}
 
 func (x *StartRolloutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[19]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1755,7 +2296,7 @@ func (x *StartRolloutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRolloutRequest.ProtoReflect.Descriptor instead.
 func (*StartRolloutRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StartRolloutRequest) GetId() string {
@@ -1857,7 +2398,7 @@ type RolloutActionRequest struct {
 
 func (x *RolloutActionRequest) Reset() {
 	*x = RolloutActionRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[20]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1869,7 +2410,7 @@ func (x *RolloutActionRequest) String() string {
 func (*RolloutActionRequest) ProtoMessage() {}
 
 func (x *RolloutActionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[20]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1882,7 +2423,7 @@ func (x *RolloutActionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutActionRequest.ProtoReflect.Descriptor instead.
 func (*RolloutActionRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RolloutActionRequest) GetId() string {
@@ -1948,7 +2489,7 @@ type ApproveRolloutRequest struct {
 
 func (x *ApproveRolloutRequest) Reset() {
 	*x = ApproveRolloutRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[21]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1960,7 +2501,7 @@ func (x *ApproveRolloutRequest) String() string {
 func (*ApproveRolloutRequest) ProtoMessage() {}
 
 func (x *ApproveRolloutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[21]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1973,7 +2514,7 @@ func (x *ApproveRolloutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRolloutRequest.ProtoReflect.Descriptor instead.
 func (*ApproveRolloutRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ApproveRolloutRequest) GetId() string {
@@ -2037,7 +2578,7 @@ type RollbackRolloutRequest struct {
 
 func (x *RollbackRolloutRequest) Reset() {
 	*x = RollbackRolloutRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[22]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2049,7 +2590,7 @@ func (x *RollbackRolloutRequest) String() string {
 func (*RollbackRolloutRequest) ProtoMessage() {}
 
 func (x *RollbackRolloutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[22]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2062,7 +2603,7 @@ func (x *RollbackRolloutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRolloutRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRolloutRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RollbackRolloutRequest) GetId() string {
@@ -2155,7 +2696,7 @@ type BreakGlassRequest struct {
 
 func (x *BreakGlassRequest) Reset() {
 	*x = BreakGlassRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[23]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2167,7 +2708,7 @@ func (x *BreakGlassRequest) String() string {
 func (*BreakGlassRequest) ProtoMessage() {}
 
 func (x *BreakGlassRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[23]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2180,7 +2721,7 @@ func (x *BreakGlassRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BreakGlassRequest.ProtoReflect.Descriptor instead.
 func (*BreakGlassRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *BreakGlassRequest) GetModel() string {
@@ -2232,7 +2773,7 @@ type BreakGlassResponse struct {
 
 func (x *BreakGlassResponse) Reset() {
 	*x = BreakGlassResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[24]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2244,7 +2785,7 @@ func (x *BreakGlassResponse) String() string {
 func (*BreakGlassResponse) ProtoMessage() {}
 
 func (x *BreakGlassResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[24]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2257,7 +2798,7 @@ func (x *BreakGlassResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BreakGlassResponse.ProtoReflect.Descriptor instead.
 func (*BreakGlassResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *BreakGlassResponse) GetModel() string {
@@ -2314,7 +2855,7 @@ type RolloutPlan struct {
 
 func (x *RolloutPlan) Reset() {
 	*x = RolloutPlan{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[25]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2326,7 +2867,7 @@ func (x *RolloutPlan) String() string {
 func (*RolloutPlan) ProtoMessage() {}
 
 func (x *RolloutPlan) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[25]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2339,7 +2880,7 @@ func (x *RolloutPlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutPlan.ProtoReflect.Descriptor instead.
 func (*RolloutPlan) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RolloutPlan) GetRollout() *Rollout {
@@ -2384,7 +2925,7 @@ type GateForecast struct {
 
 func (x *GateForecast) Reset() {
 	*x = GateForecast{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[26]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2396,7 +2937,7 @@ func (x *GateForecast) String() string {
 func (*GateForecast) ProtoMessage() {}
 
 func (x *GateForecast) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[26]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2409,7 +2950,7 @@ func (x *GateForecast) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GateForecast.ProtoReflect.Descriptor instead.
 func (*GateForecast) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GateForecast) GetPhase() string {
@@ -2467,7 +3008,7 @@ type ConfigureDeploymentRequest struct {
 
 func (x *ConfigureDeploymentRequest) Reset() {
 	*x = ConfigureDeploymentRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[27]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2479,7 +3020,7 @@ func (x *ConfigureDeploymentRequest) String() string {
 func (*ConfigureDeploymentRequest) ProtoMessage() {}
 
 func (x *ConfigureDeploymentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[27]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2492,7 +3033,7 @@ func (x *ConfigureDeploymentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureDeploymentRequest.ProtoReflect.Descriptor instead.
 func (*ConfigureDeploymentRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ConfigureDeploymentRequest) GetName() string {
@@ -2544,7 +3085,7 @@ type DeploymentConfiguration struct {
 
 func (x *DeploymentConfiguration) Reset() {
 	*x = DeploymentConfiguration{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[28]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2556,7 +3097,7 @@ func (x *DeploymentConfiguration) String() string {
 func (*DeploymentConfiguration) ProtoMessage() {}
 
 func (x *DeploymentConfiguration) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[28]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2569,7 +3110,7 @@ func (x *DeploymentConfiguration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeploymentConfiguration.ProtoReflect.Descriptor instead.
 func (*DeploymentConfiguration) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DeploymentConfiguration) GetName() string {
@@ -2623,7 +3164,7 @@ type ListRolloutsResponse struct {
 
 func (x *ListRolloutsResponse) Reset() {
 	*x = ListRolloutsResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[29]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2635,7 +3176,7 @@ func (x *ListRolloutsResponse) String() string {
 func (*ListRolloutsResponse) ProtoMessage() {}
 
 func (x *ListRolloutsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[29]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2648,7 +3189,7 @@ func (x *ListRolloutsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRolloutsResponse.ProtoReflect.Descriptor instead.
 func (*ListRolloutsResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListRolloutsResponse) GetRollouts() []*Rollout {
@@ -2668,7 +3209,7 @@ type ListRegionsResponse struct {
 
 func (x *ListRegionsResponse) Reset() {
 	*x = ListRegionsResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[30]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2680,7 +3221,7 @@ func (x *ListRegionsResponse) String() string {
 func (*ListRegionsResponse) ProtoMessage() {}
 
 func (x *ListRegionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[30]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2693,7 +3234,7 @@ func (x *ListRegionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRegionsResponse.ProtoReflect.Descriptor instead.
 func (*ListRegionsResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListRegionsResponse) GetRegions() []*Region {
@@ -2725,7 +3266,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[31]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2737,7 +3278,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[31]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2750,7 +3291,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Alert) GetId() string {
@@ -2814,7 +3355,7 @@ type SilenceAlertRequest struct {
 
 func (x *SilenceAlertRequest) Reset() {
 	*x = SilenceAlertRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[32]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2826,7 +3367,7 @@ func (x *SilenceAlertRequest) String() string {
 func (*SilenceAlertRequest) ProtoMessage() {}
 
 func (x *SilenceAlertRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[32]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2839,7 +3380,7 @@ func (x *SilenceAlertRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SilenceAlertRequest.ProtoReflect.Descriptor instead.
 func (*SilenceAlertRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SilenceAlertRequest) GetId() string {
@@ -2879,7 +3420,7 @@ type ListAlertsResponse struct {
 
 func (x *ListAlertsResponse) Reset() {
 	*x = ListAlertsResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[33]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2891,7 +3432,7 @@ func (x *ListAlertsResponse) String() string {
 func (*ListAlertsResponse) ProtoMessage() {}
 
 func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[33]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2904,7 +3445,7 @@ func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAlertsResponse.ProtoReflect.Descriptor instead.
 func (*ListAlertsResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListAlertsResponse) GetAlerts() []*Alert {
@@ -2930,7 +3471,7 @@ type AuditRequest struct {
 
 func (x *AuditRequest) Reset() {
 	*x = AuditRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[34]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2942,7 +3483,7 @@ func (x *AuditRequest) String() string {
 func (*AuditRequest) ProtoMessage() {}
 
 func (x *AuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[34]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2955,7 +3496,7 @@ func (x *AuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRequest.ProtoReflect.Descriptor instead.
 func (*AuditRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *AuditRequest) GetAggregatePrefix() string {
@@ -3024,7 +3565,7 @@ type AuditResponse struct {
 
 func (x *AuditResponse) Reset() {
 	*x = AuditResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[35]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3036,7 +3577,7 @@ func (x *AuditResponse) String() string {
 func (*AuditResponse) ProtoMessage() {}
 
 func (x *AuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[35]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3049,7 +3590,7 @@ func (x *AuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditResponse.ProtoReflect.Descriptor instead.
 func (*AuditResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *AuditResponse) GetEvents() []*Event {
@@ -3086,7 +3627,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[36]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3098,7 +3639,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[36]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3111,7 +3652,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *StatusResponse) GetRegion() string {
@@ -3213,7 +3754,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[37]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3225,7 +3766,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[37]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3238,7 +3779,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *NodeStatus) GetNode() *Node {
@@ -3297,7 +3838,7 @@ type CacheStatus struct {
 
 func (x *CacheStatus) Reset() {
 	*x = CacheStatus{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[38]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3309,7 +3850,7 @@ func (x *CacheStatus) String() string {
 func (*CacheStatus) ProtoMessage() {}
 
 func (x *CacheStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[38]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3322,7 +3863,7 @@ func (x *CacheStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheStatus.ProtoReflect.Descriptor instead.
 func (*CacheStatus) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *CacheStatus) GetHitsProcess() uint64 {
@@ -3375,7 +3916,7 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\vNameRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"&\n" +
 	"\x0eListRequestAll\x12\x14\n" +
-	"\x05limit\x18\x01 \x01(\x05R\x05limit\"\x8d\x06\n" +
+	"\x05limit\x18\x01 \x01(\x05R\x05limit\"\x82\b\n" +
 	"\fModelVersion\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12%\n" +
 	"\x0eupstream_model\x18\x02 \x01(\tR\rupstreamModel\x124\n" +
@@ -3393,7 +3934,12 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\x04pins\x18\v \x03(\v2$.outrigger.v1.ModelVersion.PinsEntryR\x04pins\x12\x18\n" +
 	"\aparents\x18\f \x03(\tR\aparents\x12\x1a\n" +
 	"\bartifact\x18\r \x01(\tR\bartifact\x12\x16\n" +
-	"\x06reason\x18\x0e \x01(\tR\x06reason\x1a;\n" +
+	"\x06reason\x18\x0e \x01(\tR\x06reason\x12 \n" +
+	"\vdescription\x18\x0f \x01(\tR\vdescription\x128\n" +
+	"\x04tags\x18\x10 \x03(\v2$.outrigger.v1.ModelVersion.TagsEntryR\x04tags\x12#\n" +
+	"\rshadow_weight\x18\x11 \x01(\rR\fshadowWeight\x129\n" +
+	"\n" +
+	"changed_at\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\tchangedAt\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a=\n" +
@@ -3402,7 +3948,10 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a7\n" +
 	"\tPinsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\xb1\x01\n" +
+	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\x1a7\n" +
+	"\tTagsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf5\x02\n" +
 	"\fVersionStats\x12\x1a\n" +
 	"\brequests\x18\x01 \x01(\x04R\brequests\x12\x1a\n" +
 	"\bfailures\x18\x02 \x01(\x04R\bfailures\x12\x1c\n" +
@@ -3410,7 +3959,27 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\x06p50_ms\x18\x04 \x01(\x01R\x05p50Ms\x12\x15\n" +
 	"\x06p99_ms\x18\x05 \x01(\x01R\x05p99Ms\x12\x1d\n" +
 	"\n" +
-	"tokens_out\x18\x06 \x01(\x04R\ttokensOut\"\xd6\x02\n" +
+	"tokens_out\x18\x06 \x01(\x04R\ttokensOut\x12\x1b\n" +
+	"\ttokens_in\x18\a \x01(\x04R\btokensIn\x12\x17\n" +
+	"\amean_ms\x18\b \x01(\x01R\x06meanMs\x12\x15\n" +
+	"\x06p95_ms\x18\t \x01(\x01R\x05p95Ms\x12!\n" +
+	"\fsuccess_rate\x18\n" +
+	" \x01(\x01R\vsuccessRate\x12\x12\n" +
+	"\x04cost\x18\v \x01(\x01R\x04cost\x12\x1e\n" +
+	"\vttft_p50_ms\x18\f \x01(\x01R\tttftP50Ms\x12\x1e\n" +
+	"\vttft_p99_ms\x18\r \x01(\x01R\tttftP99Ms\"\xad\x01\n" +
+	"\x14ModelMetricsResponse\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12\x12\n" +
+	"\x04cost\x18\x02 \x01(\tR\x04cost\x121\n" +
+	"\x06window\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x06window\x128\n" +
+	"\bversions\x18\x04 \x03(\v2\x1c.outrigger.v1.VersionMetricsR\bversions\"\xb2\x02\n" +
+	"\x0eVersionMetrics\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x122\n" +
+	"\x06window\x18\x03 \x01(\v2\x1a.outrigger.v1.VersionStatsR\x06window\x126\n" +
+	"\blifetime\x18\x04 \x01(\v2\x1a.outrigger.v1.VersionStatsR\blifetime\x12?\n" +
+	"\rshadow_window\x18\x05 \x01(\v2\x1a.outrigger.v1.VersionStatsR\fshadowWindow\x12C\n" +
+	"\x0fshadow_lifetime\x18\x06 \x01(\v2\x1a.outrigger.v1.VersionStatsR\x0eshadowLifetime\"\xee\x04\n" +
 	"\x05Model\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x126\n" +
 	"\bversions\x18\x02 \x03(\v2\x1a.outrigger.v1.ModelVersionR\bversions\x12:\n" +
@@ -3418,10 +3987,49 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\x04unit\x18\x04 \x01(\tR\x04unit\x12!\n" +
 	"\fweight_epoch\x18\x05 \x01(\x04R\vweightEpoch\x12!\n" +
 	"\fmax_attempts\x18\x06 \x01(\rR\vmaxAttempts\x12/\n" +
-	"\x04arms\x18\a \x03(\v2\x1b.outrigger.v1.ExperimentArmR\x04arms\x1a:\n" +
+	"\x04arms\x18\a \x03(\v2\x1b.outrigger.v1.ExperimentArmR\x04arms\x12 \n" +
+	"\vdescription\x18\b \x01(\tR\vdescription\x121\n" +
+	"\x04tags\x18\t \x03(\v2\x1d.outrigger.v1.Model.TagsEntryR\x04tags\x129\n" +
+	"\n" +
+	"created_at\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
+	"\n" +
+	"changed_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\tchangedAt\x12\x12\n" +
+	"\x04cost\x18\f \x01(\tR\x04cost\x1a:\n" +
 	"\fAliasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xdb\x05\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a7\n" +
+	"\tTagsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfa\x01\n" +
+	"\x12CreateModelRequest\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12 \n" +
+	"\vdescription\x18\x02 \x01(\tR\vdescription\x12>\n" +
+	"\x04tags\x18\x03 \x03(\v2*.outrigger.v1.CreateModelRequest.TagsEntryR\x04tags\x12\x14\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actor\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x05 \x01(\tR\trequestId\x1a7\n" +
+	"\tTagsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbc\x02\n" +
+	"\x14AnnotateModelRequest\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12%\n" +
+	"\vdescription\x18\x03 \x01(\tH\x00R\vdescription\x88\x01\x01\x12J\n" +
+	"\bset_tags\x18\x04 \x03(\v2/.outrigger.v1.AnnotateModelRequest.SetTagsEntryR\asetTags\x12\x1f\n" +
+	"\vdelete_tags\x18\x05 \x03(\tR\n" +
+	"deleteTags\x12\x14\n" +
+	"\x05actor\x18\x06 \x01(\tR\x05actor\x1a:\n" +
+	"\fSetTagsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x0e\n" +
+	"\f_description\"\x84\x01\n" +
+	"\x12DeleteAliasRequest\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12\x14\n" +
+	"\x05alias\x18\x02 \x01(\tR\x05alias\x12\x1f\n" +
+	"\bexpected\x18\x03 \x01(\tH\x00R\bexpected\x88\x01\x01\x12\x14\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actorB\v\n" +
+	"\t_expected\"\x88\x06\n" +
 	"\x1bRegisterModelVersionRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12%\n" +
@@ -3438,7 +4046,8 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\aparents\x18\n" +
 	" \x03(\tR\aparents\x12\x1a\n" +
 	"\bartifact\x18\v \x01(\tR\bartifact\x12\x16\n" +
-	"\x06digest\x18\f \x01(\tR\x06digest\x1a;\n" +
+	"\x06digest\x18\f \x01(\tR\x06digest\x12+\n" +
+	"\x11without_endpoints\x18\r \x01(\bR\x10withoutEndpoints\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a=\n" +
@@ -3467,20 +4076,24 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"experiment\x1a:\n" +
 	"\fAliasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x99\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbb\x01\n" +
 	"\x15ConfigureModelRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x12\n" +
 	"\x04unit\x18\x02 \x01(\tR\x04unit\x12!\n" +
 	"\fmax_attempts\x18\x03 \x01(\rR\vmaxAttempts\x12\x1d\n" +
 	"\n" +
 	"timeout_ms\x18\x04 \x01(\rR\ttimeoutMs\x12\x14\n" +
-	"\x05actor\x18\x05 \x01(\tR\x05actor\"\x91\x01\n" +
+	"\x05actor\x18\x05 \x01(\tR\x05actor\x12\x17\n" +
+	"\x04cost\x18\x06 \x01(\tH\x00R\x04cost\x88\x01\x01B\a\n" +
+	"\x05_cost\"\xdf\x01\n" +
 	"\x1bSetModelVersionStateRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
 	"\x05state\x18\x03 \x01(\tR\x05state\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x14\n" +
-	"\x05actor\x18\x05 \x01(\tR\x05actor\"\x92\x01\n" +
+	"\x05actor\x18\x05 \x01(\tR\x05actor\x12#\n" +
+	"\rshadow_weight\x18\x06 \x01(\rR\fshadowWeight\x12'\n" +
+	"\x0fretire_replaced\x18\a \x01(\bR\x0eretireReplaced\"\x92\x01\n" +
 	"\x10MoveAliasRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x14\n" +
 	"\x05alias\x18\x02 \x01(\tR\x05alias\x12\x0e\n" +
@@ -3715,13 +4328,17 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"hitsOrigin\x12!\n" +
 	"\fstale_served\x18\x04 \x01(\x04R\vstaleServed\x125\n" +
 	"\x17invalidation_lag_p50_ms\x18\x05 \x01(\x01R\x14invalidationLagP50Ms\x125\n" +
-	"\x17invalidation_lag_p99_ms\x18\x06 \x01(\x01R\x14invalidationLagP99Ms2\x84\x13\n" +
+	"\x17invalidation_lag_p99_ms\x18\x06 \x01(\x01R\x14invalidationLagP99Ms2\xa9\x15\n" +
 	"\x05Admin\x12V\n" +
 	"\x14RegisterModelVersion\x12).outrigger.v1.RegisterModelVersionRequest\x1a\x13.outrigger.v1.Model\x12J\n" +
 	"\x0eConfigureModel\x12#.outrigger.v1.ConfigureModelRequest\x1a\x13.outrigger.v1.Model\x12V\n" +
 	"\x14SetModelVersionState\x12).outrigger.v1.SetModelVersionStateRequest\x1a\x13.outrigger.v1.Model\x12@\n" +
-	"\tMoveAlias\x12\x1e.outrigger.v1.MoveAliasRequest\x1a\x13.outrigger.v1.Model\x12:\n" +
-	"\bGetModel\x12\x19.outrigger.v1.NameRequest\x1a\x13.outrigger.v1.Model\x12L\n" +
+	"\tMoveAlias\x12\x1e.outrigger.v1.MoveAliasRequest\x1a\x13.outrigger.v1.Model\x12D\n" +
+	"\vDeleteAlias\x12 .outrigger.v1.DeleteAliasRequest\x1a\x13.outrigger.v1.Model\x12D\n" +
+	"\vCreateModel\x12 .outrigger.v1.CreateModelRequest\x1a\x13.outrigger.v1.Model\x12H\n" +
+	"\rAnnotateModel\x12\".outrigger.v1.AnnotateModelRequest\x1a\x13.outrigger.v1.Model\x12:\n" +
+	"\bGetModel\x12\x19.outrigger.v1.NameRequest\x1a\x13.outrigger.v1.Model\x12M\n" +
+	"\fModelMetrics\x12\x19.outrigger.v1.NameRequest\x1a\".outrigger.v1.ModelMetricsResponse\x12L\n" +
 	"\n" +
 	"ListModels\x12\x1c.outrigger.v1.ListRequestAll\x1a .outrigger.v1.ListModelsResponse\x12I\n" +
 	"\bServedAt\x12\x1d.outrigger.v1.ServedAtRequest\x1a\x1e.outrigger.v1.ServedAtResponse\x12S\n" +
@@ -3765,219 +4382,249 @@ func file_outrigger_v1_admin_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_admin_proto_rawDescData
 }
 
-var file_outrigger_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_outrigger_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_outrigger_v1_admin_proto_goTypes = []any{
 	(*NameRequest)(nil),                 // 0: outrigger.v1.NameRequest
 	(*ListRequestAll)(nil),              // 1: outrigger.v1.ListRequestAll
 	(*ModelVersion)(nil),                // 2: outrigger.v1.ModelVersion
 	(*VersionStats)(nil),                // 3: outrigger.v1.VersionStats
-	(*Model)(nil),                       // 4: outrigger.v1.Model
-	(*RegisterModelVersionRequest)(nil), // 5: outrigger.v1.RegisterModelVersionRequest
-	(*ServedAtRequest)(nil),             // 6: outrigger.v1.ServedAtRequest
-	(*ServedAtResponse)(nil),            // 7: outrigger.v1.ServedAtResponse
-	(*ConfigureModelRequest)(nil),       // 8: outrigger.v1.ConfigureModelRequest
-	(*SetModelVersionStateRequest)(nil), // 9: outrigger.v1.SetModelVersionStateRequest
-	(*MoveAliasRequest)(nil),            // 10: outrigger.v1.MoveAliasRequest
-	(*ListModelsResponse)(nil),          // 11: outrigger.v1.ListModelsResponse
-	(*Experiment)(nil),                  // 12: outrigger.v1.Experiment
-	(*CreateExperimentRequest)(nil),     // 13: outrigger.v1.CreateExperimentRequest
-	(*PlanExperimentRequest)(nil),       // 14: outrigger.v1.PlanExperimentRequest
-	(*ExperimentResultsResponse)(nil),   // 15: outrigger.v1.ExperimentResultsResponse
-	(*SetExperimentStateRequest)(nil),   // 16: outrigger.v1.SetExperimentStateRequest
-	(*ListExperimentsResponse)(nil),     // 17: outrigger.v1.ListExperimentsResponse
-	(*Rollout)(nil),                     // 18: outrigger.v1.Rollout
-	(*StartRolloutRequest)(nil),         // 19: outrigger.v1.StartRolloutRequest
-	(*RolloutActionRequest)(nil),        // 20: outrigger.v1.RolloutActionRequest
-	(*ApproveRolloutRequest)(nil),       // 21: outrigger.v1.ApproveRolloutRequest
-	(*RollbackRolloutRequest)(nil),      // 22: outrigger.v1.RollbackRolloutRequest
-	(*BreakGlassRequest)(nil),           // 23: outrigger.v1.BreakGlassRequest
-	(*BreakGlassResponse)(nil),          // 24: outrigger.v1.BreakGlassResponse
-	(*RolloutPlan)(nil),                 // 25: outrigger.v1.RolloutPlan
-	(*GateForecast)(nil),                // 26: outrigger.v1.GateForecast
-	(*ConfigureDeploymentRequest)(nil),  // 27: outrigger.v1.ConfigureDeploymentRequest
-	(*DeploymentConfiguration)(nil),     // 28: outrigger.v1.DeploymentConfiguration
-	(*ListRolloutsResponse)(nil),        // 29: outrigger.v1.ListRolloutsResponse
-	(*ListRegionsResponse)(nil),         // 30: outrigger.v1.ListRegionsResponse
-	(*Alert)(nil),                       // 31: outrigger.v1.Alert
-	(*SilenceAlertRequest)(nil),         // 32: outrigger.v1.SilenceAlertRequest
-	(*ListAlertsResponse)(nil),          // 33: outrigger.v1.ListAlertsResponse
-	(*AuditRequest)(nil),                // 34: outrigger.v1.AuditRequest
-	(*AuditResponse)(nil),               // 35: outrigger.v1.AuditResponse
-	(*StatusResponse)(nil),              // 36: outrigger.v1.StatusResponse
-	(*NodeStatus)(nil),                  // 37: outrigger.v1.NodeStatus
-	(*CacheStatus)(nil),                 // 38: outrigger.v1.CacheStatus
-	nil,                                 // 39: outrigger.v1.ModelVersion.MetadataEntry
-	nil,                                 // 40: outrigger.v1.ModelVersion.ParametersEntry
-	nil,                                 // 41: outrigger.v1.ModelVersion.PinsEntry
-	nil,                                 // 42: outrigger.v1.Model.AliasesEntry
-	nil,                                 // 43: outrigger.v1.RegisterModelVersionRequest.MetadataEntry
-	nil,                                 // 44: outrigger.v1.RegisterModelVersionRequest.ParametersEntry
-	nil,                                 // 45: outrigger.v1.RegisterModelVersionRequest.PinsEntry
-	nil,                                 // 46: outrigger.v1.ServedAtResponse.AliasesEntry
-	nil,                                 // 47: outrigger.v1.RolloutActionRequest.MetadataEntry
-	nil,                                 // 48: outrigger.v1.RollbackRolloutRequest.MetadataEntry
-	nil,                                 // 49: outrigger.v1.Alert.NumbersEntry
-	(*Endpoint)(nil),                    // 50: outrigger.v1.Endpoint
-	(*timestamppb.Timestamp)(nil),       // 51: google.protobuf.Timestamp
-	(*ExperimentArm)(nil),               // 52: outrigger.v1.ExperimentArm
-	(*ExperimentPlan)(nil),              // 53: outrigger.v1.ExperimentPlan
-	(*ExperimentEnrolment)(nil),         // 54: outrigger.v1.ExperimentEnrolment
-	(*structpb.Struct)(nil),             // 55: google.protobuf.Struct
-	(*RolloutPhase)(nil),                // 56: outrigger.v1.RolloutPhase
-	(*Evidence)(nil),                    // 57: outrigger.v1.Evidence
-	(*RollbackStarted)(nil),             // 58: outrigger.v1.RollbackStarted
-	(*RollbackCompleted)(nil),           // 59: outrigger.v1.RollbackCompleted
-	(*RolloutGateDecided)(nil),          // 60: outrigger.v1.RolloutGateDecided
-	(*RolloutApproved)(nil),             // 61: outrigger.v1.RolloutApproved
-	(*RollbackDrillCompleted)(nil),      // 62: outrigger.v1.RollbackDrillCompleted
-	(*durationpb.Duration)(nil),         // 63: google.protobuf.Duration
-	(*Region)(nil),                      // 64: outrigger.v1.Region
-	(*Event)(nil),                       // 65: outrigger.v1.Event
-	(*Node)(nil),                        // 66: outrigger.v1.Node
+	(*ModelMetricsResponse)(nil),        // 4: outrigger.v1.ModelMetricsResponse
+	(*VersionMetrics)(nil),              // 5: outrigger.v1.VersionMetrics
+	(*Model)(nil),                       // 6: outrigger.v1.Model
+	(*CreateModelRequest)(nil),          // 7: outrigger.v1.CreateModelRequest
+	(*AnnotateModelRequest)(nil),        // 8: outrigger.v1.AnnotateModelRequest
+	(*DeleteAliasRequest)(nil),          // 9: outrigger.v1.DeleteAliasRequest
+	(*RegisterModelVersionRequest)(nil), // 10: outrigger.v1.RegisterModelVersionRequest
+	(*ServedAtRequest)(nil),             // 11: outrigger.v1.ServedAtRequest
+	(*ServedAtResponse)(nil),            // 12: outrigger.v1.ServedAtResponse
+	(*ConfigureModelRequest)(nil),       // 13: outrigger.v1.ConfigureModelRequest
+	(*SetModelVersionStateRequest)(nil), // 14: outrigger.v1.SetModelVersionStateRequest
+	(*MoveAliasRequest)(nil),            // 15: outrigger.v1.MoveAliasRequest
+	(*ListModelsResponse)(nil),          // 16: outrigger.v1.ListModelsResponse
+	(*Experiment)(nil),                  // 17: outrigger.v1.Experiment
+	(*CreateExperimentRequest)(nil),     // 18: outrigger.v1.CreateExperimentRequest
+	(*PlanExperimentRequest)(nil),       // 19: outrigger.v1.PlanExperimentRequest
+	(*ExperimentResultsResponse)(nil),   // 20: outrigger.v1.ExperimentResultsResponse
+	(*SetExperimentStateRequest)(nil),   // 21: outrigger.v1.SetExperimentStateRequest
+	(*ListExperimentsResponse)(nil),     // 22: outrigger.v1.ListExperimentsResponse
+	(*Rollout)(nil),                     // 23: outrigger.v1.Rollout
+	(*StartRolloutRequest)(nil),         // 24: outrigger.v1.StartRolloutRequest
+	(*RolloutActionRequest)(nil),        // 25: outrigger.v1.RolloutActionRequest
+	(*ApproveRolloutRequest)(nil),       // 26: outrigger.v1.ApproveRolloutRequest
+	(*RollbackRolloutRequest)(nil),      // 27: outrigger.v1.RollbackRolloutRequest
+	(*BreakGlassRequest)(nil),           // 28: outrigger.v1.BreakGlassRequest
+	(*BreakGlassResponse)(nil),          // 29: outrigger.v1.BreakGlassResponse
+	(*RolloutPlan)(nil),                 // 30: outrigger.v1.RolloutPlan
+	(*GateForecast)(nil),                // 31: outrigger.v1.GateForecast
+	(*ConfigureDeploymentRequest)(nil),  // 32: outrigger.v1.ConfigureDeploymentRequest
+	(*DeploymentConfiguration)(nil),     // 33: outrigger.v1.DeploymentConfiguration
+	(*ListRolloutsResponse)(nil),        // 34: outrigger.v1.ListRolloutsResponse
+	(*ListRegionsResponse)(nil),         // 35: outrigger.v1.ListRegionsResponse
+	(*Alert)(nil),                       // 36: outrigger.v1.Alert
+	(*SilenceAlertRequest)(nil),         // 37: outrigger.v1.SilenceAlertRequest
+	(*ListAlertsResponse)(nil),          // 38: outrigger.v1.ListAlertsResponse
+	(*AuditRequest)(nil),                // 39: outrigger.v1.AuditRequest
+	(*AuditResponse)(nil),               // 40: outrigger.v1.AuditResponse
+	(*StatusResponse)(nil),              // 41: outrigger.v1.StatusResponse
+	(*NodeStatus)(nil),                  // 42: outrigger.v1.NodeStatus
+	(*CacheStatus)(nil),                 // 43: outrigger.v1.CacheStatus
+	nil,                                 // 44: outrigger.v1.ModelVersion.MetadataEntry
+	nil,                                 // 45: outrigger.v1.ModelVersion.ParametersEntry
+	nil,                                 // 46: outrigger.v1.ModelVersion.PinsEntry
+	nil,                                 // 47: outrigger.v1.ModelVersion.TagsEntry
+	nil,                                 // 48: outrigger.v1.Model.AliasesEntry
+	nil,                                 // 49: outrigger.v1.Model.TagsEntry
+	nil,                                 // 50: outrigger.v1.CreateModelRequest.TagsEntry
+	nil,                                 // 51: outrigger.v1.AnnotateModelRequest.SetTagsEntry
+	nil,                                 // 52: outrigger.v1.RegisterModelVersionRequest.MetadataEntry
+	nil,                                 // 53: outrigger.v1.RegisterModelVersionRequest.ParametersEntry
+	nil,                                 // 54: outrigger.v1.RegisterModelVersionRequest.PinsEntry
+	nil,                                 // 55: outrigger.v1.ServedAtResponse.AliasesEntry
+	nil,                                 // 56: outrigger.v1.RolloutActionRequest.MetadataEntry
+	nil,                                 // 57: outrigger.v1.RollbackRolloutRequest.MetadataEntry
+	nil,                                 // 58: outrigger.v1.Alert.NumbersEntry
+	(*Endpoint)(nil),                    // 59: outrigger.v1.Endpoint
+	(*timestamppb.Timestamp)(nil),       // 60: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),         // 61: google.protobuf.Duration
+	(*ExperimentArm)(nil),               // 62: outrigger.v1.ExperimentArm
+	(*ExperimentPlan)(nil),              // 63: outrigger.v1.ExperimentPlan
+	(*ExperimentEnrolment)(nil),         // 64: outrigger.v1.ExperimentEnrolment
+	(*structpb.Struct)(nil),             // 65: google.protobuf.Struct
+	(*RolloutPhase)(nil),                // 66: outrigger.v1.RolloutPhase
+	(*Evidence)(nil),                    // 67: outrigger.v1.Evidence
+	(*RollbackStarted)(nil),             // 68: outrigger.v1.RollbackStarted
+	(*RollbackCompleted)(nil),           // 69: outrigger.v1.RollbackCompleted
+	(*RolloutGateDecided)(nil),          // 70: outrigger.v1.RolloutGateDecided
+	(*RolloutApproved)(nil),             // 71: outrigger.v1.RolloutApproved
+	(*RollbackDrillCompleted)(nil),      // 72: outrigger.v1.RollbackDrillCompleted
+	(*Region)(nil),                      // 73: outrigger.v1.Region
+	(*Event)(nil),                       // 74: outrigger.v1.Event
+	(*Node)(nil),                        // 75: outrigger.v1.Node
 }
 var file_outrigger_v1_admin_proto_depIdxs = []int32{
-	50,  // 0: outrigger.v1.ModelVersion.endpoints:type_name -> outrigger.v1.Endpoint
-	39,  // 1: outrigger.v1.ModelVersion.metadata:type_name -> outrigger.v1.ModelVersion.MetadataEntry
-	51,  // 2: outrigger.v1.ModelVersion.registered_at:type_name -> google.protobuf.Timestamp
+	59,  // 0: outrigger.v1.ModelVersion.endpoints:type_name -> outrigger.v1.Endpoint
+	44,  // 1: outrigger.v1.ModelVersion.metadata:type_name -> outrigger.v1.ModelVersion.MetadataEntry
+	60,  // 2: outrigger.v1.ModelVersion.registered_at:type_name -> google.protobuf.Timestamp
 	3,   // 3: outrigger.v1.ModelVersion.stats:type_name -> outrigger.v1.VersionStats
-	40,  // 4: outrigger.v1.ModelVersion.parameters:type_name -> outrigger.v1.ModelVersion.ParametersEntry
-	41,  // 5: outrigger.v1.ModelVersion.pins:type_name -> outrigger.v1.ModelVersion.PinsEntry
-	2,   // 6: outrigger.v1.Model.versions:type_name -> outrigger.v1.ModelVersion
-	42,  // 7: outrigger.v1.Model.aliases:type_name -> outrigger.v1.Model.AliasesEntry
-	52,  // 8: outrigger.v1.Model.arms:type_name -> outrigger.v1.ExperimentArm
-	50,  // 9: outrigger.v1.RegisterModelVersionRequest.endpoints:type_name -> outrigger.v1.Endpoint
-	43,  // 10: outrigger.v1.RegisterModelVersionRequest.metadata:type_name -> outrigger.v1.RegisterModelVersionRequest.MetadataEntry
-	44,  // 11: outrigger.v1.RegisterModelVersionRequest.parameters:type_name -> outrigger.v1.RegisterModelVersionRequest.ParametersEntry
-	45,  // 12: outrigger.v1.RegisterModelVersionRequest.pins:type_name -> outrigger.v1.RegisterModelVersionRequest.PinsEntry
-	51,  // 13: outrigger.v1.ServedAtRequest.at:type_name -> google.protobuf.Timestamp
-	51,  // 14: outrigger.v1.ServedAtResponse.at:type_name -> google.protobuf.Timestamp
-	46,  // 15: outrigger.v1.ServedAtResponse.aliases:type_name -> outrigger.v1.ServedAtResponse.AliasesEntry
-	52,  // 16: outrigger.v1.ServedAtResponse.arms:type_name -> outrigger.v1.ExperimentArm
-	51,  // 17: outrigger.v1.ServedAtResponse.since:type_name -> google.protobuf.Timestamp
-	4,   // 18: outrigger.v1.ListModelsResponse.models:type_name -> outrigger.v1.Model
-	52,  // 19: outrigger.v1.Experiment.arms:type_name -> outrigger.v1.ExperimentArm
-	51,  // 20: outrigger.v1.Experiment.changed_at:type_name -> google.protobuf.Timestamp
-	53,  // 21: outrigger.v1.Experiment.plan:type_name -> outrigger.v1.ExperimentPlan
-	51,  // 22: outrigger.v1.Experiment.started_at:type_name -> google.protobuf.Timestamp
-	51,  // 23: outrigger.v1.Experiment.ended_at:type_name -> google.protobuf.Timestamp
-	54,  // 24: outrigger.v1.Experiment.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
-	52,  // 25: outrigger.v1.CreateExperimentRequest.arms:type_name -> outrigger.v1.ExperimentArm
-	53,  // 26: outrigger.v1.CreateExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
-	54,  // 27: outrigger.v1.CreateExperimentRequest.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
-	53,  // 28: outrigger.v1.PlanExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
-	12,  // 29: outrigger.v1.ExperimentResultsResponse.experiment:type_name -> outrigger.v1.Experiment
-	55,  // 30: outrigger.v1.ExperimentResultsResponse.results:type_name -> google.protobuf.Struct
-	55,  // 31: outrigger.v1.ExperimentResultsResponse.ledger:type_name -> google.protobuf.Struct
-	12,  // 32: outrigger.v1.ListExperimentsResponse.experiments:type_name -> outrigger.v1.Experiment
-	56,  // 33: outrigger.v1.Rollout.phases:type_name -> outrigger.v1.RolloutPhase
-	57,  // 34: outrigger.v1.Rollout.evidence:type_name -> outrigger.v1.Evidence
-	51,  // 35: outrigger.v1.Rollout.started_at:type_name -> google.protobuf.Timestamp
-	51,  // 36: outrigger.v1.Rollout.phase_since:type_name -> google.protobuf.Timestamp
-	58,  // 37: outrigger.v1.Rollout.rollback:type_name -> outrigger.v1.RollbackStarted
-	59,  // 38: outrigger.v1.Rollout.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
-	60,  // 39: outrigger.v1.Rollout.gates:type_name -> outrigger.v1.RolloutGateDecided
-	61,  // 40: outrigger.v1.Rollout.approvals:type_name -> outrigger.v1.RolloutApproved
-	62,  // 41: outrigger.v1.Rollout.drill:type_name -> outrigger.v1.RollbackDrillCompleted
-	56,  // 42: outrigger.v1.StartRolloutRequest.phases:type_name -> outrigger.v1.RolloutPhase
-	63,  // 43: outrigger.v1.StartRolloutRequest.cooldown:type_name -> google.protobuf.Duration
-	47,  // 44: outrigger.v1.RolloutActionRequest.metadata:type_name -> outrigger.v1.RolloutActionRequest.MetadataEntry
-	63,  // 45: outrigger.v1.RollbackRolloutRequest.ramp:type_name -> google.protobuf.Duration
-	63,  // 46: outrigger.v1.RollbackRolloutRequest.drain:type_name -> google.protobuf.Duration
-	48,  // 47: outrigger.v1.RollbackRolloutRequest.metadata:type_name -> outrigger.v1.RollbackRolloutRequest.MetadataEntry
-	63,  // 48: outrigger.v1.BreakGlassRequest.ttl:type_name -> google.protobuf.Duration
-	51,  // 49: outrigger.v1.BreakGlassResponse.until:type_name -> google.protobuf.Timestamp
-	18,  // 50: outrigger.v1.RolloutPlan.rollout:type_name -> outrigger.v1.Rollout
-	26,  // 51: outrigger.v1.RolloutPlan.forecasts:type_name -> outrigger.v1.GateForecast
-	63,  // 52: outrigger.v1.GateForecast.expected:type_name -> google.protobuf.Duration
-	51,  // 53: outrigger.v1.DeploymentConfiguration.since:type_name -> google.protobuf.Timestamp
-	18,  // 54: outrigger.v1.ListRolloutsResponse.rollouts:type_name -> outrigger.v1.Rollout
-	64,  // 55: outrigger.v1.ListRegionsResponse.regions:type_name -> outrigger.v1.Region
-	49,  // 56: outrigger.v1.Alert.numbers:type_name -> outrigger.v1.Alert.NumbersEntry
-	51,  // 57: outrigger.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
-	51,  // 58: outrigger.v1.Alert.resolved_at:type_name -> google.protobuf.Timestamp
-	51,  // 59: outrigger.v1.Alert.silenced_until:type_name -> google.protobuf.Timestamp
-	63,  // 60: outrigger.v1.SilenceAlertRequest.for:type_name -> google.protobuf.Duration
-	31,  // 61: outrigger.v1.ListAlertsResponse.alerts:type_name -> outrigger.v1.Alert
-	51,  // 62: outrigger.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
-	51,  // 63: outrigger.v1.AuditRequest.until:type_name -> google.protobuf.Timestamp
-	65,  // 64: outrigger.v1.AuditResponse.events:type_name -> outrigger.v1.Event
-	37,  // 65: outrigger.v1.StatusResponse.nodes:type_name -> outrigger.v1.NodeStatus
-	4,   // 66: outrigger.v1.StatusResponse.models:type_name -> outrigger.v1.Model
-	18,  // 67: outrigger.v1.StatusResponse.rollouts:type_name -> outrigger.v1.Rollout
-	38,  // 68: outrigger.v1.StatusResponse.cache:type_name -> outrigger.v1.CacheStatus
-	64,  // 69: outrigger.v1.StatusResponse.regions:type_name -> outrigger.v1.Region
-	31,  // 70: outrigger.v1.StatusResponse.alerts:type_name -> outrigger.v1.Alert
-	51,  // 71: outrigger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	51,  // 72: outrigger.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
-	66,  // 73: outrigger.v1.NodeStatus.node:type_name -> outrigger.v1.Node
-	51,  // 74: outrigger.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
-	5,   // 75: outrigger.v1.Admin.RegisterModelVersion:input_type -> outrigger.v1.RegisterModelVersionRequest
-	8,   // 76: outrigger.v1.Admin.ConfigureModel:input_type -> outrigger.v1.ConfigureModelRequest
-	9,   // 77: outrigger.v1.Admin.SetModelVersionState:input_type -> outrigger.v1.SetModelVersionStateRequest
-	10,  // 78: outrigger.v1.Admin.MoveAlias:input_type -> outrigger.v1.MoveAliasRequest
-	0,   // 79: outrigger.v1.Admin.GetModel:input_type -> outrigger.v1.NameRequest
-	1,   // 80: outrigger.v1.Admin.ListModels:input_type -> outrigger.v1.ListRequestAll
-	6,   // 81: outrigger.v1.Admin.ServedAt:input_type -> outrigger.v1.ServedAtRequest
-	13,  // 82: outrigger.v1.Admin.CreateExperiment:input_type -> outrigger.v1.CreateExperimentRequest
-	16,  // 83: outrigger.v1.Admin.SetExperimentState:input_type -> outrigger.v1.SetExperimentStateRequest
-	14,  // 84: outrigger.v1.Admin.PlanExperiment:input_type -> outrigger.v1.PlanExperimentRequest
-	0,   // 85: outrigger.v1.Admin.ExperimentResults:input_type -> outrigger.v1.NameRequest
-	1,   // 86: outrigger.v1.Admin.ListExperiments:input_type -> outrigger.v1.ListRequestAll
-	19,  // 87: outrigger.v1.Admin.StartRollout:input_type -> outrigger.v1.StartRolloutRequest
-	20,  // 88: outrigger.v1.Admin.AdvanceRollout:input_type -> outrigger.v1.RolloutActionRequest
-	20,  // 89: outrigger.v1.Admin.AbortRollout:input_type -> outrigger.v1.RolloutActionRequest
-	19,  // 90: outrigger.v1.Admin.PlanRollout:input_type -> outrigger.v1.StartRolloutRequest
-	20,  // 91: outrigger.v1.Admin.HoldRollout:input_type -> outrigger.v1.RolloutActionRequest
-	20,  // 92: outrigger.v1.Admin.ResumeRollout:input_type -> outrigger.v1.RolloutActionRequest
-	21,  // 93: outrigger.v1.Admin.ApproveRollout:input_type -> outrigger.v1.ApproveRolloutRequest
-	20,  // 94: outrigger.v1.Admin.RetryRollout:input_type -> outrigger.v1.RolloutActionRequest
-	22,  // 95: outrigger.v1.Admin.RollbackRollout:input_type -> outrigger.v1.RollbackRolloutRequest
-	23,  // 96: outrigger.v1.Admin.BreakGlass:input_type -> outrigger.v1.BreakGlassRequest
-	27,  // 97: outrigger.v1.Admin.ConfigureDeployment:input_type -> outrigger.v1.ConfigureDeploymentRequest
-	0,   // 98: outrigger.v1.Admin.GetDeployment:input_type -> outrigger.v1.NameRequest
-	0,   // 99: outrigger.v1.Admin.GetRollout:input_type -> outrigger.v1.NameRequest
-	1,   // 100: outrigger.v1.Admin.ListRollouts:input_type -> outrigger.v1.ListRequestAll
-	1,   // 101: outrigger.v1.Admin.ListRegions:input_type -> outrigger.v1.ListRequestAll
-	1,   // 102: outrigger.v1.Admin.ListAlerts:input_type -> outrigger.v1.ListRequestAll
-	32,  // 103: outrigger.v1.Admin.SilenceAlert:input_type -> outrigger.v1.SilenceAlertRequest
-	34,  // 104: outrigger.v1.Admin.Audit:input_type -> outrigger.v1.AuditRequest
-	1,   // 105: outrigger.v1.Admin.Status:input_type -> outrigger.v1.ListRequestAll
-	4,   // 106: outrigger.v1.Admin.RegisterModelVersion:output_type -> outrigger.v1.Model
-	4,   // 107: outrigger.v1.Admin.ConfigureModel:output_type -> outrigger.v1.Model
-	4,   // 108: outrigger.v1.Admin.SetModelVersionState:output_type -> outrigger.v1.Model
-	4,   // 109: outrigger.v1.Admin.MoveAlias:output_type -> outrigger.v1.Model
-	4,   // 110: outrigger.v1.Admin.GetModel:output_type -> outrigger.v1.Model
-	11,  // 111: outrigger.v1.Admin.ListModels:output_type -> outrigger.v1.ListModelsResponse
-	7,   // 112: outrigger.v1.Admin.ServedAt:output_type -> outrigger.v1.ServedAtResponse
-	12,  // 113: outrigger.v1.Admin.CreateExperiment:output_type -> outrigger.v1.Experiment
-	12,  // 114: outrigger.v1.Admin.SetExperimentState:output_type -> outrigger.v1.Experiment
-	12,  // 115: outrigger.v1.Admin.PlanExperiment:output_type -> outrigger.v1.Experiment
-	15,  // 116: outrigger.v1.Admin.ExperimentResults:output_type -> outrigger.v1.ExperimentResultsResponse
-	17,  // 117: outrigger.v1.Admin.ListExperiments:output_type -> outrigger.v1.ListExperimentsResponse
-	18,  // 118: outrigger.v1.Admin.StartRollout:output_type -> outrigger.v1.Rollout
-	18,  // 119: outrigger.v1.Admin.AdvanceRollout:output_type -> outrigger.v1.Rollout
-	18,  // 120: outrigger.v1.Admin.AbortRollout:output_type -> outrigger.v1.Rollout
-	25,  // 121: outrigger.v1.Admin.PlanRollout:output_type -> outrigger.v1.RolloutPlan
-	18,  // 122: outrigger.v1.Admin.HoldRollout:output_type -> outrigger.v1.Rollout
-	18,  // 123: outrigger.v1.Admin.ResumeRollout:output_type -> outrigger.v1.Rollout
-	18,  // 124: outrigger.v1.Admin.ApproveRollout:output_type -> outrigger.v1.Rollout
-	18,  // 125: outrigger.v1.Admin.RetryRollout:output_type -> outrigger.v1.Rollout
-	18,  // 126: outrigger.v1.Admin.RollbackRollout:output_type -> outrigger.v1.Rollout
-	24,  // 127: outrigger.v1.Admin.BreakGlass:output_type -> outrigger.v1.BreakGlassResponse
-	28,  // 128: outrigger.v1.Admin.ConfigureDeployment:output_type -> outrigger.v1.DeploymentConfiguration
-	28,  // 129: outrigger.v1.Admin.GetDeployment:output_type -> outrigger.v1.DeploymentConfiguration
-	18,  // 130: outrigger.v1.Admin.GetRollout:output_type -> outrigger.v1.Rollout
-	29,  // 131: outrigger.v1.Admin.ListRollouts:output_type -> outrigger.v1.ListRolloutsResponse
-	30,  // 132: outrigger.v1.Admin.ListRegions:output_type -> outrigger.v1.ListRegionsResponse
-	33,  // 133: outrigger.v1.Admin.ListAlerts:output_type -> outrigger.v1.ListAlertsResponse
-	31,  // 134: outrigger.v1.Admin.SilenceAlert:output_type -> outrigger.v1.Alert
-	35,  // 135: outrigger.v1.Admin.Audit:output_type -> outrigger.v1.AuditResponse
-	36,  // 136: outrigger.v1.Admin.Status:output_type -> outrigger.v1.StatusResponse
-	106, // [106:137] is the sub-list for method output_type
-	75,  // [75:106] is the sub-list for method input_type
-	75,  // [75:75] is the sub-list for extension type_name
-	75,  // [75:75] is the sub-list for extension extendee
-	0,   // [0:75] is the sub-list for field type_name
+	45,  // 4: outrigger.v1.ModelVersion.parameters:type_name -> outrigger.v1.ModelVersion.ParametersEntry
+	46,  // 5: outrigger.v1.ModelVersion.pins:type_name -> outrigger.v1.ModelVersion.PinsEntry
+	47,  // 6: outrigger.v1.ModelVersion.tags:type_name -> outrigger.v1.ModelVersion.TagsEntry
+	60,  // 7: outrigger.v1.ModelVersion.changed_at:type_name -> google.protobuf.Timestamp
+	61,  // 8: outrigger.v1.ModelMetricsResponse.window:type_name -> google.protobuf.Duration
+	5,   // 9: outrigger.v1.ModelMetricsResponse.versions:type_name -> outrigger.v1.VersionMetrics
+	3,   // 10: outrigger.v1.VersionMetrics.window:type_name -> outrigger.v1.VersionStats
+	3,   // 11: outrigger.v1.VersionMetrics.lifetime:type_name -> outrigger.v1.VersionStats
+	3,   // 12: outrigger.v1.VersionMetrics.shadow_window:type_name -> outrigger.v1.VersionStats
+	3,   // 13: outrigger.v1.VersionMetrics.shadow_lifetime:type_name -> outrigger.v1.VersionStats
+	2,   // 14: outrigger.v1.Model.versions:type_name -> outrigger.v1.ModelVersion
+	48,  // 15: outrigger.v1.Model.aliases:type_name -> outrigger.v1.Model.AliasesEntry
+	62,  // 16: outrigger.v1.Model.arms:type_name -> outrigger.v1.ExperimentArm
+	49,  // 17: outrigger.v1.Model.tags:type_name -> outrigger.v1.Model.TagsEntry
+	60,  // 18: outrigger.v1.Model.created_at:type_name -> google.protobuf.Timestamp
+	60,  // 19: outrigger.v1.Model.changed_at:type_name -> google.protobuf.Timestamp
+	50,  // 20: outrigger.v1.CreateModelRequest.tags:type_name -> outrigger.v1.CreateModelRequest.TagsEntry
+	51,  // 21: outrigger.v1.AnnotateModelRequest.set_tags:type_name -> outrigger.v1.AnnotateModelRequest.SetTagsEntry
+	59,  // 22: outrigger.v1.RegisterModelVersionRequest.endpoints:type_name -> outrigger.v1.Endpoint
+	52,  // 23: outrigger.v1.RegisterModelVersionRequest.metadata:type_name -> outrigger.v1.RegisterModelVersionRequest.MetadataEntry
+	53,  // 24: outrigger.v1.RegisterModelVersionRequest.parameters:type_name -> outrigger.v1.RegisterModelVersionRequest.ParametersEntry
+	54,  // 25: outrigger.v1.RegisterModelVersionRequest.pins:type_name -> outrigger.v1.RegisterModelVersionRequest.PinsEntry
+	60,  // 26: outrigger.v1.ServedAtRequest.at:type_name -> google.protobuf.Timestamp
+	60,  // 27: outrigger.v1.ServedAtResponse.at:type_name -> google.protobuf.Timestamp
+	55,  // 28: outrigger.v1.ServedAtResponse.aliases:type_name -> outrigger.v1.ServedAtResponse.AliasesEntry
+	62,  // 29: outrigger.v1.ServedAtResponse.arms:type_name -> outrigger.v1.ExperimentArm
+	60,  // 30: outrigger.v1.ServedAtResponse.since:type_name -> google.protobuf.Timestamp
+	6,   // 31: outrigger.v1.ListModelsResponse.models:type_name -> outrigger.v1.Model
+	62,  // 32: outrigger.v1.Experiment.arms:type_name -> outrigger.v1.ExperimentArm
+	60,  // 33: outrigger.v1.Experiment.changed_at:type_name -> google.protobuf.Timestamp
+	63,  // 34: outrigger.v1.Experiment.plan:type_name -> outrigger.v1.ExperimentPlan
+	60,  // 35: outrigger.v1.Experiment.started_at:type_name -> google.protobuf.Timestamp
+	60,  // 36: outrigger.v1.Experiment.ended_at:type_name -> google.protobuf.Timestamp
+	64,  // 37: outrigger.v1.Experiment.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
+	62,  // 38: outrigger.v1.CreateExperimentRequest.arms:type_name -> outrigger.v1.ExperimentArm
+	63,  // 39: outrigger.v1.CreateExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
+	64,  // 40: outrigger.v1.CreateExperimentRequest.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
+	63,  // 41: outrigger.v1.PlanExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
+	17,  // 42: outrigger.v1.ExperimentResultsResponse.experiment:type_name -> outrigger.v1.Experiment
+	65,  // 43: outrigger.v1.ExperimentResultsResponse.results:type_name -> google.protobuf.Struct
+	65,  // 44: outrigger.v1.ExperimentResultsResponse.ledger:type_name -> google.protobuf.Struct
+	17,  // 45: outrigger.v1.ListExperimentsResponse.experiments:type_name -> outrigger.v1.Experiment
+	66,  // 46: outrigger.v1.Rollout.phases:type_name -> outrigger.v1.RolloutPhase
+	67,  // 47: outrigger.v1.Rollout.evidence:type_name -> outrigger.v1.Evidence
+	60,  // 48: outrigger.v1.Rollout.started_at:type_name -> google.protobuf.Timestamp
+	60,  // 49: outrigger.v1.Rollout.phase_since:type_name -> google.protobuf.Timestamp
+	68,  // 50: outrigger.v1.Rollout.rollback:type_name -> outrigger.v1.RollbackStarted
+	69,  // 51: outrigger.v1.Rollout.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
+	70,  // 52: outrigger.v1.Rollout.gates:type_name -> outrigger.v1.RolloutGateDecided
+	71,  // 53: outrigger.v1.Rollout.approvals:type_name -> outrigger.v1.RolloutApproved
+	72,  // 54: outrigger.v1.Rollout.drill:type_name -> outrigger.v1.RollbackDrillCompleted
+	66,  // 55: outrigger.v1.StartRolloutRequest.phases:type_name -> outrigger.v1.RolloutPhase
+	61,  // 56: outrigger.v1.StartRolloutRequest.cooldown:type_name -> google.protobuf.Duration
+	56,  // 57: outrigger.v1.RolloutActionRequest.metadata:type_name -> outrigger.v1.RolloutActionRequest.MetadataEntry
+	61,  // 58: outrigger.v1.RollbackRolloutRequest.ramp:type_name -> google.protobuf.Duration
+	61,  // 59: outrigger.v1.RollbackRolloutRequest.drain:type_name -> google.protobuf.Duration
+	57,  // 60: outrigger.v1.RollbackRolloutRequest.metadata:type_name -> outrigger.v1.RollbackRolloutRequest.MetadataEntry
+	61,  // 61: outrigger.v1.BreakGlassRequest.ttl:type_name -> google.protobuf.Duration
+	60,  // 62: outrigger.v1.BreakGlassResponse.until:type_name -> google.protobuf.Timestamp
+	23,  // 63: outrigger.v1.RolloutPlan.rollout:type_name -> outrigger.v1.Rollout
+	31,  // 64: outrigger.v1.RolloutPlan.forecasts:type_name -> outrigger.v1.GateForecast
+	61,  // 65: outrigger.v1.GateForecast.expected:type_name -> google.protobuf.Duration
+	60,  // 66: outrigger.v1.DeploymentConfiguration.since:type_name -> google.protobuf.Timestamp
+	23,  // 67: outrigger.v1.ListRolloutsResponse.rollouts:type_name -> outrigger.v1.Rollout
+	73,  // 68: outrigger.v1.ListRegionsResponse.regions:type_name -> outrigger.v1.Region
+	58,  // 69: outrigger.v1.Alert.numbers:type_name -> outrigger.v1.Alert.NumbersEntry
+	60,  // 70: outrigger.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
+	60,  // 71: outrigger.v1.Alert.resolved_at:type_name -> google.protobuf.Timestamp
+	60,  // 72: outrigger.v1.Alert.silenced_until:type_name -> google.protobuf.Timestamp
+	61,  // 73: outrigger.v1.SilenceAlertRequest.for:type_name -> google.protobuf.Duration
+	36,  // 74: outrigger.v1.ListAlertsResponse.alerts:type_name -> outrigger.v1.Alert
+	60,  // 75: outrigger.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
+	60,  // 76: outrigger.v1.AuditRequest.until:type_name -> google.protobuf.Timestamp
+	74,  // 77: outrigger.v1.AuditResponse.events:type_name -> outrigger.v1.Event
+	42,  // 78: outrigger.v1.StatusResponse.nodes:type_name -> outrigger.v1.NodeStatus
+	6,   // 79: outrigger.v1.StatusResponse.models:type_name -> outrigger.v1.Model
+	23,  // 80: outrigger.v1.StatusResponse.rollouts:type_name -> outrigger.v1.Rollout
+	43,  // 81: outrigger.v1.StatusResponse.cache:type_name -> outrigger.v1.CacheStatus
+	73,  // 82: outrigger.v1.StatusResponse.regions:type_name -> outrigger.v1.Region
+	36,  // 83: outrigger.v1.StatusResponse.alerts:type_name -> outrigger.v1.Alert
+	60,  // 84: outrigger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	60,  // 85: outrigger.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
+	75,  // 86: outrigger.v1.NodeStatus.node:type_name -> outrigger.v1.Node
+	60,  // 87: outrigger.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
+	10,  // 88: outrigger.v1.Admin.RegisterModelVersion:input_type -> outrigger.v1.RegisterModelVersionRequest
+	13,  // 89: outrigger.v1.Admin.ConfigureModel:input_type -> outrigger.v1.ConfigureModelRequest
+	14,  // 90: outrigger.v1.Admin.SetModelVersionState:input_type -> outrigger.v1.SetModelVersionStateRequest
+	15,  // 91: outrigger.v1.Admin.MoveAlias:input_type -> outrigger.v1.MoveAliasRequest
+	9,   // 92: outrigger.v1.Admin.DeleteAlias:input_type -> outrigger.v1.DeleteAliasRequest
+	7,   // 93: outrigger.v1.Admin.CreateModel:input_type -> outrigger.v1.CreateModelRequest
+	8,   // 94: outrigger.v1.Admin.AnnotateModel:input_type -> outrigger.v1.AnnotateModelRequest
+	0,   // 95: outrigger.v1.Admin.GetModel:input_type -> outrigger.v1.NameRequest
+	0,   // 96: outrigger.v1.Admin.ModelMetrics:input_type -> outrigger.v1.NameRequest
+	1,   // 97: outrigger.v1.Admin.ListModels:input_type -> outrigger.v1.ListRequestAll
+	11,  // 98: outrigger.v1.Admin.ServedAt:input_type -> outrigger.v1.ServedAtRequest
+	18,  // 99: outrigger.v1.Admin.CreateExperiment:input_type -> outrigger.v1.CreateExperimentRequest
+	21,  // 100: outrigger.v1.Admin.SetExperimentState:input_type -> outrigger.v1.SetExperimentStateRequest
+	19,  // 101: outrigger.v1.Admin.PlanExperiment:input_type -> outrigger.v1.PlanExperimentRequest
+	0,   // 102: outrigger.v1.Admin.ExperimentResults:input_type -> outrigger.v1.NameRequest
+	1,   // 103: outrigger.v1.Admin.ListExperiments:input_type -> outrigger.v1.ListRequestAll
+	24,  // 104: outrigger.v1.Admin.StartRollout:input_type -> outrigger.v1.StartRolloutRequest
+	25,  // 105: outrigger.v1.Admin.AdvanceRollout:input_type -> outrigger.v1.RolloutActionRequest
+	25,  // 106: outrigger.v1.Admin.AbortRollout:input_type -> outrigger.v1.RolloutActionRequest
+	24,  // 107: outrigger.v1.Admin.PlanRollout:input_type -> outrigger.v1.StartRolloutRequest
+	25,  // 108: outrigger.v1.Admin.HoldRollout:input_type -> outrigger.v1.RolloutActionRequest
+	25,  // 109: outrigger.v1.Admin.ResumeRollout:input_type -> outrigger.v1.RolloutActionRequest
+	26,  // 110: outrigger.v1.Admin.ApproveRollout:input_type -> outrigger.v1.ApproveRolloutRequest
+	25,  // 111: outrigger.v1.Admin.RetryRollout:input_type -> outrigger.v1.RolloutActionRequest
+	27,  // 112: outrigger.v1.Admin.RollbackRollout:input_type -> outrigger.v1.RollbackRolloutRequest
+	28,  // 113: outrigger.v1.Admin.BreakGlass:input_type -> outrigger.v1.BreakGlassRequest
+	32,  // 114: outrigger.v1.Admin.ConfigureDeployment:input_type -> outrigger.v1.ConfigureDeploymentRequest
+	0,   // 115: outrigger.v1.Admin.GetDeployment:input_type -> outrigger.v1.NameRequest
+	0,   // 116: outrigger.v1.Admin.GetRollout:input_type -> outrigger.v1.NameRequest
+	1,   // 117: outrigger.v1.Admin.ListRollouts:input_type -> outrigger.v1.ListRequestAll
+	1,   // 118: outrigger.v1.Admin.ListRegions:input_type -> outrigger.v1.ListRequestAll
+	1,   // 119: outrigger.v1.Admin.ListAlerts:input_type -> outrigger.v1.ListRequestAll
+	37,  // 120: outrigger.v1.Admin.SilenceAlert:input_type -> outrigger.v1.SilenceAlertRequest
+	39,  // 121: outrigger.v1.Admin.Audit:input_type -> outrigger.v1.AuditRequest
+	1,   // 122: outrigger.v1.Admin.Status:input_type -> outrigger.v1.ListRequestAll
+	6,   // 123: outrigger.v1.Admin.RegisterModelVersion:output_type -> outrigger.v1.Model
+	6,   // 124: outrigger.v1.Admin.ConfigureModel:output_type -> outrigger.v1.Model
+	6,   // 125: outrigger.v1.Admin.SetModelVersionState:output_type -> outrigger.v1.Model
+	6,   // 126: outrigger.v1.Admin.MoveAlias:output_type -> outrigger.v1.Model
+	6,   // 127: outrigger.v1.Admin.DeleteAlias:output_type -> outrigger.v1.Model
+	6,   // 128: outrigger.v1.Admin.CreateModel:output_type -> outrigger.v1.Model
+	6,   // 129: outrigger.v1.Admin.AnnotateModel:output_type -> outrigger.v1.Model
+	6,   // 130: outrigger.v1.Admin.GetModel:output_type -> outrigger.v1.Model
+	4,   // 131: outrigger.v1.Admin.ModelMetrics:output_type -> outrigger.v1.ModelMetricsResponse
+	16,  // 132: outrigger.v1.Admin.ListModels:output_type -> outrigger.v1.ListModelsResponse
+	12,  // 133: outrigger.v1.Admin.ServedAt:output_type -> outrigger.v1.ServedAtResponse
+	17,  // 134: outrigger.v1.Admin.CreateExperiment:output_type -> outrigger.v1.Experiment
+	17,  // 135: outrigger.v1.Admin.SetExperimentState:output_type -> outrigger.v1.Experiment
+	17,  // 136: outrigger.v1.Admin.PlanExperiment:output_type -> outrigger.v1.Experiment
+	20,  // 137: outrigger.v1.Admin.ExperimentResults:output_type -> outrigger.v1.ExperimentResultsResponse
+	22,  // 138: outrigger.v1.Admin.ListExperiments:output_type -> outrigger.v1.ListExperimentsResponse
+	23,  // 139: outrigger.v1.Admin.StartRollout:output_type -> outrigger.v1.Rollout
+	23,  // 140: outrigger.v1.Admin.AdvanceRollout:output_type -> outrigger.v1.Rollout
+	23,  // 141: outrigger.v1.Admin.AbortRollout:output_type -> outrigger.v1.Rollout
+	30,  // 142: outrigger.v1.Admin.PlanRollout:output_type -> outrigger.v1.RolloutPlan
+	23,  // 143: outrigger.v1.Admin.HoldRollout:output_type -> outrigger.v1.Rollout
+	23,  // 144: outrigger.v1.Admin.ResumeRollout:output_type -> outrigger.v1.Rollout
+	23,  // 145: outrigger.v1.Admin.ApproveRollout:output_type -> outrigger.v1.Rollout
+	23,  // 146: outrigger.v1.Admin.RetryRollout:output_type -> outrigger.v1.Rollout
+	23,  // 147: outrigger.v1.Admin.RollbackRollout:output_type -> outrigger.v1.Rollout
+	29,  // 148: outrigger.v1.Admin.BreakGlass:output_type -> outrigger.v1.BreakGlassResponse
+	33,  // 149: outrigger.v1.Admin.ConfigureDeployment:output_type -> outrigger.v1.DeploymentConfiguration
+	33,  // 150: outrigger.v1.Admin.GetDeployment:output_type -> outrigger.v1.DeploymentConfiguration
+	23,  // 151: outrigger.v1.Admin.GetRollout:output_type -> outrigger.v1.Rollout
+	34,  // 152: outrigger.v1.Admin.ListRollouts:output_type -> outrigger.v1.ListRolloutsResponse
+	35,  // 153: outrigger.v1.Admin.ListRegions:output_type -> outrigger.v1.ListRegionsResponse
+	38,  // 154: outrigger.v1.Admin.ListAlerts:output_type -> outrigger.v1.ListAlertsResponse
+	36,  // 155: outrigger.v1.Admin.SilenceAlert:output_type -> outrigger.v1.Alert
+	40,  // 156: outrigger.v1.Admin.Audit:output_type -> outrigger.v1.AuditResponse
+	41,  // 157: outrigger.v1.Admin.Status:output_type -> outrigger.v1.StatusResponse
+	123, // [123:158] is the sub-list for method output_type
+	88,  // [88:123] is the sub-list for method input_type
+	88,  // [88:88] is the sub-list for extension type_name
+	88,  // [88:88] is the sub-list for extension extendee
+	0,   // [0:88] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_admin_proto_init() }
@@ -3987,14 +4634,17 @@ func file_outrigger_v1_admin_proto_init() {
 	}
 	file_outrigger_v1_events_proto_init()
 	file_outrigger_v1_types_proto_init()
-	file_outrigger_v1_admin_proto_msgTypes[10].OneofWrappers = []any{}
+	file_outrigger_v1_admin_proto_msgTypes[8].OneofWrappers = []any{}
+	file_outrigger_v1_admin_proto_msgTypes[9].OneofWrappers = []any{}
+	file_outrigger_v1_admin_proto_msgTypes[13].OneofWrappers = []any{}
+	file_outrigger_v1_admin_proto_msgTypes[15].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_admin_proto_rawDesc), len(file_outrigger_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   50,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,7 +23,11 @@ const (
 	Admin_ConfigureModel_FullMethodName       = "/outrigger.v1.Admin/ConfigureModel"
 	Admin_SetModelVersionState_FullMethodName = "/outrigger.v1.Admin/SetModelVersionState"
 	Admin_MoveAlias_FullMethodName            = "/outrigger.v1.Admin/MoveAlias"
+	Admin_DeleteAlias_FullMethodName          = "/outrigger.v1.Admin/DeleteAlias"
+	Admin_CreateModel_FullMethodName          = "/outrigger.v1.Admin/CreateModel"
+	Admin_AnnotateModel_FullMethodName        = "/outrigger.v1.Admin/AnnotateModel"
 	Admin_GetModel_FullMethodName             = "/outrigger.v1.Admin/GetModel"
+	Admin_ModelMetrics_FullMethodName         = "/outrigger.v1.Admin/ModelMetrics"
 	Admin_ListModels_FullMethodName           = "/outrigger.v1.Admin/ListModels"
 	Admin_ServedAt_FullMethodName             = "/outrigger.v1.Admin/ServedAt"
 	Admin_CreateExperiment_FullMethodName     = "/outrigger.v1.Admin/CreateExperiment"
@@ -63,7 +67,14 @@ type AdminClient interface {
 	ConfigureModel(ctx context.Context, in *ConfigureModelRequest, opts ...grpc.CallOption) (*Model, error)
 	SetModelVersionState(ctx context.Context, in *SetModelVersionStateRequest, opts ...grpc.CallOption) (*Model, error)
 	MoveAlias(ctx context.Context, in *MoveAliasRequest, opts ...grpc.CallOption) (*Model, error)
+	// DeleteAlias takes challenger or last_good away; the champion can only be moved.
+	DeleteAlias(ctx context.Context, in *DeleteAliasRequest, opts ...grpc.CallOption) (*Model, error)
+	// CreateModel makes a model without versions, AnnotateModel changes descriptions and tags.
+	CreateModel(ctx context.Context, in *CreateModelRequest, opts ...grpc.CallOption) (*Model, error)
+	AnnotateModel(ctx context.Context, in *AnnotateModelRequest, opts ...grpc.CallOption) (*Model, error)
 	GetModel(ctx context.Context, in *NameRequest, opts ...grpc.CallOption) (*Model, error)
+	// ModelMetrics says how a model's versions do: the last minute, and since this replica started.
+	ModelMetrics(ctx context.Context, in *NameRequest, opts ...grpc.CallOption) (*ModelMetricsResponse, error)
 	ListModels(ctx context.Context, in *ListRequestAll, opts ...grpc.CallOption) (*ListModelsResponse, error)
 	// ServedAt says which versions of a model answered at a moment, from the log.
 	ServedAt(ctx context.Context, in *ServedAtRequest, opts ...grpc.CallOption) (*ServedAtResponse, error)
@@ -145,10 +156,50 @@ func (c *adminClient) MoveAlias(ctx context.Context, in *MoveAliasRequest, opts 
 	return out, nil
 }
 
+func (c *adminClient) DeleteAlias(ctx context.Context, in *DeleteAliasRequest, opts ...grpc.CallOption) (*Model, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Model)
+	err := c.cc.Invoke(ctx, Admin_DeleteAlias_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) CreateModel(ctx context.Context, in *CreateModelRequest, opts ...grpc.CallOption) (*Model, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Model)
+	err := c.cc.Invoke(ctx, Admin_CreateModel_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) AnnotateModel(ctx context.Context, in *AnnotateModelRequest, opts ...grpc.CallOption) (*Model, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Model)
+	err := c.cc.Invoke(ctx, Admin_AnnotateModel_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminClient) GetModel(ctx context.Context, in *NameRequest, opts ...grpc.CallOption) (*Model, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Model)
 	err := c.cc.Invoke(ctx, Admin_GetModel_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) ModelMetrics(ctx context.Context, in *NameRequest, opts ...grpc.CallOption) (*ModelMetricsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ModelMetricsResponse)
+	err := c.cc.Invoke(ctx, Admin_ModelMetrics_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -426,7 +477,14 @@ type AdminServer interface {
 	ConfigureModel(context.Context, *ConfigureModelRequest) (*Model, error)
 	SetModelVersionState(context.Context, *SetModelVersionStateRequest) (*Model, error)
 	MoveAlias(context.Context, *MoveAliasRequest) (*Model, error)
+	// DeleteAlias takes challenger or last_good away; the champion can only be moved.
+	DeleteAlias(context.Context, *DeleteAliasRequest) (*Model, error)
+	// CreateModel makes a model without versions, AnnotateModel changes descriptions and tags.
+	CreateModel(context.Context, *CreateModelRequest) (*Model, error)
+	AnnotateModel(context.Context, *AnnotateModelRequest) (*Model, error)
 	GetModel(context.Context, *NameRequest) (*Model, error)
+	// ModelMetrics says how a model's versions do: the last minute, and since this replica started.
+	ModelMetrics(context.Context, *NameRequest) (*ModelMetricsResponse, error)
 	ListModels(context.Context, *ListRequestAll) (*ListModelsResponse, error)
 	// ServedAt says which versions of a model answered at a moment, from the log.
 	ServedAt(context.Context, *ServedAtRequest) (*ServedAtResponse, error)
@@ -480,8 +538,20 @@ func (UnimplementedAdminServer) SetModelVersionState(context.Context, *SetModelV
 func (UnimplementedAdminServer) MoveAlias(context.Context, *MoveAliasRequest) (*Model, error) {
 	return nil, status.Error(codes.Unimplemented, "method MoveAlias not implemented")
 }
+func (UnimplementedAdminServer) DeleteAlias(context.Context, *DeleteAliasRequest) (*Model, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteAlias not implemented")
+}
+func (UnimplementedAdminServer) CreateModel(context.Context, *CreateModelRequest) (*Model, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateModel not implemented")
+}
+func (UnimplementedAdminServer) AnnotateModel(context.Context, *AnnotateModelRequest) (*Model, error) {
+	return nil, status.Error(codes.Unimplemented, "method AnnotateModel not implemented")
+}
 func (UnimplementedAdminServer) GetModel(context.Context, *NameRequest) (*Model, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetModel not implemented")
+}
+func (UnimplementedAdminServer) ModelMetrics(context.Context, *NameRequest) (*ModelMetricsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ModelMetrics not implemented")
 }
 func (UnimplementedAdminServer) ListModels(context.Context, *ListRequestAll) (*ListModelsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListModels not implemented")
@@ -654,6 +724,60 @@ func _Admin_MoveAlias_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_DeleteAlias_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteAliasRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).DeleteAlias(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_DeleteAlias_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).DeleteAlias(ctx, req.(*DeleteAliasRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_CreateModel_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateModelRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).CreateModel(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_CreateModel_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).CreateModel(ctx, req.(*CreateModelRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_AnnotateModel_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AnnotateModelRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).AnnotateModel(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_AnnotateModel_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).AnnotateModel(ctx, req.(*AnnotateModelRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Admin_GetModel_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(NameRequest)
 	if err := dec(in); err != nil {
@@ -668,6 +792,24 @@ func _Admin_GetModel_Handler(srv interface{}, ctx context.Context, dec func(inte
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(AdminServer).GetModel(ctx, req.(*NameRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_ModelMetrics_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(NameRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ModelMetrics(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ModelMetrics_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ModelMetrics(ctx, req.(*NameRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -1164,8 +1306,24 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Admin_MoveAlias_Handler,
 		},
 		{
+			MethodName: "DeleteAlias",
+			Handler:    _Admin_DeleteAlias_Handler,
+		},
+		{
+			MethodName: "CreateModel",
+			Handler:    _Admin_CreateModel_Handler,
+		},
+		{
+			MethodName: "AnnotateModel",
+			Handler:    _Admin_AnnotateModel_Handler,
+		},
+		{
 			MethodName: "GetModel",
 			Handler:    _Admin_GetModel_Handler,
+		},
+		{
+			MethodName: "ModelMetrics",
+			Handler:    _Admin_ModelMetrics_Handler,
 		},
 		{
 			MethodName: "ListModels",

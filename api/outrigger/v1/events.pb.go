@@ -50,6 +50,7 @@ type Event struct {
 	//	*Event_ModelVersionState
 	//	*Event_AliasMoved
 	//	*Event_ModelConfigured
+	//	*Event_ModelAnnotated
 	//	*Event_ExperimentChanged
 	//	*Event_RolloutStarted
 	//	*Event_RolloutAdvanced
@@ -268,6 +269,15 @@ func (x *Event) GetModelConfigured() *ModelConfigured {
 	if x != nil {
 		if x, ok := x.Payload.(*Event_ModelConfigured); ok {
 			return x.ModelConfigured
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetModelAnnotated() *ModelAnnotated {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_ModelAnnotated); ok {
+			return x.ModelAnnotated
 		}
 	}
 	return nil
@@ -520,6 +530,10 @@ type Event_ModelConfigured struct {
 	ModelConfigured *ModelConfigured `protobuf:"bytes,43,opt,name=model_configured,json=modelConfigured,proto3,oneof"`
 }
 
+type Event_ModelAnnotated struct {
+	ModelAnnotated *ModelAnnotated `protobuf:"bytes,44,opt,name=model_annotated,json=modelAnnotated,proto3,oneof"`
+}
+
 type Event_ExperimentChanged struct {
 	ExperimentChanged *ExperimentChanged `protobuf:"bytes,50,opt,name=experiment_changed,json=experimentChanged,proto3,oneof"`
 }
@@ -629,6 +643,8 @@ func (*Event_ModelVersionState) isEvent_Payload() {}
 func (*Event_AliasMoved) isEvent_Payload() {}
 
 func (*Event_ModelConfigured) isEvent_Payload() {}
+
+func (*Event_ModelAnnotated) isEvent_Payload() {}
 
 func (*Event_ExperimentChanged) isEvent_Payload() {}
 
@@ -1074,6 +1090,7 @@ type ModelVersionState struct {
 	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
 	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	ShadowWeight  uint32                 `protobuf:"varint,4,opt,name=shadow_weight,json=shadowWeight,proto3" json:"shadow_weight,omitempty"` // of a shadow: parts of 10 000 of the units whose requests it gets copies of
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1129,6 +1146,83 @@ func (x *ModelVersionState) GetReason() string {
 	return ""
 }
 
+func (x *ModelVersionState) GetShadowWeight() uint32 {
+	if x != nil {
+		return x.ShadowWeight
+	}
+	return 0
+}
+
+// ModelAnnotated changes what is written beside a model or a version and decides nothing.
+// The first event of a model may be one: it makes a model without versions.
+type ModelAnnotated struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`               // empty = the model itself
+	Description   *string                `protobuf:"bytes,2,opt,name=description,proto3,oneof" json:"description,omitempty"` // absent = as it was
+	SetTags       map[string]string      `protobuf:"bytes,3,rep,name=set_tags,json=setTags,proto3" json:"set_tags,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	DeleteTags    []string               `protobuf:"bytes,4,rep,name=delete_tags,json=deleteTags,proto3" json:"delete_tags,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ModelAnnotated) Reset() {
+	*x = ModelAnnotated{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ModelAnnotated) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ModelAnnotated) ProtoMessage() {}
+
+func (x *ModelAnnotated) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ModelAnnotated.ProtoReflect.Descriptor instead.
+func (*ModelAnnotated) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ModelAnnotated) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *ModelAnnotated) GetDescription() string {
+	if x != nil && x.Description != nil {
+		return *x.Description
+	}
+	return ""
+}
+
+func (x *ModelAnnotated) GetSetTags() map[string]string {
+	if x != nil {
+		return x.SetTags
+	}
+	return nil
+}
+
+func (x *ModelAnnotated) GetDeleteTags() []string {
+	if x != nil {
+		return x.DeleteTags
+	}
+	return nil
+}
+
 type AliasMoved struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Alias         string                 `protobuf:"bytes,1,opt,name=alias,proto3" json:"alias,omitempty"`
@@ -1140,7 +1234,7 @@ type AliasMoved struct {
 
 func (x *AliasMoved) Reset() {
 	*x = AliasMoved{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[8]
+	mi := &file_outrigger_v1_events_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1152,7 +1246,7 @@ func (x *AliasMoved) String() string {
 func (*AliasMoved) ProtoMessage() {}
 
 func (x *AliasMoved) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[8]
+	mi := &file_outrigger_v1_events_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1165,7 +1259,7 @@ func (x *AliasMoved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AliasMoved.ProtoReflect.Descriptor instead.
 func (*AliasMoved) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{8}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AliasMoved) GetAlias() string {
@@ -1194,13 +1288,14 @@ type ModelConfigured struct {
 	Unit          string                 `protobuf:"bytes,1,opt,name=unit,proto3" json:"unit,omitempty"` // "user", "session", "request": first present of user→session→request up to this
 	Timeout       *durationpb.Duration   `protobuf:"bytes,2,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	MaxAttempts   uint32                 `protobuf:"varint,3,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"`
+	Cost          *string                `protobuf:"bytes,4,opt,name=cost,proto3,oneof" json:"cost,omitempty"` // formula, see internal/expr; absent = as it was, empty = none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ModelConfigured) Reset() {
 	*x = ModelConfigured{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[9]
+	mi := &file_outrigger_v1_events_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1212,7 +1307,7 @@ func (x *ModelConfigured) String() string {
 func (*ModelConfigured) ProtoMessage() {}
 
 func (x *ModelConfigured) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[9]
+	mi := &file_outrigger_v1_events_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1225,7 +1320,7 @@ func (x *ModelConfigured) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelConfigured.ProtoReflect.Descriptor instead.
 func (*ModelConfigured) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{9}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ModelConfigured) GetUnit() string {
@@ -1249,6 +1344,13 @@ func (x *ModelConfigured) GetMaxAttempts() uint32 {
 	return 0
 }
 
+func (x *ModelConfigured) GetCost() string {
+	if x != nil && x.Cost != nil {
+		return *x.Cost
+	}
+	return ""
+}
+
 type ExperimentChanged struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	State         string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"` // draft running concluded stopped archived
@@ -1268,7 +1370,7 @@ type ExperimentChanged struct {
 
 func (x *ExperimentChanged) Reset() {
 	*x = ExperimentChanged{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[10]
+	mi := &file_outrigger_v1_events_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1280,7 +1382,7 @@ func (x *ExperimentChanged) String() string {
 func (*ExperimentChanged) ProtoMessage() {}
 
 func (x *ExperimentChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[10]
+	mi := &file_outrigger_v1_events_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1293,7 +1395,7 @@ func (x *ExperimentChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExperimentChanged.ProtoReflect.Descriptor instead.
 func (*ExperimentChanged) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{10}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ExperimentChanged) GetState() string {
@@ -1389,7 +1491,7 @@ type ExperimentEnrolment struct {
 
 func (x *ExperimentEnrolment) Reset() {
 	*x = ExperimentEnrolment{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[11]
+	mi := &file_outrigger_v1_events_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1401,7 +1503,7 @@ func (x *ExperimentEnrolment) String() string {
 func (*ExperimentEnrolment) ProtoMessage() {}
 
 func (x *ExperimentEnrolment) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[11]
+	mi := &file_outrigger_v1_events_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1414,7 +1516,7 @@ func (x *ExperimentEnrolment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExperimentEnrolment.ProtoReflect.Descriptor instead.
 func (*ExperimentEnrolment) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{11}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ExperimentEnrolment) GetTarget() string {
@@ -1464,7 +1566,7 @@ type ExperimentArm struct {
 
 func (x *ExperimentArm) Reset() {
 	*x = ExperimentArm{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[12]
+	mi := &file_outrigger_v1_events_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1476,7 +1578,7 @@ func (x *ExperimentArm) String() string {
 func (*ExperimentArm) ProtoMessage() {}
 
 func (x *ExperimentArm) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[12]
+	mi := &file_outrigger_v1_events_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1489,7 +1591,7 @@ func (x *ExperimentArm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExperimentArm.ProtoReflect.Descriptor instead.
 func (*ExperimentArm) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{12}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ExperimentArm) GetName() string {
@@ -1546,7 +1648,7 @@ type ExperimentPlan struct {
 
 func (x *ExperimentPlan) Reset() {
 	*x = ExperimentPlan{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[13]
+	mi := &file_outrigger_v1_events_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1558,7 +1660,7 @@ func (x *ExperimentPlan) String() string {
 func (*ExperimentPlan) ProtoMessage() {}
 
 func (x *ExperimentPlan) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[13]
+	mi := &file_outrigger_v1_events_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1571,7 +1673,7 @@ func (x *ExperimentPlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExperimentPlan.ProtoReflect.Descriptor instead.
 func (*ExperimentPlan) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{13}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ExperimentPlan) GetControl() string {
@@ -1701,7 +1803,7 @@ type ExperimentMetric struct {
 
 func (x *ExperimentMetric) Reset() {
 	*x = ExperimentMetric{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[14]
+	mi := &file_outrigger_v1_events_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1713,7 +1815,7 @@ func (x *ExperimentMetric) String() string {
 func (*ExperimentMetric) ProtoMessage() {}
 
 func (x *ExperimentMetric) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[14]
+	mi := &file_outrigger_v1_events_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1726,7 +1828,7 @@ func (x *ExperimentMetric) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExperimentMetric.ProtoReflect.Descriptor instead.
 func (*ExperimentMetric) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{14}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ExperimentMetric) GetName() string {
@@ -1776,7 +1878,7 @@ type RolloutStarted struct {
 
 func (x *RolloutStarted) Reset() {
 	*x = RolloutStarted{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[15]
+	mi := &file_outrigger_v1_events_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1788,7 +1890,7 @@ func (x *RolloutStarted) String() string {
 func (*RolloutStarted) ProtoMessage() {}
 
 func (x *RolloutStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[15]
+	mi := &file_outrigger_v1_events_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1801,7 +1903,7 @@ func (x *RolloutStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutStarted.ProtoReflect.Descriptor instead.
 func (*RolloutStarted) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{15}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RolloutStarted) GetModel() string {
@@ -1900,7 +2002,7 @@ type RolloutPhase struct {
 
 func (x *RolloutPhase) Reset() {
 	*x = RolloutPhase{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[16]
+	mi := &file_outrigger_v1_events_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1912,7 +2014,7 @@ func (x *RolloutPhase) String() string {
 func (*RolloutPhase) ProtoMessage() {}
 
 func (x *RolloutPhase) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[16]
+	mi := &file_outrigger_v1_events_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1925,7 +2027,7 @@ func (x *RolloutPhase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutPhase.ProtoReflect.Descriptor instead.
 func (*RolloutPhase) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{16}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RolloutPhase) GetName() string {
@@ -2030,7 +2132,7 @@ type RolloutGate struct {
 
 func (x *RolloutGate) Reset() {
 	*x = RolloutGate{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[17]
+	mi := &file_outrigger_v1_events_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2042,7 +2144,7 @@ func (x *RolloutGate) String() string {
 func (*RolloutGate) ProtoMessage() {}
 
 func (x *RolloutGate) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[17]
+	mi := &file_outrigger_v1_events_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2055,7 +2157,7 @@ func (x *RolloutGate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutGate.ProtoReflect.Descriptor instead.
 func (*RolloutGate) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{17}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RolloutGate) GetName() string {
@@ -2186,7 +2288,7 @@ type RolloutCheck struct {
 
 func (x *RolloutCheck) Reset() {
 	*x = RolloutCheck{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[18]
+	mi := &file_outrigger_v1_events_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2198,7 +2300,7 @@ func (x *RolloutCheck) String() string {
 func (*RolloutCheck) ProtoMessage() {}
 
 func (x *RolloutCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[18]
+	mi := &file_outrigger_v1_events_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2211,7 +2313,7 @@ func (x *RolloutCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutCheck.ProtoReflect.Descriptor instead.
 func (*RolloutCheck) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{18}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RolloutCheck) GetHook() string {
@@ -2271,7 +2373,7 @@ type RolloutAdvanced struct {
 
 func (x *RolloutAdvanced) Reset() {
 	*x = RolloutAdvanced{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[19]
+	mi := &file_outrigger_v1_events_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2283,7 +2385,7 @@ func (x *RolloutAdvanced) String() string {
 func (*RolloutAdvanced) ProtoMessage() {}
 
 func (x *RolloutAdvanced) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[19]
+	mi := &file_outrigger_v1_events_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2296,7 +2398,7 @@ func (x *RolloutAdvanced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutAdvanced.ProtoReflect.Descriptor instead.
 func (*RolloutAdvanced) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{19}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RolloutAdvanced) GetPhase() uint32 {
@@ -2357,7 +2459,7 @@ type RolloutHeld struct {
 
 func (x *RolloutHeld) Reset() {
 	*x = RolloutHeld{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[20]
+	mi := &file_outrigger_v1_events_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2369,7 +2471,7 @@ func (x *RolloutHeld) String() string {
 func (*RolloutHeld) ProtoMessage() {}
 
 func (x *RolloutHeld) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[20]
+	mi := &file_outrigger_v1_events_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2382,7 +2484,7 @@ func (x *RolloutHeld) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutHeld.ProtoReflect.Descriptor instead.
 func (*RolloutHeld) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{20}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RolloutHeld) GetReason() string {
@@ -2401,7 +2503,7 @@ type RolloutResumed struct {
 
 func (x *RolloutResumed) Reset() {
 	*x = RolloutResumed{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[21]
+	mi := &file_outrigger_v1_events_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2413,7 +2515,7 @@ func (x *RolloutResumed) String() string {
 func (*RolloutResumed) ProtoMessage() {}
 
 func (x *RolloutResumed) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[21]
+	mi := &file_outrigger_v1_events_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2426,7 +2528,7 @@ func (x *RolloutResumed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutResumed.ProtoReflect.Descriptor instead.
 func (*RolloutResumed) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{21}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RolloutResumed) GetReason() string {
@@ -2450,7 +2552,7 @@ type RolloutApproved struct {
 
 func (x *RolloutApproved) Reset() {
 	*x = RolloutApproved{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[22]
+	mi := &file_outrigger_v1_events_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2462,7 +2564,7 @@ func (x *RolloutApproved) String() string {
 func (*RolloutApproved) ProtoMessage() {}
 
 func (x *RolloutApproved) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[22]
+	mi := &file_outrigger_v1_events_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2475,7 +2577,7 @@ func (x *RolloutApproved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutApproved.ProtoReflect.Descriptor instead.
 func (*RolloutApproved) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{22}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RolloutApproved) GetPhase() uint32 {
@@ -2527,7 +2629,7 @@ type RolloutGateDecided struct {
 
 func (x *RolloutGateDecided) Reset() {
 	*x = RolloutGateDecided{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[23]
+	mi := &file_outrigger_v1_events_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2539,7 +2641,7 @@ func (x *RolloutGateDecided) String() string {
 func (*RolloutGateDecided) ProtoMessage() {}
 
 func (x *RolloutGateDecided) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[23]
+	mi := &file_outrigger_v1_events_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2552,7 +2654,7 @@ func (x *RolloutGateDecided) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutGateDecided.ProtoReflect.Descriptor instead.
 func (*RolloutGateDecided) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{23}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RolloutGateDecided) GetPhase() uint32 {
@@ -2601,7 +2703,7 @@ type RolloutSteppedBack struct {
 
 func (x *RolloutSteppedBack) Reset() {
 	*x = RolloutSteppedBack{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[24]
+	mi := &file_outrigger_v1_events_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2613,7 +2715,7 @@ func (x *RolloutSteppedBack) String() string {
 func (*RolloutSteppedBack) ProtoMessage() {}
 
 func (x *RolloutSteppedBack) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[24]
+	mi := &file_outrigger_v1_events_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2626,7 +2728,7 @@ func (x *RolloutSteppedBack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutSteppedBack.ProtoReflect.Descriptor instead.
 func (*RolloutSteppedBack) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{24}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RolloutSteppedBack) GetPhase() uint32 {
@@ -2658,7 +2760,7 @@ type RolloutDraining struct {
 
 func (x *RolloutDraining) Reset() {
 	*x = RolloutDraining{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[25]
+	mi := &file_outrigger_v1_events_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2670,7 +2772,7 @@ func (x *RolloutDraining) String() string {
 func (*RolloutDraining) ProtoMessage() {}
 
 func (x *RolloutDraining) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[25]
+	mi := &file_outrigger_v1_events_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2683,7 +2785,7 @@ func (x *RolloutDraining) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutDraining.ProtoReflect.Descriptor instead.
 func (*RolloutDraining) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{25}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RolloutDraining) GetReason() string {
@@ -2737,7 +2839,7 @@ type RolloutRamped struct {
 
 func (x *RolloutRamped) Reset() {
 	*x = RolloutRamped{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[26]
+	mi := &file_outrigger_v1_events_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2749,7 +2851,7 @@ func (x *RolloutRamped) String() string {
 func (*RolloutRamped) ProtoMessage() {}
 
 func (x *RolloutRamped) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[26]
+	mi := &file_outrigger_v1_events_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2762,7 +2864,7 @@ func (x *RolloutRamped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutRamped.ProtoReflect.Descriptor instead.
 func (*RolloutRamped) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{26}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RolloutRamped) GetWeight() uint32 {
@@ -2783,7 +2885,7 @@ type RollbackDrillStarted struct {
 
 func (x *RollbackDrillStarted) Reset() {
 	*x = RollbackDrillStarted{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[27]
+	mi := &file_outrigger_v1_events_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2795,7 +2897,7 @@ func (x *RollbackDrillStarted) String() string {
 func (*RollbackDrillStarted) ProtoMessage() {}
 
 func (x *RollbackDrillStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[27]
+	mi := &file_outrigger_v1_events_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2808,7 +2910,7 @@ func (x *RollbackDrillStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackDrillStarted.ProtoReflect.Descriptor instead.
 func (*RollbackDrillStarted) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{27}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RollbackDrillStarted) GetReason() string {
@@ -2830,7 +2932,7 @@ type RollbackDrillCompleted struct {
 
 func (x *RollbackDrillCompleted) Reset() {
 	*x = RollbackDrillCompleted{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[28]
+	mi := &file_outrigger_v1_events_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2842,7 +2944,7 @@ func (x *RollbackDrillCompleted) String() string {
 func (*RollbackDrillCompleted) ProtoMessage() {}
 
 func (x *RollbackDrillCompleted) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[28]
+	mi := &file_outrigger_v1_events_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2855,7 +2957,7 @@ func (x *RollbackDrillCompleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackDrillCompleted.ProtoReflect.Descriptor instead.
 func (*RollbackDrillCompleted) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{28}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RollbackDrillCompleted) GetPush() uint64 {
@@ -2899,7 +3001,7 @@ type DeploymentConfigured struct {
 
 func (x *DeploymentConfigured) Reset() {
 	*x = DeploymentConfigured{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[29]
+	mi := &file_outrigger_v1_events_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2911,7 +3013,7 @@ func (x *DeploymentConfigured) String() string {
 func (*DeploymentConfigured) ProtoMessage() {}
 
 func (x *DeploymentConfigured) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[29]
+	mi := &file_outrigger_v1_events_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2924,7 +3026,7 @@ func (x *DeploymentConfigured) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeploymentConfigured.ProtoReflect.Descriptor instead.
 func (*DeploymentConfigured) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{29}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DeploymentConfigured) GetName() string {
@@ -2967,7 +3069,7 @@ type RollbackStarted struct {
 
 func (x *RollbackStarted) Reset() {
 	*x = RollbackStarted{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[30]
+	mi := &file_outrigger_v1_events_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2979,7 +3081,7 @@ func (x *RollbackStarted) String() string {
 func (*RollbackStarted) ProtoMessage() {}
 
 func (x *RollbackStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[30]
+	mi := &file_outrigger_v1_events_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2992,7 +3094,7 @@ func (x *RollbackStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackStarted.ProtoReflect.Descriptor instead.
 func (*RollbackStarted) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{30}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RollbackStarted) GetReason() string {
@@ -3089,7 +3191,7 @@ type Evidence struct {
 
 func (x *Evidence) Reset() {
 	*x = Evidence{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[31]
+	mi := &file_outrigger_v1_events_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3101,7 +3203,7 @@ func (x *Evidence) String() string {
 func (*Evidence) ProtoMessage() {}
 
 func (x *Evidence) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[31]
+	mi := &file_outrigger_v1_events_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3114,7 +3216,7 @@ func (x *Evidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
 func (*Evidence) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{31}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Evidence) GetStratum() string {
@@ -3185,7 +3287,7 @@ type RollbackCompleted struct {
 
 func (x *RollbackCompleted) Reset() {
 	*x = RollbackCompleted{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[32]
+	mi := &file_outrigger_v1_events_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3197,7 +3299,7 @@ func (x *RollbackCompleted) String() string {
 func (*RollbackCompleted) ProtoMessage() {}
 
 func (x *RollbackCompleted) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[32]
+	mi := &file_outrigger_v1_events_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3210,7 +3312,7 @@ func (x *RollbackCompleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackCompleted.ProtoReflect.Descriptor instead.
 func (*RollbackCompleted) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{32}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RollbackCompleted) GetPush() uint64 {
@@ -3251,7 +3353,7 @@ type RolloutEnded struct {
 
 func (x *RolloutEnded) Reset() {
 	*x = RolloutEnded{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[33]
+	mi := &file_outrigger_v1_events_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3263,7 +3365,7 @@ func (x *RolloutEnded) String() string {
 func (*RolloutEnded) ProtoMessage() {}
 
 func (x *RolloutEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[33]
+	mi := &file_outrigger_v1_events_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3276,7 +3378,7 @@ func (x *RolloutEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutEnded.ProtoReflect.Descriptor instead.
 func (*RolloutEnded) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{33}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RolloutEnded) GetOutcome() string {
@@ -3302,7 +3404,7 @@ type RegionRegistered struct {
 
 func (x *RegionRegistered) Reset() {
 	*x = RegionRegistered{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[34]
+	mi := &file_outrigger_v1_events_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3314,7 +3416,7 @@ func (x *RegionRegistered) String() string {
 func (*RegionRegistered) ProtoMessage() {}
 
 func (x *RegionRegistered) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[34]
+	mi := &file_outrigger_v1_events_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3327,7 +3429,7 @@ func (x *RegionRegistered) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionRegistered.ProtoReflect.Descriptor instead.
 func (*RegionRegistered) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{34}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RegionRegistered) GetRegion() *Region {
@@ -3346,7 +3448,7 @@ type RegionRemoved struct {
 
 func (x *RegionRemoved) Reset() {
 	*x = RegionRemoved{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[35]
+	mi := &file_outrigger_v1_events_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3358,7 +3460,7 @@ func (x *RegionRemoved) String() string {
 func (*RegionRemoved) ProtoMessage() {}
 
 func (x *RegionRemoved) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[35]
+	mi := &file_outrigger_v1_events_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3371,7 +3473,7 @@ func (x *RegionRemoved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionRemoved.ProtoReflect.Descriptor instead.
 func (*RegionRemoved) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{35}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RegionRemoved) GetReason() string {
@@ -3393,7 +3495,7 @@ type AlertRaised struct {
 
 func (x *AlertRaised) Reset() {
 	*x = AlertRaised{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[36]
+	mi := &file_outrigger_v1_events_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3405,7 +3507,7 @@ func (x *AlertRaised) String() string {
 func (*AlertRaised) ProtoMessage() {}
 
 func (x *AlertRaised) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[36]
+	mi := &file_outrigger_v1_events_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3418,7 +3520,7 @@ func (x *AlertRaised) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlertRaised.ProtoReflect.Descriptor instead.
 func (*AlertRaised) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{36}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *AlertRaised) GetSeverity() string {
@@ -3458,7 +3560,7 @@ type AlertResolved struct {
 
 func (x *AlertResolved) Reset() {
 	*x = AlertResolved{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[37]
+	mi := &file_outrigger_v1_events_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3470,7 +3572,7 @@ func (x *AlertResolved) String() string {
 func (*AlertResolved) ProtoMessage() {}
 
 func (x *AlertResolved) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[37]
+	mi := &file_outrigger_v1_events_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3483,7 +3585,7 @@ func (x *AlertResolved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlertResolved.ProtoReflect.Descriptor instead.
 func (*AlertResolved) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{37}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *AlertResolved) GetReason() string {
@@ -3504,7 +3606,7 @@ type PushRecorded struct {
 
 func (x *PushRecorded) Reset() {
 	*x = PushRecorded{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[38]
+	mi := &file_outrigger_v1_events_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3516,7 +3618,7 @@ func (x *PushRecorded) String() string {
 func (*PushRecorded) ProtoMessage() {}
 
 func (x *PushRecorded) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[38]
+	mi := &file_outrigger_v1_events_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3529,7 +3631,7 @@ func (x *PushRecorded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushRecorded.ProtoReflect.Descriptor instead.
 func (*PushRecorded) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{38}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PushRecorded) GetPush() uint64 {
@@ -3569,7 +3671,7 @@ type ActionRefused struct {
 
 func (x *ActionRefused) Reset() {
 	*x = ActionRefused{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[39]
+	mi := &file_outrigger_v1_events_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3581,7 +3683,7 @@ func (x *ActionRefused) String() string {
 func (*ActionRefused) ProtoMessage() {}
 
 func (x *ActionRefused) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[39]
+	mi := &file_outrigger_v1_events_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3594,7 +3696,7 @@ func (x *ActionRefused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActionRefused.ProtoReflect.Descriptor instead.
 func (*ActionRefused) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{39}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ActionRefused) GetVerb() string {
@@ -3657,7 +3759,7 @@ type AlertSilenced struct {
 
 func (x *AlertSilenced) Reset() {
 	*x = AlertSilenced{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[40]
+	mi := &file_outrigger_v1_events_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3669,7 +3771,7 @@ func (x *AlertSilenced) String() string {
 func (*AlertSilenced) ProtoMessage() {}
 
 func (x *AlertSilenced) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[40]
+	mi := &file_outrigger_v1_events_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3682,7 +3784,7 @@ func (x *AlertSilenced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlertSilenced.ProtoReflect.Descriptor instead.
 func (*AlertSilenced) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{40}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *AlertSilenced) GetUntil() *timestamppb.Timestamp {
@@ -3703,7 +3805,7 @@ var File_outrigger_v1_events_proto protoreflect.FileDescriptor
 
 const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\n" +
-	"\x19outrigger/v1/events.proto\x12\foutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18outrigger/v1/types.proto\"\xac\x16\n" +
+	"\x19outrigger/v1/events.proto\x12\foutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18outrigger/v1/types.proto\"\xf5\x16\n" +
 	"\x05Event\x12\x1c\n" +
 	"\taggregate\x18\x01 \x01(\tR\taggregate\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x1a\n" +
@@ -3727,7 +3829,8 @@ const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\x13model_version_state\x18) \x01(\v2\x1f.outrigger.v1.ModelVersionStateH\x00R\x11modelVersionState\x12;\n" +
 	"\valias_moved\x18* \x01(\v2\x18.outrigger.v1.AliasMovedH\x00R\n" +
 	"aliasMoved\x12J\n" +
-	"\x10model_configured\x18+ \x01(\v2\x1d.outrigger.v1.ModelConfiguredH\x00R\x0fmodelConfigured\x12P\n" +
+	"\x10model_configured\x18+ \x01(\v2\x1d.outrigger.v1.ModelConfiguredH\x00R\x0fmodelConfigured\x12G\n" +
+	"\x0fmodel_annotated\x18, \x01(\v2\x1c.outrigger.v1.ModelAnnotatedH\x00R\x0emodelAnnotated\x12P\n" +
 	"\x12experiment_changed\x182 \x01(\v2\x1f.outrigger.v1.ExperimentChangedH\x00R\x11experimentChanged\x12G\n" +
 	"\x0frollout_started\x18< \x01(\v2\x1c.outrigger.v1.RolloutStartedH\x00R\x0erolloutStarted\x12J\n" +
 	"\x10rollout_advanced\x18= \x01(\v2\x1d.outrigger.v1.RolloutAdvancedH\x00R\x0frolloutAdvanced\x12J\n" +
@@ -3803,20 +3906,33 @@ const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a7\n" +
 	"\tPinsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"[\n" +
+	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\x80\x01\n" +
 	"\x11ModelVersionState\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"F\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12#\n" +
+	"\rshadow_weight\x18\x04 \x01(\rR\fshadowWeight\"\x84\x02\n" +
+	"\x0eModelAnnotated\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\x12%\n" +
+	"\vdescription\x18\x02 \x01(\tH\x00R\vdescription\x88\x01\x01\x12D\n" +
+	"\bset_tags\x18\x03 \x03(\v2).outrigger.v1.ModelAnnotated.SetTagsEntryR\asetTags\x12\x1f\n" +
+	"\vdelete_tags\x18\x04 \x03(\tR\n" +
+	"deleteTags\x1a:\n" +
+	"\fSetTagsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x0e\n" +
+	"\f_description\"F\n" +
 	"\n" +
 	"AliasMoved\x12\x14\n" +
 	"\x05alias\x18\x01 \x01(\tR\x05alias\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x12\x0e\n" +
-	"\x02to\x18\x03 \x01(\tR\x02to\"}\n" +
+	"\x02to\x18\x03 \x01(\tR\x02to\"\x9f\x01\n" +
 	"\x0fModelConfigured\x12\x12\n" +
 	"\x04unit\x18\x01 \x01(\tR\x04unit\x123\n" +
 	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12!\n" +
-	"\fmax_attempts\x18\x03 \x01(\rR\vmaxAttempts\"\xef\x02\n" +
+	"\fmax_attempts\x18\x03 \x01(\rR\vmaxAttempts\x12\x17\n" +
+	"\x04cost\x18\x04 \x01(\tH\x00R\x04cost\x88\x01\x01B\a\n" +
+	"\x05_cost\"\xef\x02\n" +
 	"\x11ExperimentChanged\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12/\n" +
@@ -4062,7 +4178,7 @@ func file_outrigger_v1_events_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_events_proto_rawDescData
 }
 
-var file_outrigger_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
+var file_outrigger_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_outrigger_v1_events_proto_goTypes = []any{
 	(*Event)(nil),                  // 0: outrigger.v1.Event
 	(*SessionCreated)(nil),         // 1: outrigger.v1.SessionCreated
@@ -4072,62 +4188,64 @@ var file_outrigger_v1_events_proto_goTypes = []any{
 	(*VariableDeleted)(nil),        // 5: outrigger.v1.VariableDeleted
 	(*ModelVersionRegistered)(nil), // 6: outrigger.v1.ModelVersionRegistered
 	(*ModelVersionState)(nil),      // 7: outrigger.v1.ModelVersionState
-	(*AliasMoved)(nil),             // 8: outrigger.v1.AliasMoved
-	(*ModelConfigured)(nil),        // 9: outrigger.v1.ModelConfigured
-	(*ExperimentChanged)(nil),      // 10: outrigger.v1.ExperimentChanged
-	(*ExperimentEnrolment)(nil),    // 11: outrigger.v1.ExperimentEnrolment
-	(*ExperimentArm)(nil),          // 12: outrigger.v1.ExperimentArm
-	(*ExperimentPlan)(nil),         // 13: outrigger.v1.ExperimentPlan
-	(*ExperimentMetric)(nil),       // 14: outrigger.v1.ExperimentMetric
-	(*RolloutStarted)(nil),         // 15: outrigger.v1.RolloutStarted
-	(*RolloutPhase)(nil),           // 16: outrigger.v1.RolloutPhase
-	(*RolloutGate)(nil),            // 17: outrigger.v1.RolloutGate
-	(*RolloutCheck)(nil),           // 18: outrigger.v1.RolloutCheck
-	(*RolloutAdvanced)(nil),        // 19: outrigger.v1.RolloutAdvanced
-	(*RolloutHeld)(nil),            // 20: outrigger.v1.RolloutHeld
-	(*RolloutResumed)(nil),         // 21: outrigger.v1.RolloutResumed
-	(*RolloutApproved)(nil),        // 22: outrigger.v1.RolloutApproved
-	(*RolloutGateDecided)(nil),     // 23: outrigger.v1.RolloutGateDecided
-	(*RolloutSteppedBack)(nil),     // 24: outrigger.v1.RolloutSteppedBack
-	(*RolloutDraining)(nil),        // 25: outrigger.v1.RolloutDraining
-	(*RolloutRamped)(nil),          // 26: outrigger.v1.RolloutRamped
-	(*RollbackDrillStarted)(nil),   // 27: outrigger.v1.RollbackDrillStarted
-	(*RollbackDrillCompleted)(nil), // 28: outrigger.v1.RollbackDrillCompleted
-	(*DeploymentConfigured)(nil),   // 29: outrigger.v1.DeploymentConfigured
-	(*RollbackStarted)(nil),        // 30: outrigger.v1.RollbackStarted
-	(*Evidence)(nil),               // 31: outrigger.v1.Evidence
-	(*RollbackCompleted)(nil),      // 32: outrigger.v1.RollbackCompleted
-	(*RolloutEnded)(nil),           // 33: outrigger.v1.RolloutEnded
-	(*RegionRegistered)(nil),       // 34: outrigger.v1.RegionRegistered
-	(*RegionRemoved)(nil),          // 35: outrigger.v1.RegionRemoved
-	(*AlertRaised)(nil),            // 36: outrigger.v1.AlertRaised
-	(*AlertResolved)(nil),          // 37: outrigger.v1.AlertResolved
-	(*PushRecorded)(nil),           // 38: outrigger.v1.PushRecorded
-	(*ActionRefused)(nil),          // 39: outrigger.v1.ActionRefused
-	(*AlertSilenced)(nil),          // 40: outrigger.v1.AlertSilenced
-	nil,                            // 41: outrigger.v1.Event.MetadataEntry
-	nil,                            // 42: outrigger.v1.SessionCreated.MetadataEntry
-	nil,                            // 43: outrigger.v1.VariableRegistered.MetadataEntry
-	nil,                            // 44: outrigger.v1.VariableSet.MetadataEntry
-	nil,                            // 45: outrigger.v1.ModelVersionRegistered.MetadataEntry
-	nil,                            // 46: outrigger.v1.ModelVersionRegistered.ParametersEntry
-	nil,                            // 47: outrigger.v1.ModelVersionRegistered.PinsEntry
-	nil,                            // 48: outrigger.v1.ExperimentArm.ConfigurationEntry
-	nil,                            // 49: outrigger.v1.RolloutCheck.MetadataEntry
-	nil,                            // 50: outrigger.v1.RolloutAdvanced.MetadataEntry
-	nil,                            // 51: outrigger.v1.RolloutDraining.MetadataEntry
-	nil,                            // 52: outrigger.v1.RollbackStarted.MetadataEntry
-	nil,                            // 53: outrigger.v1.AlertRaised.NumbersEntry
-	(*timestamppb.Timestamp)(nil),  // 54: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 55: google.protobuf.Duration
-	(*Value)(nil),                  // 56: outrigger.v1.Value
-	(*Version)(nil),                // 57: outrigger.v1.Version
-	(*Endpoint)(nil),               // 58: outrigger.v1.Endpoint
-	(*Region)(nil),                 // 59: outrigger.v1.Region
+	(*ModelAnnotated)(nil),         // 8: outrigger.v1.ModelAnnotated
+	(*AliasMoved)(nil),             // 9: outrigger.v1.AliasMoved
+	(*ModelConfigured)(nil),        // 10: outrigger.v1.ModelConfigured
+	(*ExperimentChanged)(nil),      // 11: outrigger.v1.ExperimentChanged
+	(*ExperimentEnrolment)(nil),    // 12: outrigger.v1.ExperimentEnrolment
+	(*ExperimentArm)(nil),          // 13: outrigger.v1.ExperimentArm
+	(*ExperimentPlan)(nil),         // 14: outrigger.v1.ExperimentPlan
+	(*ExperimentMetric)(nil),       // 15: outrigger.v1.ExperimentMetric
+	(*RolloutStarted)(nil),         // 16: outrigger.v1.RolloutStarted
+	(*RolloutPhase)(nil),           // 17: outrigger.v1.RolloutPhase
+	(*RolloutGate)(nil),            // 18: outrigger.v1.RolloutGate
+	(*RolloutCheck)(nil),           // 19: outrigger.v1.RolloutCheck
+	(*RolloutAdvanced)(nil),        // 20: outrigger.v1.RolloutAdvanced
+	(*RolloutHeld)(nil),            // 21: outrigger.v1.RolloutHeld
+	(*RolloutResumed)(nil),         // 22: outrigger.v1.RolloutResumed
+	(*RolloutApproved)(nil),        // 23: outrigger.v1.RolloutApproved
+	(*RolloutGateDecided)(nil),     // 24: outrigger.v1.RolloutGateDecided
+	(*RolloutSteppedBack)(nil),     // 25: outrigger.v1.RolloutSteppedBack
+	(*RolloutDraining)(nil),        // 26: outrigger.v1.RolloutDraining
+	(*RolloutRamped)(nil),          // 27: outrigger.v1.RolloutRamped
+	(*RollbackDrillStarted)(nil),   // 28: outrigger.v1.RollbackDrillStarted
+	(*RollbackDrillCompleted)(nil), // 29: outrigger.v1.RollbackDrillCompleted
+	(*DeploymentConfigured)(nil),   // 30: outrigger.v1.DeploymentConfigured
+	(*RollbackStarted)(nil),        // 31: outrigger.v1.RollbackStarted
+	(*Evidence)(nil),               // 32: outrigger.v1.Evidence
+	(*RollbackCompleted)(nil),      // 33: outrigger.v1.RollbackCompleted
+	(*RolloutEnded)(nil),           // 34: outrigger.v1.RolloutEnded
+	(*RegionRegistered)(nil),       // 35: outrigger.v1.RegionRegistered
+	(*RegionRemoved)(nil),          // 36: outrigger.v1.RegionRemoved
+	(*AlertRaised)(nil),            // 37: outrigger.v1.AlertRaised
+	(*AlertResolved)(nil),          // 38: outrigger.v1.AlertResolved
+	(*PushRecorded)(nil),           // 39: outrigger.v1.PushRecorded
+	(*ActionRefused)(nil),          // 40: outrigger.v1.ActionRefused
+	(*AlertSilenced)(nil),          // 41: outrigger.v1.AlertSilenced
+	nil,                            // 42: outrigger.v1.Event.MetadataEntry
+	nil,                            // 43: outrigger.v1.SessionCreated.MetadataEntry
+	nil,                            // 44: outrigger.v1.VariableRegistered.MetadataEntry
+	nil,                            // 45: outrigger.v1.VariableSet.MetadataEntry
+	nil,                            // 46: outrigger.v1.ModelVersionRegistered.MetadataEntry
+	nil,                            // 47: outrigger.v1.ModelVersionRegistered.ParametersEntry
+	nil,                            // 48: outrigger.v1.ModelVersionRegistered.PinsEntry
+	nil,                            // 49: outrigger.v1.ModelAnnotated.SetTagsEntry
+	nil,                            // 50: outrigger.v1.ExperimentArm.ConfigurationEntry
+	nil,                            // 51: outrigger.v1.RolloutCheck.MetadataEntry
+	nil,                            // 52: outrigger.v1.RolloutAdvanced.MetadataEntry
+	nil,                            // 53: outrigger.v1.RolloutDraining.MetadataEntry
+	nil,                            // 54: outrigger.v1.RollbackStarted.MetadataEntry
+	nil,                            // 55: outrigger.v1.AlertRaised.NumbersEntry
+	(*timestamppb.Timestamp)(nil),  // 56: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 57: google.protobuf.Duration
+	(*Value)(nil),                  // 58: outrigger.v1.Value
+	(*Version)(nil),                // 59: outrigger.v1.Version
+	(*Endpoint)(nil),               // 60: outrigger.v1.Endpoint
+	(*Region)(nil),                 // 61: outrigger.v1.Region
 }
 var file_outrigger_v1_events_proto_depIdxs = []int32{
-	54, // 0: outrigger.v1.Event.at:type_name -> google.protobuf.Timestamp
-	41, // 1: outrigger.v1.Event.metadata:type_name -> outrigger.v1.Event.MetadataEntry
+	56, // 0: outrigger.v1.Event.at:type_name -> google.protobuf.Timestamp
+	42, // 1: outrigger.v1.Event.metadata:type_name -> outrigger.v1.Event.MetadataEntry
 	1,  // 2: outrigger.v1.Event.session_created:type_name -> outrigger.v1.SessionCreated
 	2,  // 3: outrigger.v1.Event.session_deleted:type_name -> outrigger.v1.SessionDeleted
 	3,  // 4: outrigger.v1.Event.variable_registered:type_name -> outrigger.v1.VariableRegistered
@@ -4135,82 +4253,84 @@ var file_outrigger_v1_events_proto_depIdxs = []int32{
 	5,  // 6: outrigger.v1.Event.variable_deleted:type_name -> outrigger.v1.VariableDeleted
 	6,  // 7: outrigger.v1.Event.model_version_registered:type_name -> outrigger.v1.ModelVersionRegistered
 	7,  // 8: outrigger.v1.Event.model_version_state:type_name -> outrigger.v1.ModelVersionState
-	8,  // 9: outrigger.v1.Event.alias_moved:type_name -> outrigger.v1.AliasMoved
-	9,  // 10: outrigger.v1.Event.model_configured:type_name -> outrigger.v1.ModelConfigured
-	10, // 11: outrigger.v1.Event.experiment_changed:type_name -> outrigger.v1.ExperimentChanged
-	15, // 12: outrigger.v1.Event.rollout_started:type_name -> outrigger.v1.RolloutStarted
-	19, // 13: outrigger.v1.Event.rollout_advanced:type_name -> outrigger.v1.RolloutAdvanced
-	30, // 14: outrigger.v1.Event.rollback_started:type_name -> outrigger.v1.RollbackStarted
-	32, // 15: outrigger.v1.Event.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
-	33, // 16: outrigger.v1.Event.rollout_ended:type_name -> outrigger.v1.RolloutEnded
-	20, // 17: outrigger.v1.Event.rollout_held:type_name -> outrigger.v1.RolloutHeld
-	21, // 18: outrigger.v1.Event.rollout_resumed:type_name -> outrigger.v1.RolloutResumed
-	22, // 19: outrigger.v1.Event.rollout_approved:type_name -> outrigger.v1.RolloutApproved
-	23, // 20: outrigger.v1.Event.rollout_gate_decided:type_name -> outrigger.v1.RolloutGateDecided
-	24, // 21: outrigger.v1.Event.rollout_stepped_back:type_name -> outrigger.v1.RolloutSteppedBack
-	34, // 22: outrigger.v1.Event.region_registered:type_name -> outrigger.v1.RegionRegistered
-	35, // 23: outrigger.v1.Event.region_removed:type_name -> outrigger.v1.RegionRemoved
-	36, // 24: outrigger.v1.Event.alert_raised:type_name -> outrigger.v1.AlertRaised
-	37, // 25: outrigger.v1.Event.alert_resolved:type_name -> outrigger.v1.AlertResolved
-	38, // 26: outrigger.v1.Event.push_recorded:type_name -> outrigger.v1.PushRecorded
-	25, // 27: outrigger.v1.Event.rollout_draining:type_name -> outrigger.v1.RolloutDraining
-	26, // 28: outrigger.v1.Event.rollout_ramped:type_name -> outrigger.v1.RolloutRamped
-	27, // 29: outrigger.v1.Event.rollback_drill_started:type_name -> outrigger.v1.RollbackDrillStarted
-	28, // 30: outrigger.v1.Event.rollback_drill_completed:type_name -> outrigger.v1.RollbackDrillCompleted
-	29, // 31: outrigger.v1.Event.deployment_configured:type_name -> outrigger.v1.DeploymentConfigured
-	39, // 32: outrigger.v1.Event.action_refused:type_name -> outrigger.v1.ActionRefused
-	40, // 33: outrigger.v1.Event.alert_silenced:type_name -> outrigger.v1.AlertSilenced
-	55, // 34: outrigger.v1.SessionCreated.ttl:type_name -> google.protobuf.Duration
-	42, // 35: outrigger.v1.SessionCreated.metadata:type_name -> outrigger.v1.SessionCreated.MetadataEntry
-	56, // 36: outrigger.v1.VariableRegistered.value:type_name -> outrigger.v1.Value
-	43, // 37: outrigger.v1.VariableRegistered.metadata:type_name -> outrigger.v1.VariableRegistered.MetadataEntry
-	57, // 38: outrigger.v1.VariableRegistered.version:type_name -> outrigger.v1.Version
-	56, // 39: outrigger.v1.VariableSet.value:type_name -> outrigger.v1.Value
-	44, // 40: outrigger.v1.VariableSet.metadata:type_name -> outrigger.v1.VariableSet.MetadataEntry
-	57, // 41: outrigger.v1.VariableSet.version:type_name -> outrigger.v1.Version
-	57, // 42: outrigger.v1.VariableDeleted.version:type_name -> outrigger.v1.Version
-	58, // 43: outrigger.v1.ModelVersionRegistered.endpoints:type_name -> outrigger.v1.Endpoint
-	45, // 44: outrigger.v1.ModelVersionRegistered.metadata:type_name -> outrigger.v1.ModelVersionRegistered.MetadataEntry
-	46, // 45: outrigger.v1.ModelVersionRegistered.parameters:type_name -> outrigger.v1.ModelVersionRegistered.ParametersEntry
-	47, // 46: outrigger.v1.ModelVersionRegistered.pins:type_name -> outrigger.v1.ModelVersionRegistered.PinsEntry
-	55, // 47: outrigger.v1.ModelConfigured.timeout:type_name -> google.protobuf.Duration
-	12, // 48: outrigger.v1.ExperimentChanged.arms:type_name -> outrigger.v1.ExperimentArm
-	13, // 49: outrigger.v1.ExperimentChanged.plan:type_name -> outrigger.v1.ExperimentPlan
-	11, // 50: outrigger.v1.ExperimentChanged.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
-	48, // 51: outrigger.v1.ExperimentArm.configuration:type_name -> outrigger.v1.ExperimentArm.ConfigurationEntry
-	14, // 52: outrigger.v1.ExperimentPlan.metrics:type_name -> outrigger.v1.ExperimentMetric
-	14, // 53: outrigger.v1.ExperimentPlan.guardrails:type_name -> outrigger.v1.ExperimentMetric
-	55, // 54: outrigger.v1.ExperimentPlan.min_duration:type_name -> google.protobuf.Duration
-	55, // 55: outrigger.v1.ExperimentPlan.max_duration:type_name -> google.protobuf.Duration
-	16, // 56: outrigger.v1.RolloutStarted.phases:type_name -> outrigger.v1.RolloutPhase
-	55, // 57: outrigger.v1.RolloutStarted.cooldown:type_name -> google.protobuf.Duration
-	55, // 58: outrigger.v1.RolloutPhase.min_duration:type_name -> google.protobuf.Duration
-	17, // 59: outrigger.v1.RolloutPhase.gates:type_name -> outrigger.v1.RolloutGate
-	55, // 60: outrigger.v1.RolloutGate.expiry:type_name -> google.protobuf.Duration
-	18, // 61: outrigger.v1.RolloutGate.check:type_name -> outrigger.v1.RolloutCheck
-	55, // 62: outrigger.v1.RolloutGate.dwell:type_name -> google.protobuf.Duration
-	55, // 63: outrigger.v1.RolloutGate.max_wait:type_name -> google.protobuf.Duration
-	55, // 64: outrigger.v1.RolloutCheck.timeout:type_name -> google.protobuf.Duration
-	55, // 65: outrigger.v1.RolloutCheck.interval:type_name -> google.protobuf.Duration
-	49, // 66: outrigger.v1.RolloutCheck.metadata:type_name -> outrigger.v1.RolloutCheck.MetadataEntry
-	50, // 67: outrigger.v1.RolloutAdvanced.metadata:type_name -> outrigger.v1.RolloutAdvanced.MetadataEntry
-	23, // 68: outrigger.v1.RolloutAdvanced.gates:type_name -> outrigger.v1.RolloutGateDecided
-	55, // 69: outrigger.v1.RolloutDraining.every:type_name -> google.protobuf.Duration
-	55, // 70: outrigger.v1.RolloutDraining.drain:type_name -> google.protobuf.Duration
-	51, // 71: outrigger.v1.RolloutDraining.metadata:type_name -> outrigger.v1.RolloutDraining.MetadataEntry
-	31, // 72: outrigger.v1.RollbackStarted.evidence:type_name -> outrigger.v1.Evidence
-	54, // 73: outrigger.v1.RollbackStarted.first_bad_at:type_name -> google.protobuf.Timestamp
-	54, // 74: outrigger.v1.RollbackStarted.decided_at:type_name -> google.protobuf.Timestamp
-	52, // 75: outrigger.v1.RollbackStarted.metadata:type_name -> outrigger.v1.RollbackStarted.MetadataEntry
-	54, // 76: outrigger.v1.RollbackCompleted.acked_at:type_name -> google.protobuf.Timestamp
-	59, // 77: outrigger.v1.RegionRegistered.region:type_name -> outrigger.v1.Region
-	53, // 78: outrigger.v1.AlertRaised.numbers:type_name -> outrigger.v1.AlertRaised.NumbersEntry
-	54, // 79: outrigger.v1.AlertSilenced.until:type_name -> google.protobuf.Timestamp
-	80, // [80:80] is the sub-list for method output_type
-	80, // [80:80] is the sub-list for method input_type
-	80, // [80:80] is the sub-list for extension type_name
-	80, // [80:80] is the sub-list for extension extendee
-	0,  // [0:80] is the sub-list for field type_name
+	9,  // 9: outrigger.v1.Event.alias_moved:type_name -> outrigger.v1.AliasMoved
+	10, // 10: outrigger.v1.Event.model_configured:type_name -> outrigger.v1.ModelConfigured
+	8,  // 11: outrigger.v1.Event.model_annotated:type_name -> outrigger.v1.ModelAnnotated
+	11, // 12: outrigger.v1.Event.experiment_changed:type_name -> outrigger.v1.ExperimentChanged
+	16, // 13: outrigger.v1.Event.rollout_started:type_name -> outrigger.v1.RolloutStarted
+	20, // 14: outrigger.v1.Event.rollout_advanced:type_name -> outrigger.v1.RolloutAdvanced
+	31, // 15: outrigger.v1.Event.rollback_started:type_name -> outrigger.v1.RollbackStarted
+	33, // 16: outrigger.v1.Event.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
+	34, // 17: outrigger.v1.Event.rollout_ended:type_name -> outrigger.v1.RolloutEnded
+	21, // 18: outrigger.v1.Event.rollout_held:type_name -> outrigger.v1.RolloutHeld
+	22, // 19: outrigger.v1.Event.rollout_resumed:type_name -> outrigger.v1.RolloutResumed
+	23, // 20: outrigger.v1.Event.rollout_approved:type_name -> outrigger.v1.RolloutApproved
+	24, // 21: outrigger.v1.Event.rollout_gate_decided:type_name -> outrigger.v1.RolloutGateDecided
+	25, // 22: outrigger.v1.Event.rollout_stepped_back:type_name -> outrigger.v1.RolloutSteppedBack
+	35, // 23: outrigger.v1.Event.region_registered:type_name -> outrigger.v1.RegionRegistered
+	36, // 24: outrigger.v1.Event.region_removed:type_name -> outrigger.v1.RegionRemoved
+	37, // 25: outrigger.v1.Event.alert_raised:type_name -> outrigger.v1.AlertRaised
+	38, // 26: outrigger.v1.Event.alert_resolved:type_name -> outrigger.v1.AlertResolved
+	39, // 27: outrigger.v1.Event.push_recorded:type_name -> outrigger.v1.PushRecorded
+	26, // 28: outrigger.v1.Event.rollout_draining:type_name -> outrigger.v1.RolloutDraining
+	27, // 29: outrigger.v1.Event.rollout_ramped:type_name -> outrigger.v1.RolloutRamped
+	28, // 30: outrigger.v1.Event.rollback_drill_started:type_name -> outrigger.v1.RollbackDrillStarted
+	29, // 31: outrigger.v1.Event.rollback_drill_completed:type_name -> outrigger.v1.RollbackDrillCompleted
+	30, // 32: outrigger.v1.Event.deployment_configured:type_name -> outrigger.v1.DeploymentConfigured
+	40, // 33: outrigger.v1.Event.action_refused:type_name -> outrigger.v1.ActionRefused
+	41, // 34: outrigger.v1.Event.alert_silenced:type_name -> outrigger.v1.AlertSilenced
+	57, // 35: outrigger.v1.SessionCreated.ttl:type_name -> google.protobuf.Duration
+	43, // 36: outrigger.v1.SessionCreated.metadata:type_name -> outrigger.v1.SessionCreated.MetadataEntry
+	58, // 37: outrigger.v1.VariableRegistered.value:type_name -> outrigger.v1.Value
+	44, // 38: outrigger.v1.VariableRegistered.metadata:type_name -> outrigger.v1.VariableRegistered.MetadataEntry
+	59, // 39: outrigger.v1.VariableRegistered.version:type_name -> outrigger.v1.Version
+	58, // 40: outrigger.v1.VariableSet.value:type_name -> outrigger.v1.Value
+	45, // 41: outrigger.v1.VariableSet.metadata:type_name -> outrigger.v1.VariableSet.MetadataEntry
+	59, // 42: outrigger.v1.VariableSet.version:type_name -> outrigger.v1.Version
+	59, // 43: outrigger.v1.VariableDeleted.version:type_name -> outrigger.v1.Version
+	60, // 44: outrigger.v1.ModelVersionRegistered.endpoints:type_name -> outrigger.v1.Endpoint
+	46, // 45: outrigger.v1.ModelVersionRegistered.metadata:type_name -> outrigger.v1.ModelVersionRegistered.MetadataEntry
+	47, // 46: outrigger.v1.ModelVersionRegistered.parameters:type_name -> outrigger.v1.ModelVersionRegistered.ParametersEntry
+	48, // 47: outrigger.v1.ModelVersionRegistered.pins:type_name -> outrigger.v1.ModelVersionRegistered.PinsEntry
+	49, // 48: outrigger.v1.ModelAnnotated.set_tags:type_name -> outrigger.v1.ModelAnnotated.SetTagsEntry
+	57, // 49: outrigger.v1.ModelConfigured.timeout:type_name -> google.protobuf.Duration
+	13, // 50: outrigger.v1.ExperimentChanged.arms:type_name -> outrigger.v1.ExperimentArm
+	14, // 51: outrigger.v1.ExperimentChanged.plan:type_name -> outrigger.v1.ExperimentPlan
+	12, // 52: outrigger.v1.ExperimentChanged.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
+	50, // 53: outrigger.v1.ExperimentArm.configuration:type_name -> outrigger.v1.ExperimentArm.ConfigurationEntry
+	15, // 54: outrigger.v1.ExperimentPlan.metrics:type_name -> outrigger.v1.ExperimentMetric
+	15, // 55: outrigger.v1.ExperimentPlan.guardrails:type_name -> outrigger.v1.ExperimentMetric
+	57, // 56: outrigger.v1.ExperimentPlan.min_duration:type_name -> google.protobuf.Duration
+	57, // 57: outrigger.v1.ExperimentPlan.max_duration:type_name -> google.protobuf.Duration
+	17, // 58: outrigger.v1.RolloutStarted.phases:type_name -> outrigger.v1.RolloutPhase
+	57, // 59: outrigger.v1.RolloutStarted.cooldown:type_name -> google.protobuf.Duration
+	57, // 60: outrigger.v1.RolloutPhase.min_duration:type_name -> google.protobuf.Duration
+	18, // 61: outrigger.v1.RolloutPhase.gates:type_name -> outrigger.v1.RolloutGate
+	57, // 62: outrigger.v1.RolloutGate.expiry:type_name -> google.protobuf.Duration
+	19, // 63: outrigger.v1.RolloutGate.check:type_name -> outrigger.v1.RolloutCheck
+	57, // 64: outrigger.v1.RolloutGate.dwell:type_name -> google.protobuf.Duration
+	57, // 65: outrigger.v1.RolloutGate.max_wait:type_name -> google.protobuf.Duration
+	57, // 66: outrigger.v1.RolloutCheck.timeout:type_name -> google.protobuf.Duration
+	57, // 67: outrigger.v1.RolloutCheck.interval:type_name -> google.protobuf.Duration
+	51, // 68: outrigger.v1.RolloutCheck.metadata:type_name -> outrigger.v1.RolloutCheck.MetadataEntry
+	52, // 69: outrigger.v1.RolloutAdvanced.metadata:type_name -> outrigger.v1.RolloutAdvanced.MetadataEntry
+	24, // 70: outrigger.v1.RolloutAdvanced.gates:type_name -> outrigger.v1.RolloutGateDecided
+	57, // 71: outrigger.v1.RolloutDraining.every:type_name -> google.protobuf.Duration
+	57, // 72: outrigger.v1.RolloutDraining.drain:type_name -> google.protobuf.Duration
+	53, // 73: outrigger.v1.RolloutDraining.metadata:type_name -> outrigger.v1.RolloutDraining.MetadataEntry
+	32, // 74: outrigger.v1.RollbackStarted.evidence:type_name -> outrigger.v1.Evidence
+	56, // 75: outrigger.v1.RollbackStarted.first_bad_at:type_name -> google.protobuf.Timestamp
+	56, // 76: outrigger.v1.RollbackStarted.decided_at:type_name -> google.protobuf.Timestamp
+	54, // 77: outrigger.v1.RollbackStarted.metadata:type_name -> outrigger.v1.RollbackStarted.MetadataEntry
+	56, // 78: outrigger.v1.RollbackCompleted.acked_at:type_name -> google.protobuf.Timestamp
+	61, // 79: outrigger.v1.RegionRegistered.region:type_name -> outrigger.v1.Region
+	55, // 80: outrigger.v1.AlertRaised.numbers:type_name -> outrigger.v1.AlertRaised.NumbersEntry
+	56, // 81: outrigger.v1.AlertSilenced.until:type_name -> google.protobuf.Timestamp
+	82, // [82:82] is the sub-list for method output_type
+	82, // [82:82] is the sub-list for method input_type
+	82, // [82:82] is the sub-list for extension type_name
+	82, // [82:82] is the sub-list for extension extendee
+	0,  // [0:82] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_events_proto_init() }
@@ -4229,6 +4349,7 @@ func file_outrigger_v1_events_proto_init() {
 		(*Event_ModelVersionState)(nil),
 		(*Event_AliasMoved)(nil),
 		(*Event_ModelConfigured)(nil),
+		(*Event_ModelAnnotated)(nil),
 		(*Event_ExperimentChanged)(nil),
 		(*Event_RolloutStarted)(nil),
 		(*Event_RolloutAdvanced)(nil),
@@ -4254,13 +4375,15 @@ func file_outrigger_v1_events_proto_init() {
 		(*Event_AlertSilenced)(nil),
 	}
 	file_outrigger_v1_events_proto_msgTypes[4].OneofWrappers = []any{}
+	file_outrigger_v1_events_proto_msgTypes[8].OneofWrappers = []any{}
+	file_outrigger_v1_events_proto_msgTypes[10].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_events_proto_rawDesc), len(file_outrigger_v1_events_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   54,
+			NumMessages:   56,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
