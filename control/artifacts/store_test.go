@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/iotest"
 
@@ -195,9 +196,12 @@ func TestOpenRefuses(t *testing.T) {
 // TestHTTP is a session over a real connection, where bodies can break off.
 func TestHTTP(t *testing.T) {
 	s, dir := open(t, artifacts.Options{})
-	var asked []string
+	var mu sync.Mutex // a handler may outlive a caller that broke off
+	asked := map[string]int{}
 	srv := httptest.NewServer(s.Handler(func(_ context.Context, verb string) (func(proto.Message) error, func(error), error) {
-		asked = append(asked, verb)
+		mu.Lock()
+		defer mu.Unlock()
+		asked[verb]++
 		return nil, nil, nil
 	}))
 	defer srv.Close()
@@ -249,9 +253,12 @@ func TestHTTP(t *testing.T) {
 	want("bad limit", resp, got, err, 400, "1..1000")
 	resp, got, err = do("DELETE", at, nil)
 	want("delete", resp, got, err, 404, "PUT, GET and HEAD")
-	if strings.Join(asked, " ") != "GetArtifact PutArtifact PutArtifact PutArtifact GetArtifact GetArtifact GetArtifact ListArtifacts ListArtifacts" {
+	mu.Lock()
+	// Whether the server ever saw the call that broke off is nobody's promise.
+	if put := asked[artifacts.VerbPut]; put < 2 || put > 3 || asked[artifacts.VerbGet] != 4 || asked[artifacts.VerbList] != 2 {
 		t.Errorf("the gate was asked about %v", asked)
 	}
+	mu.Unlock()
 	// A copy that went bad: the connection breaks before the last bytes.
 	path := files(t, dir)[0]
 	if err := os.WriteFile(path, append([]byte{content[0] + 1}, content[1:]...), 0o600); err != nil {
