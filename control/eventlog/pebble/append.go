@@ -27,6 +27,8 @@ type request struct {
 	events  []*outriggerv1.Event // own copies in order; the committer stamps them
 	records [][]byte             // their encodings, without the stamp
 	bytes   int
+	// verbatim: the events keep the stamps they have; see Copy.Ingest.
+	verbatim bool
 	state   atomic.Int32
 	done    chan result // buffered: the committer never waits for a caller
 }
@@ -46,6 +48,11 @@ func (l *Log) Append(ctx context.Context, requestID string, writes ...eventlog.W
 	if err != nil {
 		return eventlog.Appended{}, err
 	}
+	return l.commit(ctx, req)
+}
+
+// commit takes a request through the committer.
+func (l *Log) commit(ctx context.Context, req *request) (eventlog.Appended, error) {
 	if ctx.Err() != nil {
 		return eventlog.Appended{}, eventlog.ErrNotQueued(ctx)
 	}
@@ -65,9 +72,13 @@ func (l *Log) Append(ctx context.Context, requestID string, writes ...eventlog.W
 	}
 	out := eventlog.Appended{First: res.outcome.First, Last: res.outcome.Last, Events: req.events, Duplicate: res.duplicate}
 	if res.duplicate {
-		out.Events, err = l.between(ctx, res.outcome)
+		events, err := l.between(ctx, res.outcome)
+		if err != nil {
+			return eventlog.Appended{}, err
+		}
+		out.Events = events
 	}
-	return out, err
+	return out, nil
 }
 
 // newRequest copies and encodes the events, in the caller's goroutine so that the

@@ -125,6 +125,9 @@ func (c *committer) place(g *group, r *request, at time.Time) result {
 	if err := c.log.failed(); err != nil {
 		return result{err: err}
 	}
+	if r.verbatim {
+		return c.placeVerbatim(g, r)
+	}
 	if r.id != "" {
 		if o, ok := c.window.Get(r.id); ok {
 			return result{outcome: o, duplicate: true}

@@ -124,6 +124,11 @@ var _ eventlog.Log = (*Log)(nil)
 // one replay of the write-ahead log (at most about 64 MiB) and one scan of the
 // remembered request ids.
 func Open(dir string, opts Options) (*Log, error) {
+	return open(dir, opts, (*Log).identify)
+}
+
+// open is Open with the store's identity established by identify.
+func open(dir string, opts Options, identify func(*Log) error) (*Log, error) {
 	opts = opts.withDefaults()
 	m, err := newMetrics(opts.Meter)
 	if err != nil {
@@ -139,7 +144,7 @@ func Open(dir string, opts Options) (*Log, error) {
 		stopping: make(chan struct{}), saving: make(chan struct{}, 1),
 	}
 	l.changed.Store(new(make(chan struct{})))
-	c, err := l.restore(opts)
+	c, err := l.restore(opts, identify)
 	if err != nil {
 		return nil, closeAfter(st, err)
 	}
@@ -152,8 +157,8 @@ func Open(dir string, opts Options) (*Log, error) {
 
 // restore reads the incarnation (creating it in a new store), the last event and the
 // remembered request ids, and builds the committer that continues from there.
-func (l *Log) restore(opts Options) (*committer, error) {
-	if err := l.identify(); err != nil {
+func (l *Log) restore(opts Options, identify func(*Log) error) (*committer, error) {
+	if err := identify(l); err != nil {
 		return nil, err
 	}
 	last, err := l.store.lastEvent()
@@ -183,18 +188,29 @@ func (l *Log) identify() error {
 			return err
 		}
 		if !empty {
-			return outrigger.Errorf(outrigger.Invalid, "directory holds a Pebble store that is not an event log; choose another directory")
+			return errForeign()
 		}
 		v = append([]byte{layoutVersion}, newIncarnation()...)
 		if err := l.store.set(metaKey, v); err != nil {
 			return err
 		}
 	}
+	if len(v) == 10 && v[0] == layoutVersion && v[9] == copyMark {
+		return outrigger.Errorf(outrigger.Invalid, "directory holds a copy of another log; follow that log with it, or promote it")
+	}
 	if len(v) != 9 || v[0] != layoutVersion {
-		return outrigger.Errorf(outrigger.Invalid, "event log has layout %x; this program reads layout %d", v, layoutVersion)
+		return errLayout(v)
 	}
 	l.incarnation = binary.BigEndian.Uint64(v[1:])
 	return nil
+}
+
+func errForeign() error {
+	return outrigger.Errorf(outrigger.Invalid, "directory holds a Pebble store that is not an event log; choose another directory")
+}
+
+func errLayout(v []byte) error {
+	return outrigger.Errorf(outrigger.Invalid, "event log has layout %x; this program reads layout %d", v, layoutVersion)
 }
 
 // newIncarnation draws 8 random bytes, not all zero. crypto/rand.Read never fails.
