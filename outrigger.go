@@ -280,4 +280,7 @@ const (
 	HeaderSession     = "x-session-id"            // request: session
 	HeaderUser        = "x-user-id"               // request: user
 	HeaderTenant      = "x-outrigger-tenant"      // request: tenant
+	// HeaderOptimization, on a request that writes: ids of the optimisations the writer
+	// holds, separated by commas.
+	HeaderOptimization = "x-outrigger-optimization"
 )

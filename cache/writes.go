@@ -63,7 +63,8 @@ func (s *Store) settle(p *peer, outcome unary.Outcome, method string, in, out an
 	}
 	switch method {
 	case pb.Variables_GetSession_FullMethodName, pb.Variables_ListSessions_FullMethodName,
-		pb.Variables_TouchSessions_FullMethodName, pb.Variables_History_FullMethodName:
+		pb.Variables_TouchSessions_FullMethodName, pb.Variables_History_FullMethodName,
+		pb.Variables_AddDependency_FullMethodName, pb.Variables_ListDependencies_FullMethodName:
 		return // nothing about present values
 	}
 	s.epoch.Add(1)
@@ -119,6 +120,10 @@ func (s *Store) doubt(method string, in any) {
 	case *pb.RegisterRequest:
 		s.forget(r.GetKey().GetTenant(), r.GetKey().GetSession(), r.GetKey().GetName())
 	case *pb.SetRequest:
+		s.forget(r.GetTenant(), r.GetSession(), r.GetIdentifier())
+	case *pb.StartOptimizationRequest:
+		s.forget(r.GetTenant(), r.GetSession(), r.GetIdentifier())
+	case *pb.StopOptimizationRequest:
 		s.forget(r.GetTenant(), r.GetSession(), r.GetIdentifier())
 	case *pb.GetRequest:
 		s.forget(r.GetTenant(), r.GetSession(), r.GetIdentifier())

@@ -36,12 +36,13 @@ func needs(name string) authz.Role {
 		"PlanRollout", "GetDeployment", "ModelMetrics", "GetArtifact", "ListArtifacts", "ListRegions", "ListAlerts", "Audit", "Status",
 		"XdsStatus", "XdsConfig", "XdsDiff", "XdsPushLog", "XdsExplain", "XdsLoad",
 		"FetchClientStatus", "StreamClientStatus",
-		"ListSessions", "GetSession", "ListVariables", "GetVariable", "GetHistory":
+		"ListSessions", "GetSession", "ListVariables", "GetVariable", "GetHistory", "ListDependencies":
 		return authz.Viewer
 	case "RegisterModelVersion", "SetModelVersionState", "CreateModel", "AnnotateModel", "PutArtifact", "CreateExperiment", "SetExperimentState", "PlanExperiment",
 		"StartRollout", "AdvanceRollout", "AbortRollout", "HoldRollout", "ResumeRollout", "ApproveRollout", "RetryRollout", "RollbackRollout",
 		"BreakGlass", "SilenceAlert", "RecordOutcomes",
-		"CreateSession", "DeleteSession", "SetVariable", "DeleteVariable", "RollbackVariable":
+		"CreateSession", "DeleteSession", "SetVariable", "DeleteVariable", "RollbackVariable",
+		"StartOptimization", "StopOptimization", "AddDependency":
 		return authz.Operator
 	}
 	return authz.Admin

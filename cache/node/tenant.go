@@ -65,7 +65,8 @@ func withinTenant(tenant string, req any) error {
 			asked[0] = wire.Tenant(r.GetTenant())
 		}
 	case *pb.CreateSessionRequest, *pb.GetSessionRequest, *pb.TouchSessionsRequest, *pb.ListSessionsRequest, *pb.GetRequest, *pb.BatchGetRequest,
-		*pb.SetRequest, *pb.BatchSetRequest, *pb.ListRequest, *pb.HistoryRequest, *pb.RollbackRequest, *pb.WatchRequest:
+		*pb.SetRequest, *pb.BatchSetRequest, *pb.ListRequest, *pb.HistoryRequest, *pb.RollbackRequest, *pb.WatchRequest,
+		*pb.StartOptimizationRequest, *pb.StopOptimizationRequest, *pb.AddDependencyRequest, *pb.ListDependenciesRequest:
 		asked = append(asked, wire.Tenant(r.(interface{ GetTenant() string }).GetTenant()))
 	default: // Changes and Feed show every tenant's keys; what is new here is refused until it is known
 		return outrigger.Errorf(outrigger.Denied, "%T is not served by a node agent that is bound to tenant %s; ask the control plane", req, tenant)

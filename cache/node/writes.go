@@ -131,6 +131,34 @@ func (a *Agent) BatchSet(ctx context.Context, r *pb.BatchSetRequest) (*pb.BatchS
 	return out, err
 }
 
+// StartOptimization forwards and shows the lock on this node.
+func (a *Agent) StartOptimization(ctx context.Context, r *pb.StartOptimizationRequest) (*pb.Variable, error) {
+	began := a.begin()
+	out, outcome, err := forward(ctx, r, a.vars.StartOptimization)
+	a.settle(outcome, began, keyOf(r.GetTenant(), r.GetSession(), r.GetIdentifier()), out, out.GetVersion())
+	return out, err
+}
+
+// StopOptimization forwards and shows on this node that the lock is gone.
+func (a *Agent) StopOptimization(ctx context.Context, r *pb.StopOptimizationRequest) (*pb.Variable, error) {
+	began := a.begin()
+	out, outcome, err := forward(ctx, r, a.vars.StopOptimization)
+	a.settle(outcome, began, keyOf(r.GetTenant(), r.GetSession(), r.GetIdentifier()), out, out.GetVersion())
+	return out, err
+}
+
+// AddDependency forwards.
+func (a *Agent) AddDependency(ctx context.Context, r *pb.AddDependencyRequest) (*pb.Dependencies, error) {
+	out, _, err := forward(ctx, r, a.vars.AddDependency)
+	return out, err
+}
+
+// ListDependencies forwards.
+func (a *Agent) ListDependencies(ctx context.Context, r *pb.ListDependenciesRequest) (*pb.Dependencies, error) {
+	out, _, err := forward(ctx, r, a.vars.ListDependencies)
+	return out, err
+}
+
 // CreateSession forwards; what this node knew of the session's variables is asked anew.
 func (a *Agent) CreateSession(ctx context.Context, r *pb.CreateSessionRequest) (*pb.Session, error) {
 	out, outcome, err := forward(ctx, r, a.vars.CreateSession)

@@ -29,6 +29,12 @@ func detail(e *pb.Event) string {
 		return p.VariableRegistered.GetValue().GetType()
 	case *pb.Event_VariableSet:
 		return fmt.Sprintf("version %d, %s", p.VariableSet.GetVersion().GetCounter(), p.VariableSet.GetValue().GetType())
+	case *pb.Event_OptimizationStarted:
+		return p.OptimizationStarted.GetOptimizer()
+	case *pb.Event_OptimizationStopped:
+		return p.OptimizationStopped.GetReason()
+	case *pb.Event_DependencyAdded:
+		return p.DependencyAdded.GetDependency().GetFrom() + " → " + p.DependencyAdded.GetDependency().GetTo()
 	case *pb.Event_SessionDeleted:
 		return p.SessionDeleted.GetReason()
 	case *pb.Event_ModelVersionRegistered:

@@ -309,6 +309,7 @@ type draft struct {
 func Apply(f *Facts, e *pb.Event) *Facts {
 	switch e.GetPayload().(type) {
 	case *pb.Event_VariableSet, *pb.Event_VariableRegistered, *pb.Event_VariableDeleted,
+		*pb.Event_OptimizationStarted, *pb.Event_OptimizationStopped, *pb.Event_DependencyAdded,
 		*pb.Event_SessionCreated, *pb.Event_SessionDeleted:
 		return f // nearly every event of a log; passing over one allocates nothing
 	}

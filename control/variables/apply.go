@@ -36,7 +36,10 @@ func apply(st *state, e *pb.Event) effect {
 		applySessionCreated(st, e, p.SessionCreated, &eff)
 	case *pb.Event_SessionDeleted:
 		applySessionDeleted(st, e, p.SessionDeleted, &eff)
-	case *pb.Event_VariableRegistered, *pb.Event_VariableSet, *pb.Event_VariableDeleted:
+	case *pb.Event_DependencyAdded:
+		applyDependency(st, e, p.DependencyAdded.GetDependency())
+	case *pb.Event_VariableRegistered, *pb.Event_VariableSet, *pb.Event_VariableDeleted,
+		*pb.Event_OptimizationStarted, *pb.Event_OptimizationStopped:
 		applyVariable(st, e, &eff)
 	}
 	if eff.change != nil {
@@ -81,6 +84,7 @@ func applySessionDeleted(st *state, e *pb.Event, p *pb.SessionDeleted, eff *effe
 	for _, name := range slices.Sorted(maps.Keys(s.vars)) {
 		if v := s.vars[name]; !v.deleted {
 			eff.removed = append(eff.removed, v)
+			delete(st.locked, keyOf(v))
 		}
 	}
 	st.live -= s.live
@@ -116,11 +120,13 @@ func applyVariable(st *state, e *pb.Event, eff *effect) {
 			skipped := *old
 			skipped.seq = e.GetSequence()
 			s.vars[key.Name] = &skipped
+			st.noteLock(&skipped)
 		}
 		return
 	}
 	previous := s.previous(key.Name)
 	st.live += s.put(key.Name, old, next, st.limits.graves)
+	st.noteLock(next)
 	s.lastPos = e.GetPosition()
 	s.lastAt = e.GetAt().AsTime()
 	eff.session, eff.next = s.id, next
@@ -157,6 +163,7 @@ func (s *session) put(name string, old, next *variable, graves int) int {
 		return 0
 	}
 	s.bury(grave{name, next.position}, graves)
+	s.deps = s.deps.without(name)
 	s.live--
 	return -1
 }
@@ -188,6 +195,16 @@ func fold(o origin, key outrigger.Key, old *variable, e *pb.Event) *variable {
 			return nil
 		}
 		return foldSet(o, old, e, p.VariableSet)
+	case *pb.Event_OptimizationStarted:
+		if old == nil || old.deleted {
+			return nil
+		}
+		return foldOptimization(o, old, e, started(old, e, p.OptimizationStarted))
+	case *pb.Event_OptimizationStopped:
+		if old == nil || old.deleted || old.pb.GetOptimization().GetId() != p.OptimizationStopped.GetOptimizationId() {
+			return nil
+		}
+		return foldOptimization(o, old, e, nil)
 	case *pb.Event_VariableDeleted:
 		if old == nil || old.deleted {
 			return nil
@@ -229,6 +246,7 @@ func foldSet(o origin, old *variable, e *pb.Event, p *pb.VariableSet) *variable 
 			Metadata: merged(old.pb.GetMetadata(), p.GetMetadata()), Source: e.GetSource(),
 			Version:   fillVersion(o, e, p.GetVersion(), old.pb.GetVersion()),
 			CreatedAt: old.pb.GetCreatedAt(), UpdatedAt: e.GetAt(),
+			Optimization: optimizationAfter(old.pb.GetOptimization(), e, p.GetOptimizationId()),
 		},
 		constraints: old.constraints, seq: e.GetSequence(), position: e.GetPosition(),
 	}

@@ -41,6 +41,7 @@ type view struct {
 	seq     uint64
 	life    uint64 // position of its creation
 	live    int
+	deps    dependencies
 }
 
 // see looks up a session and identifiers in it under one lock. vars[i] is nil when
@@ -57,7 +58,7 @@ func (s *Service) see(id sessionID, identifiers ...string) (view, []*variable, e
 	for i, x := range identifiers {
 		vars[i] = sess.lookup(x)
 	}
-	return view{session: sess, seq: sess.seq, life: sess.createdPos, live: sess.live}, vars, nil
+	return view{session: sess, seq: sess.seq, life: sess.createdPos, live: sess.live, deps: sess.deps}, vars, nil
 }
 
 // guard is the write that makes an append fail if the session has changed.

@@ -22,6 +22,7 @@ const maxIdentifierBytes = outrigger.MaxNameBytes + 32
 type author struct {
 	actor, source, requestID string
 	now                      time.Time
+	optimizations            []string // ids of those the writer holds
 }
 
 // newAuthor checks the options. Unset source reads "API", unset actor the source.
@@ -33,7 +34,10 @@ func newAuthor(o *pb.WriteOptions, now time.Time) (author, error) {
 			return author{}, outrigger.Errorf(outrigger.Invalid, "%s is %d bytes long, the limit is %d; shorten it", f.name, len(f.value), outrigger.MaxNameBytes)
 		}
 	}
-	a := author{actor: o.GetActor(), source: o.GetSource(), requestID: o.GetRequestId(), now: now}
+	if n := len(o.GetOptimizationIds()); n > outrigger.MaxBatch {
+		return author{}, errBatch("options.optimization_ids", n)
+	}
+	a := author{actor: o.GetActor(), source: o.GetSource(), requestID: o.GetRequestId(), now: now, optimizations: o.GetOptimizationIds()}
 	if a.source == "" {
 		a.source = "API"
 	}
@@ -162,6 +166,10 @@ type setInput struct {
 
 // decideSet returns the event that gives v, which is live, a new value.
 func decideSet(o origin, v *variable, in setInput, a author) (*pb.Event, error) {
+	optimization, err := a.holds(v)
+	if err != nil {
+		return nil, err
+	}
 	if in.expected != nil && *in.expected != v.counter() {
 		return nil, outrigger.ErrVersionMismatch(v.counter())
 	}
@@ -186,13 +194,16 @@ func decideSet(o origin, v *variable, in setInput, a author) (*pb.Event, error) 
 	}
 	e := a.event()
 	e.Payload = &pb.Event_VariableSet{VariableSet: &pb.VariableSet{
-		Value: value, Metadata: md, Version: version, RolledBackTo: in.rolledBackTo,
+		Value: value, Metadata: md, Version: version, RolledBackTo: in.rolledBackTo, OptimizationId: optimization,
 	}}
 	return e, nil
 }
 
 // decideDelete returns the event that deletes v, which is live.
 func decideDelete(o origin, v *variable, a author) (*pb.Event, error) {
+	if _, err := a.holds(v); err != nil {
+		return nil, err
+	}
 	version, err := nextVersion(o, v.pb.GetVersion())
 	if err != nil {
 		return nil, err

@@ -39,6 +39,25 @@
 // it. A write that reaches the log before the sweep's event wins: an expiry younger than
 // the TTL after the session's last event changes nothing, on every replica.
 //
+// # Optimisations and dependencies
+//
+// StartOptimization locks one variable for one optimiser, as an event of the variable. While
+// the lock stands, a set, batch item, rollback or delete must name the lock's id among
+// WriteOptions.optimization_ids or fails with Locked ("variable_locked_for_optimization"),
+// whichever way it came; decision and lock are of one sequence, so nothing slips between. A
+// start by the same optimiser renews the lock and keeps its id; one by another fails the same
+// way, unless it asks to preempt and has a higher priority. An id is never used again, so a
+// holder that was taken over is refused (Locked, "has ended") even when nobody holds the lock.
+// A lock is stale StaleAfter after its holder's last sign, in the time of the log: it refuses
+// nobody then, the next write by others ends it, and so does the sweep. Readers see the lock in
+// Variable.optimization; taking and releasing one moves the dot and invalidates as a set does,
+// and leaves the counter alone. Deleting the session ends its locks.
+//
+// AddDependency adds an edge to the session's graph, as an event of the session. An edge that
+// would close a cycle is refused (Locked, "would_create_cycle: a → b → a"); a variable's
+// deletion removes its edges. A session has at most 4,096. Nothing is recomputed here:
+// ListDependencies gives whoever does the order in which to.
+//
 // # Feed
 //
 // Changes are kept in a ring of Options.FeedRing changes and FeedBytes bytes. A feed

@@ -36,8 +36,23 @@ func (s *Service) history(ctx context.Context, req *pb.HistoryRequest) (*pb.Hist
 	if err != nil {
 		return nil, err
 	}
-	// Sequences are gapless, so the last limit versions are a range of them.
-	from := v.seq - min(v.seq, uint64(limit)) + 1
+	// Sequences are gapless, so the last versions are a range of them, which is longer than
+	// limit by the optimisations in it.
+	for window := uint64(limit); ; window *= 4 {
+		from := v.seq - min(v.seq, window) + 1
+		out, err := s.versions(ctx, v, from, life)
+		if err != nil {
+			return nil, err
+		}
+		if n := len(out.Entries); n >= limit || from == 1 {
+			out.Entries = out.Entries[:min(n, limit)]
+			return out, nil
+		}
+	}
+}
+
+// versions reads the versions of v from a sequence on, newest first.
+func (s *Service) versions(ctx context.Context, v *variable, from, life uint64) (*pb.HistoryResponse, error) {
 	out := &pb.HistoryResponse{}
 	var before *pb.Version
 	for e, err := range s.log.Read(ctx, varAggregate(keyOf(v)), from) {

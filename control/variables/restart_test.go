@@ -28,6 +28,7 @@ func everything(w *world) string {
 		for _, v := range must(w, w.vars.List, &pb.ListRequest{Session: s.GetId()}).GetVariables() {
 			out.WriteString(marshal(w, v))
 		}
+		out.WriteString(marshal(w, must(w, w.vars.ListDependencies, &pb.ListDependenciesRequest{Session: s.GetId()})))
 	}
 	return out.String()
 }
@@ -50,7 +51,7 @@ func TestRestartGivesTheSameState(t *testing.T) {
 			s := rapid.SampledFrom([]string{"s", "t"}).Draw(rt, "session")
 			name := rapid.SampledFrom([]string{"a", "b", "c"}).Draw(rt, "name")
 			// Whether a call succeeds is not the question here.
-			switch rapid.IntRange(0, 6).Draw(rt, "call") {
+			switch rapid.IntRange(0, 9).Draw(rt, "call") {
 			case 0, 1, 2:
 				w.vars.Register(w.ctx, &pb.RegisterRequest{Key: &pb.Key{Session: s, Name: name}, Value: value("integer", "1"), Options: &pb.WriteOptions{AutoCreateSession: true}})
 			case 3, 4:
@@ -59,6 +60,12 @@ func TestRestartGivesTheSameState(t *testing.T) {
 				w.vars.Delete(w.ctx, getReq(s, name))
 			case 6:
 				w.vars.DeleteSession(w.ctx, &pb.GetSessionRequest{Id: s})
+			case 7:
+				w.vars.StartOptimization(w.ctx, &pb.StartOptimizationRequest{Session: s, Identifier: name, Optimizer: "ann"})
+			case 8:
+				w.vars.StopOptimization(w.ctx, &pb.StopOptimizationRequest{Session: s, Identifier: name, Force: true})
+			case 9:
+				w.vars.AddDependency(w.ctx, &pb.AddDependencyRequest{Session: s, Dependency: &pb.Dependency{From: name, To: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(rt, "to")}})
 			}
 		}
 		before := everything(w)

@@ -23,7 +23,7 @@ type applier struct {
 	target   uint64 // head at start; Ready when applied
 	snapAt   uint64 // position of the last log snapshot taken or tried
 	saving   chan struct{}
-	expired  chan []candidate
+	sweep    chan found
 	isReady  bool
 	effects  []effect     // scratch
 	changes  []*pb.Change // of the batch; handed to the ring
@@ -51,7 +51,7 @@ func (s *Service) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	a := &applier{
 		s: s, target: s.log.Head(),
-		saving: make(chan struct{}, 1), expired: make(chan []candidate, 1),
+		saving: make(chan struct{}, 1), sweep: make(chan found, 1),
 	}
 	s.restore(ctx)
 	a.snapAt = s.state.applied
@@ -70,7 +70,7 @@ func (s *Service) run(ctx context.Context) error {
 	defer unregister()
 	events := make(chan *pb.Event, applyBatch)
 	group.Go(func() error { return s.follow(ctx, s.state.applied+1, events) })
-	group.Go(func() error { return s.sweeper(ctx, a.expired) })
+	group.Go(func() error { return s.sweeper(ctx, a.sweep) })
 	group.Go(func() error { return a.run(ctx, events) })
 	for _, w := range s.fanouts.all {
 		group.Go(func() error { w.run(ctx); return nil })

@@ -28,7 +28,7 @@ const (
 	fRegion, fIncarnation, fApplied, fSession = 1, 2, 3, 4
 
 	// of a session
-	fBase, fCreatedPos, fSessionSeq, fLastID, fLastPos, fFloor, fGrave, fVariable = 1, 2, 3, 4, 5, 6, 7, 8
+	fBase, fCreatedPos, fSessionSeq, fLastID, fLastPos, fFloor, fGrave, fVariable, fDependency = 1, 2, 3, 4, 5, 6, 7, 8, 9
 
 	// of a variable and of a grave
 	fBody, fSeq, fPosition, fDeleted, fName = 1, 2, 3, 4, 5
@@ -47,6 +47,7 @@ type frozenSession struct {
 	createdPos, seq, lastID, lastPos, floor uint64
 	graves                                  []grave
 	vars                                    []*variable
+	deps                                    dependencies
 }
 
 // freeze is called by the applier between events; it needs no lock.
@@ -59,7 +60,7 @@ func (st *state) freeze() frozen {
 				CreatedAt: timestamppb.New(s.createdAt), LastUsedAt: timestamppb.New(s.lastAt),
 			},
 			createdPos: s.createdPos, seq: s.seq, lastID: uint64(s.lastID), lastPos: s.lastPos, floor: s.floor,
-			graves: slices.Clone(s.graves), vars: slices.Collect(maps.Values(s.vars)),
+			graves: slices.Clone(s.graves), vars: slices.Collect(maps.Values(s.vars)), deps: s.deps,
 		})
 	}
 	return f
@@ -110,6 +111,13 @@ func (s frozenSession) encode() ([]byte, error) {
 			b = appendUint(b, fDeleted, 1)
 		}
 		out = appendBytes(out, fVariable, b)
+	}
+	for _, d := range s.deps.message("").GetDependencies() {
+		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(d)
+		if err != nil {
+			return nil, err
+		}
+		out = appendBytes(out, fDependency, b)
 	}
 	return out, nil
 }
@@ -177,6 +185,15 @@ func decodeSession(st *state, raw []byte) error {
 			return err
 		case fVariable:
 			return decodeVariable(s, b)
+		case fDependency:
+			var d pb.Dependency
+			if err := proto.Unmarshal(b, &d); err != nil {
+				return err
+			}
+			if s.deps == nil {
+				s.deps = make(dependencies)
+			}
+			s.deps[edge{d.GetFrom(), d.GetTo()}] = d.GetType() // nobody else has the map yet
 		}
 		return nil
 	})
@@ -188,6 +205,9 @@ func decodeSession(st *state, raw []byte) error {
 	s.createdAt, s.lastAt = base.GetCreatedAt().AsTime(), base.GetLastUsedAt().AsTime()
 	st.sessions[s.id] = s
 	st.live += s.live
+	for _, v := range s.vars {
+		st.noteLock(v)
+	}
 	return s.id.check()
 }
 

@@ -59,7 +59,8 @@ type state struct {
 	limits   foldLimits
 	applied  uint64
 	sessions map[sessionID]*session
-	live     int // live variables in all sessions
+	live     int                         // live variables in all sessions
+	locked   map[outrigger.Key]*variable // those with an optimisation lock
 }
 
 // origin is what the fold puts into versions whose event leaves it open.
@@ -74,7 +75,16 @@ type foldLimits struct {
 }
 
 func newState(o origin, l foldLimits) *state {
-	return &state{origin: o, limits: l, sessions: make(map[sessionID]*session)}
+	return &state{origin: o, limits: l, sessions: make(map[sessionID]*session), locked: make(map[outrigger.Key]*variable)}
+}
+
+// noteLock keeps locked in step with a variable that has changed.
+func (st *state) noteLock(v *variable) {
+	if key := keyOf(v); v.pb.GetOptimization() != nil {
+		st.locked[key] = v
+	} else if len(st.locked) > 0 {
+		delete(st.locked, key)
+	}
 }
 
 // session is one life of a session: from its SessionCreated to its SessionDeleted.
@@ -96,6 +106,7 @@ type session struct {
 	lastAt  time.Time // time of the youngest event inside the session
 	floor   uint64    // highest position of a tombstone that was dropped
 	graves  []grave   // tombstones, oldest first
+	deps    dependencies
 
 	// Soft state, not part of the fold.
 	touched  atomic.Int64 // last use in Unix ns; closing while the sweep removes it

@@ -40,7 +40,7 @@ func history(t *rapid.T) []*pb.Event {
 			version.Context = []*pb.ContextEntry{{Region: "eu", Position: uint64(rapid.IntRange(1, 50).Draw(t, "eu"))}}
 		}
 		aggregate := varAggregate(outrigger.Key{Tenant: "default", Session: s, Name: name})
-		switch rapid.IntRange(0, 11).Draw(t, "kind") {
+		switch rapid.IntRange(0, 14).Draw(t, "kind") {
 		case 0, 1:
 			aggregate = sessionAggregate(sessionID{"default", s})
 			e.Payload = &pb.Event_SessionCreated{SessionCreated: &pb.SessionCreated{Ttl: durationpb.New(10e9), Metadata: map[string]string{"k": name}}}
@@ -58,6 +58,14 @@ func history(t *rapid.T) []*pb.Event {
 			}}
 		case 9, 10:
 			e.Payload = &pb.Event_VariableDeleted{VariableDeleted: &pb.VariableDeleted{Version: version}}
+		case 12:
+			e.Payload = &pb.Event_OptimizationStarted{OptimizationStarted: &pb.OptimizationStarted{Optimizer: name}}
+		case 13:
+			e.Payload = &pb.Event_OptimizationStopped{OptimizationStopped: &pb.OptimizationStopped{OptimizationId: optimizationID(i, uint64(i))}}
+		case 14:
+			aggregate = sessionAggregate(sessionID{"default", s})
+			to := rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "to")
+			e.Payload = &pb.Event_DependencyAdded{DependencyAdded: &pb.DependencyAdded{Dependency: &pb.Dependency{From: name, To: to, Type: "data"}}}
 		case 11:
 			aggregate = "alert/x"
 			e.Payload = &pb.Event_AlertRaised{AlertRaised: &pb.AlertRaised{}}
@@ -112,7 +120,7 @@ func TestSnapshotPlusTailIsReplay(t *testing.T) {
 
 // checkInvariants compares the indexes of a state with what they are made from.
 func checkInvariants(t interface{ Fatalf(string, ...any) }, st *state) {
-	live := 0
+	live, locked := 0, 0
 	for id, s := range st.sessions {
 		n, dead := 0, 0
 		for name, v := range s.vars {
@@ -124,6 +132,12 @@ func checkInvariants(t interface{ Fatalf(string, ...any) }, st *state) {
 				continue
 			}
 			n++
+			if v.pb.GetOptimization() != nil {
+				locked++
+				if st.locked[keyOf(v)] != v {
+					t.Fatalf("the lock of %q is not indexed", name)
+				}
+			}
 			if s.ids[v.pb.GetId()] != name {
 				t.Fatalf("id %q is not indexed", v.pb.GetId())
 			}
@@ -131,7 +145,15 @@ func checkInvariants(t interface{ Fatalf(string, ...any) }, st *state) {
 		if n != s.live || n != len(s.ids) || dead > st.limits.graves {
 			t.Fatalf("session %v: live %d, counted %d, ids %d, tombstones %d", id, s.live, n, len(s.ids), dead)
 		}
+		for e := range s.deps {
+			if s.deps.path(e.to, e.from) != nil || s.vars[e.from] == nil || s.vars[e.from].deleted || s.vars[e.to] == nil || s.vars[e.to].deleted {
+				t.Fatalf("session %v: edge %v is part of a cycle or of a variable that is gone", id, e)
+			}
+		}
 		live += n
+	}
+	if locked != len(st.locked) {
+		t.Fatalf("%d locks, %d in the index", locked, len(st.locked))
 	}
 	if live != st.live {
 		t.Fatalf("live is %d, counted %d", st.live, live)

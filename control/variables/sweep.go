@@ -26,35 +26,48 @@ type candidate struct {
 	touched int64 // last soft use when it was looked at
 }
 
-// scan looks for expired sessions; it runs on the applier, which may read without the
-// lock, and leaves the work to the sweeper. A scan is skipped while the last one is
-// still being worked off.
+// found is what one scan leaves to the sweeper.
+type found struct {
+	expired []candidate
+	locked  []*variable // with a stale optimisation lock
+}
+
+// scan looks for expired sessions and stale optimisation locks; it runs on the applier,
+// which may read without the lock, and leaves the work to the sweeper. A scan is skipped
+// while the last one is still being worked off.
 func (a *applier) scan() {
-	if !a.isReady || len(a.expired) > 0 {
+	if !a.isReady || len(a.sweep) > 0 {
 		return
 	}
-	now := a.s.opt.Now().UnixNano()
-	var found []candidate
+	at := a.s.opt.Now()
+	now := at.UnixNano()
+	var f found
 	for id, sess := range a.s.state.sessions {
 		touched := sess.touched.Load()
 		if touched != closing && max(touched, sess.lastAt.UnixNano())+int64(sess.effectiveTTL()) < now {
-			found = append(found, candidate{session: sess, id: id, seq: sess.seq, touched: touched})
+			f.expired = append(f.expired, candidate{session: sess, id: id, seq: sess.seq, touched: touched})
 		}
 	}
-	if len(found) > 0 {
-		a.expired <- found // has room: only this goroutine sends
+	for _, v := range a.s.state.locked {
+		if stale(v.pb.GetOptimization(), at) {
+			f.locked = append(f.locked, v)
+		}
+	}
+	if len(f.expired)+len(f.locked) > 0 {
+		a.sweep <- f // has room: only this goroutine sends
 	}
 }
 
-func (s *Service) sweeper(ctx context.Context, in <-chan []candidate) error {
+func (s *Service) sweeper(ctx context.Context, in <-chan found) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case found := <-in:
-			for batch := range slices.Chunk(found, sweepBatch) {
+		case f := <-in:
+			for batch := range slices.Chunk(f.expired, sweepBatch) {
 				s.sweep(ctx, batch)
 			}
+			s.release(ctx, f.locked)
 		}
 	}
 }

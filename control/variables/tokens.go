@@ -197,3 +197,23 @@ func (t *tokened) CreateSession(ctx context.Context, r *pb.CreateSessionRequest)
 func (t *tokened) DeleteSession(ctx context.Context, r *pb.GetSessionRequest) (*pb.DeleteSessionResponse, error) {
 	return write(t, ctx, r, t.Service.DeleteSession)
 }
+
+// StartOptimization implements pb.VariablesServer.
+func (t *tokened) StartOptimization(ctx context.Context, r *pb.StartOptimizationRequest) (*pb.Variable, error) {
+	return write(t, ctx, r, t.Service.StartOptimization)
+}
+
+// StopOptimization implements pb.VariablesServer.
+func (t *tokened) StopOptimization(ctx context.Context, r *pb.StopOptimizationRequest) (*pb.Variable, error) {
+	return write(t, ctx, r, t.Service.StopOptimization)
+}
+
+// AddDependency implements pb.VariablesServer.
+func (t *tokened) AddDependency(ctx context.Context, r *pb.AddDependencyRequest) (*pb.Dependencies, error) {
+	return write(t, ctx, r, t.Service.AddDependency)
+}
+
+// ListDependencies implements pb.VariablesServer.
+func (t *tokened) ListDependencies(ctx context.Context, r *pb.ListDependenciesRequest) (*pb.Dependencies, error) {
+	return read(t, ctx, r, t.Service.ListDependencies)
+}

@@ -305,3 +305,26 @@ func (w *world) put(t *testing.T, value, typ string) {
 		t.Fatalf("%d %s", rec.Code, rec.Body)
 	}
 }
+
+func (a *authority) StartOptimization(ctx context.Context, r *pb.StartOptimizationRequest) (*pb.Variable, error) {
+	a.note(ctx, "StartOptimization", r)
+	then := &timestamppb.Timestamp{Seconds: 1700000000}
+	v := a.vars[at(r.Tenant, r.Session, r.Identifier)]
+	v.Optimization = &pb.Optimization{Id: "opt_1_1", Optimizer: r.Optimizer, StartedAt: then, RenewedAt: then}
+	return v, nil
+}
+
+func (a *authority) StopOptimization(ctx context.Context, r *pb.StopOptimizationRequest) (*pb.Variable, error) {
+	a.note(ctx, "StopOptimization", r)
+	return a.vars[at(r.Tenant, r.Session, r.Identifier)], nil
+}
+
+func (a *authority) AddDependency(ctx context.Context, r *pb.AddDependencyRequest) (*pb.Dependencies, error) {
+	a.note(ctx, "AddDependency", r)
+	return &pb.Dependencies{Order: []string{"b"}}, nil
+}
+
+func (a *authority) ListDependencies(ctx context.Context, r *pb.ListDependenciesRequest) (*pb.Dependencies, error) {
+	a.note(ctx, "ListDependencies", r)
+	return &pb.Dependencies{Order: []string{"b"}}, nil
+}

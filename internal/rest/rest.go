@@ -61,6 +61,7 @@ const (
 	headerToken       = "X-Outrigger-Token"
 	headerTenant      = "X-Outrigger-Tenant"
 	headerExplain     = "X-Outrigger-Explain"
+	headerOptimizing  = "X-Outrigger-Optimization"
 )
 
 // Reply is what a route answers.

@@ -115,6 +115,17 @@ var messages = []struct {
 		&pb.HistoryRequest{Tenant: "default", Session: "s", Identifier: "x", Limit: 3}},
 	{"POST", "/v1/variables/s/x/rollback", `{"target_version":0,"actor":"ann"}`, nil, 200, "Rollback",
 		&pb.RollbackRequest{Tenant: "default", Session: "s", Identifier: "x", Options: &pb.WriteOptions{Actor: "ann", Source: "REST"}}},
+	{"POST", "/v1/variables/s/x/optimization", `{"optimizer":"o","config":{"priority":"2"}}`, []string{"x-outrigger-actor: ann"}, 201, "StartOptimization",
+		&pb.StartOptimizationRequest{Tenant: "default", Session: "s", Identifier: "x", Optimizer: "o", Config: map[string]string{"priority": "2"}, Options: &pb.WriteOptions{Actor: "ann", Source: "REST"}}},
+	{"DELETE", "/v1/variables/s/x/optimization", "", []string{"x-outrigger-optimization: opt_1_1, opt_2_9"}, 200, "StopOptimization",
+		&pb.StopOptimizationRequest{Tenant: "default", Session: "s", Identifier: "x", Options: &pb.WriteOptions{Source: "REST", OptimizationIds: []string{"opt_1_1", "opt_2_9"}}}},
+	{"DELETE", "/v1/variables/s/x/optimization?force=true", "", nil, 200, "StopOptimization",
+		&pb.StopOptimizationRequest{Tenant: "default", Session: "s", Identifier: "x", Force: true, Options: &pb.WriteOptions{Source: "REST"}}},
+	{"PUT", "/v1/variables/s/x", `{"value":2}`, []string{"x-outrigger-optimization: opt_1_1"}, 200, "Set",
+		&pb.SetRequest{Tenant: "default", Session: "s", Identifier: "x", Value: &pb.Value{Json: []byte("2")}, Options: &pb.WriteOptions{Source: "REST", OptimizationIds: []string{"opt_1_1"}}}},
+	{"POST", "/v1/sessions/s/dependencies", `{"dependency":{"from":"a","to":"b"}}`, []string{"x-outrigger-actor: ann"}, 201, "AddDependency",
+		&pb.AddDependencyRequest{Tenant: "default", Session: "s", Dependency: &pb.Dependency{From: "a", To: "b"}, Options: &pb.WriteOptions{Actor: "ann", Source: "REST"}}},
+	{"GET", "/v1/sessions/s/dependencies?from=a", "", nil, 200, "ListDependencies", &pb.ListDependenciesRequest{Tenant: "default", Session: "s", From: "a"}},
 }
 
 // TestRoutes: every route reaches its method with what the path, the query, the body and
@@ -611,6 +622,28 @@ func BenchmarkGet(b *testing.B) {
 		w.mux.ServeHTTP(rec, r)
 		if rec.Code != 200 {
 			b.Fatal(rec.Code)
+		}
+	}
+}
+
+// A lock is part of a variable's form, and of no ETag.
+func TestOptimizationForm(t *testing.T) {
+	w := newWorld()
+	w.put(t, "1", "float")
+	for _, c := range []struct {
+		method, target, body string
+		code                 int
+		want                 string
+	}{
+		{"POST", "/v1/variables/s/x/optimization", `{"optimiser":"ann"}`, 400, "optimiser"},
+		{"POST", "/v1/variables/s/x/optimization", `{"optimizer":"ann"}`, 201, `"optimization":{"id":"opt_1_1","optimizer":"ann","started_at":"2023-11-14T22:13:20Z","renewed_at":"2023-11-14T22:13:20Z"}`},
+		{"GET", "/v1/variables/s/x", "", 200, `"optimizer":"ann"`},
+		{"DELETE", "/v1/variables/s/x/optimization?force=yes", "", 400, "force"},
+	} {
+		rec := httptest.NewRecorder()
+		w.mux.ServeHTTP(rec, request(c.method, c.target, c.body))
+		if rec.Code != c.code || !strings.Contains(rec.Body.String(), c.want) || c.code < 300 && rec.Header().Get("ETag") != `"0"` {
+			t.Errorf("%s %s: %d %v %s", c.method, c.target, rec.Code, rec.Header(), rec.Body)
 		}
 	}
 }

@@ -126,6 +126,12 @@ func VariableRoutes(vars pb.VariablesServer) []Route {
 		{Pattern: "DELETE /v1/variables/{session}/{name}", Verb: "DeleteVariable", Handler: v.delete},
 		{Pattern: "GET /v1/variables/{session}/{name}/history", Verb: "GetHistory", Handler: v.history},
 		{Pattern: "POST /v1/variables/{session}/{name}/rollback", Verb: "RollbackVariable", Handler: v.rollback},
+		{Pattern: "POST /v1/variables/{session}/{name}/optimization", Verb: "StartOptimization", Handler: v.startOptimization, Created: true},
+		{Pattern: "DELETE /v1/variables/{session}/{name}/optimization", Verb: "StopOptimization", Handler: v.stopOptimization},
+		{Pattern: "GET /v1/sessions/{session}/dependencies", Verb: "ListDependencies", Handler: unary(vars.ListDependencies,
+			path("session", "session", func(r *pb.ListDependenciesRequest) *string { return &r.Session }), tenant(func(r *pb.ListDependenciesRequest) *string { return &r.Tenant }))},
+		{Pattern: "POST /v1/sessions/{session}/dependencies", Verb: "AddDependency", Handler: unary(vars.AddDependency,
+			path("session", "session", func(r *pb.AddDependencyRequest) *string { return &r.Session }), tenant(func(r *pb.AddDependencyRequest) *string { return &r.Tenant }), byREST), Created: true},
 	}
 }
 

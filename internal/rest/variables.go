@@ -36,6 +36,7 @@ type variableJSON struct {
 	Source      string            `json:"source,omitempty"`
 	CreatedAt   time.Time         `json:"created_at,omitzero"`
 	UpdatedAt   time.Time         `json:"updated_at,omitzero"`
+	Lock        *optimizationJSON `json:"optimization,omitempty"`
 }
 
 // historyJSON is one earlier version.
@@ -94,7 +95,7 @@ func writeOptions(r *http.Request, actor string) *pb.WriteOptions {
 	if actor == "" {
 		actor = r.Header.Get(headerActor)
 	}
-	return &pb.WriteOptions{Actor: actor, Source: "REST", RequestId: r.Header.Get(headerIdempotency)}
+	return &pb.WriteOptions{Actor: actor, Source: "REST", RequestId: r.Header.Get(headerIdempotency), OptimizationIds: optimizationIDs(r)}
 }
 
 func (v variables) get(r *http.Request) (Reply, error) {
@@ -316,7 +317,7 @@ func toJSON(v *pb.Variable) variableJSON {
 		Type: v.GetValue().GetType(), Value: v.GetValue().GetJson(), Binary: v.GetValue().GetBinary(),
 		Version: v.GetVersion().GetCounter(), Dot: wire.Dot(v.GetVersion().GetDot()).String(),
 		Constraints: json.RawMessage(v.GetConstraintsJson()), Metadata: v.GetMetadata(), Source: v.GetSource(),
-		CreatedAt: wire.Time(v.GetCreatedAt()), UpdatedAt: wire.Time(v.GetUpdatedAt()),
+		CreatedAt: wire.Time(v.GetCreatedAt()), UpdatedAt: wire.Time(v.GetUpdatedAt()), Lock: lockJSON(v.GetOptimization()),
 	}
 }
 

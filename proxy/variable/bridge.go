@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -18,8 +19,11 @@ import (
 	"github.com/outrigger-mesh/outrigger/internal/wire"
 )
 
-// Bridge is the snakepit bridge service. AddDependency, StartOptimization and
-// StopOptimization answer UNIMPLEMENTED, as the published v0.4.3 server does.
+// Bridge is the snakepit bridge service. What the published v0.4.3 server has no handler
+// for (WatchVariables, AddDependency, StartOptimization, StopOptimization, history and
+// rollback) is served as its designs describe it. A writer that holds an optimisation says
+// so by the call's metadata key "optimization_id" or the header x-outrigger-optimization,
+// several ids separated by commas.
 type Bridge struct {
 	snakepit.UnimplementedBridgeServiceServer
 	core
@@ -30,11 +34,12 @@ func NewBridge(o Options) *Bridge { return &Bridge{core: newCore(o)} }
 
 // caller is what a call's metadata says.
 type caller struct {
-	tenant      string
-	consistency outrigger.Consistency
-	explicit    bool   // consistency was asked for
-	token       string // session token, as brought
-	explain     bool
+	tenant        string
+	consistency   outrigger.Consistency
+	explicit      bool   // consistency was asked for
+	token         string // session token, as brought
+	explain       bool
+	optimizations []string // ids of those it holds
 }
 
 // strong makes the caller one that asked for strong reads.
@@ -53,12 +58,25 @@ func callerOf(ctx context.Context) (caller, error) {
 	level := first(outrigger.HeaderConsistency)
 	c, err := outrigger.ParseConsistency(level)
 	return caller{tenant: wire.Tenant(first(outrigger.HeaderTenant)), consistency: c, explicit: level != "",
-		token: first(outrigger.HeaderToken), explain: first(outrigger.HeaderExplain) == "true"}, err
+		token: first(outrigger.HeaderToken), explain: first(outrigger.HeaderExplain) == "true",
+		optimizations: listed(md.Get(outrigger.HeaderOptimization)...)}, err
+}
+
+// listed splits lists of ids at commas.
+func listed(lists ...string) (ids []string) {
+	for _, list := range lists {
+		for id := range strings.SplitSeq(list, ",") {
+			if id = strings.TrimSpace(id); id != "" {
+				ids = append(ids, id)
+			}
+		}
+	}
+	return ids
 }
 
 // writeOptions records bridge writes as the bridge does.
-func (b *Bridge) writeOptions() *pb.WriteOptions {
-	return &pb.WriteOptions{Actor: "bridge", Source: sourcePython, AutoCreateSession: b.o.AutoCreateSessions}
+func (b *Bridge) writeOptions(c caller) *pb.WriteOptions {
+	return &pb.WriteOptions{Actor: "bridge", Source: sourcePython, AutoCreateSession: b.o.AutoCreateSessions, OptimizationIds: c.optimizations}
 }
 
 // Ping answers with the same message.
@@ -132,7 +150,7 @@ func (b *Bridge) RegisterVariable(ctx context.Context, r *snakepit.RegisterVaria
 		return nil, status.ToGRPC(err)
 	}
 	out, err := b.o.Authority.Register(ctx, &pb.RegisterRequest{Key: &pb.Key{Tenant: c.tenant, Session: r.SessionId, Name: r.Name},
-		Value: v, ConstraintsJson: r.ConstraintsJson, Metadata: r.Metadata, Options: b.writeOptions()})
+		Value: v, ConstraintsJson: r.ConstraintsJson, Metadata: r.Metadata, Options: b.writeOptions(c)})
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
@@ -225,9 +243,10 @@ func (b *Bridge) SetVariable(ctx context.Context, r *snakepit.SetVariableRequest
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
+	md = c.underOptimization(md)
 	var trailer metadata.MD
 	out, err := b.o.Authority.Set(ctx, &pb.SetRequest{Tenant: c.tenant, Session: r.SessionId, Identifier: r.VariableIdentifier,
-		Value: untyped(v), ExpectedVersion: expected, Metadata: md, Options: b.writeOptions()}, grpc.Trailer(&trailer))
+		Value: untyped(v), ExpectedVersion: expected, Metadata: md, Options: b.writeOptions(c)}, grpc.Trailer(&trailer))
 	if err == nil {
 		setHeader(ctx, b.wrote(c, r.SessionId, out, out.Version))
 		return &snakepit.SetVariableResponse{Success: true, NewVersion: out.Version.GetCounter()}, nil
@@ -252,7 +271,8 @@ func (b *Bridge) SetVariables(ctx context.Context, r *snakepit.BatchSetVariables
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
-	req := &pb.BatchSetRequest{Tenant: c.tenant, Session: r.SessionId, Atomic: r.Atomic, Metadata: r.Metadata, Options: b.writeOptions()}
+	md := c.underOptimization(r.Metadata)
+	req := &pb.BatchSetRequest{Tenant: c.tenant, Session: r.SessionId, Atomic: r.Atomic, Metadata: md, Options: b.writeOptions(c)}
 	if req.Items, err = itemsOf(r); err != nil {
 		return nil, status.ToGRPC(err)
 	}
@@ -341,7 +361,7 @@ func (b *Bridge) DeleteVariable(ctx context.Context, r *snakepit.DeleteVariableR
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
-	out, err := b.o.Authority.Delete(ctx, &pb.GetRequest{Tenant: c.tenant, Session: r.SessionId, Identifier: r.VariableIdentifier, Options: b.writeOptions()})
+	out, err := b.o.Authority.Delete(ctx, &pb.GetRequest{Tenant: c.tenant, Session: r.SessionId, Identifier: r.VariableIdentifier, Options: b.writeOptions(c)})
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}
@@ -385,7 +405,7 @@ func (b *Bridge) RollbackVariable(ctx context.Context, r *snakepit.RollbackVaria
 		return nil, status.ToGRPC(err)
 	}
 	v, err := b.o.Authority.Rollback(ctx, &pb.RollbackRequest{Tenant: c.tenant, Session: r.SessionId, Identifier: r.VariableIdentifier,
-		TargetVersion: r.TargetVersion, Options: b.writeOptions()})
+		TargetVersion: r.TargetVersion, Options: b.writeOptions(c)})
 	if err != nil {
 		return nil, status.ToGRPC(err)
 	}

@@ -411,10 +411,6 @@ func TestListDeleteHistoryRollback(t *testing.T) {
 		has(t, g.head, outrigger.HeaderTier, "origin", outrigger.HeaderVersion, "*")
 		refused(w, w.bridge.GetVariable, getReq("temp_a"), codes.NotFound, "Variable not found: temp_a")
 		refused(w, w.bridge.DeleteVariable, &snakepit.DeleteVariableRequest{SessionId: "s", VariableIdentifier: "temp_a"}, codes.NotFound, "Variable not found: temp_a")
-
-		refused(w, w.bridge.AddDependency, &snakepit.AddDependencyRequest{SessionId: "s"}, codes.Unimplemented, "")
-		refused(w, w.bridge.StartOptimization, &snakepit.StartOptimizationRequest{SessionId: "s"}, codes.Unimplemented, "")
-		refused(w, w.bridge.StopOptimization, &snakepit.StopOptimizationRequest{SessionId: "s"}, codes.Unimplemented, "")
 	})
 }
 

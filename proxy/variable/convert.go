@@ -57,6 +57,9 @@ func variableToBridge(v *pb.Variable) *snakepit.Variable {
 		ConstraintsJson: v.GetConstraintsJson(), Metadata: v.GetMetadata(), LastUpdatedAt: v.GetUpdatedAt(),
 		Version: v.GetVersion().GetCounter(), BinaryValue: v.GetValue().GetBinary(),
 	}
+	if o := v.GetOptimization(); o != nil {
+		out.OptimizationStatus = &snakepit.OptimizationStatus{Optimizing: true, OptimizerId: o.GetOptimizer(), StartedAt: o.GetStartedAt()}
+	}
 	if v.GetSource() == sourcePython {
 		out.Source = snakepit.Variable_PYTHON
 	}

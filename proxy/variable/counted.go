@@ -57,3 +57,21 @@ func (a countedAuthority) Rollback(ctx context.Context, r *pb.RollbackRequest, o
 	out, err := a.VariablesClient.Rollback(ctx, r, o...)
 	return counted(a.counters, out, err)
 }
+
+// StartOptimization implements pb.VariablesClient.
+func (a countedAuthority) StartOptimization(ctx context.Context, r *pb.StartOptimizationRequest, o ...grpc.CallOption) (*pb.Variable, error) {
+	out, err := a.VariablesClient.StartOptimization(ctx, r, o...)
+	return counted(a.counters, out, err)
+}
+
+// StopOptimization implements pb.VariablesClient.
+func (a countedAuthority) StopOptimization(ctx context.Context, r *pb.StopOptimizationRequest, o ...grpc.CallOption) (*pb.Variable, error) {
+	out, err := a.VariablesClient.StopOptimization(ctx, r, o...)
+	return counted(a.counters, out, err)
+}
+
+// AddDependency implements pb.VariablesClient.
+func (a countedAuthority) AddDependency(ctx context.Context, r *pb.AddDependencyRequest, o ...grpc.CallOption) (*pb.Dependencies, error) {
+	out, err := a.VariablesClient.AddDependency(ctx, r, o...)
+	return counted(a.counters, out, err)
+}

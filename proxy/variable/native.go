@@ -153,6 +153,29 @@ func (n *Native) Rollback(ctx context.Context, r *pb.RollbackRequest) (*pb.Varia
 	return forward(ctx, n, r, n.o.Authority.Rollback)
 }
 
+// StartOptimization forwards to the authority.
+func (n *Native) StartOptimization(ctx context.Context, r *pb.StartOptimizationRequest) (*pb.Variable, error) {
+	n.auto(&r.Options)
+	return forward(ctx, n, r, n.o.Authority.StartOptimization)
+}
+
+// StopOptimization forwards to the authority.
+func (n *Native) StopOptimization(ctx context.Context, r *pb.StopOptimizationRequest) (*pb.Variable, error) {
+	n.auto(&r.Options)
+	return forward(ctx, n, r, n.o.Authority.StopOptimization)
+}
+
+// AddDependency forwards to the authority.
+func (n *Native) AddDependency(ctx context.Context, r *pb.AddDependencyRequest) (*pb.Dependencies, error) {
+	n.auto(&r.Options)
+	return forward(ctx, n, r, n.o.Authority.AddDependency)
+}
+
+// ListDependencies forwards to the authority.
+func (n *Native) ListDependencies(ctx context.Context, r *pb.ListDependenciesRequest) (*pb.Dependencies, error) {
+	return forward(ctx, n, r, n.o.Authority.ListDependencies)
+}
+
 // Watch forwards the authority's stream.
 func (n *Native) Watch(r *pb.WatchRequest, stream grpc.ServerStreamingServer[pb.WatchEvent]) error {
 	return n.watch(r, stream, stream.Send)

@@ -46,6 +46,9 @@ type Event struct {
 	//	*Event_VariableRegistered
 	//	*Event_VariableSet
 	//	*Event_VariableDeleted
+	//	*Event_OptimizationStarted
+	//	*Event_OptimizationStopped
+	//	*Event_DependencyAdded
 	//	*Event_ModelVersionRegistered
 	//	*Event_ModelVersionState
 	//	*Event_AliasMoved
@@ -233,6 +236,33 @@ func (x *Event) GetVariableDeleted() *VariableDeleted {
 	if x != nil {
 		if x, ok := x.Payload.(*Event_VariableDeleted); ok {
 			return x.VariableDeleted
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetOptimizationStarted() *OptimizationStarted {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_OptimizationStarted); ok {
+			return x.OptimizationStarted
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetOptimizationStopped() *OptimizationStopped {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_OptimizationStopped); ok {
+			return x.OptimizationStopped
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetDependencyAdded() *DependencyAdded {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_DependencyAdded); ok {
+			return x.DependencyAdded
 		}
 	}
 	return nil
@@ -514,6 +544,18 @@ type Event_VariableDeleted struct {
 	VariableDeleted *VariableDeleted `protobuf:"bytes,24,opt,name=variable_deleted,json=variableDeleted,proto3,oneof"`
 }
 
+type Event_OptimizationStarted struct {
+	OptimizationStarted *OptimizationStarted `protobuf:"bytes,25,opt,name=optimization_started,json=optimizationStarted,proto3,oneof"`
+}
+
+type Event_OptimizationStopped struct {
+	OptimizationStopped *OptimizationStopped `protobuf:"bytes,26,opt,name=optimization_stopped,json=optimizationStopped,proto3,oneof"`
+}
+
+type Event_DependencyAdded struct {
+	DependencyAdded *DependencyAdded `protobuf:"bytes,27,opt,name=dependency_added,json=dependencyAdded,proto3,oneof"`
+}
+
 type Event_ModelVersionRegistered struct {
 	ModelVersionRegistered *ModelVersionRegistered `protobuf:"bytes,40,opt,name=model_version_registered,json=modelVersionRegistered,proto3,oneof"`
 }
@@ -635,6 +677,12 @@ func (*Event_VariableRegistered) isEvent_Payload() {}
 func (*Event_VariableSet) isEvent_Payload() {}
 
 func (*Event_VariableDeleted) isEvent_Payload() {}
+
+func (*Event_OptimizationStarted) isEvent_Payload() {}
+
+func (*Event_OptimizationStopped) isEvent_Payload() {}
+
+func (*Event_DependencyAdded) isEvent_Payload() {}
 
 func (*Event_ModelVersionRegistered) isEvent_Payload() {}
 
@@ -865,13 +913,14 @@ func (x *VariableRegistered) GetVersion() *Version {
 }
 
 type VariableSet struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Value         *Value                 `protobuf:"bytes,1,opt,name=value,proto3" json:"value,omitempty"`
-	Metadata      map[string]string      `protobuf:"bytes,2,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // merged into the variable's metadata
-	Version       *Version               `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
-	RolledBackTo  *int32                 `protobuf:"varint,4,opt,name=rolled_back_to,json=rolledBackTo,proto3,oneof" json:"rolled_back_to,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Value          *Value                 `protobuf:"bytes,1,opt,name=value,proto3" json:"value,omitempty"`
+	Metadata       map[string]string      `protobuf:"bytes,2,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // merged into the variable's metadata
+	Version        *Version               `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	RolledBackTo   *int32                 `protobuf:"varint,4,opt,name=rolled_back_to,json=rolledBackTo,proto3,oneof" json:"rolled_back_to,omitempty"`
+	OptimizationId string                 `protobuf:"bytes,5,opt,name=optimization_id,json=optimizationId,proto3" json:"optimization_id,omitempty"` // the optimisation this write was part of; another ends
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *VariableSet) Reset() {
@@ -932,6 +981,13 @@ func (x *VariableSet) GetRolledBackTo() int32 {
 	return 0
 }
 
+func (x *VariableSet) GetOptimizationId() string {
+	if x != nil {
+		return x.OptimizationId
+	}
+	return ""
+}
+
 type VariableDeleted struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Version       *Version               `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
@@ -976,6 +1032,173 @@ func (x *VariableDeleted) GetVersion() *Version {
 	return nil
 }
 
+// OptimizationStarted locks the variable, or renews the lock named; a lock that stood
+// before ends. The optimisation's id follows from the event's position.
+type OptimizationStarted struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Optimizer     string                 `protobuf:"bytes,1,opt,name=optimizer,proto3" json:"optimizer,omitempty"`
+	Config        map[string]string      `protobuf:"bytes,2,rep,name=config,proto3" json:"config,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Priority      int32                  `protobuf:"varint,3,opt,name=priority,proto3" json:"priority,omitempty"`
+	Renews        string                 `protobuf:"bytes,4,opt,name=renews,proto3" json:"renews,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OptimizationStarted) Reset() {
+	*x = OptimizationStarted{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OptimizationStarted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OptimizationStarted) ProtoMessage() {}
+
+func (x *OptimizationStarted) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OptimizationStarted.ProtoReflect.Descriptor instead.
+func (*OptimizationStarted) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *OptimizationStarted) GetOptimizer() string {
+	if x != nil {
+		return x.Optimizer
+	}
+	return ""
+}
+
+func (x *OptimizationStarted) GetConfig() map[string]string {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+func (x *OptimizationStarted) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *OptimizationStarted) GetRenews() string {
+	if x != nil {
+		return x.Renews
+	}
+	return ""
+}
+
+type OptimizationStopped struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	OptimizationId string                 `protobuf:"bytes,1,opt,name=optimization_id,json=optimizationId,proto3" json:"optimization_id,omitempty"`
+	Reason         string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // stopped forced stale
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *OptimizationStopped) Reset() {
+	*x = OptimizationStopped{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OptimizationStopped) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OptimizationStopped) ProtoMessage() {}
+
+func (x *OptimizationStopped) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OptimizationStopped.ProtoReflect.Descriptor instead.
+func (*OptimizationStopped) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *OptimizationStopped) GetOptimizationId() string {
+	if x != nil {
+		return x.OptimizationId
+	}
+	return ""
+}
+
+func (x *OptimizationStopped) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// DependencyAdded is an event of the session: its dependencies change as one.
+type DependencyAdded struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Dependency    *Dependency            `protobuf:"bytes,1,opt,name=dependency,proto3" json:"dependency,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DependencyAdded) Reset() {
+	*x = DependencyAdded{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DependencyAdded) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DependencyAdded) ProtoMessage() {}
+
+func (x *DependencyAdded) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DependencyAdded.ProtoReflect.Descriptor instead.
+func (*DependencyAdded) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *DependencyAdded) GetDependency() *Dependency {
+	if x != nil {
+		return x.Dependency
+	}
+	return nil
+}
+
 type ModelVersionRegistered struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
@@ -993,7 +1216,7 @@ type ModelVersionRegistered struct {
 
 func (x *ModelVersionRegistered) Reset() {
 	*x = ModelVersionRegistered{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[6]
+	mi := &file_outrigger_v1_events_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1005,7 +1228,7 @@ func (x *ModelVersionRegistered) String() string {
 func (*ModelVersionRegistered) ProtoMessage() {}
 
 func (x *ModelVersionRegistered) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[6]
+	mi := &file_outrigger_v1_events_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1018,7 +1241,7 @@ func (x *ModelVersionRegistered) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelVersionRegistered.ProtoReflect.Descriptor instead.
 func (*ModelVersionRegistered) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{6}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ModelVersionRegistered) GetVersion() string {
@@ -1097,7 +1320,7 @@ type ModelVersionState struct {
 
 func (x *ModelVersionState) Reset() {
 	*x = ModelVersionState{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[7]
+	mi := &file_outrigger_v1_events_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1109,7 +1332,7 @@ func (x *ModelVersionState) String() string {
 func (*ModelVersionState) ProtoMessage() {}
 
 func (x *ModelVersionState) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[7]
+	mi := &file_outrigger_v1_events_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1122,7 +1345,7 @@ func (x *ModelVersionState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelVersionState.ProtoReflect.Descriptor instead.
 func (*ModelVersionState) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{7}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ModelVersionState) GetVersion() string {
@@ -1167,7 +1390,7 @@ type ModelAnnotated struct {
 
 func (x *ModelAnnotated) Reset() {
 	*x = ModelAnnotated{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[8]
+	mi := &file_outrigger_v1_events_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1179,7 +1402,7 @@ func (x *ModelAnnotated) String() string {
 func (*ModelAnnotated) ProtoMessage() {}
 
 func (x *ModelAnnotated) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[8]
+	mi := &file_outrigger_v1_events_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1192,7 +1415,7 @@ func (x *ModelAnnotated) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelAnnotated.ProtoReflect.Descriptor instead.
 func (*ModelAnnotated) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{8}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ModelAnnotated) GetVersion() string {
@@ -1234,7 +1457,7 @@ type AliasMoved struct {
 
 func (x *AliasMoved) Reset() {
 	*x = AliasMoved{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[9]
+	mi := &file_outrigger_v1_events_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1246,7 +1469,7 @@ func (x *AliasMoved) String() string {
 func (*AliasMoved) ProtoMessage() {}
 
 func (x *AliasMoved) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[9]
+	mi := &file_outrigger_v1_events_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1259,7 +1482,7 @@ func (x *AliasMoved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AliasMoved.ProtoReflect.Descriptor instead.
 func (*AliasMoved) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{9}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AliasMoved) GetAlias() string {
@@ -1295,7 +1518,7 @@ type ModelConfigured struct {
 
 func (x *ModelConfigured) Reset() {
 	*x = ModelConfigured{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[10]
+	mi := &file_outrigger_v1_events_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1307,7 +1530,7 @@ func (x *ModelConfigured) String() string {
 func (*ModelConfigured) ProtoMessage() {}
 
 func (x *ModelConfigured) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[10]
+	mi := &file_outrigger_v1_events_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1320,7 +1543,7 @@ func (x *ModelConfigured) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelConfigured.ProtoReflect.Descriptor instead.
 func (*ModelConfigured) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{10}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ModelConfigured) GetUnit() string {
@@ -1370,7 +1593,7 @@ type ExperimentChanged struct {
 
 func (x *ExperimentChanged) Reset() {
 	*x = ExperimentChanged{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[11]
+	mi := &file_outrigger_v1_events_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1382,7 +1605,7 @@ func (x *ExperimentChanged) String() string {
 func (*ExperimentChanged) ProtoMessage() {}
 
 func (x *ExperimentChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[11]
+	mi := &file_outrigger_v1_events_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1395,7 +1618,7 @@ func (x *ExperimentChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExperimentChanged.ProtoReflect.Descriptor instead.
 func (*ExperimentChanged) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{11}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ExperimentChanged) GetState() string {
@@ -1491,7 +1714,7 @@ type ExperimentEnrolment struct {
 
 func (x *ExperimentEnrolment) Reset() {
 	*x = ExperimentEnrolment{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[12]
+	mi := &file_outrigger_v1_events_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1503,7 +1726,7 @@ func (x *ExperimentEnrolment) String() string {
 func (*ExperimentEnrolment) ProtoMessage() {}
 
 func (x *ExperimentEnrolment) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[12]
+	mi := &file_outrigger_v1_events_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1516,7 +1739,7 @@ func (x *ExperimentEnrolment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExperimentEnrolment.ProtoReflect.Descriptor instead.
 func (*ExperimentEnrolment) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{12}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ExperimentEnrolment) GetTarget() string {
@@ -1566,7 +1789,7 @@ type ExperimentArm struct {
 
 func (x *ExperimentArm) Reset() {
 	*x = ExperimentArm{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[13]
+	mi := &file_outrigger_v1_events_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1578,7 +1801,7 @@ func (x *ExperimentArm) String() string {
 func (*ExperimentArm) ProtoMessage() {}
 
 func (x *ExperimentArm) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[13]
+	mi := &file_outrigger_v1_events_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1591,7 +1814,7 @@ func (x *ExperimentArm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExperimentArm.ProtoReflect.Descriptor instead.
 func (*ExperimentArm) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{13}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ExperimentArm) GetName() string {
@@ -1648,7 +1871,7 @@ type ExperimentPlan struct {
 
 func (x *ExperimentPlan) Reset() {
 	*x = ExperimentPlan{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[14]
+	mi := &file_outrigger_v1_events_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1660,7 +1883,7 @@ func (x *ExperimentPlan) String() string {
 func (*ExperimentPlan) ProtoMessage() {}
 
 func (x *ExperimentPlan) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[14]
+	mi := &file_outrigger_v1_events_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1673,7 +1896,7 @@ func (x *ExperimentPlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExperimentPlan.ProtoReflect.Descriptor instead.
 func (*ExperimentPlan) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{14}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ExperimentPlan) GetControl() string {
@@ -1803,7 +2026,7 @@ type ExperimentMetric struct {
 
 func (x *ExperimentMetric) Reset() {
 	*x = ExperimentMetric{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[15]
+	mi := &file_outrigger_v1_events_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1815,7 +2038,7 @@ func (x *ExperimentMetric) String() string {
 func (*ExperimentMetric) ProtoMessage() {}
 
 func (x *ExperimentMetric) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[15]
+	mi := &file_outrigger_v1_events_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1828,7 +2051,7 @@ func (x *ExperimentMetric) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExperimentMetric.ProtoReflect.Descriptor instead.
 func (*ExperimentMetric) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{15}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ExperimentMetric) GetName() string {
@@ -1878,7 +2101,7 @@ type RolloutStarted struct {
 
 func (x *RolloutStarted) Reset() {
 	*x = RolloutStarted{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[16]
+	mi := &file_outrigger_v1_events_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1890,7 +2113,7 @@ func (x *RolloutStarted) String() string {
 func (*RolloutStarted) ProtoMessage() {}
 
 func (x *RolloutStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[16]
+	mi := &file_outrigger_v1_events_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1903,7 +2126,7 @@ func (x *RolloutStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutStarted.ProtoReflect.Descriptor instead.
 func (*RolloutStarted) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{16}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RolloutStarted) GetModel() string {
@@ -2002,7 +2225,7 @@ type RolloutPhase struct {
 
 func (x *RolloutPhase) Reset() {
 	*x = RolloutPhase{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[17]
+	mi := &file_outrigger_v1_events_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2014,7 +2237,7 @@ func (x *RolloutPhase) String() string {
 func (*RolloutPhase) ProtoMessage() {}
 
 func (x *RolloutPhase) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[17]
+	mi := &file_outrigger_v1_events_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2027,7 +2250,7 @@ func (x *RolloutPhase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutPhase.ProtoReflect.Descriptor instead.
 func (*RolloutPhase) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{17}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RolloutPhase) GetName() string {
@@ -2132,7 +2355,7 @@ type RolloutGate struct {
 
 func (x *RolloutGate) Reset() {
 	*x = RolloutGate{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[18]
+	mi := &file_outrigger_v1_events_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2144,7 +2367,7 @@ func (x *RolloutGate) String() string {
 func (*RolloutGate) ProtoMessage() {}
 
 func (x *RolloutGate) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[18]
+	mi := &file_outrigger_v1_events_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2157,7 +2380,7 @@ func (x *RolloutGate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutGate.ProtoReflect.Descriptor instead.
 func (*RolloutGate) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{18}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RolloutGate) GetName() string {
@@ -2288,7 +2511,7 @@ type RolloutCheck struct {
 
 func (x *RolloutCheck) Reset() {
 	*x = RolloutCheck{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[19]
+	mi := &file_outrigger_v1_events_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2300,7 +2523,7 @@ func (x *RolloutCheck) String() string {
 func (*RolloutCheck) ProtoMessage() {}
 
 func (x *RolloutCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[19]
+	mi := &file_outrigger_v1_events_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2313,7 +2536,7 @@ func (x *RolloutCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutCheck.ProtoReflect.Descriptor instead.
 func (*RolloutCheck) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{19}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RolloutCheck) GetHook() string {
@@ -2373,7 +2596,7 @@ type RolloutAdvanced struct {
 
 func (x *RolloutAdvanced) Reset() {
 	*x = RolloutAdvanced{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[20]
+	mi := &file_outrigger_v1_events_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2385,7 +2608,7 @@ func (x *RolloutAdvanced) String() string {
 func (*RolloutAdvanced) ProtoMessage() {}
 
 func (x *RolloutAdvanced) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[20]
+	mi := &file_outrigger_v1_events_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2398,7 +2621,7 @@ func (x *RolloutAdvanced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutAdvanced.ProtoReflect.Descriptor instead.
 func (*RolloutAdvanced) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{20}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RolloutAdvanced) GetPhase() uint32 {
@@ -2459,7 +2682,7 @@ type RolloutHeld struct {
 
 func (x *RolloutHeld) Reset() {
 	*x = RolloutHeld{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[21]
+	mi := &file_outrigger_v1_events_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2471,7 +2694,7 @@ func (x *RolloutHeld) String() string {
 func (*RolloutHeld) ProtoMessage() {}
 
 func (x *RolloutHeld) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[21]
+	mi := &file_outrigger_v1_events_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2484,7 +2707,7 @@ func (x *RolloutHeld) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutHeld.ProtoReflect.Descriptor instead.
 func (*RolloutHeld) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{21}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RolloutHeld) GetReason() string {
@@ -2503,7 +2726,7 @@ type RolloutResumed struct {
 
 func (x *RolloutResumed) Reset() {
 	*x = RolloutResumed{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[22]
+	mi := &file_outrigger_v1_events_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2515,7 +2738,7 @@ func (x *RolloutResumed) String() string {
 func (*RolloutResumed) ProtoMessage() {}
 
 func (x *RolloutResumed) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[22]
+	mi := &file_outrigger_v1_events_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2528,7 +2751,7 @@ func (x *RolloutResumed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutResumed.ProtoReflect.Descriptor instead.
 func (*RolloutResumed) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{22}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RolloutResumed) GetReason() string {
@@ -2552,7 +2775,7 @@ type RolloutApproved struct {
 
 func (x *RolloutApproved) Reset() {
 	*x = RolloutApproved{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[23]
+	mi := &file_outrigger_v1_events_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2564,7 +2787,7 @@ func (x *RolloutApproved) String() string {
 func (*RolloutApproved) ProtoMessage() {}
 
 func (x *RolloutApproved) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[23]
+	mi := &file_outrigger_v1_events_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2577,7 +2800,7 @@ func (x *RolloutApproved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutApproved.ProtoReflect.Descriptor instead.
 func (*RolloutApproved) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{23}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RolloutApproved) GetPhase() uint32 {
@@ -2629,7 +2852,7 @@ type RolloutGateDecided struct {
 
 func (x *RolloutGateDecided) Reset() {
 	*x = RolloutGateDecided{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[24]
+	mi := &file_outrigger_v1_events_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2641,7 +2864,7 @@ func (x *RolloutGateDecided) String() string {
 func (*RolloutGateDecided) ProtoMessage() {}
 
 func (x *RolloutGateDecided) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[24]
+	mi := &file_outrigger_v1_events_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2654,7 +2877,7 @@ func (x *RolloutGateDecided) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutGateDecided.ProtoReflect.Descriptor instead.
 func (*RolloutGateDecided) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{24}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RolloutGateDecided) GetPhase() uint32 {
@@ -2703,7 +2926,7 @@ type RolloutSteppedBack struct {
 
 func (x *RolloutSteppedBack) Reset() {
 	*x = RolloutSteppedBack{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[25]
+	mi := &file_outrigger_v1_events_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2715,7 +2938,7 @@ func (x *RolloutSteppedBack) String() string {
 func (*RolloutSteppedBack) ProtoMessage() {}
 
 func (x *RolloutSteppedBack) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[25]
+	mi := &file_outrigger_v1_events_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2728,7 +2951,7 @@ func (x *RolloutSteppedBack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutSteppedBack.ProtoReflect.Descriptor instead.
 func (*RolloutSteppedBack) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{25}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RolloutSteppedBack) GetPhase() uint32 {
@@ -2760,7 +2983,7 @@ type RolloutDraining struct {
 
 func (x *RolloutDraining) Reset() {
 	*x = RolloutDraining{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[26]
+	mi := &file_outrigger_v1_events_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2772,7 +2995,7 @@ func (x *RolloutDraining) String() string {
 func (*RolloutDraining) ProtoMessage() {}
 
 func (x *RolloutDraining) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[26]
+	mi := &file_outrigger_v1_events_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2785,7 +3008,7 @@ func (x *RolloutDraining) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutDraining.ProtoReflect.Descriptor instead.
 func (*RolloutDraining) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{26}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RolloutDraining) GetReason() string {
@@ -2839,7 +3062,7 @@ type RolloutRamped struct {
 
 func (x *RolloutRamped) Reset() {
 	*x = RolloutRamped{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[27]
+	mi := &file_outrigger_v1_events_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2851,7 +3074,7 @@ func (x *RolloutRamped) String() string {
 func (*RolloutRamped) ProtoMessage() {}
 
 func (x *RolloutRamped) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[27]
+	mi := &file_outrigger_v1_events_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2864,7 +3087,7 @@ func (x *RolloutRamped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutRamped.ProtoReflect.Descriptor instead.
 func (*RolloutRamped) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{27}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RolloutRamped) GetWeight() uint32 {
@@ -2885,7 +3108,7 @@ type RollbackDrillStarted struct {
 
 func (x *RollbackDrillStarted) Reset() {
 	*x = RollbackDrillStarted{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[28]
+	mi := &file_outrigger_v1_events_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2897,7 +3120,7 @@ func (x *RollbackDrillStarted) String() string {
 func (*RollbackDrillStarted) ProtoMessage() {}
 
 func (x *RollbackDrillStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[28]
+	mi := &file_outrigger_v1_events_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2910,7 +3133,7 @@ func (x *RollbackDrillStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackDrillStarted.ProtoReflect.Descriptor instead.
 func (*RollbackDrillStarted) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{28}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RollbackDrillStarted) GetReason() string {
@@ -2932,7 +3155,7 @@ type RollbackDrillCompleted struct {
 
 func (x *RollbackDrillCompleted) Reset() {
 	*x = RollbackDrillCompleted{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[29]
+	mi := &file_outrigger_v1_events_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2944,7 +3167,7 @@ func (x *RollbackDrillCompleted) String() string {
 func (*RollbackDrillCompleted) ProtoMessage() {}
 
 func (x *RollbackDrillCompleted) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[29]
+	mi := &file_outrigger_v1_events_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2957,7 +3180,7 @@ func (x *RollbackDrillCompleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackDrillCompleted.ProtoReflect.Descriptor instead.
 func (*RollbackDrillCompleted) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{29}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RollbackDrillCompleted) GetPush() uint64 {
@@ -3001,7 +3224,7 @@ type DeploymentConfigured struct {
 
 func (x *DeploymentConfigured) Reset() {
 	*x = DeploymentConfigured{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[30]
+	mi := &file_outrigger_v1_events_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3013,7 +3236,7 @@ func (x *DeploymentConfigured) String() string {
 func (*DeploymentConfigured) ProtoMessage() {}
 
 func (x *DeploymentConfigured) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[30]
+	mi := &file_outrigger_v1_events_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3026,7 +3249,7 @@ func (x *DeploymentConfigured) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeploymentConfigured.ProtoReflect.Descriptor instead.
 func (*DeploymentConfigured) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{30}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DeploymentConfigured) GetName() string {
@@ -3069,7 +3292,7 @@ type RollbackStarted struct {
 
 func (x *RollbackStarted) Reset() {
 	*x = RollbackStarted{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[31]
+	mi := &file_outrigger_v1_events_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3081,7 +3304,7 @@ func (x *RollbackStarted) String() string {
 func (*RollbackStarted) ProtoMessage() {}
 
 func (x *RollbackStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[31]
+	mi := &file_outrigger_v1_events_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3094,7 +3317,7 @@ func (x *RollbackStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackStarted.ProtoReflect.Descriptor instead.
 func (*RollbackStarted) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{31}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RollbackStarted) GetReason() string {
@@ -3191,7 +3414,7 @@ type Evidence struct {
 
 func (x *Evidence) Reset() {
 	*x = Evidence{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[32]
+	mi := &file_outrigger_v1_events_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3203,7 +3426,7 @@ func (x *Evidence) String() string {
 func (*Evidence) ProtoMessage() {}
 
 func (x *Evidence) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[32]
+	mi := &file_outrigger_v1_events_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3216,7 +3439,7 @@ func (x *Evidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
 func (*Evidence) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{32}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Evidence) GetStratum() string {
@@ -3287,7 +3510,7 @@ type RollbackCompleted struct {
 
 func (x *RollbackCompleted) Reset() {
 	*x = RollbackCompleted{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[33]
+	mi := &file_outrigger_v1_events_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3299,7 +3522,7 @@ func (x *RollbackCompleted) String() string {
 func (*RollbackCompleted) ProtoMessage() {}
 
 func (x *RollbackCompleted) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[33]
+	mi := &file_outrigger_v1_events_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3312,7 +3535,7 @@ func (x *RollbackCompleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackCompleted.ProtoReflect.Descriptor instead.
 func (*RollbackCompleted) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{33}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RollbackCompleted) GetPush() uint64 {
@@ -3353,7 +3576,7 @@ type RolloutEnded struct {
 
 func (x *RolloutEnded) Reset() {
 	*x = RolloutEnded{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[34]
+	mi := &file_outrigger_v1_events_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3365,7 +3588,7 @@ func (x *RolloutEnded) String() string {
 func (*RolloutEnded) ProtoMessage() {}
 
 func (x *RolloutEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[34]
+	mi := &file_outrigger_v1_events_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3378,7 +3601,7 @@ func (x *RolloutEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutEnded.ProtoReflect.Descriptor instead.
 func (*RolloutEnded) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{34}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RolloutEnded) GetOutcome() string {
@@ -3404,7 +3627,7 @@ type RegionRegistered struct {
 
 func (x *RegionRegistered) Reset() {
 	*x = RegionRegistered{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[35]
+	mi := &file_outrigger_v1_events_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3416,7 +3639,7 @@ func (x *RegionRegistered) String() string {
 func (*RegionRegistered) ProtoMessage() {}
 
 func (x *RegionRegistered) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[35]
+	mi := &file_outrigger_v1_events_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3429,7 +3652,7 @@ func (x *RegionRegistered) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionRegistered.ProtoReflect.Descriptor instead.
 func (*RegionRegistered) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{35}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RegionRegistered) GetRegion() *Region {
@@ -3448,7 +3671,7 @@ type RegionRemoved struct {
 
 func (x *RegionRemoved) Reset() {
 	*x = RegionRemoved{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[36]
+	mi := &file_outrigger_v1_events_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3460,7 +3683,7 @@ func (x *RegionRemoved) String() string {
 func (*RegionRemoved) ProtoMessage() {}
 
 func (x *RegionRemoved) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[36]
+	mi := &file_outrigger_v1_events_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3473,7 +3696,7 @@ func (x *RegionRemoved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionRemoved.ProtoReflect.Descriptor instead.
 func (*RegionRemoved) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{36}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RegionRemoved) GetReason() string {
@@ -3495,7 +3718,7 @@ type AlertRaised struct {
 
 func (x *AlertRaised) Reset() {
 	*x = AlertRaised{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[37]
+	mi := &file_outrigger_v1_events_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3507,7 +3730,7 @@ func (x *AlertRaised) String() string {
 func (*AlertRaised) ProtoMessage() {}
 
 func (x *AlertRaised) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[37]
+	mi := &file_outrigger_v1_events_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3520,7 +3743,7 @@ func (x *AlertRaised) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlertRaised.ProtoReflect.Descriptor instead.
 func (*AlertRaised) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{37}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *AlertRaised) GetSeverity() string {
@@ -3560,7 +3783,7 @@ type AlertResolved struct {
 
 func (x *AlertResolved) Reset() {
 	*x = AlertResolved{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[38]
+	mi := &file_outrigger_v1_events_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3572,7 +3795,7 @@ func (x *AlertResolved) String() string {
 func (*AlertResolved) ProtoMessage() {}
 
 func (x *AlertResolved) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[38]
+	mi := &file_outrigger_v1_events_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3585,7 +3808,7 @@ func (x *AlertResolved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlertResolved.ProtoReflect.Descriptor instead.
 func (*AlertResolved) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{38}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *AlertResolved) GetReason() string {
@@ -3606,7 +3829,7 @@ type PushRecorded struct {
 
 func (x *PushRecorded) Reset() {
 	*x = PushRecorded{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[39]
+	mi := &file_outrigger_v1_events_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3618,7 +3841,7 @@ func (x *PushRecorded) String() string {
 func (*PushRecorded) ProtoMessage() {}
 
 func (x *PushRecorded) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[39]
+	mi := &file_outrigger_v1_events_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3631,7 +3854,7 @@ func (x *PushRecorded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushRecorded.ProtoReflect.Descriptor instead.
 func (*PushRecorded) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{39}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PushRecorded) GetPush() uint64 {
@@ -3671,7 +3894,7 @@ type ActionRefused struct {
 
 func (x *ActionRefused) Reset() {
 	*x = ActionRefused{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[40]
+	mi := &file_outrigger_v1_events_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3683,7 +3906,7 @@ func (x *ActionRefused) String() string {
 func (*ActionRefused) ProtoMessage() {}
 
 func (x *ActionRefused) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[40]
+	mi := &file_outrigger_v1_events_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3696,7 +3919,7 @@ func (x *ActionRefused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActionRefused.ProtoReflect.Descriptor instead.
 func (*ActionRefused) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{40}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ActionRefused) GetVerb() string {
@@ -3759,7 +3982,7 @@ type AlertSilenced struct {
 
 func (x *AlertSilenced) Reset() {
 	*x = AlertSilenced{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[41]
+	mi := &file_outrigger_v1_events_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3771,7 +3994,7 @@ func (x *AlertSilenced) String() string {
 func (*AlertSilenced) ProtoMessage() {}
 
 func (x *AlertSilenced) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[41]
+	mi := &file_outrigger_v1_events_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3784,7 +4007,7 @@ func (x *AlertSilenced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlertSilenced.ProtoReflect.Descriptor instead.
 func (*AlertSilenced) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{41}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *AlertSilenced) GetUntil() *timestamppb.Timestamp {
@@ -3805,7 +4028,7 @@ var File_outrigger_v1_events_proto protoreflect.FileDescriptor
 
 const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\n" +
-	"\x19outrigger/v1/events.proto\x12\foutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18outrigger/v1/types.proto\"\xf5\x16\n" +
+	"\x19outrigger/v1/events.proto\x12\foutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18outrigger/v1/types.proto\x1a\x1coutrigger/v1/variables.proto\"\xf1\x18\n" +
 	"\x05Event\x12\x1c\n" +
 	"\taggregate\x18\x01 \x01(\tR\taggregate\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x1a\n" +
@@ -3824,7 +4047,10 @@ const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\x0fsession_deleted\x18\x15 \x01(\v2\x1c.outrigger.v1.SessionDeletedH\x00R\x0esessionDeleted\x12S\n" +
 	"\x13variable_registered\x18\x16 \x01(\v2 .outrigger.v1.VariableRegisteredH\x00R\x12variableRegistered\x12>\n" +
 	"\fvariable_set\x18\x17 \x01(\v2\x19.outrigger.v1.VariableSetH\x00R\vvariableSet\x12J\n" +
-	"\x10variable_deleted\x18\x18 \x01(\v2\x1d.outrigger.v1.VariableDeletedH\x00R\x0fvariableDeleted\x12`\n" +
+	"\x10variable_deleted\x18\x18 \x01(\v2\x1d.outrigger.v1.VariableDeletedH\x00R\x0fvariableDeleted\x12V\n" +
+	"\x14optimization_started\x18\x19 \x01(\v2!.outrigger.v1.OptimizationStartedH\x00R\x13optimizationStarted\x12V\n" +
+	"\x14optimization_stopped\x18\x1a \x01(\v2!.outrigger.v1.OptimizationStoppedH\x00R\x13optimizationStopped\x12J\n" +
+	"\x10dependency_added\x18\x1b \x01(\v2\x1d.outrigger.v1.DependencyAddedH\x00R\x0fdependencyAdded\x12`\n" +
 	"\x18model_version_registered\x18( \x01(\v2$.outrigger.v1.ModelVersionRegisteredH\x00R\x16modelVersionRegistered\x12Q\n" +
 	"\x13model_version_state\x18) \x01(\v2\x1f.outrigger.v1.ModelVersionStateH\x00R\x11modelVersionState\x12;\n" +
 	"\valias_moved\x18* \x01(\v2\x18.outrigger.v1.AliasMovedH\x00R\n" +
@@ -3874,18 +4100,34 @@ const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\aversion\x18\x05 \x01(\v2\x15.outrigger.v1.VersionR\aversion\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa9\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd2\x02\n" +
 	"\vVariableSet\x12)\n" +
 	"\x05value\x18\x01 \x01(\v2\x13.outrigger.v1.ValueR\x05value\x12C\n" +
 	"\bmetadata\x18\x02 \x03(\v2'.outrigger.v1.VariableSet.MetadataEntryR\bmetadata\x12/\n" +
 	"\aversion\x18\x03 \x01(\v2\x15.outrigger.v1.VersionR\aversion\x12)\n" +
-	"\x0erolled_back_to\x18\x04 \x01(\x05H\x00R\frolledBackTo\x88\x01\x01\x1a;\n" +
+	"\x0erolled_back_to\x18\x04 \x01(\x05H\x00R\frolledBackTo\x88\x01\x01\x12'\n" +
+	"\x0foptimization_id\x18\x05 \x01(\tR\x0eoptimizationId\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x11\n" +
 	"\x0f_rolled_back_to\"B\n" +
 	"\x0fVariableDeleted\x12/\n" +
-	"\aversion\x18\x01 \x01(\v2\x15.outrigger.v1.VersionR\aversion\"\xfc\x04\n" +
+	"\aversion\x18\x01 \x01(\v2\x15.outrigger.v1.VersionR\aversion\"\xe9\x01\n" +
+	"\x13OptimizationStarted\x12\x1c\n" +
+	"\toptimizer\x18\x01 \x01(\tR\toptimizer\x12E\n" +
+	"\x06config\x18\x02 \x03(\v2-.outrigger.v1.OptimizationStarted.ConfigEntryR\x06config\x12\x1a\n" +
+	"\bpriority\x18\x03 \x01(\x05R\bpriority\x12\x16\n" +
+	"\x06renews\x18\x04 \x01(\tR\x06renews\x1a9\n" +
+	"\vConfigEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"V\n" +
+	"\x13OptimizationStopped\x12'\n" +
+	"\x0foptimization_id\x18\x01 \x01(\tR\x0eoptimizationId\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"K\n" +
+	"\x0fDependencyAdded\x128\n" +
+	"\n" +
+	"dependency\x18\x01 \x01(\v2\x18.outrigger.v1.DependencyR\n" +
+	"dependency\"\xfc\x04\n" +
 	"\x16ModelVersionRegistered\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12%\n" +
 	"\x0eupstream_model\x18\x02 \x01(\tR\rupstreamModel\x124\n" +
@@ -4178,7 +4420,7 @@ func file_outrigger_v1_events_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_events_proto_rawDescData
 }
 
-var file_outrigger_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
+var file_outrigger_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_outrigger_v1_events_proto_goTypes = []any{
 	(*Event)(nil),                  // 0: outrigger.v1.Event
 	(*SessionCreated)(nil),         // 1: outrigger.v1.SessionCreated
@@ -4186,151 +4428,161 @@ var file_outrigger_v1_events_proto_goTypes = []any{
 	(*VariableRegistered)(nil),     // 3: outrigger.v1.VariableRegistered
 	(*VariableSet)(nil),            // 4: outrigger.v1.VariableSet
 	(*VariableDeleted)(nil),        // 5: outrigger.v1.VariableDeleted
-	(*ModelVersionRegistered)(nil), // 6: outrigger.v1.ModelVersionRegistered
-	(*ModelVersionState)(nil),      // 7: outrigger.v1.ModelVersionState
-	(*ModelAnnotated)(nil),         // 8: outrigger.v1.ModelAnnotated
-	(*AliasMoved)(nil),             // 9: outrigger.v1.AliasMoved
-	(*ModelConfigured)(nil),        // 10: outrigger.v1.ModelConfigured
-	(*ExperimentChanged)(nil),      // 11: outrigger.v1.ExperimentChanged
-	(*ExperimentEnrolment)(nil),    // 12: outrigger.v1.ExperimentEnrolment
-	(*ExperimentArm)(nil),          // 13: outrigger.v1.ExperimentArm
-	(*ExperimentPlan)(nil),         // 14: outrigger.v1.ExperimentPlan
-	(*ExperimentMetric)(nil),       // 15: outrigger.v1.ExperimentMetric
-	(*RolloutStarted)(nil),         // 16: outrigger.v1.RolloutStarted
-	(*RolloutPhase)(nil),           // 17: outrigger.v1.RolloutPhase
-	(*RolloutGate)(nil),            // 18: outrigger.v1.RolloutGate
-	(*RolloutCheck)(nil),           // 19: outrigger.v1.RolloutCheck
-	(*RolloutAdvanced)(nil),        // 20: outrigger.v1.RolloutAdvanced
-	(*RolloutHeld)(nil),            // 21: outrigger.v1.RolloutHeld
-	(*RolloutResumed)(nil),         // 22: outrigger.v1.RolloutResumed
-	(*RolloutApproved)(nil),        // 23: outrigger.v1.RolloutApproved
-	(*RolloutGateDecided)(nil),     // 24: outrigger.v1.RolloutGateDecided
-	(*RolloutSteppedBack)(nil),     // 25: outrigger.v1.RolloutSteppedBack
-	(*RolloutDraining)(nil),        // 26: outrigger.v1.RolloutDraining
-	(*RolloutRamped)(nil),          // 27: outrigger.v1.RolloutRamped
-	(*RollbackDrillStarted)(nil),   // 28: outrigger.v1.RollbackDrillStarted
-	(*RollbackDrillCompleted)(nil), // 29: outrigger.v1.RollbackDrillCompleted
-	(*DeploymentConfigured)(nil),   // 30: outrigger.v1.DeploymentConfigured
-	(*RollbackStarted)(nil),        // 31: outrigger.v1.RollbackStarted
-	(*Evidence)(nil),               // 32: outrigger.v1.Evidence
-	(*RollbackCompleted)(nil),      // 33: outrigger.v1.RollbackCompleted
-	(*RolloutEnded)(nil),           // 34: outrigger.v1.RolloutEnded
-	(*RegionRegistered)(nil),       // 35: outrigger.v1.RegionRegistered
-	(*RegionRemoved)(nil),          // 36: outrigger.v1.RegionRemoved
-	(*AlertRaised)(nil),            // 37: outrigger.v1.AlertRaised
-	(*AlertResolved)(nil),          // 38: outrigger.v1.AlertResolved
-	(*PushRecorded)(nil),           // 39: outrigger.v1.PushRecorded
-	(*ActionRefused)(nil),          // 40: outrigger.v1.ActionRefused
-	(*AlertSilenced)(nil),          // 41: outrigger.v1.AlertSilenced
-	nil,                            // 42: outrigger.v1.Event.MetadataEntry
-	nil,                            // 43: outrigger.v1.SessionCreated.MetadataEntry
-	nil,                            // 44: outrigger.v1.VariableRegistered.MetadataEntry
-	nil,                            // 45: outrigger.v1.VariableSet.MetadataEntry
-	nil,                            // 46: outrigger.v1.ModelVersionRegistered.MetadataEntry
-	nil,                            // 47: outrigger.v1.ModelVersionRegistered.ParametersEntry
-	nil,                            // 48: outrigger.v1.ModelVersionRegistered.PinsEntry
-	nil,                            // 49: outrigger.v1.ModelAnnotated.SetTagsEntry
-	nil,                            // 50: outrigger.v1.ExperimentArm.ConfigurationEntry
-	nil,                            // 51: outrigger.v1.RolloutCheck.MetadataEntry
-	nil,                            // 52: outrigger.v1.RolloutAdvanced.MetadataEntry
-	nil,                            // 53: outrigger.v1.RolloutDraining.MetadataEntry
-	nil,                            // 54: outrigger.v1.RollbackStarted.MetadataEntry
-	nil,                            // 55: outrigger.v1.AlertRaised.NumbersEntry
-	(*timestamppb.Timestamp)(nil),  // 56: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 57: google.protobuf.Duration
-	(*Value)(nil),                  // 58: outrigger.v1.Value
-	(*Version)(nil),                // 59: outrigger.v1.Version
-	(*Endpoint)(nil),               // 60: outrigger.v1.Endpoint
-	(*Region)(nil),                 // 61: outrigger.v1.Region
+	(*OptimizationStarted)(nil),    // 6: outrigger.v1.OptimizationStarted
+	(*OptimizationStopped)(nil),    // 7: outrigger.v1.OptimizationStopped
+	(*DependencyAdded)(nil),        // 8: outrigger.v1.DependencyAdded
+	(*ModelVersionRegistered)(nil), // 9: outrigger.v1.ModelVersionRegistered
+	(*ModelVersionState)(nil),      // 10: outrigger.v1.ModelVersionState
+	(*ModelAnnotated)(nil),         // 11: outrigger.v1.ModelAnnotated
+	(*AliasMoved)(nil),             // 12: outrigger.v1.AliasMoved
+	(*ModelConfigured)(nil),        // 13: outrigger.v1.ModelConfigured
+	(*ExperimentChanged)(nil),      // 14: outrigger.v1.ExperimentChanged
+	(*ExperimentEnrolment)(nil),    // 15: outrigger.v1.ExperimentEnrolment
+	(*ExperimentArm)(nil),          // 16: outrigger.v1.ExperimentArm
+	(*ExperimentPlan)(nil),         // 17: outrigger.v1.ExperimentPlan
+	(*ExperimentMetric)(nil),       // 18: outrigger.v1.ExperimentMetric
+	(*RolloutStarted)(nil),         // 19: outrigger.v1.RolloutStarted
+	(*RolloutPhase)(nil),           // 20: outrigger.v1.RolloutPhase
+	(*RolloutGate)(nil),            // 21: outrigger.v1.RolloutGate
+	(*RolloutCheck)(nil),           // 22: outrigger.v1.RolloutCheck
+	(*RolloutAdvanced)(nil),        // 23: outrigger.v1.RolloutAdvanced
+	(*RolloutHeld)(nil),            // 24: outrigger.v1.RolloutHeld
+	(*RolloutResumed)(nil),         // 25: outrigger.v1.RolloutResumed
+	(*RolloutApproved)(nil),        // 26: outrigger.v1.RolloutApproved
+	(*RolloutGateDecided)(nil),     // 27: outrigger.v1.RolloutGateDecided
+	(*RolloutSteppedBack)(nil),     // 28: outrigger.v1.RolloutSteppedBack
+	(*RolloutDraining)(nil),        // 29: outrigger.v1.RolloutDraining
+	(*RolloutRamped)(nil),          // 30: outrigger.v1.RolloutRamped
+	(*RollbackDrillStarted)(nil),   // 31: outrigger.v1.RollbackDrillStarted
+	(*RollbackDrillCompleted)(nil), // 32: outrigger.v1.RollbackDrillCompleted
+	(*DeploymentConfigured)(nil),   // 33: outrigger.v1.DeploymentConfigured
+	(*RollbackStarted)(nil),        // 34: outrigger.v1.RollbackStarted
+	(*Evidence)(nil),               // 35: outrigger.v1.Evidence
+	(*RollbackCompleted)(nil),      // 36: outrigger.v1.RollbackCompleted
+	(*RolloutEnded)(nil),           // 37: outrigger.v1.RolloutEnded
+	(*RegionRegistered)(nil),       // 38: outrigger.v1.RegionRegistered
+	(*RegionRemoved)(nil),          // 39: outrigger.v1.RegionRemoved
+	(*AlertRaised)(nil),            // 40: outrigger.v1.AlertRaised
+	(*AlertResolved)(nil),          // 41: outrigger.v1.AlertResolved
+	(*PushRecorded)(nil),           // 42: outrigger.v1.PushRecorded
+	(*ActionRefused)(nil),          // 43: outrigger.v1.ActionRefused
+	(*AlertSilenced)(nil),          // 44: outrigger.v1.AlertSilenced
+	nil,                            // 45: outrigger.v1.Event.MetadataEntry
+	nil,                            // 46: outrigger.v1.SessionCreated.MetadataEntry
+	nil,                            // 47: outrigger.v1.VariableRegistered.MetadataEntry
+	nil,                            // 48: outrigger.v1.VariableSet.MetadataEntry
+	nil,                            // 49: outrigger.v1.OptimizationStarted.ConfigEntry
+	nil,                            // 50: outrigger.v1.ModelVersionRegistered.MetadataEntry
+	nil,                            // 51: outrigger.v1.ModelVersionRegistered.ParametersEntry
+	nil,                            // 52: outrigger.v1.ModelVersionRegistered.PinsEntry
+	nil,                            // 53: outrigger.v1.ModelAnnotated.SetTagsEntry
+	nil,                            // 54: outrigger.v1.ExperimentArm.ConfigurationEntry
+	nil,                            // 55: outrigger.v1.RolloutCheck.MetadataEntry
+	nil,                            // 56: outrigger.v1.RolloutAdvanced.MetadataEntry
+	nil,                            // 57: outrigger.v1.RolloutDraining.MetadataEntry
+	nil,                            // 58: outrigger.v1.RollbackStarted.MetadataEntry
+	nil,                            // 59: outrigger.v1.AlertRaised.NumbersEntry
+	(*timestamppb.Timestamp)(nil),  // 60: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 61: google.protobuf.Duration
+	(*Value)(nil),                  // 62: outrigger.v1.Value
+	(*Version)(nil),                // 63: outrigger.v1.Version
+	(*Dependency)(nil),             // 64: outrigger.v1.Dependency
+	(*Endpoint)(nil),               // 65: outrigger.v1.Endpoint
+	(*Region)(nil),                 // 66: outrigger.v1.Region
 }
 var file_outrigger_v1_events_proto_depIdxs = []int32{
-	56, // 0: outrigger.v1.Event.at:type_name -> google.protobuf.Timestamp
-	42, // 1: outrigger.v1.Event.metadata:type_name -> outrigger.v1.Event.MetadataEntry
+	60, // 0: outrigger.v1.Event.at:type_name -> google.protobuf.Timestamp
+	45, // 1: outrigger.v1.Event.metadata:type_name -> outrigger.v1.Event.MetadataEntry
 	1,  // 2: outrigger.v1.Event.session_created:type_name -> outrigger.v1.SessionCreated
 	2,  // 3: outrigger.v1.Event.session_deleted:type_name -> outrigger.v1.SessionDeleted
 	3,  // 4: outrigger.v1.Event.variable_registered:type_name -> outrigger.v1.VariableRegistered
 	4,  // 5: outrigger.v1.Event.variable_set:type_name -> outrigger.v1.VariableSet
 	5,  // 6: outrigger.v1.Event.variable_deleted:type_name -> outrigger.v1.VariableDeleted
-	6,  // 7: outrigger.v1.Event.model_version_registered:type_name -> outrigger.v1.ModelVersionRegistered
-	7,  // 8: outrigger.v1.Event.model_version_state:type_name -> outrigger.v1.ModelVersionState
-	9,  // 9: outrigger.v1.Event.alias_moved:type_name -> outrigger.v1.AliasMoved
-	10, // 10: outrigger.v1.Event.model_configured:type_name -> outrigger.v1.ModelConfigured
-	8,  // 11: outrigger.v1.Event.model_annotated:type_name -> outrigger.v1.ModelAnnotated
-	11, // 12: outrigger.v1.Event.experiment_changed:type_name -> outrigger.v1.ExperimentChanged
-	16, // 13: outrigger.v1.Event.rollout_started:type_name -> outrigger.v1.RolloutStarted
-	20, // 14: outrigger.v1.Event.rollout_advanced:type_name -> outrigger.v1.RolloutAdvanced
-	31, // 15: outrigger.v1.Event.rollback_started:type_name -> outrigger.v1.RollbackStarted
-	33, // 16: outrigger.v1.Event.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
-	34, // 17: outrigger.v1.Event.rollout_ended:type_name -> outrigger.v1.RolloutEnded
-	21, // 18: outrigger.v1.Event.rollout_held:type_name -> outrigger.v1.RolloutHeld
-	22, // 19: outrigger.v1.Event.rollout_resumed:type_name -> outrigger.v1.RolloutResumed
-	23, // 20: outrigger.v1.Event.rollout_approved:type_name -> outrigger.v1.RolloutApproved
-	24, // 21: outrigger.v1.Event.rollout_gate_decided:type_name -> outrigger.v1.RolloutGateDecided
-	25, // 22: outrigger.v1.Event.rollout_stepped_back:type_name -> outrigger.v1.RolloutSteppedBack
-	35, // 23: outrigger.v1.Event.region_registered:type_name -> outrigger.v1.RegionRegistered
-	36, // 24: outrigger.v1.Event.region_removed:type_name -> outrigger.v1.RegionRemoved
-	37, // 25: outrigger.v1.Event.alert_raised:type_name -> outrigger.v1.AlertRaised
-	38, // 26: outrigger.v1.Event.alert_resolved:type_name -> outrigger.v1.AlertResolved
-	39, // 27: outrigger.v1.Event.push_recorded:type_name -> outrigger.v1.PushRecorded
-	26, // 28: outrigger.v1.Event.rollout_draining:type_name -> outrigger.v1.RolloutDraining
-	27, // 29: outrigger.v1.Event.rollout_ramped:type_name -> outrigger.v1.RolloutRamped
-	28, // 30: outrigger.v1.Event.rollback_drill_started:type_name -> outrigger.v1.RollbackDrillStarted
-	29, // 31: outrigger.v1.Event.rollback_drill_completed:type_name -> outrigger.v1.RollbackDrillCompleted
-	30, // 32: outrigger.v1.Event.deployment_configured:type_name -> outrigger.v1.DeploymentConfigured
-	40, // 33: outrigger.v1.Event.action_refused:type_name -> outrigger.v1.ActionRefused
-	41, // 34: outrigger.v1.Event.alert_silenced:type_name -> outrigger.v1.AlertSilenced
-	57, // 35: outrigger.v1.SessionCreated.ttl:type_name -> google.protobuf.Duration
-	43, // 36: outrigger.v1.SessionCreated.metadata:type_name -> outrigger.v1.SessionCreated.MetadataEntry
-	58, // 37: outrigger.v1.VariableRegistered.value:type_name -> outrigger.v1.Value
-	44, // 38: outrigger.v1.VariableRegistered.metadata:type_name -> outrigger.v1.VariableRegistered.MetadataEntry
-	59, // 39: outrigger.v1.VariableRegistered.version:type_name -> outrigger.v1.Version
-	58, // 40: outrigger.v1.VariableSet.value:type_name -> outrigger.v1.Value
-	45, // 41: outrigger.v1.VariableSet.metadata:type_name -> outrigger.v1.VariableSet.MetadataEntry
-	59, // 42: outrigger.v1.VariableSet.version:type_name -> outrigger.v1.Version
-	59, // 43: outrigger.v1.VariableDeleted.version:type_name -> outrigger.v1.Version
-	60, // 44: outrigger.v1.ModelVersionRegistered.endpoints:type_name -> outrigger.v1.Endpoint
-	46, // 45: outrigger.v1.ModelVersionRegistered.metadata:type_name -> outrigger.v1.ModelVersionRegistered.MetadataEntry
-	47, // 46: outrigger.v1.ModelVersionRegistered.parameters:type_name -> outrigger.v1.ModelVersionRegistered.ParametersEntry
-	48, // 47: outrigger.v1.ModelVersionRegistered.pins:type_name -> outrigger.v1.ModelVersionRegistered.PinsEntry
-	49, // 48: outrigger.v1.ModelAnnotated.set_tags:type_name -> outrigger.v1.ModelAnnotated.SetTagsEntry
-	57, // 49: outrigger.v1.ModelConfigured.timeout:type_name -> google.protobuf.Duration
-	13, // 50: outrigger.v1.ExperimentChanged.arms:type_name -> outrigger.v1.ExperimentArm
-	14, // 51: outrigger.v1.ExperimentChanged.plan:type_name -> outrigger.v1.ExperimentPlan
-	12, // 52: outrigger.v1.ExperimentChanged.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
-	50, // 53: outrigger.v1.ExperimentArm.configuration:type_name -> outrigger.v1.ExperimentArm.ConfigurationEntry
-	15, // 54: outrigger.v1.ExperimentPlan.metrics:type_name -> outrigger.v1.ExperimentMetric
-	15, // 55: outrigger.v1.ExperimentPlan.guardrails:type_name -> outrigger.v1.ExperimentMetric
-	57, // 56: outrigger.v1.ExperimentPlan.min_duration:type_name -> google.protobuf.Duration
-	57, // 57: outrigger.v1.ExperimentPlan.max_duration:type_name -> google.protobuf.Duration
-	17, // 58: outrigger.v1.RolloutStarted.phases:type_name -> outrigger.v1.RolloutPhase
-	57, // 59: outrigger.v1.RolloutStarted.cooldown:type_name -> google.protobuf.Duration
-	57, // 60: outrigger.v1.RolloutPhase.min_duration:type_name -> google.protobuf.Duration
-	18, // 61: outrigger.v1.RolloutPhase.gates:type_name -> outrigger.v1.RolloutGate
-	57, // 62: outrigger.v1.RolloutGate.expiry:type_name -> google.protobuf.Duration
-	19, // 63: outrigger.v1.RolloutGate.check:type_name -> outrigger.v1.RolloutCheck
-	57, // 64: outrigger.v1.RolloutGate.dwell:type_name -> google.protobuf.Duration
-	57, // 65: outrigger.v1.RolloutGate.max_wait:type_name -> google.protobuf.Duration
-	57, // 66: outrigger.v1.RolloutCheck.timeout:type_name -> google.protobuf.Duration
-	57, // 67: outrigger.v1.RolloutCheck.interval:type_name -> google.protobuf.Duration
-	51, // 68: outrigger.v1.RolloutCheck.metadata:type_name -> outrigger.v1.RolloutCheck.MetadataEntry
-	52, // 69: outrigger.v1.RolloutAdvanced.metadata:type_name -> outrigger.v1.RolloutAdvanced.MetadataEntry
-	24, // 70: outrigger.v1.RolloutAdvanced.gates:type_name -> outrigger.v1.RolloutGateDecided
-	57, // 71: outrigger.v1.RolloutDraining.every:type_name -> google.protobuf.Duration
-	57, // 72: outrigger.v1.RolloutDraining.drain:type_name -> google.protobuf.Duration
-	53, // 73: outrigger.v1.RolloutDraining.metadata:type_name -> outrigger.v1.RolloutDraining.MetadataEntry
-	32, // 74: outrigger.v1.RollbackStarted.evidence:type_name -> outrigger.v1.Evidence
-	56, // 75: outrigger.v1.RollbackStarted.first_bad_at:type_name -> google.protobuf.Timestamp
-	56, // 76: outrigger.v1.RollbackStarted.decided_at:type_name -> google.protobuf.Timestamp
-	54, // 77: outrigger.v1.RollbackStarted.metadata:type_name -> outrigger.v1.RollbackStarted.MetadataEntry
-	56, // 78: outrigger.v1.RollbackCompleted.acked_at:type_name -> google.protobuf.Timestamp
-	61, // 79: outrigger.v1.RegionRegistered.region:type_name -> outrigger.v1.Region
-	55, // 80: outrigger.v1.AlertRaised.numbers:type_name -> outrigger.v1.AlertRaised.NumbersEntry
-	56, // 81: outrigger.v1.AlertSilenced.until:type_name -> google.protobuf.Timestamp
-	82, // [82:82] is the sub-list for method output_type
-	82, // [82:82] is the sub-list for method input_type
-	82, // [82:82] is the sub-list for extension type_name
-	82, // [82:82] is the sub-list for extension extendee
-	0,  // [0:82] is the sub-list for field type_name
+	6,  // 7: outrigger.v1.Event.optimization_started:type_name -> outrigger.v1.OptimizationStarted
+	7,  // 8: outrigger.v1.Event.optimization_stopped:type_name -> outrigger.v1.OptimizationStopped
+	8,  // 9: outrigger.v1.Event.dependency_added:type_name -> outrigger.v1.DependencyAdded
+	9,  // 10: outrigger.v1.Event.model_version_registered:type_name -> outrigger.v1.ModelVersionRegistered
+	10, // 11: outrigger.v1.Event.model_version_state:type_name -> outrigger.v1.ModelVersionState
+	12, // 12: outrigger.v1.Event.alias_moved:type_name -> outrigger.v1.AliasMoved
+	13, // 13: outrigger.v1.Event.model_configured:type_name -> outrigger.v1.ModelConfigured
+	11, // 14: outrigger.v1.Event.model_annotated:type_name -> outrigger.v1.ModelAnnotated
+	14, // 15: outrigger.v1.Event.experiment_changed:type_name -> outrigger.v1.ExperimentChanged
+	19, // 16: outrigger.v1.Event.rollout_started:type_name -> outrigger.v1.RolloutStarted
+	23, // 17: outrigger.v1.Event.rollout_advanced:type_name -> outrigger.v1.RolloutAdvanced
+	34, // 18: outrigger.v1.Event.rollback_started:type_name -> outrigger.v1.RollbackStarted
+	36, // 19: outrigger.v1.Event.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
+	37, // 20: outrigger.v1.Event.rollout_ended:type_name -> outrigger.v1.RolloutEnded
+	24, // 21: outrigger.v1.Event.rollout_held:type_name -> outrigger.v1.RolloutHeld
+	25, // 22: outrigger.v1.Event.rollout_resumed:type_name -> outrigger.v1.RolloutResumed
+	26, // 23: outrigger.v1.Event.rollout_approved:type_name -> outrigger.v1.RolloutApproved
+	27, // 24: outrigger.v1.Event.rollout_gate_decided:type_name -> outrigger.v1.RolloutGateDecided
+	28, // 25: outrigger.v1.Event.rollout_stepped_back:type_name -> outrigger.v1.RolloutSteppedBack
+	38, // 26: outrigger.v1.Event.region_registered:type_name -> outrigger.v1.RegionRegistered
+	39, // 27: outrigger.v1.Event.region_removed:type_name -> outrigger.v1.RegionRemoved
+	40, // 28: outrigger.v1.Event.alert_raised:type_name -> outrigger.v1.AlertRaised
+	41, // 29: outrigger.v1.Event.alert_resolved:type_name -> outrigger.v1.AlertResolved
+	42, // 30: outrigger.v1.Event.push_recorded:type_name -> outrigger.v1.PushRecorded
+	29, // 31: outrigger.v1.Event.rollout_draining:type_name -> outrigger.v1.RolloutDraining
+	30, // 32: outrigger.v1.Event.rollout_ramped:type_name -> outrigger.v1.RolloutRamped
+	31, // 33: outrigger.v1.Event.rollback_drill_started:type_name -> outrigger.v1.RollbackDrillStarted
+	32, // 34: outrigger.v1.Event.rollback_drill_completed:type_name -> outrigger.v1.RollbackDrillCompleted
+	33, // 35: outrigger.v1.Event.deployment_configured:type_name -> outrigger.v1.DeploymentConfigured
+	43, // 36: outrigger.v1.Event.action_refused:type_name -> outrigger.v1.ActionRefused
+	44, // 37: outrigger.v1.Event.alert_silenced:type_name -> outrigger.v1.AlertSilenced
+	61, // 38: outrigger.v1.SessionCreated.ttl:type_name -> google.protobuf.Duration
+	46, // 39: outrigger.v1.SessionCreated.metadata:type_name -> outrigger.v1.SessionCreated.MetadataEntry
+	62, // 40: outrigger.v1.VariableRegistered.value:type_name -> outrigger.v1.Value
+	47, // 41: outrigger.v1.VariableRegistered.metadata:type_name -> outrigger.v1.VariableRegistered.MetadataEntry
+	63, // 42: outrigger.v1.VariableRegistered.version:type_name -> outrigger.v1.Version
+	62, // 43: outrigger.v1.VariableSet.value:type_name -> outrigger.v1.Value
+	48, // 44: outrigger.v1.VariableSet.metadata:type_name -> outrigger.v1.VariableSet.MetadataEntry
+	63, // 45: outrigger.v1.VariableSet.version:type_name -> outrigger.v1.Version
+	63, // 46: outrigger.v1.VariableDeleted.version:type_name -> outrigger.v1.Version
+	49, // 47: outrigger.v1.OptimizationStarted.config:type_name -> outrigger.v1.OptimizationStarted.ConfigEntry
+	64, // 48: outrigger.v1.DependencyAdded.dependency:type_name -> outrigger.v1.Dependency
+	65, // 49: outrigger.v1.ModelVersionRegistered.endpoints:type_name -> outrigger.v1.Endpoint
+	50, // 50: outrigger.v1.ModelVersionRegistered.metadata:type_name -> outrigger.v1.ModelVersionRegistered.MetadataEntry
+	51, // 51: outrigger.v1.ModelVersionRegistered.parameters:type_name -> outrigger.v1.ModelVersionRegistered.ParametersEntry
+	52, // 52: outrigger.v1.ModelVersionRegistered.pins:type_name -> outrigger.v1.ModelVersionRegistered.PinsEntry
+	53, // 53: outrigger.v1.ModelAnnotated.set_tags:type_name -> outrigger.v1.ModelAnnotated.SetTagsEntry
+	61, // 54: outrigger.v1.ModelConfigured.timeout:type_name -> google.protobuf.Duration
+	16, // 55: outrigger.v1.ExperimentChanged.arms:type_name -> outrigger.v1.ExperimentArm
+	17, // 56: outrigger.v1.ExperimentChanged.plan:type_name -> outrigger.v1.ExperimentPlan
+	15, // 57: outrigger.v1.ExperimentChanged.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
+	54, // 58: outrigger.v1.ExperimentArm.configuration:type_name -> outrigger.v1.ExperimentArm.ConfigurationEntry
+	18, // 59: outrigger.v1.ExperimentPlan.metrics:type_name -> outrigger.v1.ExperimentMetric
+	18, // 60: outrigger.v1.ExperimentPlan.guardrails:type_name -> outrigger.v1.ExperimentMetric
+	61, // 61: outrigger.v1.ExperimentPlan.min_duration:type_name -> google.protobuf.Duration
+	61, // 62: outrigger.v1.ExperimentPlan.max_duration:type_name -> google.protobuf.Duration
+	20, // 63: outrigger.v1.RolloutStarted.phases:type_name -> outrigger.v1.RolloutPhase
+	61, // 64: outrigger.v1.RolloutStarted.cooldown:type_name -> google.protobuf.Duration
+	61, // 65: outrigger.v1.RolloutPhase.min_duration:type_name -> google.protobuf.Duration
+	21, // 66: outrigger.v1.RolloutPhase.gates:type_name -> outrigger.v1.RolloutGate
+	61, // 67: outrigger.v1.RolloutGate.expiry:type_name -> google.protobuf.Duration
+	22, // 68: outrigger.v1.RolloutGate.check:type_name -> outrigger.v1.RolloutCheck
+	61, // 69: outrigger.v1.RolloutGate.dwell:type_name -> google.protobuf.Duration
+	61, // 70: outrigger.v1.RolloutGate.max_wait:type_name -> google.protobuf.Duration
+	61, // 71: outrigger.v1.RolloutCheck.timeout:type_name -> google.protobuf.Duration
+	61, // 72: outrigger.v1.RolloutCheck.interval:type_name -> google.protobuf.Duration
+	55, // 73: outrigger.v1.RolloutCheck.metadata:type_name -> outrigger.v1.RolloutCheck.MetadataEntry
+	56, // 74: outrigger.v1.RolloutAdvanced.metadata:type_name -> outrigger.v1.RolloutAdvanced.MetadataEntry
+	27, // 75: outrigger.v1.RolloutAdvanced.gates:type_name -> outrigger.v1.RolloutGateDecided
+	61, // 76: outrigger.v1.RolloutDraining.every:type_name -> google.protobuf.Duration
+	61, // 77: outrigger.v1.RolloutDraining.drain:type_name -> google.protobuf.Duration
+	57, // 78: outrigger.v1.RolloutDraining.metadata:type_name -> outrigger.v1.RolloutDraining.MetadataEntry
+	35, // 79: outrigger.v1.RollbackStarted.evidence:type_name -> outrigger.v1.Evidence
+	60, // 80: outrigger.v1.RollbackStarted.first_bad_at:type_name -> google.protobuf.Timestamp
+	60, // 81: outrigger.v1.RollbackStarted.decided_at:type_name -> google.protobuf.Timestamp
+	58, // 82: outrigger.v1.RollbackStarted.metadata:type_name -> outrigger.v1.RollbackStarted.MetadataEntry
+	60, // 83: outrigger.v1.RollbackCompleted.acked_at:type_name -> google.protobuf.Timestamp
+	66, // 84: outrigger.v1.RegionRegistered.region:type_name -> outrigger.v1.Region
+	59, // 85: outrigger.v1.AlertRaised.numbers:type_name -> outrigger.v1.AlertRaised.NumbersEntry
+	60, // 86: outrigger.v1.AlertSilenced.until:type_name -> google.protobuf.Timestamp
+	87, // [87:87] is the sub-list for method output_type
+	87, // [87:87] is the sub-list for method input_type
+	87, // [87:87] is the sub-list for extension type_name
+	87, // [87:87] is the sub-list for extension extendee
+	0,  // [0:87] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_events_proto_init() }
@@ -4339,12 +4591,16 @@ func file_outrigger_v1_events_proto_init() {
 		return
 	}
 	file_outrigger_v1_types_proto_init()
+	file_outrigger_v1_variables_proto_init()
 	file_outrigger_v1_events_proto_msgTypes[0].OneofWrappers = []any{
 		(*Event_SessionCreated)(nil),
 		(*Event_SessionDeleted)(nil),
 		(*Event_VariableRegistered)(nil),
 		(*Event_VariableSet)(nil),
 		(*Event_VariableDeleted)(nil),
+		(*Event_OptimizationStarted)(nil),
+		(*Event_OptimizationStopped)(nil),
+		(*Event_DependencyAdded)(nil),
 		(*Event_ModelVersionRegistered)(nil),
 		(*Event_ModelVersionState)(nil),
 		(*Event_AliasMoved)(nil),
@@ -4375,15 +4631,15 @@ func file_outrigger_v1_events_proto_init() {
 		(*Event_AlertSilenced)(nil),
 	}
 	file_outrigger_v1_events_proto_msgTypes[4].OneofWrappers = []any{}
-	file_outrigger_v1_events_proto_msgTypes[8].OneofWrappers = []any{}
-	file_outrigger_v1_events_proto_msgTypes[10].OneofWrappers = []any{}
+	file_outrigger_v1_events_proto_msgTypes[11].OneofWrappers = []any{}
+	file_outrigger_v1_events_proto_msgTypes[13].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_events_proto_rawDesc), len(file_outrigger_v1_events_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   56,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -344,6 +344,7 @@ type Variable struct {
 	Version         *Version               `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
 	CreatedAt       *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	UpdatedAt       *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	Optimization    *Optimization          `protobuf:"bytes,10,opt,name=optimization,proto3" json:"optimization,omitempty"` // unset = nobody is optimising it
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -441,6 +442,92 @@ func (x *Variable) GetUpdatedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Variable) GetOptimization() *Optimization {
+	if x != nil {
+		return x.Optimization
+	}
+	return nil
+}
+
+// Optimization is the optimisation lock of one variable: while it stands, only writes that
+// name its id change the variable. It is stale 5 min after renewed_at, from when on it
+// refuses nobody.
+type Optimization struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`               // never used twice in a log: it fences a holder whose lock was taken over
+	Optimizer     string                 `protobuf:"bytes,2,opt,name=optimizer,proto3" json:"optimizer,omitempty"` // who holds it, as the holder says
+	Priority      int32                  `protobuf:"varint,3,opt,name=priority,proto3" json:"priority,omitempty"`
+	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	RenewedAt     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=renewed_at,json=renewedAt,proto3" json:"renewed_at,omitempty"` // start, renewal or write by the holder, whichever was last
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Optimization) Reset() {
+	*x = Optimization{}
+	mi := &file_outrigger_v1_types_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Optimization) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Optimization) ProtoMessage() {}
+
+func (x *Optimization) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_types_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Optimization.ProtoReflect.Descriptor instead.
+func (*Optimization) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_types_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Optimization) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Optimization) GetOptimizer() string {
+	if x != nil {
+		return x.Optimizer
+	}
+	return ""
+}
+
+func (x *Optimization) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *Optimization) GetStartedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartedAt
+	}
+	return nil
+}
+
+func (x *Optimization) GetRenewedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RenewedAt
+	}
+	return nil
+}
+
 type Session struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
@@ -456,7 +543,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_outrigger_v1_types_proto_msgTypes[6]
+	mi := &file_outrigger_v1_types_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -468,7 +555,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_types_proto_msgTypes[6]
+	mi := &file_outrigger_v1_types_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -481,7 +568,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_types_proto_rawDescGZIP(), []int{6}
+	return file_outrigger_v1_types_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Session) GetTenant() string {
@@ -545,7 +632,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_outrigger_v1_types_proto_msgTypes[7]
+	mi := &file_outrigger_v1_types_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -557,7 +644,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_types_proto_msgTypes[7]
+	mi := &file_outrigger_v1_types_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -570,7 +657,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_types_proto_rawDescGZIP(), []int{7}
+	return file_outrigger_v1_types_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Endpoint) GetAddress() string {
@@ -612,7 +699,7 @@ type Region struct {
 
 func (x *Region) Reset() {
 	*x = Region{}
-	mi := &file_outrigger_v1_types_proto_msgTypes[8]
+	mi := &file_outrigger_v1_types_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -624,7 +711,7 @@ func (x *Region) String() string {
 func (*Region) ProtoMessage() {}
 
 func (x *Region) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_types_proto_msgTypes[8]
+	mi := &file_outrigger_v1_types_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -637,7 +724,7 @@ func (x *Region) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Region.ProtoReflect.Descriptor instead.
 func (*Region) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_types_proto_rawDescGZIP(), []int{8}
+	return file_outrigger_v1_types_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Region) GetName() string {
@@ -716,7 +803,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_outrigger_v1_types_proto_msgTypes[9]
+	mi := &file_outrigger_v1_types_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -728,7 +815,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_types_proto_msgTypes[9]
+	mi := &file_outrigger_v1_types_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -741,7 +828,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_types_proto_rawDescGZIP(), []int{9}
+	return file_outrigger_v1_types_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Node) GetId() string {
@@ -803,7 +890,7 @@ const file_outrigger_v1_types_proto_rawDesc = "" +
 	"\acounter\x18\x01 \x01(\x05R\acounter\x12#\n" +
 	"\x03dot\x18\x02 \x01(\v2\x11.outrigger.v1.DotR\x03dot\x124\n" +
 	"\acontext\x18\x03 \x03(\v2\x1a.outrigger.v1.ContextEntryR\acontext\x12\x10\n" +
-	"\x03hlc\x18\x04 \x01(\x06R\x03hlc\"\xd3\x03\n" +
+	"\x03hlc\x18\x04 \x01(\x06R\x03hlc\"\x93\x04\n" +
 	"\bVariable\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
 	"\x03key\x18\x02 \x01(\v2\x11.outrigger.v1.KeyR\x03key\x12)\n" +
@@ -815,10 +902,20 @@ const file_outrigger_v1_types_proto_rawDesc = "" +
 	"\n" +
 	"created_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
 	"\n" +
-	"updated_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x1a;\n" +
+	"updated_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x12>\n" +
+	"\foptimization\x18\n" +
+	" \x01(\v2\x1a.outrigger.v1.OptimizationR\foptimization\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfc\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xce\x01\n" +
+	"\fOptimization\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
+	"\toptimizer\x18\x02 \x01(\tR\toptimizer\x12\x1a\n" +
+	"\bpriority\x18\x03 \x01(\x05R\bpriority\x129\n" +
+	"\n" +
+	"started_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x129\n" +
+	"\n" +
+	"renewed_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\trenewedAt\"\xfc\x02\n" +
 	"\aSession\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12+\n" +
@@ -868,7 +965,7 @@ func file_outrigger_v1_types_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_types_proto_rawDescData
 }
 
-var file_outrigger_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_outrigger_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_outrigger_v1_types_proto_goTypes = []any{
 	(*Key)(nil),                   // 0: outrigger.v1.Key
 	(*Value)(nil),                 // 1: outrigger.v1.Value
@@ -876,36 +973,40 @@ var file_outrigger_v1_types_proto_goTypes = []any{
 	(*ContextEntry)(nil),          // 3: outrigger.v1.ContextEntry
 	(*Version)(nil),               // 4: outrigger.v1.Version
 	(*Variable)(nil),              // 5: outrigger.v1.Variable
-	(*Session)(nil),               // 6: outrigger.v1.Session
-	(*Endpoint)(nil),              // 7: outrigger.v1.Endpoint
-	(*Region)(nil),                // 8: outrigger.v1.Region
-	(*Node)(nil),                  // 9: outrigger.v1.Node
-	nil,                           // 10: outrigger.v1.Variable.MetadataEntry
-	nil,                           // 11: outrigger.v1.Session.MetadataEntry
-	nil,                           // 12: outrigger.v1.Node.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
+	(*Optimization)(nil),          // 6: outrigger.v1.Optimization
+	(*Session)(nil),               // 7: outrigger.v1.Session
+	(*Endpoint)(nil),              // 8: outrigger.v1.Endpoint
+	(*Region)(nil),                // 9: outrigger.v1.Region
+	(*Node)(nil),                  // 10: outrigger.v1.Node
+	nil,                           // 11: outrigger.v1.Variable.MetadataEntry
+	nil,                           // 12: outrigger.v1.Session.MetadataEntry
+	nil,                           // 13: outrigger.v1.Node.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
 }
 var file_outrigger_v1_types_proto_depIdxs = []int32{
 	2,  // 0: outrigger.v1.Version.dot:type_name -> outrigger.v1.Dot
 	3,  // 1: outrigger.v1.Version.context:type_name -> outrigger.v1.ContextEntry
 	0,  // 2: outrigger.v1.Variable.key:type_name -> outrigger.v1.Key
 	1,  // 3: outrigger.v1.Variable.value:type_name -> outrigger.v1.Value
-	10, // 4: outrigger.v1.Variable.metadata:type_name -> outrigger.v1.Variable.MetadataEntry
+	11, // 4: outrigger.v1.Variable.metadata:type_name -> outrigger.v1.Variable.MetadataEntry
 	4,  // 5: outrigger.v1.Variable.version:type_name -> outrigger.v1.Version
-	13, // 6: outrigger.v1.Variable.created_at:type_name -> google.protobuf.Timestamp
-	13, // 7: outrigger.v1.Variable.updated_at:type_name -> google.protobuf.Timestamp
-	14, // 8: outrigger.v1.Session.ttl:type_name -> google.protobuf.Duration
-	11, // 9: outrigger.v1.Session.metadata:type_name -> outrigger.v1.Session.MetadataEntry
-	13, // 10: outrigger.v1.Session.created_at:type_name -> google.protobuf.Timestamp
-	13, // 11: outrigger.v1.Session.last_used_at:type_name -> google.protobuf.Timestamp
-	13, // 12: outrigger.v1.Region.seen_at:type_name -> google.protobuf.Timestamp
-	12, // 13: outrigger.v1.Node.labels:type_name -> outrigger.v1.Node.LabelsEntry
-	14, // [14:14] is the sub-list for method output_type
-	14, // [14:14] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	14, // 6: outrigger.v1.Variable.created_at:type_name -> google.protobuf.Timestamp
+	14, // 7: outrigger.v1.Variable.updated_at:type_name -> google.protobuf.Timestamp
+	6,  // 8: outrigger.v1.Variable.optimization:type_name -> outrigger.v1.Optimization
+	14, // 9: outrigger.v1.Optimization.started_at:type_name -> google.protobuf.Timestamp
+	14, // 10: outrigger.v1.Optimization.renewed_at:type_name -> google.protobuf.Timestamp
+	15, // 11: outrigger.v1.Session.ttl:type_name -> google.protobuf.Duration
+	12, // 12: outrigger.v1.Session.metadata:type_name -> outrigger.v1.Session.MetadataEntry
+	14, // 13: outrigger.v1.Session.created_at:type_name -> google.protobuf.Timestamp
+	14, // 14: outrigger.v1.Session.last_used_at:type_name -> google.protobuf.Timestamp
+	14, // 15: outrigger.v1.Region.seen_at:type_name -> google.protobuf.Timestamp
+	13, // 16: outrigger.v1.Node.labels:type_name -> outrigger.v1.Node.LabelsEntry
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_types_proto_init() }
@@ -919,7 +1020,7 @@ func file_outrigger_v1_types_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_types_proto_rawDesc), len(file_outrigger_v1_types_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

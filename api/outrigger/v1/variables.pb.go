@@ -75,7 +75,7 @@ func (x WatchEvent_Type) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use WatchEvent_Type.Descriptor instead.
 func (WatchEvent_Type) EnumDescriptor() ([]byte, []int) {
-	return file_outrigger_v1_variables_proto_rawDescGZIP(), []int{25, 0}
+	return file_outrigger_v1_variables_proto_rawDescGZIP(), []int{31, 0}
 }
 
 type CreateSessionRequest struct {
@@ -460,8 +460,12 @@ type WriteOptions struct {
 	Source            string                 `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`                        // "PYTHON", "ELIXIR", "REST", …
 	RequestId         string                 `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"` // idempotency key: the same id never writes twice
 	AutoCreateSession bool                   `protobuf:"varint,4,opt,name=auto_create_session,json=autoCreateSession,proto3" json:"auto_create_session,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// The optimisations the caller holds. A write of a variable that is being optimised
+	// needs its optimisation among them; one that names an optimisation of the variable
+	// which has ended is refused.
+	OptimizationIds []string `protobuf:"bytes,5,rep,name=optimization_ids,json=optimizationIds,proto3" json:"optimization_ids,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *WriteOptions) Reset() {
@@ -520,6 +524,13 @@ func (x *WriteOptions) GetAutoCreateSession() bool {
 		return x.AutoCreateSession
 	}
 	return false
+}
+
+func (x *WriteOptions) GetOptimizationIds() []string {
+	if x != nil {
+		return x.OptimizationIds
+	}
+	return nil
 }
 
 type RegisterRequest struct {
@@ -1546,6 +1557,410 @@ func (x *RollbackRequest) GetOptions() *WriteOptions {
 	return nil
 }
 
+type StartOptimizationRequest struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Tenant     string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Session    string                 `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
+	Identifier string                 `protobuf:"bytes,3,opt,name=identifier,proto3" json:"identifier,omitempty"`
+	Optimizer  string                 `protobuf:"bytes,4,opt,name=optimizer,proto3" json:"optimizer,omitempty"` // 1..256 bytes; the same name means the same holder
+	// Kept with the event. "on_conflict" is "abort" (default) or "preempt"; "priority" is a
+	// whole number, default 0. A preempting start takes over a lock of lower priority.
+	Config        map[string]string `protobuf:"bytes,5,rep,name=config,proto3" json:"config,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Options       *WriteOptions     `protobuf:"bytes,6,opt,name=options,proto3" json:"options,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartOptimizationRequest) Reset() {
+	*x = StartOptimizationRequest{}
+	mi := &file_outrigger_v1_variables_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartOptimizationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartOptimizationRequest) ProtoMessage() {}
+
+func (x *StartOptimizationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_variables_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartOptimizationRequest.ProtoReflect.Descriptor instead.
+func (*StartOptimizationRequest) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_variables_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *StartOptimizationRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *StartOptimizationRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *StartOptimizationRequest) GetIdentifier() string {
+	if x != nil {
+		return x.Identifier
+	}
+	return ""
+}
+
+func (x *StartOptimizationRequest) GetOptimizer() string {
+	if x != nil {
+		return x.Optimizer
+	}
+	return ""
+}
+
+func (x *StartOptimizationRequest) GetConfig() map[string]string {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+func (x *StartOptimizationRequest) GetOptions() *WriteOptions {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+type StopOptimizationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Session       string                 `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
+	Identifier    string                 `protobuf:"bytes,3,opt,name=identifier,proto3" json:"identifier,omitempty"`
+	Force         bool                   `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"` // end it whoever holds it; without, options.optimization_ids must name it
+	Options       *WriteOptions          `protobuf:"bytes,5,opt,name=options,proto3" json:"options,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StopOptimizationRequest) Reset() {
+	*x = StopOptimizationRequest{}
+	mi := &file_outrigger_v1_variables_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StopOptimizationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StopOptimizationRequest) ProtoMessage() {}
+
+func (x *StopOptimizationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_variables_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StopOptimizationRequest.ProtoReflect.Descriptor instead.
+func (*StopOptimizationRequest) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_variables_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *StopOptimizationRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *StopOptimizationRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *StopOptimizationRequest) GetIdentifier() string {
+	if x != nil {
+		return x.Identifier
+	}
+	return ""
+}
+
+func (x *StopOptimizationRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *StopOptimizationRequest) GetOptions() *WriteOptions {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+// Dependency says that variable to is computed from variable from. Both are identifiers in
+// a request and names in an answer.
+type Dependency struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	Type          string                 `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"` // "data" (default) or "compute"
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Dependency) Reset() {
+	*x = Dependency{}
+	mi := &file_outrigger_v1_variables_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Dependency) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Dependency) ProtoMessage() {}
+
+func (x *Dependency) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_variables_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Dependency.ProtoReflect.Descriptor instead.
+func (*Dependency) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_variables_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Dependency) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *Dependency) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *Dependency) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+type AddDependencyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Session       string                 `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
+	Dependency    *Dependency            `protobuf:"bytes,3,opt,name=dependency,proto3" json:"dependency,omitempty"`
+	Options       *WriteOptions          `protobuf:"bytes,4,opt,name=options,proto3" json:"options,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddDependencyRequest) Reset() {
+	*x = AddDependencyRequest{}
+	mi := &file_outrigger_v1_variables_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddDependencyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddDependencyRequest) ProtoMessage() {}
+
+func (x *AddDependencyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_variables_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddDependencyRequest.ProtoReflect.Descriptor instead.
+func (*AddDependencyRequest) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_variables_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *AddDependencyRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *AddDependencyRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *AddDependencyRequest) GetDependency() *Dependency {
+	if x != nil {
+		return x.Dependency
+	}
+	return nil
+}
+
+func (x *AddDependencyRequest) GetOptions() *WriteOptions {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+type ListDependenciesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Session       string                 `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
+	From          string                 `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"` // order is of what depends on this variable, directly or not; "" = of all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDependenciesRequest) Reset() {
+	*x = ListDependenciesRequest{}
+	mi := &file_outrigger_v1_variables_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDependenciesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDependenciesRequest) ProtoMessage() {}
+
+func (x *ListDependenciesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_variables_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDependenciesRequest.ProtoReflect.Descriptor instead.
+func (*ListDependenciesRequest) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_variables_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ListDependenciesRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *ListDependenciesRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *ListDependenciesRequest) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+type Dependencies struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Dependencies  []*Dependency          `protobuf:"bytes,1,rep,name=dependencies,proto3" json:"dependencies,omitempty"` // of the session, sorted by from, to
+	Order         []string               `protobuf:"bytes,2,rep,name=order,proto3" json:"order,omitempty"`               // names, each after everything it depends on
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Dependencies) Reset() {
+	*x = Dependencies{}
+	mi := &file_outrigger_v1_variables_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Dependencies) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Dependencies) ProtoMessage() {}
+
+func (x *Dependencies) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_variables_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Dependencies.ProtoReflect.Descriptor instead.
+func (*Dependencies) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_variables_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *Dependencies) GetDependencies() []*Dependency {
+	if x != nil {
+		return x.Dependencies
+	}
+	return nil
+}
+
+func (x *Dependencies) GetOrder() []string {
+	if x != nil {
+		return x.Order
+	}
+	return nil
+}
+
 type WatchRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Tenant         string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
@@ -1558,7 +1973,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_outrigger_v1_variables_proto_msgTypes[24]
+	mi := &file_outrigger_v1_variables_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1570,7 +1985,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_variables_proto_msgTypes[24]
+	mi := &file_outrigger_v1_variables_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1583,7 +1998,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_variables_proto_rawDescGZIP(), []int{24}
+	return file_outrigger_v1_variables_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WatchRequest) GetTenant() string {
@@ -1626,7 +2041,7 @@ type WatchEvent struct {
 
 func (x *WatchEvent) Reset() {
 	*x = WatchEvent{}
-	mi := &file_outrigger_v1_variables_proto_msgTypes[25]
+	mi := &file_outrigger_v1_variables_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1638,7 +2053,7 @@ func (x *WatchEvent) String() string {
 func (*WatchEvent) ProtoMessage() {}
 
 func (x *WatchEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_variables_proto_msgTypes[25]
+	mi := &file_outrigger_v1_variables_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1651,7 +2066,7 @@ func (x *WatchEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEvent.ProtoReflect.Descriptor instead.
 func (*WatchEvent) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_variables_proto_rawDescGZIP(), []int{25}
+	return file_outrigger_v1_variables_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WatchEvent) GetType() WatchEvent_Type {
@@ -1711,13 +2126,14 @@ const file_outrigger_v1_variables_proto_rawDesc = "" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\x05R\x05limit\"I\n" +
 	"\x14ListSessionsResponse\x121\n" +
-	"\bsessions\x18\x01 \x03(\v2\x15.outrigger.v1.SessionR\bsessions\"\x8b\x01\n" +
+	"\bsessions\x18\x01 \x03(\v2\x15.outrigger.v1.SessionR\bsessions\"\xb6\x01\n" +
 	"\fWriteOptions\x12\x14\n" +
 	"\x05actor\x18\x01 \x01(\tR\x05actor\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x03 \x01(\tR\trequestId\x12.\n" +
-	"\x13auto_create_session\x18\x04 \x01(\bR\x11autoCreateSession\"\xc8\x02\n" +
+	"\x13auto_create_session\x18\x04 \x01(\bR\x11autoCreateSession\x12)\n" +
+	"\x10optimization_ids\x18\x05 \x03(\tR\x0foptimizationIds\"\xc8\x02\n" +
 	"\x0fRegisterRequest\x12#\n" +
 	"\x03key\x18\x01 \x01(\v2\x11.outrigger.v1.KeyR\x03key\x12)\n" +
 	"\x05value\x18\x02 \x01(\v2\x13.outrigger.v1.ValueR\x05value\x12)\n" +
@@ -1824,7 +2240,46 @@ const file_outrigger_v1_variables_proto_rawDesc = "" +
 	"identifier\x18\x03 \x01(\tR\n" +
 	"identifier\x12%\n" +
 	"\x0etarget_version\x18\x04 \x01(\x05R\rtargetVersion\x124\n" +
-	"\aoptions\x18\x05 \x01(\v2\x1a.outrigger.v1.WriteOptionsR\aoptions\"\x8b\x01\n" +
+	"\aoptions\x18\x05 \x01(\v2\x1a.outrigger.v1.WriteOptionsR\aoptions\"\xc7\x02\n" +
+	"\x18StartOptimizationRequest\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x18\n" +
+	"\asession\x18\x02 \x01(\tR\asession\x12\x1e\n" +
+	"\n" +
+	"identifier\x18\x03 \x01(\tR\n" +
+	"identifier\x12\x1c\n" +
+	"\toptimizer\x18\x04 \x01(\tR\toptimizer\x12J\n" +
+	"\x06config\x18\x05 \x03(\v22.outrigger.v1.StartOptimizationRequest.ConfigEntryR\x06config\x124\n" +
+	"\aoptions\x18\x06 \x01(\v2\x1a.outrigger.v1.WriteOptionsR\aoptions\x1a9\n" +
+	"\vConfigEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb7\x01\n" +
+	"\x17StopOptimizationRequest\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x18\n" +
+	"\asession\x18\x02 \x01(\tR\asession\x12\x1e\n" +
+	"\n" +
+	"identifier\x18\x03 \x01(\tR\n" +
+	"identifier\x12\x14\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\x124\n" +
+	"\aoptions\x18\x05 \x01(\v2\x1a.outrigger.v1.WriteOptionsR\aoptions\"D\n" +
+	"\n" +
+	"Dependency\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
+	"\x04type\x18\x03 \x01(\tR\x04type\"\xb8\x01\n" +
+	"\x14AddDependencyRequest\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x18\n" +
+	"\asession\x18\x02 \x01(\tR\asession\x128\n" +
+	"\n" +
+	"dependency\x18\x03 \x01(\v2\x18.outrigger.v1.DependencyR\n" +
+	"dependency\x124\n" +
+	"\aoptions\x18\x04 \x01(\v2\x1a.outrigger.v1.WriteOptionsR\aoptions\"_\n" +
+	"\x17ListDependenciesRequest\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x18\n" +
+	"\asession\x18\x02 \x01(\tR\asession\x12\x12\n" +
+	"\x04from\x18\x03 \x01(\tR\x04from\"b\n" +
+	"\fDependencies\x12<\n" +
+	"\fdependencies\x18\x01 \x03(\v2\x18.outrigger.v1.DependencyR\fdependencies\x12\x14\n" +
+	"\x05order\x18\x02 \x03(\tR\x05order\"\x8b\x01\n" +
 	"\fWatchRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x18\n" +
 	"\asession\x18\x02 \x01(\tR\asession\x12 \n" +
@@ -1841,7 +2296,7 @@ const file_outrigger_v1_variables_proto_rawDesc = "" +
 	"\aINITIAL\x10\x01\x12\v\n" +
 	"\aCHANGED\x10\x02\x12\v\n" +
 	"\aDELETED\x10\x03\x12\r\n" +
-	"\tHEARTBEAT\x10\x042\xbd\b\n" +
+	"\tHEARTBEAT\x10\x042\x8d\v\n" +
 	"\tVariables\x12J\n" +
 	"\rCreateSession\x12\".outrigger.v1.CreateSessionRequest\x1a\x15.outrigger.v1.Session\x12D\n" +
 	"\n" +
@@ -1857,7 +2312,11 @@ const file_outrigger_v1_variables_proto_rawDesc = "" +
 	"\x04List\x12\x19.outrigger.v1.ListRequest\x1a\x1a.outrigger.v1.ListResponse\x12@\n" +
 	"\x06Delete\x12\x18.outrigger.v1.GetRequest\x1a\x1c.outrigger.v1.DeleteResponse\x12F\n" +
 	"\aHistory\x12\x1c.outrigger.v1.HistoryRequest\x1a\x1d.outrigger.v1.HistoryResponse\x12A\n" +
-	"\bRollback\x12\x1d.outrigger.v1.RollbackRequest\x1a\x16.outrigger.v1.Variable\x12?\n" +
+	"\bRollback\x12\x1d.outrigger.v1.RollbackRequest\x1a\x16.outrigger.v1.Variable\x12S\n" +
+	"\x11StartOptimization\x12&.outrigger.v1.StartOptimizationRequest\x1a\x16.outrigger.v1.Variable\x12Q\n" +
+	"\x10StopOptimization\x12%.outrigger.v1.StopOptimizationRequest\x1a\x16.outrigger.v1.Variable\x12O\n" +
+	"\rAddDependency\x12\".outrigger.v1.AddDependencyRequest\x1a\x1a.outrigger.v1.Dependencies\x12U\n" +
+	"\x10ListDependencies\x12%.outrigger.v1.ListDependenciesRequest\x1a\x1a.outrigger.v1.Dependencies\x12?\n" +
 	"\x05Watch\x12\x1a.outrigger.v1.WatchRequest\x1a\x18.outrigger.v1.WatchEvent0\x01BBZ@github.com/outrigger-mesh/outrigger/api/outrigger/v1;outriggerv1b\x06proto3"
 
 var (
@@ -1873,121 +2332,142 @@ func file_outrigger_v1_variables_proto_rawDescGZIP() []byte {
 }
 
 var file_outrigger_v1_variables_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_outrigger_v1_variables_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_outrigger_v1_variables_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_outrigger_v1_variables_proto_goTypes = []any{
-	(WatchEvent_Type)(0),          // 0: outrigger.v1.WatchEvent.Type
-	(*CreateSessionRequest)(nil),  // 1: outrigger.v1.CreateSessionRequest
-	(*GetSessionRequest)(nil),     // 2: outrigger.v1.GetSessionRequest
-	(*TouchSessionsRequest)(nil),  // 3: outrigger.v1.TouchSessionsRequest
-	(*TouchSessionsResponse)(nil), // 4: outrigger.v1.TouchSessionsResponse
-	(*DeleteSessionResponse)(nil), // 5: outrigger.v1.DeleteSessionResponse
-	(*ListSessionsRequest)(nil),   // 6: outrigger.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),  // 7: outrigger.v1.ListSessionsResponse
-	(*WriteOptions)(nil),          // 8: outrigger.v1.WriteOptions
-	(*RegisterRequest)(nil),       // 9: outrigger.v1.RegisterRequest
-	(*GetRequest)(nil),            // 10: outrigger.v1.GetRequest
-	(*BatchGetRequest)(nil),       // 11: outrigger.v1.BatchGetRequest
-	(*BatchGetResponse)(nil),      // 12: outrigger.v1.BatchGetResponse
-	(*SetRequest)(nil),            // 13: outrigger.v1.SetRequest
-	(*BatchSetRequest)(nil),       // 14: outrigger.v1.BatchSetRequest
-	(*SetItem)(nil),               // 15: outrigger.v1.SetItem
-	(*BatchSetResponse)(nil),      // 16: outrigger.v1.BatchSetResponse
-	(*ItemError)(nil),             // 17: outrigger.v1.ItemError
-	(*ListRequest)(nil),           // 18: outrigger.v1.ListRequest
-	(*ListResponse)(nil),          // 19: outrigger.v1.ListResponse
-	(*DeleteResponse)(nil),        // 20: outrigger.v1.DeleteResponse
-	(*HistoryRequest)(nil),        // 21: outrigger.v1.HistoryRequest
-	(*HistoryResponse)(nil),       // 22: outrigger.v1.HistoryResponse
-	(*HistoryEntry)(nil),          // 23: outrigger.v1.HistoryEntry
-	(*RollbackRequest)(nil),       // 24: outrigger.v1.RollbackRequest
-	(*WatchRequest)(nil),          // 25: outrigger.v1.WatchRequest
-	(*WatchEvent)(nil),            // 26: outrigger.v1.WatchEvent
-	nil,                           // 27: outrigger.v1.CreateSessionRequest.MetadataEntry
-	nil,                           // 28: outrigger.v1.RegisterRequest.MetadataEntry
-	nil,                           // 29: outrigger.v1.BatchGetResponse.VariablesEntry
-	nil,                           // 30: outrigger.v1.SetRequest.MetadataEntry
-	nil,                           // 31: outrigger.v1.BatchSetRequest.MetadataEntry
-	nil,                           // 32: outrigger.v1.BatchSetResponse.VariablesEntry
-	nil,                           // 33: outrigger.v1.BatchSetResponse.ErrorsEntry
-	nil,                           // 34: outrigger.v1.HistoryEntry.MetadataEntry
-	(*durationpb.Duration)(nil),   // 35: google.protobuf.Duration
-	(*Dot)(nil),                   // 36: outrigger.v1.Dot
-	(*Session)(nil),               // 37: outrigger.v1.Session
-	(*Key)(nil),                   // 38: outrigger.v1.Key
-	(*Value)(nil),                 // 39: outrigger.v1.Value
-	(*Variable)(nil),              // 40: outrigger.v1.Variable
-	(*Version)(nil),               // 41: outrigger.v1.Version
-	(*timestamppb.Timestamp)(nil), // 42: google.protobuf.Timestamp
+	(WatchEvent_Type)(0),             // 0: outrigger.v1.WatchEvent.Type
+	(*CreateSessionRequest)(nil),     // 1: outrigger.v1.CreateSessionRequest
+	(*GetSessionRequest)(nil),        // 2: outrigger.v1.GetSessionRequest
+	(*TouchSessionsRequest)(nil),     // 3: outrigger.v1.TouchSessionsRequest
+	(*TouchSessionsResponse)(nil),    // 4: outrigger.v1.TouchSessionsResponse
+	(*DeleteSessionResponse)(nil),    // 5: outrigger.v1.DeleteSessionResponse
+	(*ListSessionsRequest)(nil),      // 6: outrigger.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),     // 7: outrigger.v1.ListSessionsResponse
+	(*WriteOptions)(nil),             // 8: outrigger.v1.WriteOptions
+	(*RegisterRequest)(nil),          // 9: outrigger.v1.RegisterRequest
+	(*GetRequest)(nil),               // 10: outrigger.v1.GetRequest
+	(*BatchGetRequest)(nil),          // 11: outrigger.v1.BatchGetRequest
+	(*BatchGetResponse)(nil),         // 12: outrigger.v1.BatchGetResponse
+	(*SetRequest)(nil),               // 13: outrigger.v1.SetRequest
+	(*BatchSetRequest)(nil),          // 14: outrigger.v1.BatchSetRequest
+	(*SetItem)(nil),                  // 15: outrigger.v1.SetItem
+	(*BatchSetResponse)(nil),         // 16: outrigger.v1.BatchSetResponse
+	(*ItemError)(nil),                // 17: outrigger.v1.ItemError
+	(*ListRequest)(nil),              // 18: outrigger.v1.ListRequest
+	(*ListResponse)(nil),             // 19: outrigger.v1.ListResponse
+	(*DeleteResponse)(nil),           // 20: outrigger.v1.DeleteResponse
+	(*HistoryRequest)(nil),           // 21: outrigger.v1.HistoryRequest
+	(*HistoryResponse)(nil),          // 22: outrigger.v1.HistoryResponse
+	(*HistoryEntry)(nil),             // 23: outrigger.v1.HistoryEntry
+	(*RollbackRequest)(nil),          // 24: outrigger.v1.RollbackRequest
+	(*StartOptimizationRequest)(nil), // 25: outrigger.v1.StartOptimizationRequest
+	(*StopOptimizationRequest)(nil),  // 26: outrigger.v1.StopOptimizationRequest
+	(*Dependency)(nil),               // 27: outrigger.v1.Dependency
+	(*AddDependencyRequest)(nil),     // 28: outrigger.v1.AddDependencyRequest
+	(*ListDependenciesRequest)(nil),  // 29: outrigger.v1.ListDependenciesRequest
+	(*Dependencies)(nil),             // 30: outrigger.v1.Dependencies
+	(*WatchRequest)(nil),             // 31: outrigger.v1.WatchRequest
+	(*WatchEvent)(nil),               // 32: outrigger.v1.WatchEvent
+	nil,                              // 33: outrigger.v1.CreateSessionRequest.MetadataEntry
+	nil,                              // 34: outrigger.v1.RegisterRequest.MetadataEntry
+	nil,                              // 35: outrigger.v1.BatchGetResponse.VariablesEntry
+	nil,                              // 36: outrigger.v1.SetRequest.MetadataEntry
+	nil,                              // 37: outrigger.v1.BatchSetRequest.MetadataEntry
+	nil,                              // 38: outrigger.v1.BatchSetResponse.VariablesEntry
+	nil,                              // 39: outrigger.v1.BatchSetResponse.ErrorsEntry
+	nil,                              // 40: outrigger.v1.HistoryEntry.MetadataEntry
+	nil,                              // 41: outrigger.v1.StartOptimizationRequest.ConfigEntry
+	(*durationpb.Duration)(nil),      // 42: google.protobuf.Duration
+	(*Dot)(nil),                      // 43: outrigger.v1.Dot
+	(*Session)(nil),                  // 44: outrigger.v1.Session
+	(*Key)(nil),                      // 45: outrigger.v1.Key
+	(*Value)(nil),                    // 46: outrigger.v1.Value
+	(*Variable)(nil),                 // 47: outrigger.v1.Variable
+	(*Version)(nil),                  // 48: outrigger.v1.Version
+	(*timestamppb.Timestamp)(nil),    // 49: google.protobuf.Timestamp
 }
 var file_outrigger_v1_variables_proto_depIdxs = []int32{
-	35, // 0: outrigger.v1.CreateSessionRequest.ttl:type_name -> google.protobuf.Duration
-	27, // 1: outrigger.v1.CreateSessionRequest.metadata:type_name -> outrigger.v1.CreateSessionRequest.MetadataEntry
-	36, // 2: outrigger.v1.DeleteSessionResponse.gone:type_name -> outrigger.v1.Dot
-	37, // 3: outrigger.v1.ListSessionsResponse.sessions:type_name -> outrigger.v1.Session
-	38, // 4: outrigger.v1.RegisterRequest.key:type_name -> outrigger.v1.Key
-	39, // 5: outrigger.v1.RegisterRequest.value:type_name -> outrigger.v1.Value
-	28, // 6: outrigger.v1.RegisterRequest.metadata:type_name -> outrigger.v1.RegisterRequest.MetadataEntry
+	42, // 0: outrigger.v1.CreateSessionRequest.ttl:type_name -> google.protobuf.Duration
+	33, // 1: outrigger.v1.CreateSessionRequest.metadata:type_name -> outrigger.v1.CreateSessionRequest.MetadataEntry
+	43, // 2: outrigger.v1.DeleteSessionResponse.gone:type_name -> outrigger.v1.Dot
+	44, // 3: outrigger.v1.ListSessionsResponse.sessions:type_name -> outrigger.v1.Session
+	45, // 4: outrigger.v1.RegisterRequest.key:type_name -> outrigger.v1.Key
+	46, // 5: outrigger.v1.RegisterRequest.value:type_name -> outrigger.v1.Value
+	34, // 6: outrigger.v1.RegisterRequest.metadata:type_name -> outrigger.v1.RegisterRequest.MetadataEntry
 	8,  // 7: outrigger.v1.RegisterRequest.options:type_name -> outrigger.v1.WriteOptions
 	8,  // 8: outrigger.v1.GetRequest.options:type_name -> outrigger.v1.WriteOptions
-	29, // 9: outrigger.v1.BatchGetResponse.variables:type_name -> outrigger.v1.BatchGetResponse.VariablesEntry
-	39, // 10: outrigger.v1.SetRequest.value:type_name -> outrigger.v1.Value
-	30, // 11: outrigger.v1.SetRequest.metadata:type_name -> outrigger.v1.SetRequest.MetadataEntry
+	35, // 9: outrigger.v1.BatchGetResponse.variables:type_name -> outrigger.v1.BatchGetResponse.VariablesEntry
+	46, // 10: outrigger.v1.SetRequest.value:type_name -> outrigger.v1.Value
+	36, // 11: outrigger.v1.SetRequest.metadata:type_name -> outrigger.v1.SetRequest.MetadataEntry
 	8,  // 12: outrigger.v1.SetRequest.options:type_name -> outrigger.v1.WriteOptions
 	15, // 13: outrigger.v1.BatchSetRequest.items:type_name -> outrigger.v1.SetItem
-	31, // 14: outrigger.v1.BatchSetRequest.metadata:type_name -> outrigger.v1.BatchSetRequest.MetadataEntry
+	37, // 14: outrigger.v1.BatchSetRequest.metadata:type_name -> outrigger.v1.BatchSetRequest.MetadataEntry
 	8,  // 15: outrigger.v1.BatchSetRequest.options:type_name -> outrigger.v1.WriteOptions
-	39, // 16: outrigger.v1.SetItem.value:type_name -> outrigger.v1.Value
-	32, // 17: outrigger.v1.BatchSetResponse.variables:type_name -> outrigger.v1.BatchSetResponse.VariablesEntry
-	33, // 18: outrigger.v1.BatchSetResponse.errors:type_name -> outrigger.v1.BatchSetResponse.ErrorsEntry
-	40, // 19: outrigger.v1.ListResponse.variables:type_name -> outrigger.v1.Variable
-	41, // 20: outrigger.v1.DeleteResponse.version:type_name -> outrigger.v1.Version
+	46, // 16: outrigger.v1.SetItem.value:type_name -> outrigger.v1.Value
+	38, // 17: outrigger.v1.BatchSetResponse.variables:type_name -> outrigger.v1.BatchSetResponse.VariablesEntry
+	39, // 18: outrigger.v1.BatchSetResponse.errors:type_name -> outrigger.v1.BatchSetResponse.ErrorsEntry
+	47, // 19: outrigger.v1.ListResponse.variables:type_name -> outrigger.v1.Variable
+	48, // 20: outrigger.v1.DeleteResponse.version:type_name -> outrigger.v1.Version
 	23, // 21: outrigger.v1.HistoryResponse.entries:type_name -> outrigger.v1.HistoryEntry
-	41, // 22: outrigger.v1.HistoryEntry.version:type_name -> outrigger.v1.Version
-	39, // 23: outrigger.v1.HistoryEntry.value:type_name -> outrigger.v1.Value
-	42, // 24: outrigger.v1.HistoryEntry.at:type_name -> google.protobuf.Timestamp
-	34, // 25: outrigger.v1.HistoryEntry.metadata:type_name -> outrigger.v1.HistoryEntry.MetadataEntry
+	48, // 22: outrigger.v1.HistoryEntry.version:type_name -> outrigger.v1.Version
+	46, // 23: outrigger.v1.HistoryEntry.value:type_name -> outrigger.v1.Value
+	49, // 24: outrigger.v1.HistoryEntry.at:type_name -> google.protobuf.Timestamp
+	40, // 25: outrigger.v1.HistoryEntry.metadata:type_name -> outrigger.v1.HistoryEntry.MetadataEntry
 	8,  // 26: outrigger.v1.RollbackRequest.options:type_name -> outrigger.v1.WriteOptions
-	0,  // 27: outrigger.v1.WatchEvent.type:type_name -> outrigger.v1.WatchEvent.Type
-	40, // 28: outrigger.v1.WatchEvent.variable:type_name -> outrigger.v1.Variable
-	42, // 29: outrigger.v1.WatchEvent.at:type_name -> google.protobuf.Timestamp
-	40, // 30: outrigger.v1.BatchGetResponse.VariablesEntry.value:type_name -> outrigger.v1.Variable
-	40, // 31: outrigger.v1.BatchSetResponse.VariablesEntry.value:type_name -> outrigger.v1.Variable
-	17, // 32: outrigger.v1.BatchSetResponse.ErrorsEntry.value:type_name -> outrigger.v1.ItemError
-	1,  // 33: outrigger.v1.Variables.CreateSession:input_type -> outrigger.v1.CreateSessionRequest
-	2,  // 34: outrigger.v1.Variables.GetSession:input_type -> outrigger.v1.GetSessionRequest
-	3,  // 35: outrigger.v1.Variables.TouchSessions:input_type -> outrigger.v1.TouchSessionsRequest
-	2,  // 36: outrigger.v1.Variables.DeleteSession:input_type -> outrigger.v1.GetSessionRequest
-	6,  // 37: outrigger.v1.Variables.ListSessions:input_type -> outrigger.v1.ListSessionsRequest
-	9,  // 38: outrigger.v1.Variables.Register:input_type -> outrigger.v1.RegisterRequest
-	10, // 39: outrigger.v1.Variables.Get:input_type -> outrigger.v1.GetRequest
-	11, // 40: outrigger.v1.Variables.BatchGet:input_type -> outrigger.v1.BatchGetRequest
-	13, // 41: outrigger.v1.Variables.Set:input_type -> outrigger.v1.SetRequest
-	14, // 42: outrigger.v1.Variables.BatchSet:input_type -> outrigger.v1.BatchSetRequest
-	18, // 43: outrigger.v1.Variables.List:input_type -> outrigger.v1.ListRequest
-	10, // 44: outrigger.v1.Variables.Delete:input_type -> outrigger.v1.GetRequest
-	21, // 45: outrigger.v1.Variables.History:input_type -> outrigger.v1.HistoryRequest
-	24, // 46: outrigger.v1.Variables.Rollback:input_type -> outrigger.v1.RollbackRequest
-	25, // 47: outrigger.v1.Variables.Watch:input_type -> outrigger.v1.WatchRequest
-	37, // 48: outrigger.v1.Variables.CreateSession:output_type -> outrigger.v1.Session
-	37, // 49: outrigger.v1.Variables.GetSession:output_type -> outrigger.v1.Session
-	4,  // 50: outrigger.v1.Variables.TouchSessions:output_type -> outrigger.v1.TouchSessionsResponse
-	5,  // 51: outrigger.v1.Variables.DeleteSession:output_type -> outrigger.v1.DeleteSessionResponse
-	7,  // 52: outrigger.v1.Variables.ListSessions:output_type -> outrigger.v1.ListSessionsResponse
-	40, // 53: outrigger.v1.Variables.Register:output_type -> outrigger.v1.Variable
-	40, // 54: outrigger.v1.Variables.Get:output_type -> outrigger.v1.Variable
-	12, // 55: outrigger.v1.Variables.BatchGet:output_type -> outrigger.v1.BatchGetResponse
-	40, // 56: outrigger.v1.Variables.Set:output_type -> outrigger.v1.Variable
-	16, // 57: outrigger.v1.Variables.BatchSet:output_type -> outrigger.v1.BatchSetResponse
-	19, // 58: outrigger.v1.Variables.List:output_type -> outrigger.v1.ListResponse
-	20, // 59: outrigger.v1.Variables.Delete:output_type -> outrigger.v1.DeleteResponse
-	22, // 60: outrigger.v1.Variables.History:output_type -> outrigger.v1.HistoryResponse
-	40, // 61: outrigger.v1.Variables.Rollback:output_type -> outrigger.v1.Variable
-	26, // 62: outrigger.v1.Variables.Watch:output_type -> outrigger.v1.WatchEvent
-	48, // [48:63] is the sub-list for method output_type
-	33, // [33:48] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	41, // 27: outrigger.v1.StartOptimizationRequest.config:type_name -> outrigger.v1.StartOptimizationRequest.ConfigEntry
+	8,  // 28: outrigger.v1.StartOptimizationRequest.options:type_name -> outrigger.v1.WriteOptions
+	8,  // 29: outrigger.v1.StopOptimizationRequest.options:type_name -> outrigger.v1.WriteOptions
+	27, // 30: outrigger.v1.AddDependencyRequest.dependency:type_name -> outrigger.v1.Dependency
+	8,  // 31: outrigger.v1.AddDependencyRequest.options:type_name -> outrigger.v1.WriteOptions
+	27, // 32: outrigger.v1.Dependencies.dependencies:type_name -> outrigger.v1.Dependency
+	0,  // 33: outrigger.v1.WatchEvent.type:type_name -> outrigger.v1.WatchEvent.Type
+	47, // 34: outrigger.v1.WatchEvent.variable:type_name -> outrigger.v1.Variable
+	49, // 35: outrigger.v1.WatchEvent.at:type_name -> google.protobuf.Timestamp
+	47, // 36: outrigger.v1.BatchGetResponse.VariablesEntry.value:type_name -> outrigger.v1.Variable
+	47, // 37: outrigger.v1.BatchSetResponse.VariablesEntry.value:type_name -> outrigger.v1.Variable
+	17, // 38: outrigger.v1.BatchSetResponse.ErrorsEntry.value:type_name -> outrigger.v1.ItemError
+	1,  // 39: outrigger.v1.Variables.CreateSession:input_type -> outrigger.v1.CreateSessionRequest
+	2,  // 40: outrigger.v1.Variables.GetSession:input_type -> outrigger.v1.GetSessionRequest
+	3,  // 41: outrigger.v1.Variables.TouchSessions:input_type -> outrigger.v1.TouchSessionsRequest
+	2,  // 42: outrigger.v1.Variables.DeleteSession:input_type -> outrigger.v1.GetSessionRequest
+	6,  // 43: outrigger.v1.Variables.ListSessions:input_type -> outrigger.v1.ListSessionsRequest
+	9,  // 44: outrigger.v1.Variables.Register:input_type -> outrigger.v1.RegisterRequest
+	10, // 45: outrigger.v1.Variables.Get:input_type -> outrigger.v1.GetRequest
+	11, // 46: outrigger.v1.Variables.BatchGet:input_type -> outrigger.v1.BatchGetRequest
+	13, // 47: outrigger.v1.Variables.Set:input_type -> outrigger.v1.SetRequest
+	14, // 48: outrigger.v1.Variables.BatchSet:input_type -> outrigger.v1.BatchSetRequest
+	18, // 49: outrigger.v1.Variables.List:input_type -> outrigger.v1.ListRequest
+	10, // 50: outrigger.v1.Variables.Delete:input_type -> outrigger.v1.GetRequest
+	21, // 51: outrigger.v1.Variables.History:input_type -> outrigger.v1.HistoryRequest
+	24, // 52: outrigger.v1.Variables.Rollback:input_type -> outrigger.v1.RollbackRequest
+	25, // 53: outrigger.v1.Variables.StartOptimization:input_type -> outrigger.v1.StartOptimizationRequest
+	26, // 54: outrigger.v1.Variables.StopOptimization:input_type -> outrigger.v1.StopOptimizationRequest
+	28, // 55: outrigger.v1.Variables.AddDependency:input_type -> outrigger.v1.AddDependencyRequest
+	29, // 56: outrigger.v1.Variables.ListDependencies:input_type -> outrigger.v1.ListDependenciesRequest
+	31, // 57: outrigger.v1.Variables.Watch:input_type -> outrigger.v1.WatchRequest
+	44, // 58: outrigger.v1.Variables.CreateSession:output_type -> outrigger.v1.Session
+	44, // 59: outrigger.v1.Variables.GetSession:output_type -> outrigger.v1.Session
+	4,  // 60: outrigger.v1.Variables.TouchSessions:output_type -> outrigger.v1.TouchSessionsResponse
+	5,  // 61: outrigger.v1.Variables.DeleteSession:output_type -> outrigger.v1.DeleteSessionResponse
+	7,  // 62: outrigger.v1.Variables.ListSessions:output_type -> outrigger.v1.ListSessionsResponse
+	47, // 63: outrigger.v1.Variables.Register:output_type -> outrigger.v1.Variable
+	47, // 64: outrigger.v1.Variables.Get:output_type -> outrigger.v1.Variable
+	12, // 65: outrigger.v1.Variables.BatchGet:output_type -> outrigger.v1.BatchGetResponse
+	47, // 66: outrigger.v1.Variables.Set:output_type -> outrigger.v1.Variable
+	16, // 67: outrigger.v1.Variables.BatchSet:output_type -> outrigger.v1.BatchSetResponse
+	19, // 68: outrigger.v1.Variables.List:output_type -> outrigger.v1.ListResponse
+	20, // 69: outrigger.v1.Variables.Delete:output_type -> outrigger.v1.DeleteResponse
+	22, // 70: outrigger.v1.Variables.History:output_type -> outrigger.v1.HistoryResponse
+	47, // 71: outrigger.v1.Variables.Rollback:output_type -> outrigger.v1.Variable
+	47, // 72: outrigger.v1.Variables.StartOptimization:output_type -> outrigger.v1.Variable
+	47, // 73: outrigger.v1.Variables.StopOptimization:output_type -> outrigger.v1.Variable
+	30, // 74: outrigger.v1.Variables.AddDependency:output_type -> outrigger.v1.Dependencies
+	30, // 75: outrigger.v1.Variables.ListDependencies:output_type -> outrigger.v1.Dependencies
+	32, // 76: outrigger.v1.Variables.Watch:output_type -> outrigger.v1.WatchEvent
+	58, // [58:77] is the sub-list for method output_type
+	39, // [39:58] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_variables_proto_init() }
@@ -2004,7 +2484,7 @@ func file_outrigger_v1_variables_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_variables_proto_rawDesc), len(file_outrigger_v1_variables_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   34,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

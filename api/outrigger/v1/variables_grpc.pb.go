@@ -19,21 +19,25 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Variables_CreateSession_FullMethodName = "/outrigger.v1.Variables/CreateSession"
-	Variables_GetSession_FullMethodName    = "/outrigger.v1.Variables/GetSession"
-	Variables_TouchSessions_FullMethodName = "/outrigger.v1.Variables/TouchSessions"
-	Variables_DeleteSession_FullMethodName = "/outrigger.v1.Variables/DeleteSession"
-	Variables_ListSessions_FullMethodName  = "/outrigger.v1.Variables/ListSessions"
-	Variables_Register_FullMethodName      = "/outrigger.v1.Variables/Register"
-	Variables_Get_FullMethodName           = "/outrigger.v1.Variables/Get"
-	Variables_BatchGet_FullMethodName      = "/outrigger.v1.Variables/BatchGet"
-	Variables_Set_FullMethodName           = "/outrigger.v1.Variables/Set"
-	Variables_BatchSet_FullMethodName      = "/outrigger.v1.Variables/BatchSet"
-	Variables_List_FullMethodName          = "/outrigger.v1.Variables/List"
-	Variables_Delete_FullMethodName        = "/outrigger.v1.Variables/Delete"
-	Variables_History_FullMethodName       = "/outrigger.v1.Variables/History"
-	Variables_Rollback_FullMethodName      = "/outrigger.v1.Variables/Rollback"
-	Variables_Watch_FullMethodName         = "/outrigger.v1.Variables/Watch"
+	Variables_CreateSession_FullMethodName     = "/outrigger.v1.Variables/CreateSession"
+	Variables_GetSession_FullMethodName        = "/outrigger.v1.Variables/GetSession"
+	Variables_TouchSessions_FullMethodName     = "/outrigger.v1.Variables/TouchSessions"
+	Variables_DeleteSession_FullMethodName     = "/outrigger.v1.Variables/DeleteSession"
+	Variables_ListSessions_FullMethodName      = "/outrigger.v1.Variables/ListSessions"
+	Variables_Register_FullMethodName          = "/outrigger.v1.Variables/Register"
+	Variables_Get_FullMethodName               = "/outrigger.v1.Variables/Get"
+	Variables_BatchGet_FullMethodName          = "/outrigger.v1.Variables/BatchGet"
+	Variables_Set_FullMethodName               = "/outrigger.v1.Variables/Set"
+	Variables_BatchSet_FullMethodName          = "/outrigger.v1.Variables/BatchSet"
+	Variables_List_FullMethodName              = "/outrigger.v1.Variables/List"
+	Variables_Delete_FullMethodName            = "/outrigger.v1.Variables/Delete"
+	Variables_History_FullMethodName           = "/outrigger.v1.Variables/History"
+	Variables_Rollback_FullMethodName          = "/outrigger.v1.Variables/Rollback"
+	Variables_StartOptimization_FullMethodName = "/outrigger.v1.Variables/StartOptimization"
+	Variables_StopOptimization_FullMethodName  = "/outrigger.v1.Variables/StopOptimization"
+	Variables_AddDependency_FullMethodName     = "/outrigger.v1.Variables/AddDependency"
+	Variables_ListDependencies_FullMethodName  = "/outrigger.v1.Variables/ListDependencies"
+	Variables_Watch_FullMethodName             = "/outrigger.v1.Variables/Watch"
 )
 
 // VariablesClient is the client API for Variables service.
@@ -64,6 +68,15 @@ type VariablesClient interface {
 	History(ctx context.Context, in *HistoryRequest, opts ...grpc.CallOption) (*HistoryResponse, error)
 	// Rollback writes the value of an earlier version as a new version.
 	Rollback(ctx context.Context, in *RollbackRequest, opts ...grpc.CallOption) (*Variable, error)
+	// StartOptimization locks a variable for one optimiser; asked again by the same one it
+	// renews the lock. Another's lock that is not stale fails with LOCKED, unless preempted.
+	StartOptimization(ctx context.Context, in *StartOptimizationRequest, opts ...grpc.CallOption) (*Variable, error)
+	// StopOptimization releases the lock. Without one it fails with NOT_FOUND.
+	StopOptimization(ctx context.Context, in *StopOptimizationRequest, opts ...grpc.CallOption) (*Variable, error)
+	// AddDependency records that one variable depends on another. A cycle fails with LOCKED
+	// ("would_create_cycle"); an edge that is there already succeeds.
+	AddDependency(ctx context.Context, in *AddDependencyRequest, opts ...grpc.CallOption) (*Dependencies, error)
+	ListDependencies(ctx context.Context, in *ListDependenciesRequest, opts ...grpc.CallOption) (*Dependencies, error)
 	// Watch sends the present values first (if asked), then every change.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchEvent], error)
 }
@@ -216,6 +229,46 @@ func (c *variablesClient) Rollback(ctx context.Context, in *RollbackRequest, opt
 	return out, nil
 }
 
+func (c *variablesClient) StartOptimization(ctx context.Context, in *StartOptimizationRequest, opts ...grpc.CallOption) (*Variable, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Variable)
+	err := c.cc.Invoke(ctx, Variables_StartOptimization_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *variablesClient) StopOptimization(ctx context.Context, in *StopOptimizationRequest, opts ...grpc.CallOption) (*Variable, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Variable)
+	err := c.cc.Invoke(ctx, Variables_StopOptimization_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *variablesClient) AddDependency(ctx context.Context, in *AddDependencyRequest, opts ...grpc.CallOption) (*Dependencies, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Dependencies)
+	err := c.cc.Invoke(ctx, Variables_AddDependency_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *variablesClient) ListDependencies(ctx context.Context, in *ListDependenciesRequest, opts ...grpc.CallOption) (*Dependencies, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Dependencies)
+	err := c.cc.Invoke(ctx, Variables_ListDependencies_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *variablesClient) Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchEvent], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Variables_ServiceDesc.Streams[0], Variables_Watch_FullMethodName, cOpts...)
@@ -263,6 +316,15 @@ type VariablesServer interface {
 	History(context.Context, *HistoryRequest) (*HistoryResponse, error)
 	// Rollback writes the value of an earlier version as a new version.
 	Rollback(context.Context, *RollbackRequest) (*Variable, error)
+	// StartOptimization locks a variable for one optimiser; asked again by the same one it
+	// renews the lock. Another's lock that is not stale fails with LOCKED, unless preempted.
+	StartOptimization(context.Context, *StartOptimizationRequest) (*Variable, error)
+	// StopOptimization releases the lock. Without one it fails with NOT_FOUND.
+	StopOptimization(context.Context, *StopOptimizationRequest) (*Variable, error)
+	// AddDependency records that one variable depends on another. A cycle fails with LOCKED
+	// ("would_create_cycle"); an edge that is there already succeeds.
+	AddDependency(context.Context, *AddDependencyRequest) (*Dependencies, error)
+	ListDependencies(context.Context, *ListDependenciesRequest) (*Dependencies, error)
 	// Watch sends the present values first (if asked), then every change.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchEvent]) error
 	mustEmbedUnimplementedVariablesServer()
@@ -316,6 +378,18 @@ func (UnimplementedVariablesServer) History(context.Context, *HistoryRequest) (*
 }
 func (UnimplementedVariablesServer) Rollback(context.Context, *RollbackRequest) (*Variable, error) {
 	return nil, status.Error(codes.Unimplemented, "method Rollback not implemented")
+}
+func (UnimplementedVariablesServer) StartOptimization(context.Context, *StartOptimizationRequest) (*Variable, error) {
+	return nil, status.Error(codes.Unimplemented, "method StartOptimization not implemented")
+}
+func (UnimplementedVariablesServer) StopOptimization(context.Context, *StopOptimizationRequest) (*Variable, error) {
+	return nil, status.Error(codes.Unimplemented, "method StopOptimization not implemented")
+}
+func (UnimplementedVariablesServer) AddDependency(context.Context, *AddDependencyRequest) (*Dependencies, error) {
+	return nil, status.Error(codes.Unimplemented, "method AddDependency not implemented")
+}
+func (UnimplementedVariablesServer) ListDependencies(context.Context, *ListDependenciesRequest) (*Dependencies, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListDependencies not implemented")
 }
 func (UnimplementedVariablesServer) Watch(*WatchRequest, grpc.ServerStreamingServer[WatchEvent]) error {
 	return status.Error(codes.Unimplemented, "method Watch not implemented")
@@ -593,6 +667,78 @@ func _Variables_Rollback_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Variables_StartOptimization_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StartOptimizationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VariablesServer).StartOptimization(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Variables_StartOptimization_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VariablesServer).StartOptimization(ctx, req.(*StartOptimizationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Variables_StopOptimization_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StopOptimizationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VariablesServer).StopOptimization(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Variables_StopOptimization_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VariablesServer).StopOptimization(ctx, req.(*StopOptimizationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Variables_AddDependency_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AddDependencyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VariablesServer).AddDependency(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Variables_AddDependency_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VariablesServer).AddDependency(ctx, req.(*AddDependencyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Variables_ListDependencies_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListDependenciesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VariablesServer).ListDependencies(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Variables_ListDependencies_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VariablesServer).ListDependencies(ctx, req.(*ListDependenciesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Variables_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(WatchRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -666,6 +812,22 @@ var Variables_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Rollback",
 			Handler:    _Variables_Rollback_Handler,
+		},
+		{
+			MethodName: "StartOptimization",
+			Handler:    _Variables_StartOptimization_Handler,
+		},
+		{
+			MethodName: "StopOptimization",
+			Handler:    _Variables_StopOptimization_Handler,
+		},
+		{
+			MethodName: "AddDependency",
+			Handler:    _Variables_AddDependency_Handler,
+		},
+		{
+			MethodName: "ListDependencies",
+			Handler:    _Variables_ListDependencies_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
