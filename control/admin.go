@@ -35,6 +35,7 @@ type admin struct {
 	// Live views, for answers only: nothing is decided on them.
 	regions  func() ([]*pb.Region, string) // nil = what the log says
 	monitor  monitorView
+	told     func(*facts.Facts, *facts.Alert) (notify []string, deliveries []*pb.AlertDelivery)
 	trials   trialsView
 	ledger   ledgerView
 	feeds    feedView
@@ -133,11 +134,30 @@ func (a *admin) ListAlerts(_ context.Context, r *pb.ListRequestAll) (*pb.ListAle
 func (a *admin) alerts(f *facts.Facts) []*pb.Alert {
 	var out []*pb.Alert
 	for _, p := range a.problems(f) {
-		out = append(out, &pb.Alert{Id: p.id, Severity: p.severity, Summary: p.text})
+		out = append(out, &pb.Alert{Id: p.id, Severity: p.severity, Summary: p.text, State: alertFiring})
 	}
 	for _, x := range f.Alerts() {
-		out = append(out, &pb.Alert{Id: x.ID, Severity: x.Severity, Summary: x.Summary, Numbers: x.Numbers,
-			RaisedAt: wire.TimePB(x.RaisedAt), ResolvedAt: wire.TimePB(x.ResolvedAt), SilencedUntil: wire.TimePB(x.SilencedUntil)})
+		out = append(out, a.alertPB(f, x))
+	}
+	return out
+}
+
+// States of alerts as they are shown.
+const (
+	alertFiring   = "firing"
+	alertSilenced = "silenced"
+	alertResolved = "resolved"
+)
+
+func (a *admin) alertPB(f *facts.Facts, x *facts.Alert) *pb.Alert {
+	out := &pb.Alert{Id: x.ID, Severity: x.Severity, Summary: x.Summary, Numbers: x.Numbers, Since: wire.TimePB(x.Since),
+		RaisedAt: wire.TimePB(x.RaisedAt), ResolvedAt: wire.TimePB(x.ResolvedAt), SilencedUntil: wire.TimePB(x.SilencedUntil), State: alertFiring}
+	out.Notify, out.Deliveries = a.told(f, x)
+	switch {
+	case !x.ResolvedAt.IsZero():
+		out.State = alertResolved
+	case a.now().Before(x.SilencedUntil):
+		out.State = alertSilenced
 	}
 	return out
 }

@@ -64,6 +64,7 @@ import (
 
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/control/alerts"
 	"github.com/outrigger-mesh/outrigger/control/artifacts"
 	"github.com/outrigger-mesh/outrigger/control/checks"
 	"github.com/outrigger-mesh/outrigger/control/compile"
@@ -125,6 +126,8 @@ type Options struct {
 	Monitor   monitor.Options
 	ADS       adsserver.Options
 	Variables variables.Options
+	// AlertRoutes are who is told about alerts beside the log: see package control/alerts.
+	AlertRoutes []alerts.Route
 	// Late is how long after its end an experiment takes reports and outcomes; 0 = 10 min.
 	Late time.Duration
 
@@ -143,6 +146,7 @@ type Server struct {
 	trials    *trials.Service
 	otlp      *otlp.Receiver
 	checks    *checks.Runner
+	alerts    *alerts.Service
 	glass     *breakGlass
 	publisher *publisher
 	nacks     *nackWatch
@@ -216,7 +220,11 @@ func (s *Server) wireParts() (err error) {
 	if s.glass, err = newBreakGlass(s.opts.GlassFile, s.opts.Log, s.facts, s.opts.Now, s.opts.Logger); err != nil {
 		return err
 	}
-	s.monitor, err = monitor.New(m)
+	if s.monitor, err = monitor.New(m); err != nil {
+		return err
+	}
+	s.alerts, err = alerts.New(alerts.Options{Log: s.opts.Log, Facts: s.facts, Subjects: s.monitor.Subjects, Routes: s.opts.AlertRoutes,
+		Region: s.opts.Region.GetName(), Tick: m.Tick, Now: s.opts.Now, Logger: s.opts.Logger, Meter: s.opts.Meter})
 	return err
 }
 
@@ -236,7 +244,7 @@ func (s *Server) wirePublisher() (err error) {
 
 func (s *Server) wireAdmin() (err error) {
 	s.admin = &admin{log: s.opts.Log, facts: s.facts, region: s.opts.Region, now: s.opts.Now, started: s.opts.Now(), allowExec: s.opts.AllowExec, glass: s.glass,
-		regions: s.opts.Regions, monitor: s.monitor, trials: s.trials, ledger: s.ads, feeds: s.vars, position: s.publisher.published.Load,
+		regions: s.opts.Regions, monitor: s.monitor, told: s.alerts.Deliveries, trials: s.trials, ledger: s.ads, feeds: s.vars, position: s.publisher.published.Load,
 		problems: func(f *facts.Facts) []problem { return problems(f, s.compileOptions()) }}
 	s.delivery = delivery.New(s.ads, s.opts.Now)
 	s.dashboard, err = dashboard.New(dashboard.Options{Region: s.opts.Region.GetName(), Logger: s.opts.Logger, View: s.admin.view, Who: s.who, Act: s.decide})
@@ -374,7 +382,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	tried := s.publisher.first
 	for _, part := range []func(context.Context) error{
-		s.facts.Run, s.vars.Run, s.monitor.Run, s.trials.Run, s.checks.Run, s.glass.run, s.publisher.run, s.publisher.record, s.nacks.run, s.dashboard.Run,
+		s.facts.Run, s.vars.Run, s.monitor.Run, s.trials.Run, s.checks.Run, s.alerts.Run, s.glass.run, s.publisher.run, s.publisher.record, s.nacks.run, s.dashboard.Run,
 		func(ctx context.Context) error { return s.open(ctx, tried) },
 	} {
 		g.Go(func() error {

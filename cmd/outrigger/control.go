@@ -22,6 +22,7 @@ import (
 
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/control"
+	"github.com/outrigger-mesh/outrigger/control/alerts"
 	"github.com/outrigger-mesh/outrigger/control/artifacts"
 	"github.com/outrigger-mesh/outrigger/control/eventlog/pebble"
 	"github.com/outrigger-mesh/outrigger/control/monitor"
@@ -51,6 +52,7 @@ type controlFlags struct {
 	consulTokenFile    string
 	deployment         string
 	artifacts          string
+	alertRoutes        string
 	allowExec          bool
 	deadMan            time.Duration
 	tick               time.Duration
@@ -81,6 +83,7 @@ REST and the status page.`}
 	f.StringVar(&c.consulTokenFile, "consul-token-file", "", "file with the Consul ACL token")
 	f.StringVar(&c.deployment, "deployment", "", "deployment plan that rollouts follow which name no phases; looked at every 2 s, a bad file changes nothing")
 	f.StringVar(&c.artifacts, "artifacts", "", "store of model artifacts, file:///DIRECTORY or s3://BUCKET?region=… (default: the directory artifacts in --data)")
+	f.StringVar(&c.alertRoutes, "alert-routes", "", "file with who is told about alerts: webhooks, Alertmanager, Slack; without one they are only logged and shown")
 	f.BoolVar(&c.allowExec, "allow-exec-checks", false, "let gates of rollouts run programs on this machine")
 	f.DurationVar(&c.deadMan, "dead-man", 10*time.Second, "how long a cut-off sidecar may go on serving a candidate")
 	f.DurationVar(&c.tick, "monitor-tick", time.Second, "how often evidence is weighed; failures are weighed at once")
@@ -105,6 +108,11 @@ func (c *controlFlags) validate() error {
 	if c.deployment != "" {
 		if _, _, err := loadPlan(c.deployment); err != nil {
 			return err
+		}
+	}
+	if c.alertRoutes != "" {
+		if _, err := alerts.ReadRoutes(c.alertRoutes); err != nil {
+			return fmt.Errorf("--alert-routes: %w", err)
 		}
 	}
 	if c.tick < 50*time.Millisecond || c.tick > time.Minute {
@@ -183,8 +191,12 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 		return err
 	}
 	defer store.Close()
+	routes, err := c.routes()
+	if err != nil {
+		return err
+	}
 	s, err := control.New(control.Options{
-		Log: log, Artifacts: store, AdminToken: token, Access: access.policy, Hosts: c.hosts, DeadMan: c.deadMan, AllowExec: c.allowExec, GlassFile: filepath.Join(c.data, "emergency.json"), Late: c.late, Regions: topo.view, Metrics: p.tel.Handler(),
+		Log: log, AlertRoutes: routes, Artifacts: store, AdminToken: token, Access: access.policy, Hosts: c.hosts, DeadMan: c.deadMan, AllowExec: c.allowExec, GlassFile: filepath.Join(c.data, "emergency.json"), Late: c.late, Regions: topo.view, Metrics: p.tel.Handler(),
 		Region:    &pb.Region{Name: c.region, Gateway: c.gateway, Latitude: c.latitude, Longitude: c.longitude},
 		Variables: variables.Options{SessionKeys: keys.Keys},
 		Monitor:   monitor.Options{Tick: c.tick}, Logger: p.log, Meter: p.tel.Meter("control")})
@@ -224,6 +236,18 @@ func (c *controlFlags) openArtifacts(p *process) (*artifacts.Store, error) {
 		return nil, configError{fmt.Errorf("--artifacts: %w", err)}
 	}
 	return store, nil
+}
+
+// routes are who is told about alerts.
+func (c *controlFlags) routes() ([]alerts.Route, error) {
+	if c.alertRoutes == "" {
+		return nil, nil
+	}
+	routes, err := alerts.ReadRoutes(c.alertRoutes)
+	if err != nil {
+		return nil, configError{fmt.Errorf("--alert-routes: %w", err)}
+	}
+	return routes, nil
 }
 
 // sessionKeys are the keys of session tokens: those of the file named, else the data

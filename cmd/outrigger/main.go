@@ -114,7 +114,7 @@ file given by --config, then defaults; the first that has a value wins.`,
 		c.GroupID = "run"
 		root.AddCommand(c)
 	}
-	for _, c := range []*cobra.Command{varCommand(g), sessionCommand(g), cacheCommand(g), modelCommand(g), experimentCommand(g), rolloutCommand(g), drillCommand(g), configCommand(g),
+	for _, c := range []*cobra.Command{varCommand(g), sessionCommand(g), cacheCommand(g), modelCommand(g), experimentCommand(g), rolloutCommand(g), drillCommand(g), alertCommand(g), configCommand(g),
 		accessCommand(), regionCommand(g), xdsCommand(g), auditCommand(g), statusCommand(g), versionCommand(g), optimizeCommand(g)} {
 		c.GroupID = "ops"
 		root.AddCommand(c)

@@ -218,6 +218,8 @@ func eventLine(e *pb.Event) string {
 		return fmt.Sprintf("model_version_state %s %s: %s", p.ModelVersionState.Version, p.ModelVersionState.State, p.ModelVersionState.Reason)
 	case *pb.Event_AliasMoved:
 		return fmt.Sprintf("alias_moved %s: %s → %s", p.AliasMoved.Alias, p.AliasMoved.From, p.AliasMoved.To)
+	case *pb.Event_AlertNotified:
+		return fmt.Sprintf("alert_notified %s: %s, delivered %v %s", p.AlertNotified.Route, p.AlertNotified.Told, p.AlertNotified.Delivered, p.AlertNotified.Error)
 	case *pb.Event_AlertRaised:
 		return fmt.Sprintf("alert_raised %s: %s", p.AlertRaised.Severity, p.AlertRaised.Summary)
 	case *pb.Event_VariableSet:

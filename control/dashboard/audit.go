@@ -57,6 +57,11 @@ func detail(e *pb.Event) string {
 		return join(p.RolloutEnded.GetOutcome(), p.RolloutEnded.GetReason())
 	case *pb.Event_RegionRegistered:
 		return p.RegionRegistered.GetRegion().GetHealth()
+	case *pb.Event_AlertNotified:
+		if !p.AlertNotified.GetDelivered() {
+			return p.AlertNotified.GetRoute() + " was not told (" + p.AlertNotified.GetTold() + "): " + p.AlertNotified.GetError()
+		}
+		return p.AlertNotified.GetRoute() + " was told: " + p.AlertNotified.GetTold()
 	case *pb.Event_AlertRaised:
 		return p.AlertRaised.GetSeverity() + ": " + p.AlertRaised.GetSummary()
 	case *pb.Event_RolloutApproved:

@@ -28,7 +28,7 @@ type kept struct {
 
 func (k *kept) add(e *pb.Event) {
 	switch e.GetPayload().(type) {
-	case *pb.Event_AlertRaised, *pb.Event_AlertResolved, *pb.Event_AlertSilenced, *pb.Event_PushRecorded:
+	case *pb.Event_AlertRaised, *pb.Event_AlertResolved, *pb.Event_AlertSilenced, *pb.Event_AlertNotified, *pb.Event_PushRecorded:
 		return
 	}
 	out, err := appendEvent(k.events, e)
@@ -66,8 +66,14 @@ func (k *kept) encode(f *Facts) ([]byte, error) {
 func (f *Facts) latest() []*pb.Event {
 	out := []*pb.Event{{Payload: &pb.Event_PushRecorded{PushRecorded: &pb.PushRecorded{Push: f.pushed}}}}
 	for _, a := range f.alerts {
-		out = append(out, &pb.Event{Aggregate: AlertPrefix + a.ID, At: timestamppb.New(a.RaisedAt), Payload: &pb.Event_AlertRaised{
-			AlertRaised: &pb.AlertRaised{Severity: a.Severity, Summary: a.Summary, Numbers: a.Numbers}}})
+		raised := &pb.AlertRaised{Severity: a.Severity, Summary: a.Summary, Numbers: a.Numbers, Notify: a.Notify}
+		if !a.Since.Equal(a.RaisedAt) { // raised again: Since is of the first time
+			out = append(out, &pb.Event{Aggregate: AlertPrefix + a.ID, At: timestamppb.New(a.Since), Payload: &pb.Event_AlertRaised{AlertRaised: raised}})
+		}
+		out = append(out, &pb.Event{Aggregate: AlertPrefix + a.ID, At: timestamppb.New(a.RaisedAt), Payload: &pb.Event_AlertRaised{AlertRaised: raised}})
+		for _, x := range a.Deliveries {
+			out = append(out, &pb.Event{Aggregate: AlertPrefix + a.ID, At: timestamppb.New(x.At), Payload: &pb.Event_AlertNotified{AlertNotified: x.AlertNotified}})
+		}
 		if !a.SilencedUntil.IsZero() {
 			out = append(out, &pb.Event{Aggregate: AlertPrefix + a.ID, At: timestamppb.New(a.RaisedAt), Payload: &pb.Event_AlertSilenced{
 				AlertSilenced: &pb.AlertSilenced{Until: timestamppb.New(a.SilencedUntil)}}})

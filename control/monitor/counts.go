@@ -178,11 +178,17 @@ func (c *counts) goneBy(k versionKey) *totals {
 
 // add counts one outcome and returns how many failed units could not be remembered.
 func (t *cell) add(o outcome, now time.Time, maxUnits int) (unitsFull int) {
+	before := t.failed
+	unitsFull = t.addFailures(o.delta, now, maxUnits)
 	one := totalsOf(o)
+	one.units = t.failed - before
 	t.lifetime.add(&one)
 	t.window.add(&one, now)
 	t.lastSeen = now
-	d := o.delta
+	return unitsFull
+}
+
+func (t *cell) addFailures(d *pb.OutcomeDelta, now time.Time, maxUnits int) (unitsFull int) {
 	if d.GetFailures() == 0 {
 		return 0
 	}

@@ -53,6 +53,7 @@ type CellStats struct {
 // Totals are filled by snapshot only.
 type totals struct {
 	Totals
+	units         uint64 // distinct units with a failure
 	latency, ttft sketch
 }
 
@@ -71,6 +72,7 @@ func (t *totals) add(o *totals) {
 	t.TokensIn += o.TokensIn
 	t.TokensOut += o.TokensOut
 	t.LatencySum += o.LatencySum
+	t.units += o.units
 	merge(&t.latency, o.latency)
 	merge(&t.ttft, o.ttft)
 }

@@ -17,7 +17,11 @@
 //	rollback.emergency_contacts who is told, those on call first
 //	rollback.cooldown           after a rollback
 //
-// experiments and monitoring are read and checked here; packages trials and dashboard use them.
+//	monitoring.alerts           rules of alerts (package deploy/alerting); without any the
+//	                            published thresholds
+//
+// experiments and monitoring.dashboards are read and checked here; packages trials and
+// dashboard use them.
 //
 // Of is pure. Errors have kind Invalid and name phase, gate and fault.
 package plan
@@ -34,6 +38,7 @@ import (
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/deploy"
+	"github.com/outrigger-mesh/outrigger/deploy/alerting"
 	"github.com/outrigger-mesh/outrigger/internal/expr"
 	"github.com/outrigger-mesh/outrigger/internal/seedconfig"
 )
@@ -93,7 +98,9 @@ func Of(f seedconfig.File) (Plan, error) {
 		b.note(seedconfig.Position{Line: 1, Column: 1}, Default, "no phases: development, staging, canary 1 %%, limited_production 10 %%, full_production")
 		phases = deploy.StandardPhases()
 	}
-	b.alerts()
+	if err := b.alerts(); err != nil {
+		return Plan{}, err
+	}
 	b.Phases = deploy.PhasesPB(phases)
 	// What a start would refuse must not be taken as a configuration.
 	_, err := deploy.Start(&pb.StartRolloutRequest{Model: "model", Candidate: "candidate", Phases: b.Phases}, "last-good")
@@ -222,12 +229,55 @@ func (b *builder) criterion(in seedconfig.Phase, p *deploy.Phase, c seedconfig.C
 	}
 }
 
+// AlertRules are the alert rules of a file, those of the published strategy if it has none,
+// ready for use. Errors have kind Invalid and name the rule.
+func AlertRules(f seedconfig.File) ([]alerting.Rule, error) {
+	if len(f.Alerts) == 0 {
+		return alerting.Compile(alerting.Defaults())
+	}
+	var rules []alerting.Rule
+	for _, a := range f.Alerts {
+		r := alerting.Rule{Name: a.Metric, For: a.For, Condition: a.Condition}
+		if a.Condition == "" {
+			r.Metric, r.Warning, r.Critical = a.Metric, a.Warning.Value, a.Critical.Value
+		}
+		if a.Condition != "" || a.Severity != "" {
+			severity, err := alerting.ParseSeverity(cmp.Or(a.Severity, "high"))
+			if err != nil {
+				return nil, outrigger.Wrap(outrigger.Invalid, err, fmt.Sprintf("%d:%d: alert %q", a.At.Line, a.At.Column, a.Metric))
+			}
+			if r.Metric != "" {
+				return nil, outrigger.Errorf(outrigger.Invalid, "%d:%d: alert %q has a severity, but its thresholds say how bad it is; leave severity out, or give a condition", a.At.Line, a.At.Column, a.Metric)
+			}
+			r.Severity = severity
+		}
+		if known := deploy.Metrics(); r.Metric != "" && !slices.ContainsFunc(known, func(n expr.Name) bool { return n.Name == r.Metric }) {
+			continue // noted as one that never fires
+		}
+		rules = append(rules, r)
+	}
+	return alerting.Compile(rules)
+}
+
+// lessIsWorse are the metrics whose critical level lies below the warning.
+var lessIsWorse = []string{"success_rate", "user_satisfaction", "accuracy"}
+
 // alerts compares the levels of alerts with each other.
-func (b *builder) alerts() {
+func (b *builder) alerts() error {
 	known := deploy.Metrics()
+	if len(b.file.Alerts) == 0 {
+		var defaults []string
+		for _, r := range alerting.Defaults() {
+			defaults = append(defaults, fmt.Sprintf("%s above %g, critical %g", r.Metric, r.Warning, r.Critical))
+		}
+		b.note(seedconfig.Position{Line: 1, Column: 1}, Default, "alerts: %s", strings.Join(defaults, "; "))
+	}
 	for _, a := range b.file.Alerts {
-		if a.Critical.Value < a.Warning.Value {
-			b.note(a.At, Contradiction, "alert %s: critical %g is below warning %g, so the warning never shows", a.Metric, a.Critical.Value, a.Warning.Value)
+		if a.Condition != "" {
+			continue
+		}
+		if a.Critical.Value < a.Warning.Value && !slices.Contains(lessIsWorse, a.Metric) {
+			b.note(a.At, Contradiction, "alert %s: critical %g is below warning %g, so it fires when %s is low", a.Metric, a.Critical.Value, a.Warning.Value, a.Metric)
 		}
 		if !slices.ContainsFunc(known, func(n expr.Name) bool { return n.Name == a.Metric }) {
 			b.note(a.At, Unprovable, "alert %s: nothing measures it, so it never fires", a.Metric)
@@ -240,4 +290,6 @@ func (b *builder) alerts() {
 			}
 		}
 	}
+	_, err := AlertRules(b.file)
+	return err
 }

@@ -240,8 +240,11 @@ func (r *reader) alerts(n *yaml.Node) (out []Alert) {
 	r.each(n, func(metric string, _, v *yaml.Node) {
 		a := Alert{Metric: metric, At: at(v)}
 		r.mapping(v, fields{
-			"warning":  func(n *yaml.Node) { a.Warning = r.quantity(n) },
-			"critical": func(n *yaml.Node) { a.Critical = r.quantity(n) },
+			"warning":   func(n *yaml.Node) { a.Warning = r.quantity(n) },
+			"critical":  func(n *yaml.Node) { a.Critical = r.quantity(n) },
+			"for":       func(n *yaml.Node) { a.For = r.duration(n) },
+			"condition": func(n *yaml.Node) { a.Condition = r.text(n) },
+			"severity":  func(n *yaml.Node) { a.Severity = r.text(n) },
 		})
 		out = append(out, a)
 	})

@@ -22,6 +22,9 @@
 // experiment, on_inconclusive, on_fail, max_wait, dry_run. What a gate means is checked by
 // whoever starts a rollout (package deploy).
 //
+// An alert (monitoring.alerts) is a metric with warning and critical, or any name with a
+// condition and a severity; both may have for, a duration.
+//
 // Everything else is strict. A key nobody knows, a value of another type, a weight
 // below 0, a name given twice: each is refused with file, line and column, kind Invalid,
 // and nothing is returned. Lists and mappings keep the order of the file.
@@ -115,11 +118,16 @@ type Group struct {
 	Configuration map[string]string
 }
 
-// Alert holds the two levels of one metric.
+// Alert holds the two levels of one metric, or under a name of its own a condition and
+// how bad it is.
 type Alert struct {
 	Metric            string
 	Warning, Critical Quantity
 	At                Position `json:"-"`
+
+	// For is how long it must hold; 0 = at once.
+	For                 time.Duration `json:",omitempty"`
+	Condition, Severity string        `json:",omitempty"`
 }
 
 // Quantity is a number, in milliseconds when Duration is set.

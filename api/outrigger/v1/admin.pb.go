@@ -3260,6 +3260,10 @@ type Alert struct {
 	RaisedAt      *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=raised_at,json=raisedAt,proto3" json:"raised_at,omitempty"`
 	ResolvedAt    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=resolved_at,json=resolvedAt,proto3" json:"resolved_at,omitempty"`
 	SilencedUntil *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=silenced_until,json=silencedUntil,proto3" json:"silenced_until,omitempty"`
+	State         string                 `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"`            // firing, silenced, resolved
+	Since         *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=since,proto3" json:"since,omitempty"`            // first raised; raised_at is of the last, most severe, time
+	Notify        []string               `protobuf:"bytes,10,rep,name=notify,proto3" json:"notify,omitempty"`         // contacts to tell, those on call first
+	Deliveries    []*AlertDelivery       `protobuf:"bytes,11,rep,name=deliveries,proto3" json:"deliveries,omitempty"` // by route
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3343,6 +3347,135 @@ func (x *Alert) GetSilencedUntil() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Alert) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Alert) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Alert) GetNotify() []string {
+	if x != nil {
+		return x.Notify
+	}
+	return nil
+}
+
+func (x *Alert) GetDeliveries() []*AlertDelivery {
+	if x != nil {
+		return x.Deliveries
+	}
+	return nil
+}
+
+// AlertDelivery: whom an alert was told to, or why not.
+type AlertDelivery struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Route         string                 `protobuf:"bytes,1,opt,name=route,proto3" json:"route,omitempty"` // empty: no route reaches the contact
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Contacts      []string               `protobuf:"bytes,3,rep,name=contacts,proto3" json:"contacts,omitempty"`
+	Told          string                 `protobuf:"bytes,4,opt,name=told,proto3" json:"told,omitempty"` // the severity told, or "resolved"
+	Delivered     bool                   `protobuf:"varint,5,opt,name=delivered,proto3" json:"delivered,omitempty"`
+	Attempts      uint32                 `protobuf:"varint,6,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	Error         string                 `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AlertDelivery) Reset() {
+	*x = AlertDelivery{}
+	mi := &file_outrigger_v1_admin_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AlertDelivery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AlertDelivery) ProtoMessage() {}
+
+func (x *AlertDelivery) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_admin_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AlertDelivery.ProtoReflect.Descriptor instead.
+func (*AlertDelivery) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *AlertDelivery) GetRoute() string {
+	if x != nil {
+		return x.Route
+	}
+	return ""
+}
+
+func (x *AlertDelivery) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *AlertDelivery) GetContacts() []string {
+	if x != nil {
+		return x.Contacts
+	}
+	return nil
+}
+
+func (x *AlertDelivery) GetTold() string {
+	if x != nil {
+		return x.Told
+	}
+	return ""
+}
+
+func (x *AlertDelivery) GetDelivered() bool {
+	if x != nil {
+		return x.Delivered
+	}
+	return false
+}
+
+func (x *AlertDelivery) GetAttempts() uint32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *AlertDelivery) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *AlertDelivery) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
 type SilenceAlertRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -3355,7 +3488,7 @@ type SilenceAlertRequest struct {
 
 func (x *SilenceAlertRequest) Reset() {
 	*x = SilenceAlertRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[37]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3367,7 +3500,7 @@ func (x *SilenceAlertRequest) String() string {
 func (*SilenceAlertRequest) ProtoMessage() {}
 
 func (x *SilenceAlertRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[37]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3380,7 +3513,7 @@ func (x *SilenceAlertRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SilenceAlertRequest.ProtoReflect.Descriptor instead.
 func (*SilenceAlertRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SilenceAlertRequest) GetId() string {
@@ -3420,7 +3553,7 @@ type ListAlertsResponse struct {
 
 func (x *ListAlertsResponse) Reset() {
 	*x = ListAlertsResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[38]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3432,7 +3565,7 @@ func (x *ListAlertsResponse) String() string {
 func (*ListAlertsResponse) ProtoMessage() {}
 
 func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[38]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3445,7 +3578,7 @@ func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAlertsResponse.ProtoReflect.Descriptor instead.
 func (*ListAlertsResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListAlertsResponse) GetAlerts() []*Alert {
@@ -3471,7 +3604,7 @@ type AuditRequest struct {
 
 func (x *AuditRequest) Reset() {
 	*x = AuditRequest{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[39]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3483,7 +3616,7 @@ func (x *AuditRequest) String() string {
 func (*AuditRequest) ProtoMessage() {}
 
 func (x *AuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[39]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3496,7 +3629,7 @@ func (x *AuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRequest.ProtoReflect.Descriptor instead.
 func (*AuditRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *AuditRequest) GetAggregatePrefix() string {
@@ -3565,7 +3698,7 @@ type AuditResponse struct {
 
 func (x *AuditResponse) Reset() {
 	*x = AuditResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[40]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3577,7 +3710,7 @@ func (x *AuditResponse) String() string {
 func (*AuditResponse) ProtoMessage() {}
 
 func (x *AuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[40]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3590,7 +3723,7 @@ func (x *AuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditResponse.ProtoReflect.Descriptor instead.
 func (*AuditResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *AuditResponse) GetEvents() []*Event {
@@ -3627,7 +3760,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[41]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3639,7 +3772,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[41]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3652,7 +3785,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{41}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *StatusResponse) GetRegion() string {
@@ -3754,7 +3887,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[42]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3766,7 +3899,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[42]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3779,7 +3912,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{42}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *NodeStatus) GetNode() *Node {
@@ -3838,7 +3971,7 @@ type CacheStatus struct {
 
 func (x *CacheStatus) Reset() {
 	*x = CacheStatus{}
-	mi := &file_outrigger_v1_admin_proto_msgTypes[43]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3850,7 +3983,7 @@ func (x *CacheStatus) String() string {
 func (*CacheStatus) ProtoMessage() {}
 
 func (x *CacheStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_admin_proto_msgTypes[43]
+	mi := &file_outrigger_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3863,7 +3996,7 @@ func (x *CacheStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheStatus.ProtoReflect.Descriptor instead.
 func (*CacheStatus) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{43}
+	return file_outrigger_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *CacheStatus) GetHitsProcess() uint64 {
@@ -4266,7 +4399,7 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\brollouts\x18\x01 \x03(\v2\x15.outrigger.v1.RolloutR\brollouts\"]\n" +
 	"\x13ListRegionsResponse\x12.\n" +
 	"\aregions\x18\x01 \x03(\v2\x14.outrigger.v1.RegionR\aregions\x12\x16\n" +
-	"\x06source\x18\x02 \x01(\tR\x06source\"\xfe\x02\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\"\x9b\x04\n" +
 	"\x05Alert\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\bseverity\x18\x02 \x01(\tR\bseverity\x12\x18\n" +
@@ -4275,10 +4408,26 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\traised_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\braisedAt\x12;\n" +
 	"\vresolved_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"resolvedAt\x12A\n" +
-	"\x0esilenced_until\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\rsilencedUntil\x1a:\n" +
+	"\x0esilenced_until\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\rsilencedUntil\x12\x14\n" +
+	"\x05state\x18\b \x01(\tR\x05state\x120\n" +
+	"\x05since\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
+	"\x06notify\x18\n" +
+	" \x03(\tR\x06notify\x12;\n" +
+	"\n" +
+	"deliveries\x18\v \x03(\v2\x1b.outrigger.v1.AlertDeliveryR\n" +
+	"deliveries\x1a:\n" +
 	"\fNumbersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x80\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe5\x01\n" +
+	"\rAlertDelivery\x12\x14\n" +
+	"\x05route\x18\x01 \x01(\tR\x05route\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x1a\n" +
+	"\bcontacts\x18\x03 \x03(\tR\bcontacts\x12\x12\n" +
+	"\x04told\x18\x04 \x01(\tR\x04told\x12\x1c\n" +
+	"\tdelivered\x18\x05 \x01(\bR\tdelivered\x12\x1a\n" +
+	"\battempts\x18\x06 \x01(\rR\battempts\x12\x14\n" +
+	"\x05error\x18\a \x01(\tR\x05error\x12*\n" +
+	"\x02at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\x80\x01\n" +
 	"\x13SilenceAlertRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
 	"\x03for\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03for\x12\x16\n" +
@@ -4382,7 +4531,7 @@ func file_outrigger_v1_admin_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_admin_proto_rawDescData
 }
 
-var file_outrigger_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
+var file_outrigger_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_outrigger_v1_admin_proto_goTypes = []any{
 	(*NameRequest)(nil),                 // 0: outrigger.v1.NameRequest
 	(*ListRequestAll)(nil),              // 1: outrigger.v1.ListRequestAll
@@ -4421,210 +4570,214 @@ var file_outrigger_v1_admin_proto_goTypes = []any{
 	(*ListRolloutsResponse)(nil),        // 34: outrigger.v1.ListRolloutsResponse
 	(*ListRegionsResponse)(nil),         // 35: outrigger.v1.ListRegionsResponse
 	(*Alert)(nil),                       // 36: outrigger.v1.Alert
-	(*SilenceAlertRequest)(nil),         // 37: outrigger.v1.SilenceAlertRequest
-	(*ListAlertsResponse)(nil),          // 38: outrigger.v1.ListAlertsResponse
-	(*AuditRequest)(nil),                // 39: outrigger.v1.AuditRequest
-	(*AuditResponse)(nil),               // 40: outrigger.v1.AuditResponse
-	(*StatusResponse)(nil),              // 41: outrigger.v1.StatusResponse
-	(*NodeStatus)(nil),                  // 42: outrigger.v1.NodeStatus
-	(*CacheStatus)(nil),                 // 43: outrigger.v1.CacheStatus
-	nil,                                 // 44: outrigger.v1.ModelVersion.MetadataEntry
-	nil,                                 // 45: outrigger.v1.ModelVersion.ParametersEntry
-	nil,                                 // 46: outrigger.v1.ModelVersion.PinsEntry
-	nil,                                 // 47: outrigger.v1.ModelVersion.TagsEntry
-	nil,                                 // 48: outrigger.v1.Model.AliasesEntry
-	nil,                                 // 49: outrigger.v1.Model.TagsEntry
-	nil,                                 // 50: outrigger.v1.CreateModelRequest.TagsEntry
-	nil,                                 // 51: outrigger.v1.AnnotateModelRequest.SetTagsEntry
-	nil,                                 // 52: outrigger.v1.RegisterModelVersionRequest.MetadataEntry
-	nil,                                 // 53: outrigger.v1.RegisterModelVersionRequest.ParametersEntry
-	nil,                                 // 54: outrigger.v1.RegisterModelVersionRequest.PinsEntry
-	nil,                                 // 55: outrigger.v1.ServedAtResponse.AliasesEntry
-	nil,                                 // 56: outrigger.v1.RolloutActionRequest.MetadataEntry
-	nil,                                 // 57: outrigger.v1.RollbackRolloutRequest.MetadataEntry
-	nil,                                 // 58: outrigger.v1.Alert.NumbersEntry
-	(*Endpoint)(nil),                    // 59: outrigger.v1.Endpoint
-	(*timestamppb.Timestamp)(nil),       // 60: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),         // 61: google.protobuf.Duration
-	(*ExperimentArm)(nil),               // 62: outrigger.v1.ExperimentArm
-	(*ExperimentPlan)(nil),              // 63: outrigger.v1.ExperimentPlan
-	(*ExperimentEnrolment)(nil),         // 64: outrigger.v1.ExperimentEnrolment
-	(*structpb.Struct)(nil),             // 65: google.protobuf.Struct
-	(*RolloutPhase)(nil),                // 66: outrigger.v1.RolloutPhase
-	(*Evidence)(nil),                    // 67: outrigger.v1.Evidence
-	(*RollbackStarted)(nil),             // 68: outrigger.v1.RollbackStarted
-	(*RollbackCompleted)(nil),           // 69: outrigger.v1.RollbackCompleted
-	(*RolloutGateDecided)(nil),          // 70: outrigger.v1.RolloutGateDecided
-	(*RolloutApproved)(nil),             // 71: outrigger.v1.RolloutApproved
-	(*RollbackDrillCompleted)(nil),      // 72: outrigger.v1.RollbackDrillCompleted
-	(*Region)(nil),                      // 73: outrigger.v1.Region
-	(*Event)(nil),                       // 74: outrigger.v1.Event
-	(*Node)(nil),                        // 75: outrigger.v1.Node
+	(*AlertDelivery)(nil),               // 37: outrigger.v1.AlertDelivery
+	(*SilenceAlertRequest)(nil),         // 38: outrigger.v1.SilenceAlertRequest
+	(*ListAlertsResponse)(nil),          // 39: outrigger.v1.ListAlertsResponse
+	(*AuditRequest)(nil),                // 40: outrigger.v1.AuditRequest
+	(*AuditResponse)(nil),               // 41: outrigger.v1.AuditResponse
+	(*StatusResponse)(nil),              // 42: outrigger.v1.StatusResponse
+	(*NodeStatus)(nil),                  // 43: outrigger.v1.NodeStatus
+	(*CacheStatus)(nil),                 // 44: outrigger.v1.CacheStatus
+	nil,                                 // 45: outrigger.v1.ModelVersion.MetadataEntry
+	nil,                                 // 46: outrigger.v1.ModelVersion.ParametersEntry
+	nil,                                 // 47: outrigger.v1.ModelVersion.PinsEntry
+	nil,                                 // 48: outrigger.v1.ModelVersion.TagsEntry
+	nil,                                 // 49: outrigger.v1.Model.AliasesEntry
+	nil,                                 // 50: outrigger.v1.Model.TagsEntry
+	nil,                                 // 51: outrigger.v1.CreateModelRequest.TagsEntry
+	nil,                                 // 52: outrigger.v1.AnnotateModelRequest.SetTagsEntry
+	nil,                                 // 53: outrigger.v1.RegisterModelVersionRequest.MetadataEntry
+	nil,                                 // 54: outrigger.v1.RegisterModelVersionRequest.ParametersEntry
+	nil,                                 // 55: outrigger.v1.RegisterModelVersionRequest.PinsEntry
+	nil,                                 // 56: outrigger.v1.ServedAtResponse.AliasesEntry
+	nil,                                 // 57: outrigger.v1.RolloutActionRequest.MetadataEntry
+	nil,                                 // 58: outrigger.v1.RollbackRolloutRequest.MetadataEntry
+	nil,                                 // 59: outrigger.v1.Alert.NumbersEntry
+	(*Endpoint)(nil),                    // 60: outrigger.v1.Endpoint
+	(*timestamppb.Timestamp)(nil),       // 61: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),         // 62: google.protobuf.Duration
+	(*ExperimentArm)(nil),               // 63: outrigger.v1.ExperimentArm
+	(*ExperimentPlan)(nil),              // 64: outrigger.v1.ExperimentPlan
+	(*ExperimentEnrolment)(nil),         // 65: outrigger.v1.ExperimentEnrolment
+	(*structpb.Struct)(nil),             // 66: google.protobuf.Struct
+	(*RolloutPhase)(nil),                // 67: outrigger.v1.RolloutPhase
+	(*Evidence)(nil),                    // 68: outrigger.v1.Evidence
+	(*RollbackStarted)(nil),             // 69: outrigger.v1.RollbackStarted
+	(*RollbackCompleted)(nil),           // 70: outrigger.v1.RollbackCompleted
+	(*RolloutGateDecided)(nil),          // 71: outrigger.v1.RolloutGateDecided
+	(*RolloutApproved)(nil),             // 72: outrigger.v1.RolloutApproved
+	(*RollbackDrillCompleted)(nil),      // 73: outrigger.v1.RollbackDrillCompleted
+	(*Region)(nil),                      // 74: outrigger.v1.Region
+	(*Event)(nil),                       // 75: outrigger.v1.Event
+	(*Node)(nil),                        // 76: outrigger.v1.Node
 }
 var file_outrigger_v1_admin_proto_depIdxs = []int32{
-	59,  // 0: outrigger.v1.ModelVersion.endpoints:type_name -> outrigger.v1.Endpoint
-	44,  // 1: outrigger.v1.ModelVersion.metadata:type_name -> outrigger.v1.ModelVersion.MetadataEntry
-	60,  // 2: outrigger.v1.ModelVersion.registered_at:type_name -> google.protobuf.Timestamp
+	60,  // 0: outrigger.v1.ModelVersion.endpoints:type_name -> outrigger.v1.Endpoint
+	45,  // 1: outrigger.v1.ModelVersion.metadata:type_name -> outrigger.v1.ModelVersion.MetadataEntry
+	61,  // 2: outrigger.v1.ModelVersion.registered_at:type_name -> google.protobuf.Timestamp
 	3,   // 3: outrigger.v1.ModelVersion.stats:type_name -> outrigger.v1.VersionStats
-	45,  // 4: outrigger.v1.ModelVersion.parameters:type_name -> outrigger.v1.ModelVersion.ParametersEntry
-	46,  // 5: outrigger.v1.ModelVersion.pins:type_name -> outrigger.v1.ModelVersion.PinsEntry
-	47,  // 6: outrigger.v1.ModelVersion.tags:type_name -> outrigger.v1.ModelVersion.TagsEntry
-	60,  // 7: outrigger.v1.ModelVersion.changed_at:type_name -> google.protobuf.Timestamp
-	61,  // 8: outrigger.v1.ModelMetricsResponse.window:type_name -> google.protobuf.Duration
+	46,  // 4: outrigger.v1.ModelVersion.parameters:type_name -> outrigger.v1.ModelVersion.ParametersEntry
+	47,  // 5: outrigger.v1.ModelVersion.pins:type_name -> outrigger.v1.ModelVersion.PinsEntry
+	48,  // 6: outrigger.v1.ModelVersion.tags:type_name -> outrigger.v1.ModelVersion.TagsEntry
+	61,  // 7: outrigger.v1.ModelVersion.changed_at:type_name -> google.protobuf.Timestamp
+	62,  // 8: outrigger.v1.ModelMetricsResponse.window:type_name -> google.protobuf.Duration
 	5,   // 9: outrigger.v1.ModelMetricsResponse.versions:type_name -> outrigger.v1.VersionMetrics
 	3,   // 10: outrigger.v1.VersionMetrics.window:type_name -> outrigger.v1.VersionStats
 	3,   // 11: outrigger.v1.VersionMetrics.lifetime:type_name -> outrigger.v1.VersionStats
 	3,   // 12: outrigger.v1.VersionMetrics.shadow_window:type_name -> outrigger.v1.VersionStats
 	3,   // 13: outrigger.v1.VersionMetrics.shadow_lifetime:type_name -> outrigger.v1.VersionStats
 	2,   // 14: outrigger.v1.Model.versions:type_name -> outrigger.v1.ModelVersion
-	48,  // 15: outrigger.v1.Model.aliases:type_name -> outrigger.v1.Model.AliasesEntry
-	62,  // 16: outrigger.v1.Model.arms:type_name -> outrigger.v1.ExperimentArm
-	49,  // 17: outrigger.v1.Model.tags:type_name -> outrigger.v1.Model.TagsEntry
-	60,  // 18: outrigger.v1.Model.created_at:type_name -> google.protobuf.Timestamp
-	60,  // 19: outrigger.v1.Model.changed_at:type_name -> google.protobuf.Timestamp
-	50,  // 20: outrigger.v1.CreateModelRequest.tags:type_name -> outrigger.v1.CreateModelRequest.TagsEntry
-	51,  // 21: outrigger.v1.AnnotateModelRequest.set_tags:type_name -> outrigger.v1.AnnotateModelRequest.SetTagsEntry
-	59,  // 22: outrigger.v1.RegisterModelVersionRequest.endpoints:type_name -> outrigger.v1.Endpoint
-	52,  // 23: outrigger.v1.RegisterModelVersionRequest.metadata:type_name -> outrigger.v1.RegisterModelVersionRequest.MetadataEntry
-	53,  // 24: outrigger.v1.RegisterModelVersionRequest.parameters:type_name -> outrigger.v1.RegisterModelVersionRequest.ParametersEntry
-	54,  // 25: outrigger.v1.RegisterModelVersionRequest.pins:type_name -> outrigger.v1.RegisterModelVersionRequest.PinsEntry
-	60,  // 26: outrigger.v1.ServedAtRequest.at:type_name -> google.protobuf.Timestamp
-	60,  // 27: outrigger.v1.ServedAtResponse.at:type_name -> google.protobuf.Timestamp
-	55,  // 28: outrigger.v1.ServedAtResponse.aliases:type_name -> outrigger.v1.ServedAtResponse.AliasesEntry
-	62,  // 29: outrigger.v1.ServedAtResponse.arms:type_name -> outrigger.v1.ExperimentArm
-	60,  // 30: outrigger.v1.ServedAtResponse.since:type_name -> google.protobuf.Timestamp
+	49,  // 15: outrigger.v1.Model.aliases:type_name -> outrigger.v1.Model.AliasesEntry
+	63,  // 16: outrigger.v1.Model.arms:type_name -> outrigger.v1.ExperimentArm
+	50,  // 17: outrigger.v1.Model.tags:type_name -> outrigger.v1.Model.TagsEntry
+	61,  // 18: outrigger.v1.Model.created_at:type_name -> google.protobuf.Timestamp
+	61,  // 19: outrigger.v1.Model.changed_at:type_name -> google.protobuf.Timestamp
+	51,  // 20: outrigger.v1.CreateModelRequest.tags:type_name -> outrigger.v1.CreateModelRequest.TagsEntry
+	52,  // 21: outrigger.v1.AnnotateModelRequest.set_tags:type_name -> outrigger.v1.AnnotateModelRequest.SetTagsEntry
+	60,  // 22: outrigger.v1.RegisterModelVersionRequest.endpoints:type_name -> outrigger.v1.Endpoint
+	53,  // 23: outrigger.v1.RegisterModelVersionRequest.metadata:type_name -> outrigger.v1.RegisterModelVersionRequest.MetadataEntry
+	54,  // 24: outrigger.v1.RegisterModelVersionRequest.parameters:type_name -> outrigger.v1.RegisterModelVersionRequest.ParametersEntry
+	55,  // 25: outrigger.v1.RegisterModelVersionRequest.pins:type_name -> outrigger.v1.RegisterModelVersionRequest.PinsEntry
+	61,  // 26: outrigger.v1.ServedAtRequest.at:type_name -> google.protobuf.Timestamp
+	61,  // 27: outrigger.v1.ServedAtResponse.at:type_name -> google.protobuf.Timestamp
+	56,  // 28: outrigger.v1.ServedAtResponse.aliases:type_name -> outrigger.v1.ServedAtResponse.AliasesEntry
+	63,  // 29: outrigger.v1.ServedAtResponse.arms:type_name -> outrigger.v1.ExperimentArm
+	61,  // 30: outrigger.v1.ServedAtResponse.since:type_name -> google.protobuf.Timestamp
 	6,   // 31: outrigger.v1.ListModelsResponse.models:type_name -> outrigger.v1.Model
-	62,  // 32: outrigger.v1.Experiment.arms:type_name -> outrigger.v1.ExperimentArm
-	60,  // 33: outrigger.v1.Experiment.changed_at:type_name -> google.protobuf.Timestamp
-	63,  // 34: outrigger.v1.Experiment.plan:type_name -> outrigger.v1.ExperimentPlan
-	60,  // 35: outrigger.v1.Experiment.started_at:type_name -> google.protobuf.Timestamp
-	60,  // 36: outrigger.v1.Experiment.ended_at:type_name -> google.protobuf.Timestamp
-	64,  // 37: outrigger.v1.Experiment.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
-	62,  // 38: outrigger.v1.CreateExperimentRequest.arms:type_name -> outrigger.v1.ExperimentArm
-	63,  // 39: outrigger.v1.CreateExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
-	64,  // 40: outrigger.v1.CreateExperimentRequest.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
-	63,  // 41: outrigger.v1.PlanExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
+	63,  // 32: outrigger.v1.Experiment.arms:type_name -> outrigger.v1.ExperimentArm
+	61,  // 33: outrigger.v1.Experiment.changed_at:type_name -> google.protobuf.Timestamp
+	64,  // 34: outrigger.v1.Experiment.plan:type_name -> outrigger.v1.ExperimentPlan
+	61,  // 35: outrigger.v1.Experiment.started_at:type_name -> google.protobuf.Timestamp
+	61,  // 36: outrigger.v1.Experiment.ended_at:type_name -> google.protobuf.Timestamp
+	65,  // 37: outrigger.v1.Experiment.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
+	63,  // 38: outrigger.v1.CreateExperimentRequest.arms:type_name -> outrigger.v1.ExperimentArm
+	64,  // 39: outrigger.v1.CreateExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
+	65,  // 40: outrigger.v1.CreateExperimentRequest.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
+	64,  // 41: outrigger.v1.PlanExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
 	17,  // 42: outrigger.v1.ExperimentResultsResponse.experiment:type_name -> outrigger.v1.Experiment
-	65,  // 43: outrigger.v1.ExperimentResultsResponse.results:type_name -> google.protobuf.Struct
-	65,  // 44: outrigger.v1.ExperimentResultsResponse.ledger:type_name -> google.protobuf.Struct
+	66,  // 43: outrigger.v1.ExperimentResultsResponse.results:type_name -> google.protobuf.Struct
+	66,  // 44: outrigger.v1.ExperimentResultsResponse.ledger:type_name -> google.protobuf.Struct
 	17,  // 45: outrigger.v1.ListExperimentsResponse.experiments:type_name -> outrigger.v1.Experiment
-	66,  // 46: outrigger.v1.Rollout.phases:type_name -> outrigger.v1.RolloutPhase
-	67,  // 47: outrigger.v1.Rollout.evidence:type_name -> outrigger.v1.Evidence
-	60,  // 48: outrigger.v1.Rollout.started_at:type_name -> google.protobuf.Timestamp
-	60,  // 49: outrigger.v1.Rollout.phase_since:type_name -> google.protobuf.Timestamp
-	68,  // 50: outrigger.v1.Rollout.rollback:type_name -> outrigger.v1.RollbackStarted
-	69,  // 51: outrigger.v1.Rollout.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
-	70,  // 52: outrigger.v1.Rollout.gates:type_name -> outrigger.v1.RolloutGateDecided
-	71,  // 53: outrigger.v1.Rollout.approvals:type_name -> outrigger.v1.RolloutApproved
-	72,  // 54: outrigger.v1.Rollout.drill:type_name -> outrigger.v1.RollbackDrillCompleted
-	66,  // 55: outrigger.v1.StartRolloutRequest.phases:type_name -> outrigger.v1.RolloutPhase
-	61,  // 56: outrigger.v1.StartRolloutRequest.cooldown:type_name -> google.protobuf.Duration
-	56,  // 57: outrigger.v1.RolloutActionRequest.metadata:type_name -> outrigger.v1.RolloutActionRequest.MetadataEntry
-	61,  // 58: outrigger.v1.RollbackRolloutRequest.ramp:type_name -> google.protobuf.Duration
-	61,  // 59: outrigger.v1.RollbackRolloutRequest.drain:type_name -> google.protobuf.Duration
-	57,  // 60: outrigger.v1.RollbackRolloutRequest.metadata:type_name -> outrigger.v1.RollbackRolloutRequest.MetadataEntry
-	61,  // 61: outrigger.v1.BreakGlassRequest.ttl:type_name -> google.protobuf.Duration
-	60,  // 62: outrigger.v1.BreakGlassResponse.until:type_name -> google.protobuf.Timestamp
+	67,  // 46: outrigger.v1.Rollout.phases:type_name -> outrigger.v1.RolloutPhase
+	68,  // 47: outrigger.v1.Rollout.evidence:type_name -> outrigger.v1.Evidence
+	61,  // 48: outrigger.v1.Rollout.started_at:type_name -> google.protobuf.Timestamp
+	61,  // 49: outrigger.v1.Rollout.phase_since:type_name -> google.protobuf.Timestamp
+	69,  // 50: outrigger.v1.Rollout.rollback:type_name -> outrigger.v1.RollbackStarted
+	70,  // 51: outrigger.v1.Rollout.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
+	71,  // 52: outrigger.v1.Rollout.gates:type_name -> outrigger.v1.RolloutGateDecided
+	72,  // 53: outrigger.v1.Rollout.approvals:type_name -> outrigger.v1.RolloutApproved
+	73,  // 54: outrigger.v1.Rollout.drill:type_name -> outrigger.v1.RollbackDrillCompleted
+	67,  // 55: outrigger.v1.StartRolloutRequest.phases:type_name -> outrigger.v1.RolloutPhase
+	62,  // 56: outrigger.v1.StartRolloutRequest.cooldown:type_name -> google.protobuf.Duration
+	57,  // 57: outrigger.v1.RolloutActionRequest.metadata:type_name -> outrigger.v1.RolloutActionRequest.MetadataEntry
+	62,  // 58: outrigger.v1.RollbackRolloutRequest.ramp:type_name -> google.protobuf.Duration
+	62,  // 59: outrigger.v1.RollbackRolloutRequest.drain:type_name -> google.protobuf.Duration
+	58,  // 60: outrigger.v1.RollbackRolloutRequest.metadata:type_name -> outrigger.v1.RollbackRolloutRequest.MetadataEntry
+	62,  // 61: outrigger.v1.BreakGlassRequest.ttl:type_name -> google.protobuf.Duration
+	61,  // 62: outrigger.v1.BreakGlassResponse.until:type_name -> google.protobuf.Timestamp
 	23,  // 63: outrigger.v1.RolloutPlan.rollout:type_name -> outrigger.v1.Rollout
 	31,  // 64: outrigger.v1.RolloutPlan.forecasts:type_name -> outrigger.v1.GateForecast
-	61,  // 65: outrigger.v1.GateForecast.expected:type_name -> google.protobuf.Duration
-	60,  // 66: outrigger.v1.DeploymentConfiguration.since:type_name -> google.protobuf.Timestamp
+	62,  // 65: outrigger.v1.GateForecast.expected:type_name -> google.protobuf.Duration
+	61,  // 66: outrigger.v1.DeploymentConfiguration.since:type_name -> google.protobuf.Timestamp
 	23,  // 67: outrigger.v1.ListRolloutsResponse.rollouts:type_name -> outrigger.v1.Rollout
-	73,  // 68: outrigger.v1.ListRegionsResponse.regions:type_name -> outrigger.v1.Region
-	58,  // 69: outrigger.v1.Alert.numbers:type_name -> outrigger.v1.Alert.NumbersEntry
-	60,  // 70: outrigger.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
-	60,  // 71: outrigger.v1.Alert.resolved_at:type_name -> google.protobuf.Timestamp
-	60,  // 72: outrigger.v1.Alert.silenced_until:type_name -> google.protobuf.Timestamp
-	61,  // 73: outrigger.v1.SilenceAlertRequest.for:type_name -> google.protobuf.Duration
-	36,  // 74: outrigger.v1.ListAlertsResponse.alerts:type_name -> outrigger.v1.Alert
-	60,  // 75: outrigger.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
-	60,  // 76: outrigger.v1.AuditRequest.until:type_name -> google.protobuf.Timestamp
-	74,  // 77: outrigger.v1.AuditResponse.events:type_name -> outrigger.v1.Event
-	42,  // 78: outrigger.v1.StatusResponse.nodes:type_name -> outrigger.v1.NodeStatus
-	6,   // 79: outrigger.v1.StatusResponse.models:type_name -> outrigger.v1.Model
-	23,  // 80: outrigger.v1.StatusResponse.rollouts:type_name -> outrigger.v1.Rollout
-	43,  // 81: outrigger.v1.StatusResponse.cache:type_name -> outrigger.v1.CacheStatus
-	73,  // 82: outrigger.v1.StatusResponse.regions:type_name -> outrigger.v1.Region
-	36,  // 83: outrigger.v1.StatusResponse.alerts:type_name -> outrigger.v1.Alert
-	60,  // 84: outrigger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	60,  // 85: outrigger.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
-	75,  // 86: outrigger.v1.NodeStatus.node:type_name -> outrigger.v1.Node
-	60,  // 87: outrigger.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
-	10,  // 88: outrigger.v1.Admin.RegisterModelVersion:input_type -> outrigger.v1.RegisterModelVersionRequest
-	13,  // 89: outrigger.v1.Admin.ConfigureModel:input_type -> outrigger.v1.ConfigureModelRequest
-	14,  // 90: outrigger.v1.Admin.SetModelVersionState:input_type -> outrigger.v1.SetModelVersionStateRequest
-	15,  // 91: outrigger.v1.Admin.MoveAlias:input_type -> outrigger.v1.MoveAliasRequest
-	9,   // 92: outrigger.v1.Admin.DeleteAlias:input_type -> outrigger.v1.DeleteAliasRequest
-	7,   // 93: outrigger.v1.Admin.CreateModel:input_type -> outrigger.v1.CreateModelRequest
-	8,   // 94: outrigger.v1.Admin.AnnotateModel:input_type -> outrigger.v1.AnnotateModelRequest
-	0,   // 95: outrigger.v1.Admin.GetModel:input_type -> outrigger.v1.NameRequest
-	0,   // 96: outrigger.v1.Admin.ModelMetrics:input_type -> outrigger.v1.NameRequest
-	1,   // 97: outrigger.v1.Admin.ListModels:input_type -> outrigger.v1.ListRequestAll
-	11,  // 98: outrigger.v1.Admin.ServedAt:input_type -> outrigger.v1.ServedAtRequest
-	18,  // 99: outrigger.v1.Admin.CreateExperiment:input_type -> outrigger.v1.CreateExperimentRequest
-	21,  // 100: outrigger.v1.Admin.SetExperimentState:input_type -> outrigger.v1.SetExperimentStateRequest
-	19,  // 101: outrigger.v1.Admin.PlanExperiment:input_type -> outrigger.v1.PlanExperimentRequest
-	0,   // 102: outrigger.v1.Admin.ExperimentResults:input_type -> outrigger.v1.NameRequest
-	1,   // 103: outrigger.v1.Admin.ListExperiments:input_type -> outrigger.v1.ListRequestAll
-	24,  // 104: outrigger.v1.Admin.StartRollout:input_type -> outrigger.v1.StartRolloutRequest
-	25,  // 105: outrigger.v1.Admin.AdvanceRollout:input_type -> outrigger.v1.RolloutActionRequest
-	25,  // 106: outrigger.v1.Admin.AbortRollout:input_type -> outrigger.v1.RolloutActionRequest
-	24,  // 107: outrigger.v1.Admin.PlanRollout:input_type -> outrigger.v1.StartRolloutRequest
-	25,  // 108: outrigger.v1.Admin.HoldRollout:input_type -> outrigger.v1.RolloutActionRequest
-	25,  // 109: outrigger.v1.Admin.ResumeRollout:input_type -> outrigger.v1.RolloutActionRequest
-	26,  // 110: outrigger.v1.Admin.ApproveRollout:input_type -> outrigger.v1.ApproveRolloutRequest
-	25,  // 111: outrigger.v1.Admin.RetryRollout:input_type -> outrigger.v1.RolloutActionRequest
-	27,  // 112: outrigger.v1.Admin.RollbackRollout:input_type -> outrigger.v1.RollbackRolloutRequest
-	28,  // 113: outrigger.v1.Admin.BreakGlass:input_type -> outrigger.v1.BreakGlassRequest
-	32,  // 114: outrigger.v1.Admin.ConfigureDeployment:input_type -> outrigger.v1.ConfigureDeploymentRequest
-	0,   // 115: outrigger.v1.Admin.GetDeployment:input_type -> outrigger.v1.NameRequest
-	0,   // 116: outrigger.v1.Admin.GetRollout:input_type -> outrigger.v1.NameRequest
-	1,   // 117: outrigger.v1.Admin.ListRollouts:input_type -> outrigger.v1.ListRequestAll
-	1,   // 118: outrigger.v1.Admin.ListRegions:input_type -> outrigger.v1.ListRequestAll
-	1,   // 119: outrigger.v1.Admin.ListAlerts:input_type -> outrigger.v1.ListRequestAll
-	37,  // 120: outrigger.v1.Admin.SilenceAlert:input_type -> outrigger.v1.SilenceAlertRequest
-	39,  // 121: outrigger.v1.Admin.Audit:input_type -> outrigger.v1.AuditRequest
-	1,   // 122: outrigger.v1.Admin.Status:input_type -> outrigger.v1.ListRequestAll
-	6,   // 123: outrigger.v1.Admin.RegisterModelVersion:output_type -> outrigger.v1.Model
-	6,   // 124: outrigger.v1.Admin.ConfigureModel:output_type -> outrigger.v1.Model
-	6,   // 125: outrigger.v1.Admin.SetModelVersionState:output_type -> outrigger.v1.Model
-	6,   // 126: outrigger.v1.Admin.MoveAlias:output_type -> outrigger.v1.Model
-	6,   // 127: outrigger.v1.Admin.DeleteAlias:output_type -> outrigger.v1.Model
-	6,   // 128: outrigger.v1.Admin.CreateModel:output_type -> outrigger.v1.Model
-	6,   // 129: outrigger.v1.Admin.AnnotateModel:output_type -> outrigger.v1.Model
-	6,   // 130: outrigger.v1.Admin.GetModel:output_type -> outrigger.v1.Model
-	4,   // 131: outrigger.v1.Admin.ModelMetrics:output_type -> outrigger.v1.ModelMetricsResponse
-	16,  // 132: outrigger.v1.Admin.ListModels:output_type -> outrigger.v1.ListModelsResponse
-	12,  // 133: outrigger.v1.Admin.ServedAt:output_type -> outrigger.v1.ServedAtResponse
-	17,  // 134: outrigger.v1.Admin.CreateExperiment:output_type -> outrigger.v1.Experiment
-	17,  // 135: outrigger.v1.Admin.SetExperimentState:output_type -> outrigger.v1.Experiment
-	17,  // 136: outrigger.v1.Admin.PlanExperiment:output_type -> outrigger.v1.Experiment
-	20,  // 137: outrigger.v1.Admin.ExperimentResults:output_type -> outrigger.v1.ExperimentResultsResponse
-	22,  // 138: outrigger.v1.Admin.ListExperiments:output_type -> outrigger.v1.ListExperimentsResponse
-	23,  // 139: outrigger.v1.Admin.StartRollout:output_type -> outrigger.v1.Rollout
-	23,  // 140: outrigger.v1.Admin.AdvanceRollout:output_type -> outrigger.v1.Rollout
-	23,  // 141: outrigger.v1.Admin.AbortRollout:output_type -> outrigger.v1.Rollout
-	30,  // 142: outrigger.v1.Admin.PlanRollout:output_type -> outrigger.v1.RolloutPlan
-	23,  // 143: outrigger.v1.Admin.HoldRollout:output_type -> outrigger.v1.Rollout
-	23,  // 144: outrigger.v1.Admin.ResumeRollout:output_type -> outrigger.v1.Rollout
-	23,  // 145: outrigger.v1.Admin.ApproveRollout:output_type -> outrigger.v1.Rollout
-	23,  // 146: outrigger.v1.Admin.RetryRollout:output_type -> outrigger.v1.Rollout
-	23,  // 147: outrigger.v1.Admin.RollbackRollout:output_type -> outrigger.v1.Rollout
-	29,  // 148: outrigger.v1.Admin.BreakGlass:output_type -> outrigger.v1.BreakGlassResponse
-	33,  // 149: outrigger.v1.Admin.ConfigureDeployment:output_type -> outrigger.v1.DeploymentConfiguration
-	33,  // 150: outrigger.v1.Admin.GetDeployment:output_type -> outrigger.v1.DeploymentConfiguration
-	23,  // 151: outrigger.v1.Admin.GetRollout:output_type -> outrigger.v1.Rollout
-	34,  // 152: outrigger.v1.Admin.ListRollouts:output_type -> outrigger.v1.ListRolloutsResponse
-	35,  // 153: outrigger.v1.Admin.ListRegions:output_type -> outrigger.v1.ListRegionsResponse
-	38,  // 154: outrigger.v1.Admin.ListAlerts:output_type -> outrigger.v1.ListAlertsResponse
-	36,  // 155: outrigger.v1.Admin.SilenceAlert:output_type -> outrigger.v1.Alert
-	40,  // 156: outrigger.v1.Admin.Audit:output_type -> outrigger.v1.AuditResponse
-	41,  // 157: outrigger.v1.Admin.Status:output_type -> outrigger.v1.StatusResponse
-	123, // [123:158] is the sub-list for method output_type
-	88,  // [88:123] is the sub-list for method input_type
-	88,  // [88:88] is the sub-list for extension type_name
-	88,  // [88:88] is the sub-list for extension extendee
-	0,   // [0:88] is the sub-list for field type_name
+	74,  // 68: outrigger.v1.ListRegionsResponse.regions:type_name -> outrigger.v1.Region
+	59,  // 69: outrigger.v1.Alert.numbers:type_name -> outrigger.v1.Alert.NumbersEntry
+	61,  // 70: outrigger.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
+	61,  // 71: outrigger.v1.Alert.resolved_at:type_name -> google.protobuf.Timestamp
+	61,  // 72: outrigger.v1.Alert.silenced_until:type_name -> google.protobuf.Timestamp
+	61,  // 73: outrigger.v1.Alert.since:type_name -> google.protobuf.Timestamp
+	37,  // 74: outrigger.v1.Alert.deliveries:type_name -> outrigger.v1.AlertDelivery
+	61,  // 75: outrigger.v1.AlertDelivery.at:type_name -> google.protobuf.Timestamp
+	62,  // 76: outrigger.v1.SilenceAlertRequest.for:type_name -> google.protobuf.Duration
+	36,  // 77: outrigger.v1.ListAlertsResponse.alerts:type_name -> outrigger.v1.Alert
+	61,  // 78: outrigger.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
+	61,  // 79: outrigger.v1.AuditRequest.until:type_name -> google.protobuf.Timestamp
+	75,  // 80: outrigger.v1.AuditResponse.events:type_name -> outrigger.v1.Event
+	43,  // 81: outrigger.v1.StatusResponse.nodes:type_name -> outrigger.v1.NodeStatus
+	6,   // 82: outrigger.v1.StatusResponse.models:type_name -> outrigger.v1.Model
+	23,  // 83: outrigger.v1.StatusResponse.rollouts:type_name -> outrigger.v1.Rollout
+	44,  // 84: outrigger.v1.StatusResponse.cache:type_name -> outrigger.v1.CacheStatus
+	74,  // 85: outrigger.v1.StatusResponse.regions:type_name -> outrigger.v1.Region
+	36,  // 86: outrigger.v1.StatusResponse.alerts:type_name -> outrigger.v1.Alert
+	61,  // 87: outrigger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	61,  // 88: outrigger.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
+	76,  // 89: outrigger.v1.NodeStatus.node:type_name -> outrigger.v1.Node
+	61,  // 90: outrigger.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
+	10,  // 91: outrigger.v1.Admin.RegisterModelVersion:input_type -> outrigger.v1.RegisterModelVersionRequest
+	13,  // 92: outrigger.v1.Admin.ConfigureModel:input_type -> outrigger.v1.ConfigureModelRequest
+	14,  // 93: outrigger.v1.Admin.SetModelVersionState:input_type -> outrigger.v1.SetModelVersionStateRequest
+	15,  // 94: outrigger.v1.Admin.MoveAlias:input_type -> outrigger.v1.MoveAliasRequest
+	9,   // 95: outrigger.v1.Admin.DeleteAlias:input_type -> outrigger.v1.DeleteAliasRequest
+	7,   // 96: outrigger.v1.Admin.CreateModel:input_type -> outrigger.v1.CreateModelRequest
+	8,   // 97: outrigger.v1.Admin.AnnotateModel:input_type -> outrigger.v1.AnnotateModelRequest
+	0,   // 98: outrigger.v1.Admin.GetModel:input_type -> outrigger.v1.NameRequest
+	0,   // 99: outrigger.v1.Admin.ModelMetrics:input_type -> outrigger.v1.NameRequest
+	1,   // 100: outrigger.v1.Admin.ListModels:input_type -> outrigger.v1.ListRequestAll
+	11,  // 101: outrigger.v1.Admin.ServedAt:input_type -> outrigger.v1.ServedAtRequest
+	18,  // 102: outrigger.v1.Admin.CreateExperiment:input_type -> outrigger.v1.CreateExperimentRequest
+	21,  // 103: outrigger.v1.Admin.SetExperimentState:input_type -> outrigger.v1.SetExperimentStateRequest
+	19,  // 104: outrigger.v1.Admin.PlanExperiment:input_type -> outrigger.v1.PlanExperimentRequest
+	0,   // 105: outrigger.v1.Admin.ExperimentResults:input_type -> outrigger.v1.NameRequest
+	1,   // 106: outrigger.v1.Admin.ListExperiments:input_type -> outrigger.v1.ListRequestAll
+	24,  // 107: outrigger.v1.Admin.StartRollout:input_type -> outrigger.v1.StartRolloutRequest
+	25,  // 108: outrigger.v1.Admin.AdvanceRollout:input_type -> outrigger.v1.RolloutActionRequest
+	25,  // 109: outrigger.v1.Admin.AbortRollout:input_type -> outrigger.v1.RolloutActionRequest
+	24,  // 110: outrigger.v1.Admin.PlanRollout:input_type -> outrigger.v1.StartRolloutRequest
+	25,  // 111: outrigger.v1.Admin.HoldRollout:input_type -> outrigger.v1.RolloutActionRequest
+	25,  // 112: outrigger.v1.Admin.ResumeRollout:input_type -> outrigger.v1.RolloutActionRequest
+	26,  // 113: outrigger.v1.Admin.ApproveRollout:input_type -> outrigger.v1.ApproveRolloutRequest
+	25,  // 114: outrigger.v1.Admin.RetryRollout:input_type -> outrigger.v1.RolloutActionRequest
+	27,  // 115: outrigger.v1.Admin.RollbackRollout:input_type -> outrigger.v1.RollbackRolloutRequest
+	28,  // 116: outrigger.v1.Admin.BreakGlass:input_type -> outrigger.v1.BreakGlassRequest
+	32,  // 117: outrigger.v1.Admin.ConfigureDeployment:input_type -> outrigger.v1.ConfigureDeploymentRequest
+	0,   // 118: outrigger.v1.Admin.GetDeployment:input_type -> outrigger.v1.NameRequest
+	0,   // 119: outrigger.v1.Admin.GetRollout:input_type -> outrigger.v1.NameRequest
+	1,   // 120: outrigger.v1.Admin.ListRollouts:input_type -> outrigger.v1.ListRequestAll
+	1,   // 121: outrigger.v1.Admin.ListRegions:input_type -> outrigger.v1.ListRequestAll
+	1,   // 122: outrigger.v1.Admin.ListAlerts:input_type -> outrigger.v1.ListRequestAll
+	38,  // 123: outrigger.v1.Admin.SilenceAlert:input_type -> outrigger.v1.SilenceAlertRequest
+	40,  // 124: outrigger.v1.Admin.Audit:input_type -> outrigger.v1.AuditRequest
+	1,   // 125: outrigger.v1.Admin.Status:input_type -> outrigger.v1.ListRequestAll
+	6,   // 126: outrigger.v1.Admin.RegisterModelVersion:output_type -> outrigger.v1.Model
+	6,   // 127: outrigger.v1.Admin.ConfigureModel:output_type -> outrigger.v1.Model
+	6,   // 128: outrigger.v1.Admin.SetModelVersionState:output_type -> outrigger.v1.Model
+	6,   // 129: outrigger.v1.Admin.MoveAlias:output_type -> outrigger.v1.Model
+	6,   // 130: outrigger.v1.Admin.DeleteAlias:output_type -> outrigger.v1.Model
+	6,   // 131: outrigger.v1.Admin.CreateModel:output_type -> outrigger.v1.Model
+	6,   // 132: outrigger.v1.Admin.AnnotateModel:output_type -> outrigger.v1.Model
+	6,   // 133: outrigger.v1.Admin.GetModel:output_type -> outrigger.v1.Model
+	4,   // 134: outrigger.v1.Admin.ModelMetrics:output_type -> outrigger.v1.ModelMetricsResponse
+	16,  // 135: outrigger.v1.Admin.ListModels:output_type -> outrigger.v1.ListModelsResponse
+	12,  // 136: outrigger.v1.Admin.ServedAt:output_type -> outrigger.v1.ServedAtResponse
+	17,  // 137: outrigger.v1.Admin.CreateExperiment:output_type -> outrigger.v1.Experiment
+	17,  // 138: outrigger.v1.Admin.SetExperimentState:output_type -> outrigger.v1.Experiment
+	17,  // 139: outrigger.v1.Admin.PlanExperiment:output_type -> outrigger.v1.Experiment
+	20,  // 140: outrigger.v1.Admin.ExperimentResults:output_type -> outrigger.v1.ExperimentResultsResponse
+	22,  // 141: outrigger.v1.Admin.ListExperiments:output_type -> outrigger.v1.ListExperimentsResponse
+	23,  // 142: outrigger.v1.Admin.StartRollout:output_type -> outrigger.v1.Rollout
+	23,  // 143: outrigger.v1.Admin.AdvanceRollout:output_type -> outrigger.v1.Rollout
+	23,  // 144: outrigger.v1.Admin.AbortRollout:output_type -> outrigger.v1.Rollout
+	30,  // 145: outrigger.v1.Admin.PlanRollout:output_type -> outrigger.v1.RolloutPlan
+	23,  // 146: outrigger.v1.Admin.HoldRollout:output_type -> outrigger.v1.Rollout
+	23,  // 147: outrigger.v1.Admin.ResumeRollout:output_type -> outrigger.v1.Rollout
+	23,  // 148: outrigger.v1.Admin.ApproveRollout:output_type -> outrigger.v1.Rollout
+	23,  // 149: outrigger.v1.Admin.RetryRollout:output_type -> outrigger.v1.Rollout
+	23,  // 150: outrigger.v1.Admin.RollbackRollout:output_type -> outrigger.v1.Rollout
+	29,  // 151: outrigger.v1.Admin.BreakGlass:output_type -> outrigger.v1.BreakGlassResponse
+	33,  // 152: outrigger.v1.Admin.ConfigureDeployment:output_type -> outrigger.v1.DeploymentConfiguration
+	33,  // 153: outrigger.v1.Admin.GetDeployment:output_type -> outrigger.v1.DeploymentConfiguration
+	23,  // 154: outrigger.v1.Admin.GetRollout:output_type -> outrigger.v1.Rollout
+	34,  // 155: outrigger.v1.Admin.ListRollouts:output_type -> outrigger.v1.ListRolloutsResponse
+	35,  // 156: outrigger.v1.Admin.ListRegions:output_type -> outrigger.v1.ListRegionsResponse
+	39,  // 157: outrigger.v1.Admin.ListAlerts:output_type -> outrigger.v1.ListAlertsResponse
+	36,  // 158: outrigger.v1.Admin.SilenceAlert:output_type -> outrigger.v1.Alert
+	41,  // 159: outrigger.v1.Admin.Audit:output_type -> outrigger.v1.AuditResponse
+	42,  // 160: outrigger.v1.Admin.Status:output_type -> outrigger.v1.StatusResponse
+	126, // [126:161] is the sub-list for method output_type
+	91,  // [91:126] is the sub-list for method input_type
+	91,  // [91:91] is the sub-list for extension type_name
+	91,  // [91:91] is the sub-list for extension extendee
+	0,   // [0:91] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_admin_proto_init() }
@@ -4644,7 +4797,7 @@ func file_outrigger_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_admin_proto_rawDesc), len(file_outrigger_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   59,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -77,6 +77,7 @@ type Event struct {
 	//	*Event_DeploymentConfigured
 	//	*Event_ActionRefused
 	//	*Event_AlertSilenced
+	//	*Event_AlertNotified
 	Payload       isEvent_Payload `protobuf_oneof:"payload"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -520,6 +521,15 @@ func (x *Event) GetAlertSilenced() *AlertSilenced {
 	return nil
 }
 
+func (x *Event) GetAlertNotified() *AlertNotified {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_AlertNotified); ok {
+			return x.AlertNotified
+		}
+	}
+	return nil
+}
+
 type isEvent_Payload interface {
 	isEvent_Payload()
 }
@@ -668,6 +678,10 @@ type Event_AlertSilenced struct {
 	AlertSilenced *AlertSilenced `protobuf:"bytes,121,opt,name=alert_silenced,json=alertSilenced,proto3,oneof"`
 }
 
+type Event_AlertNotified struct {
+	AlertNotified *AlertNotified `protobuf:"bytes,122,opt,name=alert_notified,json=alertNotified,proto3,oneof"`
+}
+
 func (*Event_SessionCreated) isEvent_Payload() {}
 
 func (*Event_SessionDeleted) isEvent_Payload() {}
@@ -739,6 +753,8 @@ func (*Event_DeploymentConfigured) isEvent_Payload() {}
 func (*Event_ActionRefused) isEvent_Payload() {}
 
 func (*Event_AlertSilenced) isEvent_Payload() {}
+
+func (*Event_AlertNotified) isEvent_Payload() {}
 
 type SessionCreated struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -4024,11 +4040,104 @@ func (x *AlertSilenced) GetReason() string {
 	return ""
 }
 
+// AlertNotified: what became of telling one receiver about an alert.
+type AlertNotified struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Route         string                 `protobuf:"bytes,1,opt,name=route,proto3" json:"route,omitempty"`          // its name in the file of routes
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`            // webhook, alertmanager, slack
+	Contacts      []string               `protobuf:"bytes,3,rep,name=contacts,proto3" json:"contacts,omitempty"`    // whom the route reaches, those on call first; empty = everybody
+	Told          string                 `protobuf:"bytes,4,opt,name=told,proto3" json:"told,omitempty"`            // the severity it was told, or "resolved"
+	Delivered     bool                   `protobuf:"varint,5,opt,name=delivered,proto3" json:"delivered,omitempty"` // false: given up after so many attempts
+	Attempts      uint32                 `protobuf:"varint,6,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	Error         string                 `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"` // of the last attempt, without addresses and secrets
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AlertNotified) Reset() {
+	*x = AlertNotified{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AlertNotified) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AlertNotified) ProtoMessage() {}
+
+func (x *AlertNotified) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AlertNotified.ProtoReflect.Descriptor instead.
+func (*AlertNotified) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *AlertNotified) GetRoute() string {
+	if x != nil {
+		return x.Route
+	}
+	return ""
+}
+
+func (x *AlertNotified) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *AlertNotified) GetContacts() []string {
+	if x != nil {
+		return x.Contacts
+	}
+	return nil
+}
+
+func (x *AlertNotified) GetTold() string {
+	if x != nil {
+		return x.Told
+	}
+	return ""
+}
+
+func (x *AlertNotified) GetDelivered() bool {
+	if x != nil {
+		return x.Delivered
+	}
+	return false
+}
+
+func (x *AlertNotified) GetAttempts() uint32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *AlertNotified) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 var File_outrigger_v1_events_proto protoreflect.FileDescriptor
 
 const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\n" +
-	"\x19outrigger/v1/events.proto\x12\foutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18outrigger/v1/types.proto\x1a\x1coutrigger/v1/variables.proto\"\xf1\x18\n" +
+	"\x19outrigger/v1/events.proto\x12\foutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18outrigger/v1/types.proto\x1a\x1coutrigger/v1/variables.proto\"\xb7\x19\n" +
 	"\x05Event\x12\x1c\n" +
 	"\taggregate\x18\x01 \x01(\tR\taggregate\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x1a\n" +
@@ -4079,7 +4188,8 @@ const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\x18rollback_drill_completed\x18g \x01(\v2$.outrigger.v1.RollbackDrillCompletedH\x00R\x16rollbackDrillCompleted\x12Y\n" +
 	"\x15deployment_configured\x18n \x01(\v2\".outrigger.v1.DeploymentConfiguredH\x00R\x14deploymentConfigured\x12D\n" +
 	"\x0eaction_refused\x18x \x01(\v2\x1b.outrigger.v1.ActionRefusedH\x00R\ractionRefused\x12D\n" +
-	"\x0ealert_silenced\x18y \x01(\v2\x1b.outrigger.v1.AlertSilencedH\x00R\ralertSilenced\x1a;\n" +
+	"\x0ealert_silenced\x18y \x01(\v2\x1b.outrigger.v1.AlertSilencedH\x00R\ralertSilenced\x12D\n" +
+	"\x0ealert_notified\x18z \x01(\v2\x1b.outrigger.v1.AlertNotifiedH\x00R\ralertNotified\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\t\n" +
@@ -4406,7 +4516,15 @@ const file_outrigger_v1_events_proto_rawDesc = "" +
 	"unrecorded\"Y\n" +
 	"\rAlertSilenced\x120\n" +
 	"\x05until\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reasonBBZ@github.com/outrigger-mesh/outrigger/api/outrigger/v1;outriggerv1b\x06proto3"
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xb9\x01\n" +
+	"\rAlertNotified\x12\x14\n" +
+	"\x05route\x18\x01 \x01(\tR\x05route\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x1a\n" +
+	"\bcontacts\x18\x03 \x03(\tR\bcontacts\x12\x12\n" +
+	"\x04told\x18\x04 \x01(\tR\x04told\x12\x1c\n" +
+	"\tdelivered\x18\x05 \x01(\bR\tdelivered\x12\x1a\n" +
+	"\battempts\x18\x06 \x01(\rR\battempts\x12\x14\n" +
+	"\x05error\x18\a \x01(\tR\x05errorBBZ@github.com/outrigger-mesh/outrigger/api/outrigger/v1;outriggerv1b\x06proto3"
 
 var (
 	file_outrigger_v1_events_proto_rawDescOnce sync.Once
@@ -4420,7 +4538,7 @@ func file_outrigger_v1_events_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_events_proto_rawDescData
 }
 
-var file_outrigger_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
+var file_outrigger_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
 var file_outrigger_v1_events_proto_goTypes = []any{
 	(*Event)(nil),                  // 0: outrigger.v1.Event
 	(*SessionCreated)(nil),         // 1: outrigger.v1.SessionCreated
@@ -4467,32 +4585,33 @@ var file_outrigger_v1_events_proto_goTypes = []any{
 	(*PushRecorded)(nil),           // 42: outrigger.v1.PushRecorded
 	(*ActionRefused)(nil),          // 43: outrigger.v1.ActionRefused
 	(*AlertSilenced)(nil),          // 44: outrigger.v1.AlertSilenced
-	nil,                            // 45: outrigger.v1.Event.MetadataEntry
-	nil,                            // 46: outrigger.v1.SessionCreated.MetadataEntry
-	nil,                            // 47: outrigger.v1.VariableRegistered.MetadataEntry
-	nil,                            // 48: outrigger.v1.VariableSet.MetadataEntry
-	nil,                            // 49: outrigger.v1.OptimizationStarted.ConfigEntry
-	nil,                            // 50: outrigger.v1.ModelVersionRegistered.MetadataEntry
-	nil,                            // 51: outrigger.v1.ModelVersionRegistered.ParametersEntry
-	nil,                            // 52: outrigger.v1.ModelVersionRegistered.PinsEntry
-	nil,                            // 53: outrigger.v1.ModelAnnotated.SetTagsEntry
-	nil,                            // 54: outrigger.v1.ExperimentArm.ConfigurationEntry
-	nil,                            // 55: outrigger.v1.RolloutCheck.MetadataEntry
-	nil,                            // 56: outrigger.v1.RolloutAdvanced.MetadataEntry
-	nil,                            // 57: outrigger.v1.RolloutDraining.MetadataEntry
-	nil,                            // 58: outrigger.v1.RollbackStarted.MetadataEntry
-	nil,                            // 59: outrigger.v1.AlertRaised.NumbersEntry
-	(*timestamppb.Timestamp)(nil),  // 60: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 61: google.protobuf.Duration
-	(*Value)(nil),                  // 62: outrigger.v1.Value
-	(*Version)(nil),                // 63: outrigger.v1.Version
-	(*Dependency)(nil),             // 64: outrigger.v1.Dependency
-	(*Endpoint)(nil),               // 65: outrigger.v1.Endpoint
-	(*Region)(nil),                 // 66: outrigger.v1.Region
+	(*AlertNotified)(nil),          // 45: outrigger.v1.AlertNotified
+	nil,                            // 46: outrigger.v1.Event.MetadataEntry
+	nil,                            // 47: outrigger.v1.SessionCreated.MetadataEntry
+	nil,                            // 48: outrigger.v1.VariableRegistered.MetadataEntry
+	nil,                            // 49: outrigger.v1.VariableSet.MetadataEntry
+	nil,                            // 50: outrigger.v1.OptimizationStarted.ConfigEntry
+	nil,                            // 51: outrigger.v1.ModelVersionRegistered.MetadataEntry
+	nil,                            // 52: outrigger.v1.ModelVersionRegistered.ParametersEntry
+	nil,                            // 53: outrigger.v1.ModelVersionRegistered.PinsEntry
+	nil,                            // 54: outrigger.v1.ModelAnnotated.SetTagsEntry
+	nil,                            // 55: outrigger.v1.ExperimentArm.ConfigurationEntry
+	nil,                            // 56: outrigger.v1.RolloutCheck.MetadataEntry
+	nil,                            // 57: outrigger.v1.RolloutAdvanced.MetadataEntry
+	nil,                            // 58: outrigger.v1.RolloutDraining.MetadataEntry
+	nil,                            // 59: outrigger.v1.RollbackStarted.MetadataEntry
+	nil,                            // 60: outrigger.v1.AlertRaised.NumbersEntry
+	(*timestamppb.Timestamp)(nil),  // 61: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 62: google.protobuf.Duration
+	(*Value)(nil),                  // 63: outrigger.v1.Value
+	(*Version)(nil),                // 64: outrigger.v1.Version
+	(*Dependency)(nil),             // 65: outrigger.v1.Dependency
+	(*Endpoint)(nil),               // 66: outrigger.v1.Endpoint
+	(*Region)(nil),                 // 67: outrigger.v1.Region
 }
 var file_outrigger_v1_events_proto_depIdxs = []int32{
-	60, // 0: outrigger.v1.Event.at:type_name -> google.protobuf.Timestamp
-	45, // 1: outrigger.v1.Event.metadata:type_name -> outrigger.v1.Event.MetadataEntry
+	61, // 0: outrigger.v1.Event.at:type_name -> google.protobuf.Timestamp
+	46, // 1: outrigger.v1.Event.metadata:type_name -> outrigger.v1.Event.MetadataEntry
 	1,  // 2: outrigger.v1.Event.session_created:type_name -> outrigger.v1.SessionCreated
 	2,  // 3: outrigger.v1.Event.session_deleted:type_name -> outrigger.v1.SessionDeleted
 	3,  // 4: outrigger.v1.Event.variable_registered:type_name -> outrigger.v1.VariableRegistered
@@ -4529,60 +4648,61 @@ var file_outrigger_v1_events_proto_depIdxs = []int32{
 	33, // 35: outrigger.v1.Event.deployment_configured:type_name -> outrigger.v1.DeploymentConfigured
 	43, // 36: outrigger.v1.Event.action_refused:type_name -> outrigger.v1.ActionRefused
 	44, // 37: outrigger.v1.Event.alert_silenced:type_name -> outrigger.v1.AlertSilenced
-	61, // 38: outrigger.v1.SessionCreated.ttl:type_name -> google.protobuf.Duration
-	46, // 39: outrigger.v1.SessionCreated.metadata:type_name -> outrigger.v1.SessionCreated.MetadataEntry
-	62, // 40: outrigger.v1.VariableRegistered.value:type_name -> outrigger.v1.Value
-	47, // 41: outrigger.v1.VariableRegistered.metadata:type_name -> outrigger.v1.VariableRegistered.MetadataEntry
-	63, // 42: outrigger.v1.VariableRegistered.version:type_name -> outrigger.v1.Version
-	62, // 43: outrigger.v1.VariableSet.value:type_name -> outrigger.v1.Value
-	48, // 44: outrigger.v1.VariableSet.metadata:type_name -> outrigger.v1.VariableSet.MetadataEntry
-	63, // 45: outrigger.v1.VariableSet.version:type_name -> outrigger.v1.Version
-	63, // 46: outrigger.v1.VariableDeleted.version:type_name -> outrigger.v1.Version
-	49, // 47: outrigger.v1.OptimizationStarted.config:type_name -> outrigger.v1.OptimizationStarted.ConfigEntry
-	64, // 48: outrigger.v1.DependencyAdded.dependency:type_name -> outrigger.v1.Dependency
-	65, // 49: outrigger.v1.ModelVersionRegistered.endpoints:type_name -> outrigger.v1.Endpoint
-	50, // 50: outrigger.v1.ModelVersionRegistered.metadata:type_name -> outrigger.v1.ModelVersionRegistered.MetadataEntry
-	51, // 51: outrigger.v1.ModelVersionRegistered.parameters:type_name -> outrigger.v1.ModelVersionRegistered.ParametersEntry
-	52, // 52: outrigger.v1.ModelVersionRegistered.pins:type_name -> outrigger.v1.ModelVersionRegistered.PinsEntry
-	53, // 53: outrigger.v1.ModelAnnotated.set_tags:type_name -> outrigger.v1.ModelAnnotated.SetTagsEntry
-	61, // 54: outrigger.v1.ModelConfigured.timeout:type_name -> google.protobuf.Duration
-	16, // 55: outrigger.v1.ExperimentChanged.arms:type_name -> outrigger.v1.ExperimentArm
-	17, // 56: outrigger.v1.ExperimentChanged.plan:type_name -> outrigger.v1.ExperimentPlan
-	15, // 57: outrigger.v1.ExperimentChanged.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
-	54, // 58: outrigger.v1.ExperimentArm.configuration:type_name -> outrigger.v1.ExperimentArm.ConfigurationEntry
-	18, // 59: outrigger.v1.ExperimentPlan.metrics:type_name -> outrigger.v1.ExperimentMetric
-	18, // 60: outrigger.v1.ExperimentPlan.guardrails:type_name -> outrigger.v1.ExperimentMetric
-	61, // 61: outrigger.v1.ExperimentPlan.min_duration:type_name -> google.protobuf.Duration
-	61, // 62: outrigger.v1.ExperimentPlan.max_duration:type_name -> google.protobuf.Duration
-	20, // 63: outrigger.v1.RolloutStarted.phases:type_name -> outrigger.v1.RolloutPhase
-	61, // 64: outrigger.v1.RolloutStarted.cooldown:type_name -> google.protobuf.Duration
-	61, // 65: outrigger.v1.RolloutPhase.min_duration:type_name -> google.protobuf.Duration
-	21, // 66: outrigger.v1.RolloutPhase.gates:type_name -> outrigger.v1.RolloutGate
-	61, // 67: outrigger.v1.RolloutGate.expiry:type_name -> google.protobuf.Duration
-	22, // 68: outrigger.v1.RolloutGate.check:type_name -> outrigger.v1.RolloutCheck
-	61, // 69: outrigger.v1.RolloutGate.dwell:type_name -> google.protobuf.Duration
-	61, // 70: outrigger.v1.RolloutGate.max_wait:type_name -> google.protobuf.Duration
-	61, // 71: outrigger.v1.RolloutCheck.timeout:type_name -> google.protobuf.Duration
-	61, // 72: outrigger.v1.RolloutCheck.interval:type_name -> google.protobuf.Duration
-	55, // 73: outrigger.v1.RolloutCheck.metadata:type_name -> outrigger.v1.RolloutCheck.MetadataEntry
-	56, // 74: outrigger.v1.RolloutAdvanced.metadata:type_name -> outrigger.v1.RolloutAdvanced.MetadataEntry
-	27, // 75: outrigger.v1.RolloutAdvanced.gates:type_name -> outrigger.v1.RolloutGateDecided
-	61, // 76: outrigger.v1.RolloutDraining.every:type_name -> google.protobuf.Duration
-	61, // 77: outrigger.v1.RolloutDraining.drain:type_name -> google.protobuf.Duration
-	57, // 78: outrigger.v1.RolloutDraining.metadata:type_name -> outrigger.v1.RolloutDraining.MetadataEntry
-	35, // 79: outrigger.v1.RollbackStarted.evidence:type_name -> outrigger.v1.Evidence
-	60, // 80: outrigger.v1.RollbackStarted.first_bad_at:type_name -> google.protobuf.Timestamp
-	60, // 81: outrigger.v1.RollbackStarted.decided_at:type_name -> google.protobuf.Timestamp
-	58, // 82: outrigger.v1.RollbackStarted.metadata:type_name -> outrigger.v1.RollbackStarted.MetadataEntry
-	60, // 83: outrigger.v1.RollbackCompleted.acked_at:type_name -> google.protobuf.Timestamp
-	66, // 84: outrigger.v1.RegionRegistered.region:type_name -> outrigger.v1.Region
-	59, // 85: outrigger.v1.AlertRaised.numbers:type_name -> outrigger.v1.AlertRaised.NumbersEntry
-	60, // 86: outrigger.v1.AlertSilenced.until:type_name -> google.protobuf.Timestamp
-	87, // [87:87] is the sub-list for method output_type
-	87, // [87:87] is the sub-list for method input_type
-	87, // [87:87] is the sub-list for extension type_name
-	87, // [87:87] is the sub-list for extension extendee
-	0,  // [0:87] is the sub-list for field type_name
+	45, // 38: outrigger.v1.Event.alert_notified:type_name -> outrigger.v1.AlertNotified
+	62, // 39: outrigger.v1.SessionCreated.ttl:type_name -> google.protobuf.Duration
+	47, // 40: outrigger.v1.SessionCreated.metadata:type_name -> outrigger.v1.SessionCreated.MetadataEntry
+	63, // 41: outrigger.v1.VariableRegistered.value:type_name -> outrigger.v1.Value
+	48, // 42: outrigger.v1.VariableRegistered.metadata:type_name -> outrigger.v1.VariableRegistered.MetadataEntry
+	64, // 43: outrigger.v1.VariableRegistered.version:type_name -> outrigger.v1.Version
+	63, // 44: outrigger.v1.VariableSet.value:type_name -> outrigger.v1.Value
+	49, // 45: outrigger.v1.VariableSet.metadata:type_name -> outrigger.v1.VariableSet.MetadataEntry
+	64, // 46: outrigger.v1.VariableSet.version:type_name -> outrigger.v1.Version
+	64, // 47: outrigger.v1.VariableDeleted.version:type_name -> outrigger.v1.Version
+	50, // 48: outrigger.v1.OptimizationStarted.config:type_name -> outrigger.v1.OptimizationStarted.ConfigEntry
+	65, // 49: outrigger.v1.DependencyAdded.dependency:type_name -> outrigger.v1.Dependency
+	66, // 50: outrigger.v1.ModelVersionRegistered.endpoints:type_name -> outrigger.v1.Endpoint
+	51, // 51: outrigger.v1.ModelVersionRegistered.metadata:type_name -> outrigger.v1.ModelVersionRegistered.MetadataEntry
+	52, // 52: outrigger.v1.ModelVersionRegistered.parameters:type_name -> outrigger.v1.ModelVersionRegistered.ParametersEntry
+	53, // 53: outrigger.v1.ModelVersionRegistered.pins:type_name -> outrigger.v1.ModelVersionRegistered.PinsEntry
+	54, // 54: outrigger.v1.ModelAnnotated.set_tags:type_name -> outrigger.v1.ModelAnnotated.SetTagsEntry
+	62, // 55: outrigger.v1.ModelConfigured.timeout:type_name -> google.protobuf.Duration
+	16, // 56: outrigger.v1.ExperimentChanged.arms:type_name -> outrigger.v1.ExperimentArm
+	17, // 57: outrigger.v1.ExperimentChanged.plan:type_name -> outrigger.v1.ExperimentPlan
+	15, // 58: outrigger.v1.ExperimentChanged.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
+	55, // 59: outrigger.v1.ExperimentArm.configuration:type_name -> outrigger.v1.ExperimentArm.ConfigurationEntry
+	18, // 60: outrigger.v1.ExperimentPlan.metrics:type_name -> outrigger.v1.ExperimentMetric
+	18, // 61: outrigger.v1.ExperimentPlan.guardrails:type_name -> outrigger.v1.ExperimentMetric
+	62, // 62: outrigger.v1.ExperimentPlan.min_duration:type_name -> google.protobuf.Duration
+	62, // 63: outrigger.v1.ExperimentPlan.max_duration:type_name -> google.protobuf.Duration
+	20, // 64: outrigger.v1.RolloutStarted.phases:type_name -> outrigger.v1.RolloutPhase
+	62, // 65: outrigger.v1.RolloutStarted.cooldown:type_name -> google.protobuf.Duration
+	62, // 66: outrigger.v1.RolloutPhase.min_duration:type_name -> google.protobuf.Duration
+	21, // 67: outrigger.v1.RolloutPhase.gates:type_name -> outrigger.v1.RolloutGate
+	62, // 68: outrigger.v1.RolloutGate.expiry:type_name -> google.protobuf.Duration
+	22, // 69: outrigger.v1.RolloutGate.check:type_name -> outrigger.v1.RolloutCheck
+	62, // 70: outrigger.v1.RolloutGate.dwell:type_name -> google.protobuf.Duration
+	62, // 71: outrigger.v1.RolloutGate.max_wait:type_name -> google.protobuf.Duration
+	62, // 72: outrigger.v1.RolloutCheck.timeout:type_name -> google.protobuf.Duration
+	62, // 73: outrigger.v1.RolloutCheck.interval:type_name -> google.protobuf.Duration
+	56, // 74: outrigger.v1.RolloutCheck.metadata:type_name -> outrigger.v1.RolloutCheck.MetadataEntry
+	57, // 75: outrigger.v1.RolloutAdvanced.metadata:type_name -> outrigger.v1.RolloutAdvanced.MetadataEntry
+	27, // 76: outrigger.v1.RolloutAdvanced.gates:type_name -> outrigger.v1.RolloutGateDecided
+	62, // 77: outrigger.v1.RolloutDraining.every:type_name -> google.protobuf.Duration
+	62, // 78: outrigger.v1.RolloutDraining.drain:type_name -> google.protobuf.Duration
+	58, // 79: outrigger.v1.RolloutDraining.metadata:type_name -> outrigger.v1.RolloutDraining.MetadataEntry
+	35, // 80: outrigger.v1.RollbackStarted.evidence:type_name -> outrigger.v1.Evidence
+	61, // 81: outrigger.v1.RollbackStarted.first_bad_at:type_name -> google.protobuf.Timestamp
+	61, // 82: outrigger.v1.RollbackStarted.decided_at:type_name -> google.protobuf.Timestamp
+	59, // 83: outrigger.v1.RollbackStarted.metadata:type_name -> outrigger.v1.RollbackStarted.MetadataEntry
+	61, // 84: outrigger.v1.RollbackCompleted.acked_at:type_name -> google.protobuf.Timestamp
+	67, // 85: outrigger.v1.RegionRegistered.region:type_name -> outrigger.v1.Region
+	60, // 86: outrigger.v1.AlertRaised.numbers:type_name -> outrigger.v1.AlertRaised.NumbersEntry
+	61, // 87: outrigger.v1.AlertSilenced.until:type_name -> google.protobuf.Timestamp
+	88, // [88:88] is the sub-list for method output_type
+	88, // [88:88] is the sub-list for method input_type
+	88, // [88:88] is the sub-list for extension type_name
+	88, // [88:88] is the sub-list for extension extendee
+	0,  // [0:88] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_events_proto_init() }
@@ -4629,6 +4749,7 @@ func file_outrigger_v1_events_proto_init() {
 		(*Event_DeploymentConfigured)(nil),
 		(*Event_ActionRefused)(nil),
 		(*Event_AlertSilenced)(nil),
+		(*Event_AlertNotified)(nil),
 	}
 	file_outrigger_v1_events_proto_msgTypes[4].OneofWrappers = []any{}
 	file_outrigger_v1_events_proto_msgTypes[11].OneofWrappers = []any{}
@@ -4639,7 +4760,7 @@ func file_outrigger_v1_events_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_events_proto_rawDesc), len(file_outrigger_v1_events_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   60,
+			NumMessages:   61,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
