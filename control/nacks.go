@@ -172,7 +172,7 @@ func (w *nackWatch) look(ctx context.Context, mine map[string]raised, started ti
 			standing = append(standing, a.ID)
 		}
 	}
-	for _, step := range nackSteps(rejections(w.out.Ledger(), now), mine, standing, started, now) {
+	for _, step := range nackSteps(rejections(w.out.Rejecting(), now), mine, standing, started, now) {
 		e := &pb.Event{Actor: sourceControl, Source: sourceControl, Schema: 1}
 		if r := step.raise; r != nil {
 			e.Payload = &pb.Event_AlertRaised{AlertRaised: r.alert()}

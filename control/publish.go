@@ -33,8 +33,9 @@ const appendTimeout = 5 * time.Second
 type pusher interface {
 	Publish(group string, res *translate.Resources, position uint64) error
 	PublishForced(group string, res *translate.Resources, position uint64) error
-	Ledger() []adsserver.NodeState
-	Acked(position uint64) (acked, laggards []string, done bool)
+	Connected() map[translate.Kind]int
+	Rejecting() []adsserver.NodeState
+	Follow(position uint64) *adsserver.Progress
 	Changed() <-chan struct{}
 }
 
@@ -183,15 +184,10 @@ func (p *publisher) relint(sets *compile.Sets) {
 
 // lint names, in the log and once per change, what connected clients do not fully obey.
 func (p *publisher) lint() {
-	connected := make(map[translate.Kind]bool)
-	for _, n := range p.out.Ledger() {
-		if n.Connected {
-			connected[translate.Kind(n.Node.Kind)] = true
-		}
-	}
+	connected := p.out.Connected()
 	var problems []string
 	for _, kind := range translate.Kinds() {
-		if !connected[kind] {
+		if connected[kind] == 0 {
 			continue
 		}
 		for _, problem := range p.linter.Problems(kind) {
@@ -256,39 +252,41 @@ func (p *publisher) record(ctx context.Context) error {
 		}
 		timer.Reset(pushSettle)
 		for settled := false; !settled; {
-			changed := p.out.Changed()
 			position := p.published.Load()
-			acked, _, done := p.out.Acked(position)
-			if done && len(acked) > 0 {
-				p.recordPush(ctx, position, acked)
-				break
-			}
+			progress := p.out.Follow(position)
 			select {
-			case <-changed:
+			case <-progress.Done():
+				settled = true
+			case <-timer.C:
+				settled = true
 			case <-p.pushed:
 				timer.Reset(pushSettle)
-			case <-timer.C:
-				p.recordPush(ctx, position, acked)
-				settled = true
 			case <-ctx.Done():
+			}
+			acked := progress.Acked()
+			progress.Close()
+			if ctx.Err() != nil {
 				return nil
+			}
+			if settled {
+				p.recordPush(ctx, position, acked)
 			}
 		}
 	}
 }
 
-func (p *publisher) recordPush(ctx context.Context, position uint64, acked []string) {
+func (p *publisher) recordPush(ctx context.Context, position uint64, acked int) {
 	var nacked []string
-	for _, n := range p.out.Ledger() {
-		if n.Nack != nil && len(nacked) < maxNacked {
+	for _, n := range p.out.Rejecting() {
+		if len(nacked) < maxNacked {
 			nacked = append(nacked, n.Node.ID)
 		}
 	}
-	if len(acked)+len(nacked) == 0 || position == 0 || p.facts.Facts().Pushed() >= position {
+	if acked+len(nacked) == 0 || position == 0 || p.facts.Facts().Pushed() >= position {
 		return // nobody is there to have it, or it is recorded
 	}
 	p.append(ctx, fmt.Sprintf("push/%d", position), "push/policy", &pb.Event{
-		Payload: &pb.Event_PushRecorded{PushRecorded: &pb.PushRecorded{Push: position, Acked: uint32(len(acked)), Nacked: nacked}}})
+		Payload: &pb.Event_PushRecorded{PushRecorded: &pb.PushRecorded{Push: position, Acked: uint32(acked), Nacked: nacked}}})
 }
 
 // maxNacked bounds the names in one PushRecorded.

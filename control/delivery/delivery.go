@@ -6,7 +6,8 @@
 //
 // It keeps nothing: every answer is made from the ledger and the history of the ADS
 // server when it is asked for. So it knows this replica's clients only, since they
-// connected; and of pushes the newest adsserver.MaxPushes of each group.
+// connected; and of pushes the newest adsserver.MaxPushes of each group, for
+// adsserver.MaxPushAge.
 //
 // # Promises
 //

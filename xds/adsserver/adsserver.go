@@ -25,7 +25,8 @@
 //   - Removed clusters stay served until all connected streams accepted the routes that
 //     no longer need them.
 //   - What every node was sent and has in force is known per resource (Nodes, Config,
-//     Explain), as is how the newest MaxPushes pushes of a group went (Pushes, SetAt).
+//     Explain), as is how the newest MaxPushes pushes of a group went, for MaxPushAge
+//     (Pushes, SetAt).
 //     The same is served as CSDS (RegisterStatus).
 //   - Load reports are counted per cluster and region (Loads), named metrics included.
 //   - The ledger counts a position as accepted by a sidecar when every response of that
@@ -99,7 +100,8 @@ type Options struct {
 	Loads LoadSink
 }
 
-// Defaults of Options, and how long a node that is gone stays in the ledger.
+// Defaults of Options, and how long a node that is gone stays in the ledger; of these
+// nodes at most Options.MaxStreams.
 const (
 	DefaultIsolation  = 15 * time.Second
 	DefaultMaxStreams = 50_000
@@ -140,7 +142,7 @@ func New(opt Options) *Server {
 	}
 	return &Server{
 		opt: opt, log: opt.Logger, metrics: newMetrics(opt.Meter), tellNow: tellNow,
-		ledger: newLedger(max(ledgerRetention, opt.Isolation)), groups: make(map[string]*group),
+		ledger: newLedger(max(ledgerRetention, opt.Isolation), opt.MaxStreams), groups: make(map[string]*group),
 		loads: loads{rows: make(map[loadKey]*Load)},
 	}
 }
@@ -223,7 +225,7 @@ func (s *Server) Ledger() []NodeState { return s.ledger.list() }
 // sidecars at all. Envoy and gRPC clients are in Ledger only: they cannot say that all
 // of a position is in force.
 func (s *Server) Acked(position uint64) (acked, laggards []string, done bool) {
-	acked, laggards = tally(s.ledger.list(), position, s.opt.Isolation, time.Now())
+	acked, laggards = verdicts(s.ledger.list(), position, s.opt.Isolation, time.Now())
 	return acked, laggards, len(laggards) == 0
 }
 

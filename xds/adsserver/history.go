@@ -10,9 +10,11 @@ import (
 	"github.com/outrigger-mesh/outrigger/xds"
 )
 
-// Bounds of what is remembered of one group's pushes; the oldest go first.
+// Bounds of what is remembered of one group's pushes; the oldest go first. The newest one
+// is always remembered.
 const (
 	MaxPushes       = 256
+	MaxPushAge      = 7 * 24 * time.Hour
 	maxPushChanges  = 20_000 // changed resources, over all remembered pushes
 	firstPushSerial = 1
 )
@@ -62,8 +64,16 @@ func (h *history) add(group string, prev, next *generation) {
 	}
 	next.serial = r.serial
 	h.pushes, h.changes = append(h.pushes, r), h.changes+len(r.changes)
+	h.trim(next.at)
+}
+
+// trim forgets what is beyond the bounds at now. Called with mu held.
+func (h *history) trim(now time.Time) {
 	drop := 0
-	for len(h.pushes)-drop > 1 && (len(h.pushes)-drop > MaxPushes || h.changes > maxPushChanges) {
+	for left := len(h.pushes); left > 1; left-- {
+		if left <= MaxPushes && h.changes <= maxPushChanges && now.Sub(h.pushes[drop].at) <= MaxPushAge {
+			break
+		}
 		h.changes -= len(h.pushes[drop].changes)
 		drop++
 	}
@@ -97,9 +107,10 @@ func changesOf(prev, next *generation) (out []change) {
 	return out
 }
 
-// list copies the records, the newest first.
-func (h *history) list() []pushRecord {
+// list copies the records as of now, the newest first.
+func (h *history) list(now time.Time) []pushRecord {
 	h.mu.Lock()
+	h.trim(now)
 	out := slices.Clone(h.pushes)
 	h.mu.Unlock()
 	slices.Reverse(out)
@@ -155,7 +166,7 @@ func (g *group) snapshot() (*generation, []pushRecord) {
 		if current == nil {
 			return nil, nil
 		}
-		pushes := g.history.list()
+		pushes := g.history.list(time.Now())
 		// serve records a push before it makes it current.
 		for len(pushes) > 0 && pushes[0].serial > current.serial {
 			pushes = pushes[1:]

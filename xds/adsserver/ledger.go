@@ -42,8 +42,17 @@ type ledger struct {
 	mu        sync.Mutex
 	nodes     map[string]*nodeEntry
 	changed   chan struct{} // made when asked for, closed by the next change
-	pruned    time.Time
 	retention time.Duration
+	tally     tally
+	// gone are nodes in the order they went, some of which may be back. limit bounds it.
+	gone  []departure
+	limit int
+}
+
+// departure is when a node's last stream ended.
+type departure struct {
+	node string
+	at   time.Time
 }
 
 type nodeEntry struct {
@@ -96,8 +105,8 @@ func (e *nodeEntry) rejected(serial uint64, nack *Nack) {
 	}
 }
 
-func newLedger(retention time.Duration) *ledger {
-	return &ledger{nodes: make(map[string]*nodeEntry), retention: retention}
+func newLedger(retention time.Duration, limit int) *ledger {
+	return &ledger{nodes: make(map[string]*nodeEntry), retention: retention, limit: limit, tally: newTally()}
 }
 
 // connect makes s the owner of its node's line. What the node accepted on an earlier
@@ -108,15 +117,18 @@ func (l *ledger) connect(s *session, now time.Time) {
 	defer l.mu.Unlock()
 	e := l.nodes[s.node.ID]
 	if e == nil {
-		l.prune(now)
 		e = &nodeEntry{}
 		l.nodes[s.node.ID] = e
 	}
+	l.prune(now)
+	l.tally.count(&e.NodeState, -1)
 	e.owner, e.last = s, nil
 	if e.Group != s.group.name {
 		e.sends = nil // serials count per group
 	}
 	e.NodeState = NodeState{Node: s.node, Group: s.group.name, Connected: true, Since: now, sidecar: s.node.Kind == "sidecar"}
+	l.tally.count(&e.NodeState, 1)
+	l.tally.changed(s.node.ID, e)
 	l.notify()
 }
 
@@ -125,29 +137,44 @@ func (l *ledger) record(s *session, f func(*nodeEntry)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if e := l.nodes[s.node.ID]; e != nil && e.owner == s {
+		l.tally.count(&e.NodeState, -1)
 		f(e)
+		l.tally.count(&e.NodeState, 1)
+		l.tally.changed(s.node.ID, e)
 		l.notify()
 	}
 }
 
 // disconnect ends the line of s; last is what the node held.
 func (l *ledger) disconnect(s *session, last []typeView, now time.Time) {
-	l.record(s, func(e *nodeEntry) { e.Connected, e.Since, e.owner, e.last = false, now, nil, last })
+	l.record(s, func(e *nodeEntry) {
+		e.Connected, e.Since, e.owner, e.last = false, now, nil, last
+		l.gone = append(l.gone, departure{s.node.ID, now})
+	})
 }
 
-// prune forgets nodes that have been gone for the retention time. Called when a new
-// node appears, so the map grows with live nodes plus recent ones, not with history; at
-// most once a minute, so that a connect storm does not make it quadratic.
+// prune forgets nodes that have been gone for the retention time, and the first of those
+// that are gone when there are more than limit. Called when a node connects, so the map
+// grows with live nodes plus recent ones, not with history.
 func (l *ledger) prune(now time.Time) {
-	if now.Sub(l.pruned) < time.Minute {
-		return
-	}
-	l.pruned = now
-	for id, e := range l.nodes {
-		if !e.Connected && now.Sub(e.Since) > l.retention {
-			delete(l.nodes, id)
+	drop := 0
+	for _, d := range l.gone {
+		e := l.nodes[d.node]
+		away := e != nil && !e.Connected && e.Since.Equal(d.at)
+		if away && len(l.gone)-drop <= l.limit && now.Sub(d.at) <= l.retention {
+			break
 		}
+		if away {
+			delete(l.nodes, d.node)
+			delete(l.tally.rejecting, d.node)
+			for p := range l.tally.followed {
+				p.look(&NodeState{Node: e.Node})
+			}
+		}
+		drop++
 	}
+	clear(l.gone[:drop])
+	l.gone = l.gone[drop:]
 }
 
 func (l *ledger) notify() {
@@ -177,8 +204,8 @@ func (l *ledger) list() []NodeState {
 	return out
 }
 
-// tally sorts the sidecars that count at now into those that hold position and the rest.
-func tally(nodes []NodeState, position uint64, isolation time.Duration, now time.Time) (acked, laggards []string) {
+// verdicts sorts the sidecars that count at now into those that hold position and the rest.
+func verdicts(nodes []NodeState, position uint64, isolation time.Duration, now time.Time) (acked, laggards []string) {
 	for _, n := range nodes {
 		switch {
 		case !n.sidecar, !n.Connected && now.Sub(n.Since) >= isolation:

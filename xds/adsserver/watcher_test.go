@@ -2,6 +2,7 @@ package adsserver
 
 import (
 	"context"
+	"fmt"
 	"testing"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -201,5 +202,33 @@ func TestAdvanceAllocations(t *testing.T) {
 	}
 	if len(ch) != 0 {
 		t.Error("a push reached a stream it does not concern")
+	}
+}
+
+// A change of one node costs the same whatever the number of nodes, also while somebody
+// follows a position.
+func TestLedgerChangeAllocations(t *testing.T) {
+	srv := New(Options{})
+	publishModel(t, srv, 1, 1)
+	sessions := make([]*session, 500)
+	for i := range sessions {
+		s, err := srv.open(context.Background(), true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer srv.done(s)
+		if err := s.identify(&core.Node{Id: fmt.Sprint("n", i)}); err != nil {
+			t.Fatal(err)
+		}
+		sessions[i] = s
+	}
+	p := srv.Follow(1)
+	defer p.Close()
+	position := uint64(0)
+	if n := testing.AllocsPerRun(100, func() {
+		position++
+		srv.ledger.record(sessions[position%500], func(e *nodeEntry) { e.Acked = position })
+	}); n > 1 {
+		t.Errorf("%v allocations per change of a node, want at most 1", n)
 	}
 }
