@@ -307,6 +307,7 @@ func (s *Sidecar) Handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("content-type", "application/json")
 		body := map[string]any{
+			"node":      s.opts.Node.ID,
 			"inference": s.inference.LocalStats(),
 			"variables": map[string]uint64{"process": s.counters.Process.Load(), "node": s.counters.Node.Load(),
 				"origin": s.counters.Origin.Load(), "stale": s.counters.Stale.Load(), "errors": s.counters.Errors.Load(),

@@ -13,7 +13,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/xds/adsclient"
 )
 
-const adminPaths = "/ready, /healthz, /metrics, /stats, /config_dump, /clusters, POST /upgrade"
+const adminPaths = "/ready, /healthz, /metrics, /stats, /config_dump, /clusters, /tap, POST /explain, POST /upgrade"
 
 // listenAdmin binds the admin socket, readable by this user only; nil if there is none.
 func (s *sidecarFlags) listenAdmin(p *process) (net.Listener, error) {
@@ -38,6 +38,8 @@ func (u *upgrader) admin(sc *proxy.Sidecar, ads *adsclient.Client) http.Handler 
 		"GET /stats":       sc.Handler(),
 		"GET /config_dump": showJSON(func() any { return configDump(ads) }),
 		"GET /clusters":    showJSON(func() any { return sc.Clusters() }),
+		"GET /tap":         sc.Tap(),
+		"POST /explain":    sc.Explain(),
 		"POST /upgrade":    http.HandlerFunc(u.serveUpgrade),
 	}
 	if u.pprof {

@@ -97,7 +97,8 @@ func (m *mesh) start(ctx context.Context) error {
 	for i := range 2 {
 		name := fmt.Sprintf("sidecar-%d", i+1)
 		c, err := m.child(ctx, name, "sidecar", "--listen", "127.0.0.1:0", "--control", m.control.addresses["listen"],
-			"--agent-dir", m.dir+"/node", "--node-id", fmt.Sprintf("node-a/pod-%d", i+1), "--region", demoRegion, "--state-dir", m.dir+"/"+name)
+			"--agent-dir", m.dir+"/node", "--node-id", fmt.Sprintf("node-a/pod-%d", i+1), "--region", demoRegion, "--state-dir", m.dir+"/"+name,
+			"--admin", "unix:"+m.dir+"/"+name+".sock")
 		if err != nil {
 			return err
 		}

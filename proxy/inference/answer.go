@@ -81,6 +81,17 @@ func (c *call) setHeaders() {
 	})
 }
 
+// trust is how far the policy in use can be trusted, in the word the answer says.
+func (c *call) trust() string {
+	switch {
+	case c.policy == nil:
+		return "none"
+	case c.status.Live:
+		return "live"
+	}
+	return "last-good"
+}
+
 // eachHeader calls set with every field that tells what became of the request.
 func (c *call) eachHeader(to func(key, value string)) {
 	set := func(key, value string) {
@@ -88,14 +99,7 @@ func (c *call) eachHeader(to func(key, value string)) {
 			to(key, value)
 		}
 	}
-	switch {
-	case c.policy == nil:
-		set(hdrPolicy, "none")
-	case c.status.Live:
-		set(hdrPolicy, "live")
-	default:
-		set(hdrPolicy, "last-good")
-	}
+	set(hdrPolicy, c.trust())
 	set(hdrAttempts, strconv.Itoa(c.attempts))
 	if c.assign.Model == nil {
 		return

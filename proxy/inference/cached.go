@@ -87,6 +87,9 @@ func (c *call) begin(header http.Header, how string) {
 	c.setHeaders()
 	h[hdrCache] = []string{how}
 	c.h.metrics.cached(c, how)
+	if open := c.h.taps.open.Load(); open != nil {
+		c.tell(*open, OutcomeOK, "", how, c.h.now())
+	}
 }
 
 // replay sends an answer from memory. It is no evidence about the version and counts in

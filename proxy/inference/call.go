@@ -31,6 +31,7 @@ type call struct {
 
 	policy *policy.Policy
 	status PolicyStatus
+	dry    *dryRun // of a call that is only explained; nil = it is served
 
 	body []byte
 	env  shape.Envelope
@@ -74,51 +75,64 @@ type heldAnswer struct {
 
 // refuse answers without counting an outcome: no version had anything to do with it.
 func (c *call) refuse(e apiError) {
+	if c.dry != nil {
+		c.dry.refused = &e
+		return
+	}
 	c.region = orDefault(c.region, c.h.o.Region)
 	c.setHeaders()
 	e.write(c.w, c.family())
 	c.h.metrics.refused(c, e.code)
+	if open := c.h.taps.open.Load(); open != nil {
+		c.tell(*open, OutcomeRefused, e.code, "", c.h.now())
+	}
 }
 
 func (c *call) serveInference() {
+	if c.accept() {
+		c.serve()
+	}
+}
+
+// accept checks a request of an API, reads it and routes it; it has answered if it returns
+// false.
+func (c *call) accept() bool {
 	if want := c.api.Method(); c.r.Method != want {
 		c.w.Header()["Allow"] = []string{want}
 		c.refuse(apiError{status: http.StatusMethodNotAllowed, kind: invalidRequest, code: "method_not_allowed", message: c.r.URL.Path + " takes " + want})
-		return
+		return false
 	}
 	if err := upstream.CheckConnection(c.r.Header); err != nil {
 		c.refuse(badRequest(err))
-		return
+		return false
 	}
 	if upstream.Hops(c.r.Header) >= upstream.MaxHops {
 		c.refuse(apiError{status: http.StatusLoopDetected, code: "loop", retry: retryNo,
 			message: "the request passed " + strconv.Itoa(upstream.MaxHops) + " sidecars; an endpoint of the policy leads back here"})
-		return
+		return false
 	}
 	if c.h.o.Policy == nil && c.passes() {
 		c.passThrough(nil)
-		return
+		return false
 	}
 	if enc := first(c.r.Header, "Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
 		c.refuse(apiError{status: http.StatusUnsupportedMediaType, kind: invalidRequest, code: "unsupported_encoding",
 			message: "the request body is encoded (" + enc + "); the model cannot be read from it. Send it without Content-Encoding"})
-		return
+		return false
 	}
 	var err error
 	if c.timeout, err = timeoutOf(c.r.Header); err != nil {
 		c.refuse(badRequest(err))
-		return
+		return false
 	}
 	if !c.readBody() {
-		return
+		return false
 	}
 	if err = c.scan(); err != nil {
 		c.refuse(badRequest(err))
-		return
+		return false
 	}
-	if c.route() {
-		c.serve()
-	}
+	return c.route()
 }
 
 // family is the protocol in whose words errors are sent.
@@ -279,6 +293,10 @@ func (c *call) passes() bool {
 // passThrough hands the request on as it came; body is what was read of it, nil if
 // nothing was.
 func (c *call) passThrough(body []byte) {
+	if c.dry != nil {
+		c.dry.passed = true
+		return
+	}
 	r := c.r.WithContext(c.r.Context())
 	r.Header = c.r.Header.Clone()
 	stripOurs(r.Header)
@@ -451,6 +469,9 @@ func (c *call) account(end ending) {
 		Latency: now.Sub(c.start), TTFT: c.ttft, TokensIn: c.usage.In, TokensOut: c.usage.Out, At: now,
 	})
 	c.h.metrics.finished(c, end, now.Sub(c.start))
+	if open := c.h.taps.open.Load(); open != nil {
+		c.tellEnd(*open, end, now)
+	}
 }
 
 // statusCancelled is what a client is told that has half-closed (nginx's code for the log

@@ -77,6 +77,9 @@
 // Relay lets event loops carry the calls that turn out to be simple. It changes none of
 // this: the handler takes every other call over, at any point up to the end of the answer.
 //
+// Explain decides about a request without sending it, and Tap shows calls as they end;
+// while nobody taps, a call pays one atomic load for that.
+//
 // New starts nothing; the handler runs on its callers' goroutines only and is safe for
 // any number of them. Memory: one request body (MaxBody) and one answer buffer (1 MiB,
 // or one event of at most 8 MiB) per request in flight.
@@ -173,6 +176,7 @@ type Handler struct {
 
 	buffers  buffers // of answers
 	inflight atomic.Int64
+	taps     taps
 	plan     atomic.Pointer[plan]
 	compile  sync.Mutex // held while a new plan is made; never during I/O
 

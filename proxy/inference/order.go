@@ -39,14 +39,23 @@ type OrderFunc func(endpoints []policy.Endpoint, info OrderInfo) []policy.Endpoi
 
 // order returns the targets of a version in the order to try.
 func (h *Handler) order(p *policy.Policy, vp *versionPlan, sequence string) []*target {
+	if len(vp.targets) <= 1 || sequence != "" {
+		return h.arrange(p, vp, sequence, time.Time{})
+	}
+	now := h.now()
+	vp.eject(now, h.log)
+	return h.arrange(p, vp, sequence, now)
+}
+
+// arrange is order without the look for outliers: it changes nothing. now matters only where
+// loads do, among several endpoints and without a sequence.
+func (h *Handler) arrange(p *policy.Policy, vp *versionPlan, sequence string, now time.Time) []*target {
 	if len(vp.targets) <= 1 {
 		return vp.targets
 	}
 	if sequence != "" {
 		return stickyOrder(vp.targets, h.o.Region, p.Regions, sequence)
 	}
-	now := h.now()
-	vp.eject(now, h.log)
 	seed := rand.Uint64()
 	if h.o.Order == nil {
 		return defaultOrder(vp.targets, h.o.Region, p.Regions, seed, now)
