@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/control/mlflow"
 	"github.com/outrigger-mesh/outrigger/internal/authz"
 	"github.com/outrigger-mesh/outrigger/internal/status"
 )
@@ -184,11 +185,11 @@ func (g *guard) origin(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("x-content-type-options", "nosniff")
 		if err := authz.CheckHost(r.Host, g.hosts); err != nil {
-			status.WriteHTTP(w, err)
+			refuse(w, r, err)
 			return
 		}
 		if err := origins.Check(r); err != nil {
-			status.WriteHTTP(w, denied("a page of another origin may not change anything here: %v", err))
+			refuse(w, r, denied("a page of another origin may not change anything here: %v", err))
 			return
 		}
 		next.ServeHTTP(w, r)
@@ -213,18 +214,27 @@ func (g *guard) http(next http.Handler) http.Handler {
 			Authorization: r.Header.Values("Authorization"),
 		})
 		if err != nil {
-			if outrigger.IsKind(err, outrigger.Unauthorised) && !strings.HasPrefix(r.URL.Path, "/v1/") {
+			if outrigger.IsKind(err, outrigger.Unauthorised) && !strings.HasPrefix(r.URL.Path, "/v1/") && !strings.HasPrefix(r.URL.Path, mlflow.Prefix) {
 				// A browser can be asked for a password, but only for what it shows.
 				w.Header().Set("www-authenticate", `Basic realm="outrigger: any name, the token as password"`)
 			}
 			if mutating {
 				g.refusals.note(r.Context(), &attempt{verb: r.Method, target: r.URL.Path}, err)
 			}
-			status.WriteHTTP(w, err)
+			refuse(w, r, err)
 			return
 		}
 		next.ServeHTTP(w, r.WithContext(authz.WithCaller(r.Context(), caller)))
 	}))
+}
+
+// refuse writes an error in the form of the interface that was asked.
+func refuse(w http.ResponseWriter, r *http.Request, err error) {
+	if strings.HasPrefix(r.URL.Path, mlflow.Prefix) {
+		status.WriteMLflow(w, err)
+		return
+	}
+	status.WriteHTTP(w, err)
 }
 
 func unauthorised(format string, args ...any) error {
@@ -235,7 +245,7 @@ func unauthorised(format string, args ...any) error {
 func (g *guard) whenReady(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := g.ready(); err != nil {
-			status.WriteHTTP(w, err)
+			refuse(w, r, err)
 			return
 		}
 		next.ServeHTTP(w, r)

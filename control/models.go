@@ -5,7 +5,6 @@ import (
 	"strconv"
 	"time"
 
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/outrigger-mesh/outrigger"
@@ -21,21 +20,29 @@ import (
 
 // RegisterModelVersion adds an immutable version. The first version of a model goes into
 // production at once, because a model that answers nothing helps nobody; later ones wait
-// for a rollout, an experiment or an alias. Registering a version again is Exists, unless
+// for a rollout, an experiment or an alias. A version without a name is named by its
+// number, which the request says afterwards. Registering a version again is Exists, unless
 // it is the same request (same request_id), which answers as the first time.
 func (a *admin) RegisterModelVersion(ctx context.Context, r *pb.RegisterModelVersionRequest) (*pb.Model, error) {
 	named := r.GetVersion() != ""
 	if !named {
-		r = proto.CloneOf(r)
 		r.Version = "1" // what is checked; the number is known when it is decided
 	}
 	if err := checkRegistration(r); err != nil {
+		return nil, err
+	}
+	beside := &pb.ModelAnnotated{SetTags: r.GetTags()}
+	if r.GetDescription() != "" {
+		beside.Description = &r.Description
+	}
+	if err := checkAnnotation(beside); err != nil {
 		return nil, err
 	}
 	f, err := a.change(ctx, r.GetActor(), r.GetRequestId(), func(f *facts.Facts) ([]eventlog.Write, error) {
 		m := f.Model(r.GetModel())
 		if !named {
 			if v := registeredBy(m, r.GetRequestId()); v != nil {
+				r.Version = v.Name
 				return nil, nil // the same request again
 			}
 			r.Version = nextName(m)
@@ -60,6 +67,10 @@ func (a *admin) RegisterModelVersion(ctx context.Context, r *pb.RegisterModelVer
 		if (m == nil || len(m.Versions) == 0) && len(r.GetEndpoints()) > 0 {
 			events = append(events, versionState(r.GetVersion(), facts.Production, "first version"),
 				aliasMoved(facts.Champion, "", r.GetVersion()))
+		}
+		if len(beside.GetSetTags()) > 0 || beside.Description != nil {
+			beside.Version = r.GetVersion()
+			events = append(events, &pb.Event{Payload: &pb.Event_ModelAnnotated{ModelAnnotated: beside}})
 		}
 		return []eventlog.Write{toModel(f, r.GetModel(), events...)}, nil
 	})

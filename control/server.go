@@ -72,6 +72,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/control/delivery"
 	"github.com/outrigger-mesh/outrigger/control/eventlog"
 	"github.com/outrigger-mesh/outrigger/control/facts"
+	"github.com/outrigger-mesh/outrigger/control/mlflow"
 	"github.com/outrigger-mesh/outrigger/control/monitor"
 	"github.com/outrigger-mesh/outrigger/control/otlp"
 	"github.com/outrigger-mesh/outrigger/control/trials"
@@ -324,7 +325,7 @@ func (s *Server) Credentials(inner credentials.TransportCredentials) credentials
 	return s.vars.Credentials(inner)
 }
 
-// Handler returns REST under /v1, the status page at "/", /healthz (the process is up),
+// Handler returns REST under /v1, MLflow's model registry under /api/2.0/mlflow, the status page at "/", /healthz (the process is up),
 // /readyz (it serves) and /metrics. Health is open to everybody and says nothing else.
 func (s *Server) Handler() http.Handler {
 	api := http.NewServeMux()
@@ -345,6 +346,8 @@ func (s *Server) Handler() http.Handler {
 		mux.Handle("GET /metrics", s.guard.http(s.opts.Metrics))
 	}
 	mux.Handle("/v1/", s.guard.http(s.guard.whenReady(api)))
+	mux.Handle(mlflow.Prefix, s.guard.http(s.guard.whenReady(mlflow.New(mlflow.Options{Registry: s.admin, Gate: s.guard.begin,
+		All: func() []*pb.Model { return s.admin.models(s.facts.Facts(), MaxModels) }}))))
 	login := s.guard.login(s.dashboard)
 	mux.Handle("/login", login)
 	mux.Handle("/logout", login)

@@ -42,12 +42,13 @@ func TestPythonClient(t *testing.T) {
 	}
 }
 
-// pythonEnvironment returns the interpreter of .cache/venv, which is made if need be.
+// pythonEnvironment returns the interpreter of .cache/venv, or of .cache/venv-NAME, which
+// is made if need be.
 // Where it cannot be had the test is skipped, except in CI.
-func pythonEnvironment(t *testing.T) string {
+func pythonEnvironment(t *testing.T, name ...string) string {
 	t.Helper()
 	root := filepath.Join("..", "..")
-	out, err := exec.Command("bash", filepath.Join(root, ".ci", "venv")).CombinedOutput()
+	out, err := exec.Command("bash", append([]string{filepath.Join(root, ".ci", "venv")}, name...)...).CombinedOutput()
 	if err != nil {
 		if reason := strings.TrimSpace(string(out)); os.Getenv("CI") == "true" {
 			t.Fatalf("%v: %s", err, reason)
@@ -55,7 +56,7 @@ func pythonEnvironment(t *testing.T) string {
 			t.Skipf("%v: %s", err, reason)
 		}
 	}
-	return filepath.Join(root, ".cache", "venv", "bin", "python")
+	return filepath.Join(root, ".cache", strings.Join(append([]string{"venv"}, name...), "-"), "bin", "python")
 }
 
 // start runs a command of this binary as a process and returns where it listens.

@@ -2,8 +2,10 @@ package status
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"strconv"
@@ -103,5 +105,28 @@ func TestArchitectureListsEveryKind(t *testing.T) {
 		if !found || c.UnmarshalJSON([]byte(strconv.Quote(word))) != nil || c != Code(k) || !strings.HasPrefix(rest, strconv.Itoa(HTTP(k))+" | ") {
 			t.Errorf("no row says that %s is %s and %d; it reads %q", k, Code(k), HTTP(k), row+strings.SplitN(after, "\n", 2)[0])
 		}
+	}
+}
+
+// TestMLflowCodes: every kind has a word of MLflow's, and one that its clients do not
+// repeat unless that may help.
+func TestMLflowCodes(t *testing.T) {
+	for k := range table {
+		w := httptest.NewRecorder()
+		WriteMLflow(w, outrigger.Errorf(k, "why"))
+		var body struct {
+			Code    string `json:"error_code"`
+			Message string `json:"message"`
+		}
+		if err := json.Unmarshal(w.Body.Bytes(), &body); err != nil || body.Code == "" || w.Code < 400 {
+			t.Errorf("%v: %d %s, %v", k, w.Code, w.Body, err)
+		}
+		if text := body.Message; (text == "why") == (k == outrigger.Internal) {
+			t.Errorf("%v says %q", k, text)
+		}
+	}
+	w := httptest.NewRecorder()
+	if WriteMLflow(w, &outrigger.Error{Kind: outrigger.Invalid, Message: "never", Cause: ErrNotImplemented}); w.Code != http.StatusNotImplemented {
+		t.Errorf("not implemented is %d", w.Code)
 	}
 }

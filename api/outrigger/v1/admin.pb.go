@@ -960,6 +960,8 @@ type RegisterModelVersionRequest struct {
 	Artifact         string                 `protobuf:"bytes,11,opt,name=artifact,proto3" json:"artifact,omitempty"`                                                                              // sha256:… of the weights or files, empty = none
 	Digest           string                 `protobuf:"bytes,12,opt,name=digest,proto3" json:"digest,omitempty"`                                                                                  // refuse unless the content has this digest; empty = any
 	WithoutEndpoints bool                   `protobuf:"varint,13,opt,name=without_endpoints,json=withoutEndpoints,proto3" json:"without_endpoints,omitempty"`                                     // written down only: it can never answer
+	Description      string                 `protobuf:"bytes,14,opt,name=description,proto3" json:"description,omitempty"`
+	Tags             map[string]string      `protobuf:"bytes,15,rep,name=tags,proto3" json:"tags,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // unlike metadata they may change
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -1083,6 +1085,20 @@ func (x *RegisterModelVersionRequest) GetWithoutEndpoints() bool {
 		return x.WithoutEndpoints
 	}
 	return false
+}
+
+func (x *RegisterModelVersionRequest) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *RegisterModelVersionRequest) GetTags() map[string]string {
+	if x != nil {
+		return x.Tags
+	}
+	return nil
 }
 
 type ServedAtRequest struct {
@@ -4162,7 +4178,7 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\x05alias\x18\x02 \x01(\tR\x05alias\x12\x1f\n" +
 	"\bexpected\x18\x03 \x01(\tH\x00R\bexpected\x88\x01\x01\x12\x14\n" +
 	"\x05actor\x18\x04 \x01(\tR\x05actorB\v\n" +
-	"\t_expected\"\x88\x06\n" +
+	"\t_expected\"\xac\a\n" +
 	"\x1bRegisterModelVersionRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12%\n" +
@@ -4180,7 +4196,9 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	" \x03(\tR\aparents\x12\x1a\n" +
 	"\bartifact\x18\v \x01(\tR\bartifact\x12\x16\n" +
 	"\x06digest\x18\f \x01(\tR\x06digest\x12+\n" +
-	"\x11without_endpoints\x18\r \x01(\bR\x10withoutEndpoints\x1a;\n" +
+	"\x11without_endpoints\x18\r \x01(\bR\x10withoutEndpoints\x12 \n" +
+	"\vdescription\x18\x0e \x01(\tR\vdescription\x12G\n" +
+	"\x04tags\x18\x0f \x03(\v23.outrigger.v1.RegisterModelVersionRequest.TagsEntryR\x04tags\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a=\n" +
@@ -4189,7 +4207,10 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a7\n" +
 	"\tPinsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"S\n" +
+	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\x1a7\n" +
+	"\tTagsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"S\n" +
 	"\x0fServedAtRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12*\n" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xc9\x03\n" +
@@ -4531,7 +4552,7 @@ func file_outrigger_v1_admin_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_admin_proto_rawDescData
 }
 
-var file_outrigger_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
+var file_outrigger_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
 var file_outrigger_v1_admin_proto_goTypes = []any{
 	(*NameRequest)(nil),                 // 0: outrigger.v1.NameRequest
 	(*ListRequestAll)(nil),              // 1: outrigger.v1.ListRequestAll
@@ -4589,38 +4610,39 @@ var file_outrigger_v1_admin_proto_goTypes = []any{
 	nil,                                 // 53: outrigger.v1.RegisterModelVersionRequest.MetadataEntry
 	nil,                                 // 54: outrigger.v1.RegisterModelVersionRequest.ParametersEntry
 	nil,                                 // 55: outrigger.v1.RegisterModelVersionRequest.PinsEntry
-	nil,                                 // 56: outrigger.v1.ServedAtResponse.AliasesEntry
-	nil,                                 // 57: outrigger.v1.RolloutActionRequest.MetadataEntry
-	nil,                                 // 58: outrigger.v1.RollbackRolloutRequest.MetadataEntry
-	nil,                                 // 59: outrigger.v1.Alert.NumbersEntry
-	(*Endpoint)(nil),                    // 60: outrigger.v1.Endpoint
-	(*timestamppb.Timestamp)(nil),       // 61: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),         // 62: google.protobuf.Duration
-	(*ExperimentArm)(nil),               // 63: outrigger.v1.ExperimentArm
-	(*ExperimentPlan)(nil),              // 64: outrigger.v1.ExperimentPlan
-	(*ExperimentEnrolment)(nil),         // 65: outrigger.v1.ExperimentEnrolment
-	(*structpb.Struct)(nil),             // 66: google.protobuf.Struct
-	(*RolloutPhase)(nil),                // 67: outrigger.v1.RolloutPhase
-	(*Evidence)(nil),                    // 68: outrigger.v1.Evidence
-	(*RollbackStarted)(nil),             // 69: outrigger.v1.RollbackStarted
-	(*RollbackCompleted)(nil),           // 70: outrigger.v1.RollbackCompleted
-	(*RolloutGateDecided)(nil),          // 71: outrigger.v1.RolloutGateDecided
-	(*RolloutApproved)(nil),             // 72: outrigger.v1.RolloutApproved
-	(*RollbackDrillCompleted)(nil),      // 73: outrigger.v1.RollbackDrillCompleted
-	(*Region)(nil),                      // 74: outrigger.v1.Region
-	(*Event)(nil),                       // 75: outrigger.v1.Event
-	(*Node)(nil),                        // 76: outrigger.v1.Node
+	nil,                                 // 56: outrigger.v1.RegisterModelVersionRequest.TagsEntry
+	nil,                                 // 57: outrigger.v1.ServedAtResponse.AliasesEntry
+	nil,                                 // 58: outrigger.v1.RolloutActionRequest.MetadataEntry
+	nil,                                 // 59: outrigger.v1.RollbackRolloutRequest.MetadataEntry
+	nil,                                 // 60: outrigger.v1.Alert.NumbersEntry
+	(*Endpoint)(nil),                    // 61: outrigger.v1.Endpoint
+	(*timestamppb.Timestamp)(nil),       // 62: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),         // 63: google.protobuf.Duration
+	(*ExperimentArm)(nil),               // 64: outrigger.v1.ExperimentArm
+	(*ExperimentPlan)(nil),              // 65: outrigger.v1.ExperimentPlan
+	(*ExperimentEnrolment)(nil),         // 66: outrigger.v1.ExperimentEnrolment
+	(*structpb.Struct)(nil),             // 67: google.protobuf.Struct
+	(*RolloutPhase)(nil),                // 68: outrigger.v1.RolloutPhase
+	(*Evidence)(nil),                    // 69: outrigger.v1.Evidence
+	(*RollbackStarted)(nil),             // 70: outrigger.v1.RollbackStarted
+	(*RollbackCompleted)(nil),           // 71: outrigger.v1.RollbackCompleted
+	(*RolloutGateDecided)(nil),          // 72: outrigger.v1.RolloutGateDecided
+	(*RolloutApproved)(nil),             // 73: outrigger.v1.RolloutApproved
+	(*RollbackDrillCompleted)(nil),      // 74: outrigger.v1.RollbackDrillCompleted
+	(*Region)(nil),                      // 75: outrigger.v1.Region
+	(*Event)(nil),                       // 76: outrigger.v1.Event
+	(*Node)(nil),                        // 77: outrigger.v1.Node
 }
 var file_outrigger_v1_admin_proto_depIdxs = []int32{
-	60,  // 0: outrigger.v1.ModelVersion.endpoints:type_name -> outrigger.v1.Endpoint
+	61,  // 0: outrigger.v1.ModelVersion.endpoints:type_name -> outrigger.v1.Endpoint
 	45,  // 1: outrigger.v1.ModelVersion.metadata:type_name -> outrigger.v1.ModelVersion.MetadataEntry
-	61,  // 2: outrigger.v1.ModelVersion.registered_at:type_name -> google.protobuf.Timestamp
+	62,  // 2: outrigger.v1.ModelVersion.registered_at:type_name -> google.protobuf.Timestamp
 	3,   // 3: outrigger.v1.ModelVersion.stats:type_name -> outrigger.v1.VersionStats
 	46,  // 4: outrigger.v1.ModelVersion.parameters:type_name -> outrigger.v1.ModelVersion.ParametersEntry
 	47,  // 5: outrigger.v1.ModelVersion.pins:type_name -> outrigger.v1.ModelVersion.PinsEntry
 	48,  // 6: outrigger.v1.ModelVersion.tags:type_name -> outrigger.v1.ModelVersion.TagsEntry
-	61,  // 7: outrigger.v1.ModelVersion.changed_at:type_name -> google.protobuf.Timestamp
-	62,  // 8: outrigger.v1.ModelMetricsResponse.window:type_name -> google.protobuf.Duration
+	62,  // 7: outrigger.v1.ModelVersion.changed_at:type_name -> google.protobuf.Timestamp
+	63,  // 8: outrigger.v1.ModelMetricsResponse.window:type_name -> google.protobuf.Duration
 	5,   // 9: outrigger.v1.ModelMetricsResponse.versions:type_name -> outrigger.v1.VersionMetrics
 	3,   // 10: outrigger.v1.VersionMetrics.window:type_name -> outrigger.v1.VersionStats
 	3,   // 11: outrigger.v1.VersionMetrics.lifetime:type_name -> outrigger.v1.VersionStats
@@ -4628,156 +4650,157 @@ var file_outrigger_v1_admin_proto_depIdxs = []int32{
 	3,   // 13: outrigger.v1.VersionMetrics.shadow_lifetime:type_name -> outrigger.v1.VersionStats
 	2,   // 14: outrigger.v1.Model.versions:type_name -> outrigger.v1.ModelVersion
 	49,  // 15: outrigger.v1.Model.aliases:type_name -> outrigger.v1.Model.AliasesEntry
-	63,  // 16: outrigger.v1.Model.arms:type_name -> outrigger.v1.ExperimentArm
+	64,  // 16: outrigger.v1.Model.arms:type_name -> outrigger.v1.ExperimentArm
 	50,  // 17: outrigger.v1.Model.tags:type_name -> outrigger.v1.Model.TagsEntry
-	61,  // 18: outrigger.v1.Model.created_at:type_name -> google.protobuf.Timestamp
-	61,  // 19: outrigger.v1.Model.changed_at:type_name -> google.protobuf.Timestamp
+	62,  // 18: outrigger.v1.Model.created_at:type_name -> google.protobuf.Timestamp
+	62,  // 19: outrigger.v1.Model.changed_at:type_name -> google.protobuf.Timestamp
 	51,  // 20: outrigger.v1.CreateModelRequest.tags:type_name -> outrigger.v1.CreateModelRequest.TagsEntry
 	52,  // 21: outrigger.v1.AnnotateModelRequest.set_tags:type_name -> outrigger.v1.AnnotateModelRequest.SetTagsEntry
-	60,  // 22: outrigger.v1.RegisterModelVersionRequest.endpoints:type_name -> outrigger.v1.Endpoint
+	61,  // 22: outrigger.v1.RegisterModelVersionRequest.endpoints:type_name -> outrigger.v1.Endpoint
 	53,  // 23: outrigger.v1.RegisterModelVersionRequest.metadata:type_name -> outrigger.v1.RegisterModelVersionRequest.MetadataEntry
 	54,  // 24: outrigger.v1.RegisterModelVersionRequest.parameters:type_name -> outrigger.v1.RegisterModelVersionRequest.ParametersEntry
 	55,  // 25: outrigger.v1.RegisterModelVersionRequest.pins:type_name -> outrigger.v1.RegisterModelVersionRequest.PinsEntry
-	61,  // 26: outrigger.v1.ServedAtRequest.at:type_name -> google.protobuf.Timestamp
-	61,  // 27: outrigger.v1.ServedAtResponse.at:type_name -> google.protobuf.Timestamp
-	56,  // 28: outrigger.v1.ServedAtResponse.aliases:type_name -> outrigger.v1.ServedAtResponse.AliasesEntry
-	63,  // 29: outrigger.v1.ServedAtResponse.arms:type_name -> outrigger.v1.ExperimentArm
-	61,  // 30: outrigger.v1.ServedAtResponse.since:type_name -> google.protobuf.Timestamp
-	6,   // 31: outrigger.v1.ListModelsResponse.models:type_name -> outrigger.v1.Model
-	63,  // 32: outrigger.v1.Experiment.arms:type_name -> outrigger.v1.ExperimentArm
-	61,  // 33: outrigger.v1.Experiment.changed_at:type_name -> google.protobuf.Timestamp
-	64,  // 34: outrigger.v1.Experiment.plan:type_name -> outrigger.v1.ExperimentPlan
-	61,  // 35: outrigger.v1.Experiment.started_at:type_name -> google.protobuf.Timestamp
-	61,  // 36: outrigger.v1.Experiment.ended_at:type_name -> google.protobuf.Timestamp
-	65,  // 37: outrigger.v1.Experiment.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
-	63,  // 38: outrigger.v1.CreateExperimentRequest.arms:type_name -> outrigger.v1.ExperimentArm
-	64,  // 39: outrigger.v1.CreateExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
-	65,  // 40: outrigger.v1.CreateExperimentRequest.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
-	64,  // 41: outrigger.v1.PlanExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
-	17,  // 42: outrigger.v1.ExperimentResultsResponse.experiment:type_name -> outrigger.v1.Experiment
-	66,  // 43: outrigger.v1.ExperimentResultsResponse.results:type_name -> google.protobuf.Struct
-	66,  // 44: outrigger.v1.ExperimentResultsResponse.ledger:type_name -> google.protobuf.Struct
-	17,  // 45: outrigger.v1.ListExperimentsResponse.experiments:type_name -> outrigger.v1.Experiment
-	67,  // 46: outrigger.v1.Rollout.phases:type_name -> outrigger.v1.RolloutPhase
-	68,  // 47: outrigger.v1.Rollout.evidence:type_name -> outrigger.v1.Evidence
-	61,  // 48: outrigger.v1.Rollout.started_at:type_name -> google.protobuf.Timestamp
-	61,  // 49: outrigger.v1.Rollout.phase_since:type_name -> google.protobuf.Timestamp
-	69,  // 50: outrigger.v1.Rollout.rollback:type_name -> outrigger.v1.RollbackStarted
-	70,  // 51: outrigger.v1.Rollout.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
-	71,  // 52: outrigger.v1.Rollout.gates:type_name -> outrigger.v1.RolloutGateDecided
-	72,  // 53: outrigger.v1.Rollout.approvals:type_name -> outrigger.v1.RolloutApproved
-	73,  // 54: outrigger.v1.Rollout.drill:type_name -> outrigger.v1.RollbackDrillCompleted
-	67,  // 55: outrigger.v1.StartRolloutRequest.phases:type_name -> outrigger.v1.RolloutPhase
-	62,  // 56: outrigger.v1.StartRolloutRequest.cooldown:type_name -> google.protobuf.Duration
-	57,  // 57: outrigger.v1.RolloutActionRequest.metadata:type_name -> outrigger.v1.RolloutActionRequest.MetadataEntry
-	62,  // 58: outrigger.v1.RollbackRolloutRequest.ramp:type_name -> google.protobuf.Duration
-	62,  // 59: outrigger.v1.RollbackRolloutRequest.drain:type_name -> google.protobuf.Duration
-	58,  // 60: outrigger.v1.RollbackRolloutRequest.metadata:type_name -> outrigger.v1.RollbackRolloutRequest.MetadataEntry
-	62,  // 61: outrigger.v1.BreakGlassRequest.ttl:type_name -> google.protobuf.Duration
-	61,  // 62: outrigger.v1.BreakGlassResponse.until:type_name -> google.protobuf.Timestamp
-	23,  // 63: outrigger.v1.RolloutPlan.rollout:type_name -> outrigger.v1.Rollout
-	31,  // 64: outrigger.v1.RolloutPlan.forecasts:type_name -> outrigger.v1.GateForecast
-	62,  // 65: outrigger.v1.GateForecast.expected:type_name -> google.protobuf.Duration
-	61,  // 66: outrigger.v1.DeploymentConfiguration.since:type_name -> google.protobuf.Timestamp
-	23,  // 67: outrigger.v1.ListRolloutsResponse.rollouts:type_name -> outrigger.v1.Rollout
-	74,  // 68: outrigger.v1.ListRegionsResponse.regions:type_name -> outrigger.v1.Region
-	59,  // 69: outrigger.v1.Alert.numbers:type_name -> outrigger.v1.Alert.NumbersEntry
-	61,  // 70: outrigger.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
-	61,  // 71: outrigger.v1.Alert.resolved_at:type_name -> google.protobuf.Timestamp
-	61,  // 72: outrigger.v1.Alert.silenced_until:type_name -> google.protobuf.Timestamp
-	61,  // 73: outrigger.v1.Alert.since:type_name -> google.protobuf.Timestamp
-	37,  // 74: outrigger.v1.Alert.deliveries:type_name -> outrigger.v1.AlertDelivery
-	61,  // 75: outrigger.v1.AlertDelivery.at:type_name -> google.protobuf.Timestamp
-	62,  // 76: outrigger.v1.SilenceAlertRequest.for:type_name -> google.protobuf.Duration
-	36,  // 77: outrigger.v1.ListAlertsResponse.alerts:type_name -> outrigger.v1.Alert
-	61,  // 78: outrigger.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
-	61,  // 79: outrigger.v1.AuditRequest.until:type_name -> google.protobuf.Timestamp
-	75,  // 80: outrigger.v1.AuditResponse.events:type_name -> outrigger.v1.Event
-	43,  // 81: outrigger.v1.StatusResponse.nodes:type_name -> outrigger.v1.NodeStatus
-	6,   // 82: outrigger.v1.StatusResponse.models:type_name -> outrigger.v1.Model
-	23,  // 83: outrigger.v1.StatusResponse.rollouts:type_name -> outrigger.v1.Rollout
-	44,  // 84: outrigger.v1.StatusResponse.cache:type_name -> outrigger.v1.CacheStatus
-	74,  // 85: outrigger.v1.StatusResponse.regions:type_name -> outrigger.v1.Region
-	36,  // 86: outrigger.v1.StatusResponse.alerts:type_name -> outrigger.v1.Alert
-	61,  // 87: outrigger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	61,  // 88: outrigger.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
-	76,  // 89: outrigger.v1.NodeStatus.node:type_name -> outrigger.v1.Node
-	61,  // 90: outrigger.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
-	10,  // 91: outrigger.v1.Admin.RegisterModelVersion:input_type -> outrigger.v1.RegisterModelVersionRequest
-	13,  // 92: outrigger.v1.Admin.ConfigureModel:input_type -> outrigger.v1.ConfigureModelRequest
-	14,  // 93: outrigger.v1.Admin.SetModelVersionState:input_type -> outrigger.v1.SetModelVersionStateRequest
-	15,  // 94: outrigger.v1.Admin.MoveAlias:input_type -> outrigger.v1.MoveAliasRequest
-	9,   // 95: outrigger.v1.Admin.DeleteAlias:input_type -> outrigger.v1.DeleteAliasRequest
-	7,   // 96: outrigger.v1.Admin.CreateModel:input_type -> outrigger.v1.CreateModelRequest
-	8,   // 97: outrigger.v1.Admin.AnnotateModel:input_type -> outrigger.v1.AnnotateModelRequest
-	0,   // 98: outrigger.v1.Admin.GetModel:input_type -> outrigger.v1.NameRequest
-	0,   // 99: outrigger.v1.Admin.ModelMetrics:input_type -> outrigger.v1.NameRequest
-	1,   // 100: outrigger.v1.Admin.ListModels:input_type -> outrigger.v1.ListRequestAll
-	11,  // 101: outrigger.v1.Admin.ServedAt:input_type -> outrigger.v1.ServedAtRequest
-	18,  // 102: outrigger.v1.Admin.CreateExperiment:input_type -> outrigger.v1.CreateExperimentRequest
-	21,  // 103: outrigger.v1.Admin.SetExperimentState:input_type -> outrigger.v1.SetExperimentStateRequest
-	19,  // 104: outrigger.v1.Admin.PlanExperiment:input_type -> outrigger.v1.PlanExperimentRequest
-	0,   // 105: outrigger.v1.Admin.ExperimentResults:input_type -> outrigger.v1.NameRequest
-	1,   // 106: outrigger.v1.Admin.ListExperiments:input_type -> outrigger.v1.ListRequestAll
-	24,  // 107: outrigger.v1.Admin.StartRollout:input_type -> outrigger.v1.StartRolloutRequest
-	25,  // 108: outrigger.v1.Admin.AdvanceRollout:input_type -> outrigger.v1.RolloutActionRequest
-	25,  // 109: outrigger.v1.Admin.AbortRollout:input_type -> outrigger.v1.RolloutActionRequest
-	24,  // 110: outrigger.v1.Admin.PlanRollout:input_type -> outrigger.v1.StartRolloutRequest
-	25,  // 111: outrigger.v1.Admin.HoldRollout:input_type -> outrigger.v1.RolloutActionRequest
-	25,  // 112: outrigger.v1.Admin.ResumeRollout:input_type -> outrigger.v1.RolloutActionRequest
-	26,  // 113: outrigger.v1.Admin.ApproveRollout:input_type -> outrigger.v1.ApproveRolloutRequest
-	25,  // 114: outrigger.v1.Admin.RetryRollout:input_type -> outrigger.v1.RolloutActionRequest
-	27,  // 115: outrigger.v1.Admin.RollbackRollout:input_type -> outrigger.v1.RollbackRolloutRequest
-	28,  // 116: outrigger.v1.Admin.BreakGlass:input_type -> outrigger.v1.BreakGlassRequest
-	32,  // 117: outrigger.v1.Admin.ConfigureDeployment:input_type -> outrigger.v1.ConfigureDeploymentRequest
-	0,   // 118: outrigger.v1.Admin.GetDeployment:input_type -> outrigger.v1.NameRequest
-	0,   // 119: outrigger.v1.Admin.GetRollout:input_type -> outrigger.v1.NameRequest
-	1,   // 120: outrigger.v1.Admin.ListRollouts:input_type -> outrigger.v1.ListRequestAll
-	1,   // 121: outrigger.v1.Admin.ListRegions:input_type -> outrigger.v1.ListRequestAll
-	1,   // 122: outrigger.v1.Admin.ListAlerts:input_type -> outrigger.v1.ListRequestAll
-	38,  // 123: outrigger.v1.Admin.SilenceAlert:input_type -> outrigger.v1.SilenceAlertRequest
-	40,  // 124: outrigger.v1.Admin.Audit:input_type -> outrigger.v1.AuditRequest
-	1,   // 125: outrigger.v1.Admin.Status:input_type -> outrigger.v1.ListRequestAll
-	6,   // 126: outrigger.v1.Admin.RegisterModelVersion:output_type -> outrigger.v1.Model
-	6,   // 127: outrigger.v1.Admin.ConfigureModel:output_type -> outrigger.v1.Model
-	6,   // 128: outrigger.v1.Admin.SetModelVersionState:output_type -> outrigger.v1.Model
-	6,   // 129: outrigger.v1.Admin.MoveAlias:output_type -> outrigger.v1.Model
-	6,   // 130: outrigger.v1.Admin.DeleteAlias:output_type -> outrigger.v1.Model
-	6,   // 131: outrigger.v1.Admin.CreateModel:output_type -> outrigger.v1.Model
-	6,   // 132: outrigger.v1.Admin.AnnotateModel:output_type -> outrigger.v1.Model
-	6,   // 133: outrigger.v1.Admin.GetModel:output_type -> outrigger.v1.Model
-	4,   // 134: outrigger.v1.Admin.ModelMetrics:output_type -> outrigger.v1.ModelMetricsResponse
-	16,  // 135: outrigger.v1.Admin.ListModels:output_type -> outrigger.v1.ListModelsResponse
-	12,  // 136: outrigger.v1.Admin.ServedAt:output_type -> outrigger.v1.ServedAtResponse
-	17,  // 137: outrigger.v1.Admin.CreateExperiment:output_type -> outrigger.v1.Experiment
-	17,  // 138: outrigger.v1.Admin.SetExperimentState:output_type -> outrigger.v1.Experiment
-	17,  // 139: outrigger.v1.Admin.PlanExperiment:output_type -> outrigger.v1.Experiment
-	20,  // 140: outrigger.v1.Admin.ExperimentResults:output_type -> outrigger.v1.ExperimentResultsResponse
-	22,  // 141: outrigger.v1.Admin.ListExperiments:output_type -> outrigger.v1.ListExperimentsResponse
-	23,  // 142: outrigger.v1.Admin.StartRollout:output_type -> outrigger.v1.Rollout
-	23,  // 143: outrigger.v1.Admin.AdvanceRollout:output_type -> outrigger.v1.Rollout
-	23,  // 144: outrigger.v1.Admin.AbortRollout:output_type -> outrigger.v1.Rollout
-	30,  // 145: outrigger.v1.Admin.PlanRollout:output_type -> outrigger.v1.RolloutPlan
-	23,  // 146: outrigger.v1.Admin.HoldRollout:output_type -> outrigger.v1.Rollout
-	23,  // 147: outrigger.v1.Admin.ResumeRollout:output_type -> outrigger.v1.Rollout
-	23,  // 148: outrigger.v1.Admin.ApproveRollout:output_type -> outrigger.v1.Rollout
-	23,  // 149: outrigger.v1.Admin.RetryRollout:output_type -> outrigger.v1.Rollout
-	23,  // 150: outrigger.v1.Admin.RollbackRollout:output_type -> outrigger.v1.Rollout
-	29,  // 151: outrigger.v1.Admin.BreakGlass:output_type -> outrigger.v1.BreakGlassResponse
-	33,  // 152: outrigger.v1.Admin.ConfigureDeployment:output_type -> outrigger.v1.DeploymentConfiguration
-	33,  // 153: outrigger.v1.Admin.GetDeployment:output_type -> outrigger.v1.DeploymentConfiguration
-	23,  // 154: outrigger.v1.Admin.GetRollout:output_type -> outrigger.v1.Rollout
-	34,  // 155: outrigger.v1.Admin.ListRollouts:output_type -> outrigger.v1.ListRolloutsResponse
-	35,  // 156: outrigger.v1.Admin.ListRegions:output_type -> outrigger.v1.ListRegionsResponse
-	39,  // 157: outrigger.v1.Admin.ListAlerts:output_type -> outrigger.v1.ListAlertsResponse
-	36,  // 158: outrigger.v1.Admin.SilenceAlert:output_type -> outrigger.v1.Alert
-	41,  // 159: outrigger.v1.Admin.Audit:output_type -> outrigger.v1.AuditResponse
-	42,  // 160: outrigger.v1.Admin.Status:output_type -> outrigger.v1.StatusResponse
-	126, // [126:161] is the sub-list for method output_type
-	91,  // [91:126] is the sub-list for method input_type
-	91,  // [91:91] is the sub-list for extension type_name
-	91,  // [91:91] is the sub-list for extension extendee
-	0,   // [0:91] is the sub-list for field type_name
+	56,  // 26: outrigger.v1.RegisterModelVersionRequest.tags:type_name -> outrigger.v1.RegisterModelVersionRequest.TagsEntry
+	62,  // 27: outrigger.v1.ServedAtRequest.at:type_name -> google.protobuf.Timestamp
+	62,  // 28: outrigger.v1.ServedAtResponse.at:type_name -> google.protobuf.Timestamp
+	57,  // 29: outrigger.v1.ServedAtResponse.aliases:type_name -> outrigger.v1.ServedAtResponse.AliasesEntry
+	64,  // 30: outrigger.v1.ServedAtResponse.arms:type_name -> outrigger.v1.ExperimentArm
+	62,  // 31: outrigger.v1.ServedAtResponse.since:type_name -> google.protobuf.Timestamp
+	6,   // 32: outrigger.v1.ListModelsResponse.models:type_name -> outrigger.v1.Model
+	64,  // 33: outrigger.v1.Experiment.arms:type_name -> outrigger.v1.ExperimentArm
+	62,  // 34: outrigger.v1.Experiment.changed_at:type_name -> google.protobuf.Timestamp
+	65,  // 35: outrigger.v1.Experiment.plan:type_name -> outrigger.v1.ExperimentPlan
+	62,  // 36: outrigger.v1.Experiment.started_at:type_name -> google.protobuf.Timestamp
+	62,  // 37: outrigger.v1.Experiment.ended_at:type_name -> google.protobuf.Timestamp
+	66,  // 38: outrigger.v1.Experiment.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
+	64,  // 39: outrigger.v1.CreateExperimentRequest.arms:type_name -> outrigger.v1.ExperimentArm
+	65,  // 40: outrigger.v1.CreateExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
+	66,  // 41: outrigger.v1.CreateExperimentRequest.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
+	65,  // 42: outrigger.v1.PlanExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
+	17,  // 43: outrigger.v1.ExperimentResultsResponse.experiment:type_name -> outrigger.v1.Experiment
+	67,  // 44: outrigger.v1.ExperimentResultsResponse.results:type_name -> google.protobuf.Struct
+	67,  // 45: outrigger.v1.ExperimentResultsResponse.ledger:type_name -> google.protobuf.Struct
+	17,  // 46: outrigger.v1.ListExperimentsResponse.experiments:type_name -> outrigger.v1.Experiment
+	68,  // 47: outrigger.v1.Rollout.phases:type_name -> outrigger.v1.RolloutPhase
+	69,  // 48: outrigger.v1.Rollout.evidence:type_name -> outrigger.v1.Evidence
+	62,  // 49: outrigger.v1.Rollout.started_at:type_name -> google.protobuf.Timestamp
+	62,  // 50: outrigger.v1.Rollout.phase_since:type_name -> google.protobuf.Timestamp
+	70,  // 51: outrigger.v1.Rollout.rollback:type_name -> outrigger.v1.RollbackStarted
+	71,  // 52: outrigger.v1.Rollout.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
+	72,  // 53: outrigger.v1.Rollout.gates:type_name -> outrigger.v1.RolloutGateDecided
+	73,  // 54: outrigger.v1.Rollout.approvals:type_name -> outrigger.v1.RolloutApproved
+	74,  // 55: outrigger.v1.Rollout.drill:type_name -> outrigger.v1.RollbackDrillCompleted
+	68,  // 56: outrigger.v1.StartRolloutRequest.phases:type_name -> outrigger.v1.RolloutPhase
+	63,  // 57: outrigger.v1.StartRolloutRequest.cooldown:type_name -> google.protobuf.Duration
+	58,  // 58: outrigger.v1.RolloutActionRequest.metadata:type_name -> outrigger.v1.RolloutActionRequest.MetadataEntry
+	63,  // 59: outrigger.v1.RollbackRolloutRequest.ramp:type_name -> google.protobuf.Duration
+	63,  // 60: outrigger.v1.RollbackRolloutRequest.drain:type_name -> google.protobuf.Duration
+	59,  // 61: outrigger.v1.RollbackRolloutRequest.metadata:type_name -> outrigger.v1.RollbackRolloutRequest.MetadataEntry
+	63,  // 62: outrigger.v1.BreakGlassRequest.ttl:type_name -> google.protobuf.Duration
+	62,  // 63: outrigger.v1.BreakGlassResponse.until:type_name -> google.protobuf.Timestamp
+	23,  // 64: outrigger.v1.RolloutPlan.rollout:type_name -> outrigger.v1.Rollout
+	31,  // 65: outrigger.v1.RolloutPlan.forecasts:type_name -> outrigger.v1.GateForecast
+	63,  // 66: outrigger.v1.GateForecast.expected:type_name -> google.protobuf.Duration
+	62,  // 67: outrigger.v1.DeploymentConfiguration.since:type_name -> google.protobuf.Timestamp
+	23,  // 68: outrigger.v1.ListRolloutsResponse.rollouts:type_name -> outrigger.v1.Rollout
+	75,  // 69: outrigger.v1.ListRegionsResponse.regions:type_name -> outrigger.v1.Region
+	60,  // 70: outrigger.v1.Alert.numbers:type_name -> outrigger.v1.Alert.NumbersEntry
+	62,  // 71: outrigger.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
+	62,  // 72: outrigger.v1.Alert.resolved_at:type_name -> google.protobuf.Timestamp
+	62,  // 73: outrigger.v1.Alert.silenced_until:type_name -> google.protobuf.Timestamp
+	62,  // 74: outrigger.v1.Alert.since:type_name -> google.protobuf.Timestamp
+	37,  // 75: outrigger.v1.Alert.deliveries:type_name -> outrigger.v1.AlertDelivery
+	62,  // 76: outrigger.v1.AlertDelivery.at:type_name -> google.protobuf.Timestamp
+	63,  // 77: outrigger.v1.SilenceAlertRequest.for:type_name -> google.protobuf.Duration
+	36,  // 78: outrigger.v1.ListAlertsResponse.alerts:type_name -> outrigger.v1.Alert
+	62,  // 79: outrigger.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
+	62,  // 80: outrigger.v1.AuditRequest.until:type_name -> google.protobuf.Timestamp
+	76,  // 81: outrigger.v1.AuditResponse.events:type_name -> outrigger.v1.Event
+	43,  // 82: outrigger.v1.StatusResponse.nodes:type_name -> outrigger.v1.NodeStatus
+	6,   // 83: outrigger.v1.StatusResponse.models:type_name -> outrigger.v1.Model
+	23,  // 84: outrigger.v1.StatusResponse.rollouts:type_name -> outrigger.v1.Rollout
+	44,  // 85: outrigger.v1.StatusResponse.cache:type_name -> outrigger.v1.CacheStatus
+	75,  // 86: outrigger.v1.StatusResponse.regions:type_name -> outrigger.v1.Region
+	36,  // 87: outrigger.v1.StatusResponse.alerts:type_name -> outrigger.v1.Alert
+	62,  // 88: outrigger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	62,  // 89: outrigger.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
+	77,  // 90: outrigger.v1.NodeStatus.node:type_name -> outrigger.v1.Node
+	62,  // 91: outrigger.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
+	10,  // 92: outrigger.v1.Admin.RegisterModelVersion:input_type -> outrigger.v1.RegisterModelVersionRequest
+	13,  // 93: outrigger.v1.Admin.ConfigureModel:input_type -> outrigger.v1.ConfigureModelRequest
+	14,  // 94: outrigger.v1.Admin.SetModelVersionState:input_type -> outrigger.v1.SetModelVersionStateRequest
+	15,  // 95: outrigger.v1.Admin.MoveAlias:input_type -> outrigger.v1.MoveAliasRequest
+	9,   // 96: outrigger.v1.Admin.DeleteAlias:input_type -> outrigger.v1.DeleteAliasRequest
+	7,   // 97: outrigger.v1.Admin.CreateModel:input_type -> outrigger.v1.CreateModelRequest
+	8,   // 98: outrigger.v1.Admin.AnnotateModel:input_type -> outrigger.v1.AnnotateModelRequest
+	0,   // 99: outrigger.v1.Admin.GetModel:input_type -> outrigger.v1.NameRequest
+	0,   // 100: outrigger.v1.Admin.ModelMetrics:input_type -> outrigger.v1.NameRequest
+	1,   // 101: outrigger.v1.Admin.ListModels:input_type -> outrigger.v1.ListRequestAll
+	11,  // 102: outrigger.v1.Admin.ServedAt:input_type -> outrigger.v1.ServedAtRequest
+	18,  // 103: outrigger.v1.Admin.CreateExperiment:input_type -> outrigger.v1.CreateExperimentRequest
+	21,  // 104: outrigger.v1.Admin.SetExperimentState:input_type -> outrigger.v1.SetExperimentStateRequest
+	19,  // 105: outrigger.v1.Admin.PlanExperiment:input_type -> outrigger.v1.PlanExperimentRequest
+	0,   // 106: outrigger.v1.Admin.ExperimentResults:input_type -> outrigger.v1.NameRequest
+	1,   // 107: outrigger.v1.Admin.ListExperiments:input_type -> outrigger.v1.ListRequestAll
+	24,  // 108: outrigger.v1.Admin.StartRollout:input_type -> outrigger.v1.StartRolloutRequest
+	25,  // 109: outrigger.v1.Admin.AdvanceRollout:input_type -> outrigger.v1.RolloutActionRequest
+	25,  // 110: outrigger.v1.Admin.AbortRollout:input_type -> outrigger.v1.RolloutActionRequest
+	24,  // 111: outrigger.v1.Admin.PlanRollout:input_type -> outrigger.v1.StartRolloutRequest
+	25,  // 112: outrigger.v1.Admin.HoldRollout:input_type -> outrigger.v1.RolloutActionRequest
+	25,  // 113: outrigger.v1.Admin.ResumeRollout:input_type -> outrigger.v1.RolloutActionRequest
+	26,  // 114: outrigger.v1.Admin.ApproveRollout:input_type -> outrigger.v1.ApproveRolloutRequest
+	25,  // 115: outrigger.v1.Admin.RetryRollout:input_type -> outrigger.v1.RolloutActionRequest
+	27,  // 116: outrigger.v1.Admin.RollbackRollout:input_type -> outrigger.v1.RollbackRolloutRequest
+	28,  // 117: outrigger.v1.Admin.BreakGlass:input_type -> outrigger.v1.BreakGlassRequest
+	32,  // 118: outrigger.v1.Admin.ConfigureDeployment:input_type -> outrigger.v1.ConfigureDeploymentRequest
+	0,   // 119: outrigger.v1.Admin.GetDeployment:input_type -> outrigger.v1.NameRequest
+	0,   // 120: outrigger.v1.Admin.GetRollout:input_type -> outrigger.v1.NameRequest
+	1,   // 121: outrigger.v1.Admin.ListRollouts:input_type -> outrigger.v1.ListRequestAll
+	1,   // 122: outrigger.v1.Admin.ListRegions:input_type -> outrigger.v1.ListRequestAll
+	1,   // 123: outrigger.v1.Admin.ListAlerts:input_type -> outrigger.v1.ListRequestAll
+	38,  // 124: outrigger.v1.Admin.SilenceAlert:input_type -> outrigger.v1.SilenceAlertRequest
+	40,  // 125: outrigger.v1.Admin.Audit:input_type -> outrigger.v1.AuditRequest
+	1,   // 126: outrigger.v1.Admin.Status:input_type -> outrigger.v1.ListRequestAll
+	6,   // 127: outrigger.v1.Admin.RegisterModelVersion:output_type -> outrigger.v1.Model
+	6,   // 128: outrigger.v1.Admin.ConfigureModel:output_type -> outrigger.v1.Model
+	6,   // 129: outrigger.v1.Admin.SetModelVersionState:output_type -> outrigger.v1.Model
+	6,   // 130: outrigger.v1.Admin.MoveAlias:output_type -> outrigger.v1.Model
+	6,   // 131: outrigger.v1.Admin.DeleteAlias:output_type -> outrigger.v1.Model
+	6,   // 132: outrigger.v1.Admin.CreateModel:output_type -> outrigger.v1.Model
+	6,   // 133: outrigger.v1.Admin.AnnotateModel:output_type -> outrigger.v1.Model
+	6,   // 134: outrigger.v1.Admin.GetModel:output_type -> outrigger.v1.Model
+	4,   // 135: outrigger.v1.Admin.ModelMetrics:output_type -> outrigger.v1.ModelMetricsResponse
+	16,  // 136: outrigger.v1.Admin.ListModels:output_type -> outrigger.v1.ListModelsResponse
+	12,  // 137: outrigger.v1.Admin.ServedAt:output_type -> outrigger.v1.ServedAtResponse
+	17,  // 138: outrigger.v1.Admin.CreateExperiment:output_type -> outrigger.v1.Experiment
+	17,  // 139: outrigger.v1.Admin.SetExperimentState:output_type -> outrigger.v1.Experiment
+	17,  // 140: outrigger.v1.Admin.PlanExperiment:output_type -> outrigger.v1.Experiment
+	20,  // 141: outrigger.v1.Admin.ExperimentResults:output_type -> outrigger.v1.ExperimentResultsResponse
+	22,  // 142: outrigger.v1.Admin.ListExperiments:output_type -> outrigger.v1.ListExperimentsResponse
+	23,  // 143: outrigger.v1.Admin.StartRollout:output_type -> outrigger.v1.Rollout
+	23,  // 144: outrigger.v1.Admin.AdvanceRollout:output_type -> outrigger.v1.Rollout
+	23,  // 145: outrigger.v1.Admin.AbortRollout:output_type -> outrigger.v1.Rollout
+	30,  // 146: outrigger.v1.Admin.PlanRollout:output_type -> outrigger.v1.RolloutPlan
+	23,  // 147: outrigger.v1.Admin.HoldRollout:output_type -> outrigger.v1.Rollout
+	23,  // 148: outrigger.v1.Admin.ResumeRollout:output_type -> outrigger.v1.Rollout
+	23,  // 149: outrigger.v1.Admin.ApproveRollout:output_type -> outrigger.v1.Rollout
+	23,  // 150: outrigger.v1.Admin.RetryRollout:output_type -> outrigger.v1.Rollout
+	23,  // 151: outrigger.v1.Admin.RollbackRollout:output_type -> outrigger.v1.Rollout
+	29,  // 152: outrigger.v1.Admin.BreakGlass:output_type -> outrigger.v1.BreakGlassResponse
+	33,  // 153: outrigger.v1.Admin.ConfigureDeployment:output_type -> outrigger.v1.DeploymentConfiguration
+	33,  // 154: outrigger.v1.Admin.GetDeployment:output_type -> outrigger.v1.DeploymentConfiguration
+	23,  // 155: outrigger.v1.Admin.GetRollout:output_type -> outrigger.v1.Rollout
+	34,  // 156: outrigger.v1.Admin.ListRollouts:output_type -> outrigger.v1.ListRolloutsResponse
+	35,  // 157: outrigger.v1.Admin.ListRegions:output_type -> outrigger.v1.ListRegionsResponse
+	39,  // 158: outrigger.v1.Admin.ListAlerts:output_type -> outrigger.v1.ListAlertsResponse
+	36,  // 159: outrigger.v1.Admin.SilenceAlert:output_type -> outrigger.v1.Alert
+	41,  // 160: outrigger.v1.Admin.Audit:output_type -> outrigger.v1.AuditResponse
+	42,  // 161: outrigger.v1.Admin.Status:output_type -> outrigger.v1.StatusResponse
+	127, // [127:162] is the sub-list for method output_type
+	92,  // [92:127] is the sub-list for method input_type
+	92,  // [92:92] is the sub-list for extension type_name
+	92,  // [92:92] is the sub-list for extension extendee
+	0,   // [0:92] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_admin_proto_init() }
@@ -4797,7 +4820,7 @@ func file_outrigger_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_admin_proto_rawDesc), len(file_outrigger_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   60,
+			NumMessages:   61,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
