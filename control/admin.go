@@ -151,15 +151,19 @@ const (
 
 func (a *admin) alertPB(f *facts.Facts, x *facts.Alert) *pb.Alert {
 	out := &pb.Alert{Id: x.ID, Severity: x.Severity, Summary: x.Summary, Numbers: x.Numbers, Since: wire.TimePB(x.Since),
-		RaisedAt: wire.TimePB(x.RaisedAt), ResolvedAt: wire.TimePB(x.ResolvedAt), SilencedUntil: wire.TimePB(x.SilencedUntil), State: alertFiring}
+		RaisedAt: wire.TimePB(x.RaisedAt), ResolvedAt: wire.TimePB(x.ResolvedAt), SilencedUntil: wire.TimePB(x.SilencedUntil), State: a.alertState(x)}
 	out.Notify, out.Deliveries = a.told(f, x)
+	return out
+}
+
+func (a *admin) alertState(x *facts.Alert) string {
 	switch {
 	case !x.ResolvedAt.IsZero():
-		out.State = alertResolved
+		return alertResolved
 	case a.now().Before(x.SilencedUntil):
-		out.State = alertSilenced
+		return alertSilenced
 	}
-	return out
+	return alertFiring
 }
 
 // maxSilence bounds one silence, so that none is for ever by accident.

@@ -247,6 +247,9 @@ func (s *Server) wireAdmin() (err error) {
 	s.admin = &admin{log: s.opts.Log, facts: s.facts, region: s.opts.Region, now: s.opts.Now, started: s.opts.Now(), allowExec: s.opts.AllowExec, glass: s.glass,
 		regions: s.opts.Regions, monitor: s.monitor, told: s.alerts.Deliveries, trials: s.trials, ledger: s.ads, feeds: s.vars, position: s.publisher.published.Load,
 		problems: func(f *facts.Facts) []problem { return problems(f, s.compileOptions()) }}
+	if err := s.admin.observe(s.opts.Meter); err != nil {
+		return err
+	}
 	s.delivery = delivery.New(s.ads, s.opts.Now)
 	s.dashboard, err = dashboard.New(dashboard.Options{Region: s.opts.Region.GetName(), Logger: s.opts.Logger, View: s.admin.view, Who: s.who, Act: s.decide})
 	return err

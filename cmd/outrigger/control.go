@@ -172,7 +172,7 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 	if c.gateway == "" && gl.Addr().Network() == "tcp" {
 		c.gateway = gl.Addr().String() // a Unix socket is out of other regions' reach
 	}
-	log, err := pebble.Open(filepath.Join(c.data, "log"), pebble.Options{Logger: p.log})
+	log, err := pebble.Open(filepath.Join(c.data, "log"), pebble.Options{Logger: p.log, Meter: p.tel.Meter("control/eventlog/pebble")})
 	if err != nil {
 		return err
 	}
