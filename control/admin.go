@@ -62,12 +62,19 @@ func (a *admin) evidence(rollout string) []*pb.Evidence { return a.monitor.Evide
 // modelPB shows a model with the split in force.
 func (a *admin) modelPB(m *facts.Model) *pb.Model {
 	out := &pb.Model{Name: m.Name, Aliases: m.Aliases, Unit: string(m.Unit), WeightEpoch: m.WeightEpoch, MaxAttempts: m.MaxAttempts,
-		Description: m.Description, Tags: m.Tags, Cost: m.Cost, CreatedAt: wire.TimePB(m.CreatedAt), ChangedAt: wire.TimePB(m.TouchedAt)}
+		Limits: limitsPB(m.Limits), Description: m.Description, Tags: m.Tags, Cost: m.Cost, CreatedAt: wire.TimePB(m.CreatedAt), ChangedAt: wire.TimePB(m.TouchedAt)}
 	for i := range m.Versions {
 		out.Versions = append(out.Versions, a.versionPB(m.Name, &m.Versions[i]))
 	}
 	out.Arms = splitPB(m)
 	return out
+}
+
+func limitsPB(l facts.Limits) *pb.Limits {
+	if l == (facts.Limits{}) {
+		return nil
+	}
+	return &pb.Limits{MaxConnections: l.MaxConnections, MaxPendingRequests: l.MaxPending, MaxRequests: l.MaxRequests, MaxRetries: l.MaxRetries}
 }
 
 // splitPB shows how requests are divided.

@@ -130,7 +130,7 @@ func checkParents(f *facts.Facts, r *pb.RegisterModelVersionRequest) error {
 }
 
 // ConfigureModel sets what is randomised, how long a request may take, how often it is
-// tried and what it costs. Zero fields stay as they are.
+// tried, how much of it may be under way and what it costs. Zero fields stay as they are.
 func (a *admin) ConfigureModel(ctx context.Context, r *pb.ConfigureModelRequest) (*pb.Model, error) {
 	switch experiments.Unit(r.GetUnit()) {
 	case "", experiments.UnitUser, experiments.UnitSession, experiments.UnitRequest:
@@ -154,7 +154,7 @@ func (a *admin) ConfigureModel(ctx context.Context, r *pb.ConfigureModelRequest)
 		if err != nil {
 			return nil, err
 		}
-		next := &pb.ModelConfigured{Unit: r.GetUnit(), MaxAttempts: r.GetMaxAttempts(), Cost: r.Cost}
+		next := &pb.ModelConfigured{Unit: r.GetUnit(), MaxAttempts: r.GetMaxAttempts(), Cost: r.Cost, Limits: r.GetLimits()}
 		if timeout > 0 {
 			next.Timeout = durationpb.New(timeout)
 		}

@@ -86,6 +86,9 @@ type Options struct {
 	Own []netip.AddrPort
 	// Intercept takes the connections that `outrigger init` redirects; nil = none.
 	Intercept *Interception
+	// MaxPerHost bounds the HTTP connections to one address of UpstreamHTTP or of an
+	// intercepted destination; requests wait. 0 = 1024. For models the policy says it.
+	MaxPerHost int
 	// Dial replaces the network, for tests; nil = TCP.
 	Dial upstream.DialFunc
 
@@ -117,7 +120,7 @@ type Sidecar struct {
 	reported  hits             // what earlier deltas said; owned by collect
 	reporter  *report.Reporter // nil without Reports
 
-	transport *http.Transport    // to UpstreamHTTP, and to models what direct leaves
+	transport *http.Transport    // to UpstreamHTTP and to intercepted destinations
 	direct    *upstream.Direct   // to models
 	models    *upstream.GRPCPool // to models that speak gRPC
 	guard     *upstream.Guard    // of everything dialled; nil with an injected network
@@ -182,6 +185,10 @@ func New(o Options) (*Sidecar, error) {
 	return s, nil
 }
 
+// maxModelConnections to one address is more than it can have local ports for: to models the
+// policy's max_connections decides, over all the addresses of a version.
+const maxModelConnections = 1 << 16
+
 // wireUpstream makes the pool of connections to models and to UpstreamHTTP. Both may be
 // on this machine: operators name them, not clients. An injected network has names, not
 // addresses, so there is nothing to guard.
@@ -194,9 +201,10 @@ func (s *Sidecar) wireUpstream() {
 		}
 		s.guard = upstream.NewGuard(o)
 	}
-	to := upstream.TransportOptions{Dial: s.opts.Dial, Guard: s.guard}
+	to := upstream.TransportOptions{Dial: s.opts.Dial, Guard: s.guard, MaxPerHost: s.opts.MaxPerHost}
 	s.transport = upstream.NewTransport(to)
-	s.direct = upstream.NewDirect(to, s.transport)
+	to.MaxPerHost = maxModelConnections
+	s.direct = upstream.NewDirect(to, upstream.NewTransport(to))
 	s.models = upstream.NewGRPCPool(upstream.GRPCPoolOptions{Dial: s.opts.Dial, Guard: s.guard, MaxMessage: variable.MaxMessage})
 }
 

@@ -124,7 +124,8 @@ func (s *Sidecar) drain(late context.Context) {
 	})
 	all.Wait()
 	over()
-	s.direct.CloseIdleConnections() // and s.transport's
+	s.direct.CloseIdleConnections()
+	s.transport.CloseIdleConnections()
 	s.models.Close()
 }
 

@@ -12,13 +12,17 @@ import (
 )
 
 func modelConfigure(c *clientFlags) *cobra.Command {
-	req := &pb.ConfigureModelRequest{}
+	req := &pb.ConfigureModelRequest{Limits: &pb.Limits{}}
 	var timeout time.Duration
 	var cost string
 	cmd := &cobra.Command{Use: "configure MODEL", Short: "Set a model's unit, limits and cost formula; what is not given stays", Args: exactArgs("MODEL")}
 	f := cmd.Flags()
 	f.StringVar(&req.Unit, "unit", "", "what is randomised: user, session or request")
 	f.Uint32Var(&req.MaxAttempts, "max-attempts", 0, "attempts of one request")
+	f.Uint32Var(&req.Limits.MaxRequests, "max-requests", 0, "requests of one version that a sidecar has in flight; the next is answered 503 (default 1024)")
+	f.Uint32Var(&req.Limits.MaxConnections, "max-connections", 0, "HTTP/1.1 connections of one version that carry requests; the next request waits (default: --max-requests)")
+	f.Uint32Var(&req.Limits.MaxPendingRequests, "max-pending", 0, "requests that wait for a connection; the next is answered 503 (default: --max-requests)")
+	f.Uint32Var(&req.Limits.MaxRetries, "max-retries", 0, "retries of one version in flight; the next is not made (default: a fifth of the requests)")
 	f.DurationVar(&timeout, "request-timeout", 0, "limit of one request")
 	f.StringVar(&cost, "cost", "", `what a version costs, in CEL over requests, failures, cancelled, attempts, tokens_in, tokens_out, seconds: "tokens_in*2.5e-6 + tokens_out*1e-5"; empty = nothing is said`)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

@@ -42,6 +42,7 @@ type sidecarFlags struct {
 	fallback                                              []string
 	stateDir, upstreamHTTP, upstreamGRPC, upstreamTCP     string
 	autoSessions                                          bool
+	maxPerHost                                            int
 	processBytes                                          int64
 	grace                                                 time.Duration
 	tokenKeyFile                                          string
@@ -80,6 +81,7 @@ losing a connection.`}
 	f.StringVar(&s.zone, "zone", "", "zone within the region")
 	f.StringToStringVar(&s.labels, "labels", nil, "labels policy can select on, key=value")
 	f.StringVar(&s.stateDir, "state-dir", "", "where the last good policy is kept; empty = nowhere")
+	f.IntVar(&s.maxPerHost, "upstream-connections", 0, "HTTP connections to one address outside of models, requests beyond wait (default 1024)")
 	f.StringVar(&s.upstreamHTTP, "upstream-http", "", "base URL for HTTP requests and models the mesh does not know")
 	f.StringVar(&s.upstreamGRPC, "upstream-grpc", "", "host:port for gRPC calls the sidecar does not serve (tools)")
 	f.StringVar(&s.upstreamTCP, "upstream-tcp", "", "host:port for connections that are neither HTTP nor gRPC")
@@ -109,6 +111,9 @@ losing a connection.`}
 func (s *sidecarFlags) validate() error {
 	if s.nodeID == "" {
 		return errors.New("--node-id is empty")
+	}
+	if s.maxPerHost < 0 {
+		return fmt.Errorf("--upstream-connections is %d; give at least 1, or 0 for 1024", s.maxPerHost)
 	}
 	if s.upstreamHTTP != "" {
 		u, err := url.Parse(s.upstreamHTTP)
@@ -203,7 +208,7 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 		return err
 	}
 	o := proxy.Options{Node: self, Reader: store, Hits: store, Authority: store.Variables(), Policy: policySource(ads), Reports: control, Tokens: tokens,
-		AutoCreateSessions: s.autoSessions, UpstreamTCP: s.upstreamTCP, Own: own, Intercept: taken,
+		AutoCreateSessions: s.autoSessions, UpstreamTCP: s.upstreamTCP, MaxPerHost: s.maxPerHost, Own: own, Intercept: taken,
 		Grace: s.grace, Start: start, Logger: p.log, Meter: p.tel.Meter("proxy")}
 	if o.Models, err = s.models.options(); err != nil {
 		return configError{err}

@@ -106,6 +106,9 @@ type Skipped struct {
 	Reason   string
 }
 
+// Limits are those of circuit_breakers, see policy.Version.
+type Limits struct{ MaxConnections, MaxPending, MaxRequests, MaxRetries uint32 }
+
 // Model is one logical model: the name apps write in their requests.
 type Model struct {
 	Name     string
@@ -115,6 +118,8 @@ type Model struct {
 	// Timeout and MaxAttempts are 0 when not configured.
 	Timeout     time.Duration
 	MaxAttempts uint32
+	// Limits of each version; zero fields are not configured.
+	Limits Limits
 	// Description and Tags decide nothing and may change; Cost is the formula of what a
 	// version costs, empty if there is none.
 	Description string

@@ -1,6 +1,7 @@
 package facts
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -151,6 +152,11 @@ func (d *draft) modelConfigured(p *pb.ModelConfigured) string {
 		}
 		if p.Cost != nil {
 			m.Cost = p.GetCost()
+		}
+		l := p.GetLimits()
+		m.Limits = Limits{
+			MaxConnections: cmp.Or(l.GetMaxConnections(), m.Limits.MaxConnections), MaxPending: cmp.Or(l.GetMaxPendingRequests(), m.Limits.MaxPending),
+			MaxRequests: cmp.Or(l.GetMaxRequests(), m.Limits.MaxRequests), MaxRetries: cmp.Or(l.GetMaxRetries(), m.Limits.MaxRetries),
 		}
 		return ""
 	})

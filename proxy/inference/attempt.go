@@ -63,7 +63,8 @@ func (c *call) attemptAll(ctx context.Context, targets []*target, limit int) end
 			}
 			continue
 		}
-		if c.attempts > 0 && !c.model.budget.withdraw() {
+		again := c.attempts > 0
+		if again && !c.mayRetry() {
 			report(errExcluded)
 			end.exhausted = true
 			break
@@ -72,6 +73,9 @@ func (c *call) attemptAll(ctx context.Context, targets []*target, limit int) end
 		tried = true
 		c.region = t.endpoint.Region
 		end = c.attempt(ctx, &try{c: c, t: t, report: report, spare: targets[i+1:], limit: limit})
+		if again {
+			c.retried()
+		}
 		if end.verdict != tryNext {
 			break
 		}

@@ -377,6 +377,7 @@ func (c *call) serveBy(ctx context.Context, limit uint32) (end ending, entered b
 	began := c.start
 	if c.resumed != nil {
 		defer vp.gate.leave()
+		defer vp.gate.conns.leave()
 		if c.h.o.Adaptive {
 			defer func() { c.learn(vp.gate, began, end) }()
 		}
@@ -393,6 +394,12 @@ func (c *call) serveBy(ctx context.Context, limit uint32) (end ending, entered b
 		return ending{}, false
 	}
 	defer vp.gate.leave()
+	if c.rpc == nil { // calls of gRPC share a connection
+		if end, ok := c.connect(ctx, vp.gate); !ok {
+			return end, end.cancelled
+		}
+		defer vp.gate.conns.leave()
+	}
 	if c.h.o.Adaptive {
 		began = c.h.now()
 		defer func() { c.learn(vp.gate, began, end) }()

@@ -20,6 +20,7 @@ type try struct {
 	pending chan arrival // answers of requests that lost; nil without a hedge
 	lost    int          // how many of them are still to come
 	cancel  []context.CancelFunc
+	hedged  bool // a second request holds a connection and counts as a retry
 }
 
 // arrival is the answer of one of two requests.
@@ -98,10 +99,19 @@ func (y *try) second(ctx context.Context) bool {
 		if err != nil {
 			continue
 		}
-		if !c.model.budget.withdraw() {
+		gate := c.gate()
+		if c.rpc == nil && !gate.conns.try(limitOf(c.assign.Version).connections) {
 			report(errExcluded)
 			break
 		}
+		if !c.mayRetry() {
+			if c.rpc == nil {
+				gate.conns.leave()
+			}
+			report(errExcluded)
+			break
+		}
+		y.hedged = true
 		c.attempts++
 		t.inflight.Add(1)
 		t.silent.Add(1)
@@ -151,4 +161,10 @@ func (y *try) leave() {
 		y.discard(<-y.pending, errExcluded)
 	}
 	y.t.inflight.Add(-1)
+	if y.hedged {
+		y.c.retried()
+		if y.c.rpc == nil {
+			y.c.gate().conns.leave()
+		}
+	}
 }

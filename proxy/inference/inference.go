@@ -47,7 +47,10 @@
 // Our own errors have the form of the protocol spoken. Bad input is refused: 400 for JSON that is malformed, nested
 // deeper than 512, or ambiguous (a routing key twice); 413 over MaxBody; 415 for encoded
 // bodies. Unknown models are 404 model_not_found, or go to Passthrough if there is one.
-// Overload: more than MaxInFlight requests, or a version's MaxRequests, is 503; one model
+// Overload: more than MaxInFlight requests, or a version's MaxRequests, is 503; beyond a
+// version's MaxConnections requests of HTTP/1.1 wait, in the order they came and as long as
+// they may take, and beyond its MaxPending that is 503, too; a retry or hedge beyond
+// MaxRetries is not made. All of these 503 come with retry-after and say overloaded. One model
 // gets at most three quarters of MaxInFlight where there are several, so that a slow one
 // does not take the others down (bulkhead); beyond the adaptive limit it is 429. With
 // every endpoint's breaker open, the last good version's included, the answer is 503 with

@@ -158,6 +158,9 @@ func (c *inlineCall) Start(q *http1.Request, body, dst []byte) (out []byte, limi
 	if left++; h.o.Adaptive && g.full() || !g.enter(orDefault(c.assign.Version.MaxRequests, policy.DefaultMaxRequests)) {
 		return nil, 0, false
 	}
+	if left++; !g.conns.try(limitOf(c.assign.Version).connections) {
+		return nil, 0, false
+	}
 	if left++; !c.relay.d.Reserve(c.t.dial) {
 		return nil, 0, false
 	}
@@ -180,8 +183,11 @@ func (c *inlineCall) Start(q *http1.Request, body, dst []byte) (out []byte, limi
 
 // leave gives back the first n of what Start takes.
 func (c *inlineCall) leave(n int) {
-	if n > 3 {
+	if n > 4 {
 		c.relay.d.Release(c.t.dial)
+	}
+	if n > 3 {
+		c.gate().conns.leave()
 	}
 	if n > 2 {
 		c.model.versions[c.assign.Version].gate.leave()
@@ -203,7 +209,7 @@ func (c *inlineCall) end(e ending, verdict error) {
 	}
 	c.account(e)
 	c.t.inflight.Add(-1)
-	c.leave(4)
+	c.leave(5)
 	*c = inlineCall{relay: c.relay}
 	c.relay.pool.Put(c)
 }
@@ -264,7 +270,7 @@ func (c *inlineCall) Resume(w http.ResponseWriter, r *http.Request, p loop.Progr
 		c.t.silent.Add(-1)
 		c.t.inflight.Add(-1)
 		c.h.inflight.Add(1)
-		c.leave(4)
+		c.leave(5)
 		return
 	}
 	c.forward()

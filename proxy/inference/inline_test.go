@@ -376,7 +376,9 @@ func (p *plan) load() (n int64) {
 		n += t.inflight.Load()
 	}
 	for _, g := range p.gates {
-		n += g.inflight.Load()
+		g.conns.mu.Lock()
+		n += g.inflight.Load() + g.retries.Load() + int64(g.conns.used)
+		g.conns.mu.Unlock()
 	}
 	for _, g := range p.shares {
 		n += g.inflight.Load()

@@ -54,7 +54,7 @@ type targetKey struct {
 	openFor         time.Duration
 }
 
-// gate bounds concurrent requests of one version: by circuit_breakers.max_requests, and by
+// gate bounds concurrent requests of one version, by circuit_breakers and by
 // what the version was seen to take if concurrency is adaptive. It also paces the look
 // for outliers among the version's endpoints.
 type gate struct {
@@ -62,6 +62,8 @@ type gate struct {
 	mu       sync.Mutex // of limit; held for arithmetic only
 	limit    balance.Limit
 	sweep    atomic.Int64 // Unix ns of the next look for outliers; 0 = none yet
+	conns    places
+	retries  atomic.Int64 // retries and hedges in flight
 }
 
 // full reports whether the adaptive limit refuses another request.

@@ -68,6 +68,7 @@ func (v *Version) normalise() {
 	if v.MaxRequests == 0 {
 		v.MaxRequests = DefaultMaxRequests
 	}
+	v.MaxConnections, v.MaxPending = cmp.Or(v.MaxConnections, v.MaxRequests), cmp.Or(v.MaxPending, v.MaxRequests)
 	if v.ConsecutiveFailures == 0 {
 		v.ConsecutiveFailures = DefaultConsecutiveFailures
 	}

@@ -148,6 +148,10 @@ type Version struct {
 	MaxRequests         uint32
 	ConsecutiveFailures uint32
 	OpenFor             time.Duration
+	// MaxConnections bounds the connections that carry requests to all endpoints together,
+	// MaxPending the requests that wait for one; 0 = MaxRequests, which then decides alone.
+	// MaxRetries bounds the retries in flight; 0 = none of its own beyond the retry budget.
+	MaxConnections, MaxPending, MaxRetries uint32
 	// Shed is the share of requests refused on purpose, in parts of experiments.Buckets:
 	// what an overloaded version is relieved by.
 	Shed uint32

@@ -49,7 +49,7 @@ const (
 //     distinct salts and non-empty ranges;
 //   - numbers stay within the limits of this package.
 //
-// Zero MaxRequests, ConsecutiveFailures, OpenFor and Timeout are valid and mean the
+// Zero MaxRequests, MaxConnections, MaxPending, MaxRetries, ConsecutiveFailures, OpenFor and Timeout are valid and mean the
 // defaults. Order within arms, versions, endpoints and regions is free; Normalise
 // fixes it.
 func (p *Policy) Validate() error {

@@ -35,12 +35,7 @@ func (e *encoder) cluster(m *policy.Model, v *policy.Version) (*cluster.Cluster,
 				LocalityWeightedLbConfig: &cluster.Cluster_CommonLbConfig_LocalityWeightedLbConfig{},
 			},
 		},
-		// Connections and pending requests follow max_requests, or their own default of
-		// 1024 would be the real limit.
-		CircuitBreakers: &cluster.CircuitBreakers{Thresholds: []*cluster.CircuitBreakers_Thresholds{{
-			Priority: core.RoutingPriority_DEFAULT, MaxRequests: wrapperspb.UInt32(v.MaxRequests),
-			MaxConnections: wrapperspb.UInt32(v.MaxRequests), MaxPendingRequests: wrapperspb.UInt32(v.MaxRequests),
-		}}},
+		CircuitBreakers: thresholds(v),
 		// Only consecutive failures eject: success-rate ejection, on by default, is not
 		// in the policy. Any share of hosts may go, because routing has a fallback.
 		OutlierDetection: &cluster.OutlierDetection{
@@ -59,6 +54,20 @@ func (e *encoder) cluster(m *policy.Model, v *policy.Version) (*cluster.Cluster,
 		return out, e.envoyCluster(out, m, v)
 	}
 	return out, nil
+}
+
+// thresholds are a version's limits. Connections and pending requests are always written,
+// or their own default of 1024 would be the real limit; max_retries, whose default for Envoy
+// is 3, only if the policy has one.
+func thresholds(v *policy.Version) *cluster.CircuitBreakers {
+	t := &cluster.CircuitBreakers_Thresholds{
+		Priority: core.RoutingPriority_DEFAULT, MaxRequests: wrapperspb.UInt32(v.MaxRequests),
+		MaxConnections: wrapperspb.UInt32(v.MaxConnections), MaxPendingRequests: wrapperspb.UInt32(v.MaxPending),
+	}
+	if v.MaxRetries > 0 {
+		t.MaxRetries = wrapperspb.UInt32(v.MaxRetries)
+	}
+	return &cluster.CircuitBreakers{Thresholds: []*cluster.CircuitBreakers_Thresholds{t}}
 }
 
 // reportLoads asks for the named metrics of endpoints in load reports (gRFC A85).

@@ -107,7 +107,8 @@ func decodeVersion(res *Resources, model string, vp *pb.VersionPolicy) (policy.V
 		return v, bad(xds.TypeCluster, name, "missing")
 	}
 	for _, th := range c.GetCircuitBreakers().GetThresholds() {
-		v.MaxRequests = th.GetMaxRequests().GetValue()
+		v.MaxRequests, v.MaxConnections = th.GetMaxRequests().GetValue(), th.GetMaxConnections().GetValue()
+		v.MaxPending, v.MaxRetries = th.GetMaxPendingRequests().GetValue(), th.GetMaxRetries().GetValue()
 	}
 	v.ConsecutiveFailures = c.GetOutlierDetection().GetConsecutive_5Xx().GetValue()
 	v.OpenFor = c.GetOutlierDetection().GetBaseEjectionTime().AsDuration()

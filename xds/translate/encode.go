@@ -14,7 +14,9 @@
 //	quarantine             the routes of the arm lead to the last good version's cluster
 //	timeout                max_stream_duration and timeout of every route
 //	attempts               retry_policy.num_retries = attempts − 1
-//	breaker                circuit_breakers.max_requests, outlier_detection
+//	limits                 circuit_breakers: max_requests, max_connections,
+//	                       max_pending_requests, max_retries
+//	breaker                outlier_detection
 //	endpoints              one locality per (priority, region)
 //	shedding               drop_overloads of the load assignment
 //	faults, access rules   fault and RBAC configuration of the virtual host

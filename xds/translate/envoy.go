@@ -123,9 +123,11 @@ func (e *encoder) unassignedRoute(m *policy.Model) *route.Route {
 // envoyCluster adds to a cluster what only Envoy needs or understands.
 func (e *encoder) envoyCluster(c *cluster.Cluster, m *policy.Model, v *policy.Version) error {
 	c.OutlierDetection.Interval = durationpb.New(ejectionInterval)
-	// One connection more than requests: on it Envoy finds that a request is too many and
-	// refuses it; without, it would wait for a connection instead.
-	c.CircuitBreakers.Thresholds[0].MaxConnections.Value = max(v.MaxRequests, v.MaxRequests+1)
+	if v.MaxConnections == v.MaxRequests {
+		// One connection more than requests: on it Envoy finds that a request is too many and
+		// refuses it; without, it would wait for a connection instead.
+		c.CircuitBreakers.Thresholds[0].MaxConnections.Value = max(v.MaxRequests, v.MaxRequests+1)
+	}
 	if v.Shed > 0 {
 		// Envoy takes note of drop_overloads when endpoints change or the cluster is made,
 		// so the cluster changes with them.

@@ -127,6 +127,11 @@ func Features() []Feature {
 		{"failover to the last good version", models(func(m *policy.Model) bool { return m.LastGood != "" }), all(full, full, full)},
 		{"concurrent requests", versions(func(_ *policy.Model, v *policy.Version) bool { return v.MaxRequests > 0 }), all(full,
 			approx("grpc-js counts calls once they have begun, so a burst begun at once exceeds the limit"), full)},
+		{"connections and pending requests", versions(func(_ *policy.Model, v *policy.Version) bool {
+			return cmp.Or(v.MaxConnections, v.MaxRequests) != v.MaxRequests || cmp.Or(v.MaxPending, v.MaxRequests) != v.MaxRequests
+		}), all(approx("of HTTP/1.1; requests share connections of HTTP/2"), ignored("requests share connections"), full)},
+		{"concurrent retries", versions(func(_ *policy.Model, v *policy.Version) bool { return v.MaxRetries > 0 }), all(full,
+			ignored("retries are not counted apart"), full)},
 		{"ejection after consecutive failures", versions(func(_ *policy.Model, v *policy.Version) bool { return v.ConsecutiveFailures > 0 }), all(full,
 			approx(fmt.Sprintf("gRPC ejects by share of failures: %d %% of at least that many calls within %v", grpcFailurePercent, ejectionInterval)), full)},
 		{"endpoint weights", versions(endpointWeightsDiffer), all(full,

@@ -598,7 +598,8 @@ type Model struct {
 	Tags          map[string]string      `protobuf:"bytes,9,rep,name=tags,proto3" json:"tags,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	ChangedAt     *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=changed_at,json=changedAt,proto3" json:"changed_at,omitempty"`
-	Cost          string                 `protobuf:"bytes,12,opt,name=cost,proto3" json:"cost,omitempty"` // formula over the counts of a version, empty = none
+	Cost          string                 `protobuf:"bytes,12,opt,name=cost,proto3" json:"cost,omitempty"`     // formula over the counts of a version, empty = none
+	Limits        *Limits                `protobuf:"bytes,13,opt,name=limits,proto3" json:"limits,omitempty"` // as configured
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -715,6 +716,13 @@ func (x *Model) GetCost() string {
 		return x.Cost
 	}
 	return ""
+}
+
+func (x *Model) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
 }
 
 type CreateModelRequest struct {
@@ -1277,6 +1285,7 @@ type ConfigureModelRequest struct {
 	TimeoutMs     uint32                 `protobuf:"varint,4,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
 	Actor         string                 `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`
 	Cost          *string                `protobuf:"bytes,6,opt,name=cost,proto3,oneof" json:"cost,omitempty"` // formula; absent = as it is, empty = none
+	Limits        *Limits                `protobuf:"bytes,7,opt,name=limits,proto3" json:"limits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1351,6 +1360,13 @@ func (x *ConfigureModelRequest) GetCost() string {
 		return *x.Cost
 	}
 	return ""
+}
+
+func (x *ConfigureModelRequest) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
 }
 
 type SetModelVersionStateRequest struct {
@@ -4128,7 +4144,7 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\x06window\x18\x03 \x01(\v2\x1a.outrigger.v1.VersionStatsR\x06window\x126\n" +
 	"\blifetime\x18\x04 \x01(\v2\x1a.outrigger.v1.VersionStatsR\blifetime\x12?\n" +
 	"\rshadow_window\x18\x05 \x01(\v2\x1a.outrigger.v1.VersionStatsR\fshadowWindow\x12C\n" +
-	"\x0fshadow_lifetime\x18\x06 \x01(\v2\x1a.outrigger.v1.VersionStatsR\x0eshadowLifetime\"\xee\x04\n" +
+	"\x0fshadow_lifetime\x18\x06 \x01(\v2\x1a.outrigger.v1.VersionStatsR\x0eshadowLifetime\"\x9c\x05\n" +
 	"\x05Model\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x126\n" +
 	"\bversions\x18\x02 \x03(\v2\x1a.outrigger.v1.ModelVersionR\bversions\x12:\n" +
@@ -4144,7 +4160,8 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
 	"\n" +
 	"changed_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\tchangedAt\x12\x12\n" +
-	"\x04cost\x18\f \x01(\tR\x04cost\x1a:\n" +
+	"\x04cost\x18\f \x01(\tR\x04cost\x12,\n" +
+	"\x06limits\x18\r \x01(\v2\x14.outrigger.v1.LimitsR\x06limits\x1a:\n" +
 	"\fAliasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a7\n" +
@@ -4230,7 +4247,7 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"experiment\x1a:\n" +
 	"\fAliasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbb\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe9\x01\n" +
 	"\x15ConfigureModelRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x12\n" +
 	"\x04unit\x18\x02 \x01(\tR\x04unit\x12!\n" +
@@ -4238,7 +4255,8 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"timeout_ms\x18\x04 \x01(\rR\ttimeoutMs\x12\x14\n" +
 	"\x05actor\x18\x05 \x01(\tR\x05actor\x12\x17\n" +
-	"\x04cost\x18\x06 \x01(\tH\x00R\x04cost\x88\x01\x01B\a\n" +
+	"\x04cost\x18\x06 \x01(\tH\x00R\x04cost\x88\x01\x01\x12,\n" +
+	"\x06limits\x18\a \x01(\v2\x14.outrigger.v1.LimitsR\x06limitsB\a\n" +
 	"\x05_cost\"\xdf\x01\n" +
 	"\x1bSetModelVersionStateRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n" +
@@ -4619,19 +4637,20 @@ var file_outrigger_v1_admin_proto_goTypes = []any{
 	(*timestamppb.Timestamp)(nil),       // 62: google.protobuf.Timestamp
 	(*durationpb.Duration)(nil),         // 63: google.protobuf.Duration
 	(*ExperimentArm)(nil),               // 64: outrigger.v1.ExperimentArm
-	(*ExperimentPlan)(nil),              // 65: outrigger.v1.ExperimentPlan
-	(*ExperimentEnrolment)(nil),         // 66: outrigger.v1.ExperimentEnrolment
-	(*structpb.Struct)(nil),             // 67: google.protobuf.Struct
-	(*RolloutPhase)(nil),                // 68: outrigger.v1.RolloutPhase
-	(*Evidence)(nil),                    // 69: outrigger.v1.Evidence
-	(*RollbackStarted)(nil),             // 70: outrigger.v1.RollbackStarted
-	(*RollbackCompleted)(nil),           // 71: outrigger.v1.RollbackCompleted
-	(*RolloutGateDecided)(nil),          // 72: outrigger.v1.RolloutGateDecided
-	(*RolloutApproved)(nil),             // 73: outrigger.v1.RolloutApproved
-	(*RollbackDrillCompleted)(nil),      // 74: outrigger.v1.RollbackDrillCompleted
-	(*Region)(nil),                      // 75: outrigger.v1.Region
-	(*Event)(nil),                       // 76: outrigger.v1.Event
-	(*Node)(nil),                        // 77: outrigger.v1.Node
+	(*Limits)(nil),                      // 65: outrigger.v1.Limits
+	(*ExperimentPlan)(nil),              // 66: outrigger.v1.ExperimentPlan
+	(*ExperimentEnrolment)(nil),         // 67: outrigger.v1.ExperimentEnrolment
+	(*structpb.Struct)(nil),             // 68: google.protobuf.Struct
+	(*RolloutPhase)(nil),                // 69: outrigger.v1.RolloutPhase
+	(*Evidence)(nil),                    // 70: outrigger.v1.Evidence
+	(*RollbackStarted)(nil),             // 71: outrigger.v1.RollbackStarted
+	(*RollbackCompleted)(nil),           // 72: outrigger.v1.RollbackCompleted
+	(*RolloutGateDecided)(nil),          // 73: outrigger.v1.RolloutGateDecided
+	(*RolloutApproved)(nil),             // 74: outrigger.v1.RolloutApproved
+	(*RollbackDrillCompleted)(nil),      // 75: outrigger.v1.RollbackDrillCompleted
+	(*Region)(nil),                      // 76: outrigger.v1.Region
+	(*Event)(nil),                       // 77: outrigger.v1.Event
+	(*Node)(nil),                        // 78: outrigger.v1.Node
 }
 var file_outrigger_v1_admin_proto_depIdxs = []int32{
 	61,  // 0: outrigger.v1.ModelVersion.endpoints:type_name -> outrigger.v1.Endpoint
@@ -4654,153 +4673,155 @@ var file_outrigger_v1_admin_proto_depIdxs = []int32{
 	50,  // 17: outrigger.v1.Model.tags:type_name -> outrigger.v1.Model.TagsEntry
 	62,  // 18: outrigger.v1.Model.created_at:type_name -> google.protobuf.Timestamp
 	62,  // 19: outrigger.v1.Model.changed_at:type_name -> google.protobuf.Timestamp
-	51,  // 20: outrigger.v1.CreateModelRequest.tags:type_name -> outrigger.v1.CreateModelRequest.TagsEntry
-	52,  // 21: outrigger.v1.AnnotateModelRequest.set_tags:type_name -> outrigger.v1.AnnotateModelRequest.SetTagsEntry
-	61,  // 22: outrigger.v1.RegisterModelVersionRequest.endpoints:type_name -> outrigger.v1.Endpoint
-	53,  // 23: outrigger.v1.RegisterModelVersionRequest.metadata:type_name -> outrigger.v1.RegisterModelVersionRequest.MetadataEntry
-	54,  // 24: outrigger.v1.RegisterModelVersionRequest.parameters:type_name -> outrigger.v1.RegisterModelVersionRequest.ParametersEntry
-	55,  // 25: outrigger.v1.RegisterModelVersionRequest.pins:type_name -> outrigger.v1.RegisterModelVersionRequest.PinsEntry
-	56,  // 26: outrigger.v1.RegisterModelVersionRequest.tags:type_name -> outrigger.v1.RegisterModelVersionRequest.TagsEntry
-	62,  // 27: outrigger.v1.ServedAtRequest.at:type_name -> google.protobuf.Timestamp
-	62,  // 28: outrigger.v1.ServedAtResponse.at:type_name -> google.protobuf.Timestamp
-	57,  // 29: outrigger.v1.ServedAtResponse.aliases:type_name -> outrigger.v1.ServedAtResponse.AliasesEntry
-	64,  // 30: outrigger.v1.ServedAtResponse.arms:type_name -> outrigger.v1.ExperimentArm
-	62,  // 31: outrigger.v1.ServedAtResponse.since:type_name -> google.protobuf.Timestamp
-	6,   // 32: outrigger.v1.ListModelsResponse.models:type_name -> outrigger.v1.Model
-	64,  // 33: outrigger.v1.Experiment.arms:type_name -> outrigger.v1.ExperimentArm
-	62,  // 34: outrigger.v1.Experiment.changed_at:type_name -> google.protobuf.Timestamp
-	65,  // 35: outrigger.v1.Experiment.plan:type_name -> outrigger.v1.ExperimentPlan
-	62,  // 36: outrigger.v1.Experiment.started_at:type_name -> google.protobuf.Timestamp
-	62,  // 37: outrigger.v1.Experiment.ended_at:type_name -> google.protobuf.Timestamp
-	66,  // 38: outrigger.v1.Experiment.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
-	64,  // 39: outrigger.v1.CreateExperimentRequest.arms:type_name -> outrigger.v1.ExperimentArm
-	65,  // 40: outrigger.v1.CreateExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
-	66,  // 41: outrigger.v1.CreateExperimentRequest.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
-	65,  // 42: outrigger.v1.PlanExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
-	17,  // 43: outrigger.v1.ExperimentResultsResponse.experiment:type_name -> outrigger.v1.Experiment
-	67,  // 44: outrigger.v1.ExperimentResultsResponse.results:type_name -> google.protobuf.Struct
-	67,  // 45: outrigger.v1.ExperimentResultsResponse.ledger:type_name -> google.protobuf.Struct
-	17,  // 46: outrigger.v1.ListExperimentsResponse.experiments:type_name -> outrigger.v1.Experiment
-	68,  // 47: outrigger.v1.Rollout.phases:type_name -> outrigger.v1.RolloutPhase
-	69,  // 48: outrigger.v1.Rollout.evidence:type_name -> outrigger.v1.Evidence
-	62,  // 49: outrigger.v1.Rollout.started_at:type_name -> google.protobuf.Timestamp
-	62,  // 50: outrigger.v1.Rollout.phase_since:type_name -> google.protobuf.Timestamp
-	70,  // 51: outrigger.v1.Rollout.rollback:type_name -> outrigger.v1.RollbackStarted
-	71,  // 52: outrigger.v1.Rollout.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
-	72,  // 53: outrigger.v1.Rollout.gates:type_name -> outrigger.v1.RolloutGateDecided
-	73,  // 54: outrigger.v1.Rollout.approvals:type_name -> outrigger.v1.RolloutApproved
-	74,  // 55: outrigger.v1.Rollout.drill:type_name -> outrigger.v1.RollbackDrillCompleted
-	68,  // 56: outrigger.v1.StartRolloutRequest.phases:type_name -> outrigger.v1.RolloutPhase
-	63,  // 57: outrigger.v1.StartRolloutRequest.cooldown:type_name -> google.protobuf.Duration
-	58,  // 58: outrigger.v1.RolloutActionRequest.metadata:type_name -> outrigger.v1.RolloutActionRequest.MetadataEntry
-	63,  // 59: outrigger.v1.RollbackRolloutRequest.ramp:type_name -> google.protobuf.Duration
-	63,  // 60: outrigger.v1.RollbackRolloutRequest.drain:type_name -> google.protobuf.Duration
-	59,  // 61: outrigger.v1.RollbackRolloutRequest.metadata:type_name -> outrigger.v1.RollbackRolloutRequest.MetadataEntry
-	63,  // 62: outrigger.v1.BreakGlassRequest.ttl:type_name -> google.protobuf.Duration
-	62,  // 63: outrigger.v1.BreakGlassResponse.until:type_name -> google.protobuf.Timestamp
-	23,  // 64: outrigger.v1.RolloutPlan.rollout:type_name -> outrigger.v1.Rollout
-	31,  // 65: outrigger.v1.RolloutPlan.forecasts:type_name -> outrigger.v1.GateForecast
-	63,  // 66: outrigger.v1.GateForecast.expected:type_name -> google.protobuf.Duration
-	62,  // 67: outrigger.v1.DeploymentConfiguration.since:type_name -> google.protobuf.Timestamp
-	23,  // 68: outrigger.v1.ListRolloutsResponse.rollouts:type_name -> outrigger.v1.Rollout
-	75,  // 69: outrigger.v1.ListRegionsResponse.regions:type_name -> outrigger.v1.Region
-	60,  // 70: outrigger.v1.Alert.numbers:type_name -> outrigger.v1.Alert.NumbersEntry
-	62,  // 71: outrigger.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
-	62,  // 72: outrigger.v1.Alert.resolved_at:type_name -> google.protobuf.Timestamp
-	62,  // 73: outrigger.v1.Alert.silenced_until:type_name -> google.protobuf.Timestamp
-	62,  // 74: outrigger.v1.Alert.since:type_name -> google.protobuf.Timestamp
-	37,  // 75: outrigger.v1.Alert.deliveries:type_name -> outrigger.v1.AlertDelivery
-	62,  // 76: outrigger.v1.AlertDelivery.at:type_name -> google.protobuf.Timestamp
-	63,  // 77: outrigger.v1.SilenceAlertRequest.for:type_name -> google.protobuf.Duration
-	36,  // 78: outrigger.v1.ListAlertsResponse.alerts:type_name -> outrigger.v1.Alert
-	62,  // 79: outrigger.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
-	62,  // 80: outrigger.v1.AuditRequest.until:type_name -> google.protobuf.Timestamp
-	76,  // 81: outrigger.v1.AuditResponse.events:type_name -> outrigger.v1.Event
-	43,  // 82: outrigger.v1.StatusResponse.nodes:type_name -> outrigger.v1.NodeStatus
-	6,   // 83: outrigger.v1.StatusResponse.models:type_name -> outrigger.v1.Model
-	23,  // 84: outrigger.v1.StatusResponse.rollouts:type_name -> outrigger.v1.Rollout
-	44,  // 85: outrigger.v1.StatusResponse.cache:type_name -> outrigger.v1.CacheStatus
-	75,  // 86: outrigger.v1.StatusResponse.regions:type_name -> outrigger.v1.Region
-	36,  // 87: outrigger.v1.StatusResponse.alerts:type_name -> outrigger.v1.Alert
-	62,  // 88: outrigger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	62,  // 89: outrigger.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
-	77,  // 90: outrigger.v1.NodeStatus.node:type_name -> outrigger.v1.Node
-	62,  // 91: outrigger.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
-	10,  // 92: outrigger.v1.Admin.RegisterModelVersion:input_type -> outrigger.v1.RegisterModelVersionRequest
-	13,  // 93: outrigger.v1.Admin.ConfigureModel:input_type -> outrigger.v1.ConfigureModelRequest
-	14,  // 94: outrigger.v1.Admin.SetModelVersionState:input_type -> outrigger.v1.SetModelVersionStateRequest
-	15,  // 95: outrigger.v1.Admin.MoveAlias:input_type -> outrigger.v1.MoveAliasRequest
-	9,   // 96: outrigger.v1.Admin.DeleteAlias:input_type -> outrigger.v1.DeleteAliasRequest
-	7,   // 97: outrigger.v1.Admin.CreateModel:input_type -> outrigger.v1.CreateModelRequest
-	8,   // 98: outrigger.v1.Admin.AnnotateModel:input_type -> outrigger.v1.AnnotateModelRequest
-	0,   // 99: outrigger.v1.Admin.GetModel:input_type -> outrigger.v1.NameRequest
-	0,   // 100: outrigger.v1.Admin.ModelMetrics:input_type -> outrigger.v1.NameRequest
-	1,   // 101: outrigger.v1.Admin.ListModels:input_type -> outrigger.v1.ListRequestAll
-	11,  // 102: outrigger.v1.Admin.ServedAt:input_type -> outrigger.v1.ServedAtRequest
-	18,  // 103: outrigger.v1.Admin.CreateExperiment:input_type -> outrigger.v1.CreateExperimentRequest
-	21,  // 104: outrigger.v1.Admin.SetExperimentState:input_type -> outrigger.v1.SetExperimentStateRequest
-	19,  // 105: outrigger.v1.Admin.PlanExperiment:input_type -> outrigger.v1.PlanExperimentRequest
-	0,   // 106: outrigger.v1.Admin.ExperimentResults:input_type -> outrigger.v1.NameRequest
-	1,   // 107: outrigger.v1.Admin.ListExperiments:input_type -> outrigger.v1.ListRequestAll
-	24,  // 108: outrigger.v1.Admin.StartRollout:input_type -> outrigger.v1.StartRolloutRequest
-	25,  // 109: outrigger.v1.Admin.AdvanceRollout:input_type -> outrigger.v1.RolloutActionRequest
-	25,  // 110: outrigger.v1.Admin.AbortRollout:input_type -> outrigger.v1.RolloutActionRequest
-	24,  // 111: outrigger.v1.Admin.PlanRollout:input_type -> outrigger.v1.StartRolloutRequest
-	25,  // 112: outrigger.v1.Admin.HoldRollout:input_type -> outrigger.v1.RolloutActionRequest
-	25,  // 113: outrigger.v1.Admin.ResumeRollout:input_type -> outrigger.v1.RolloutActionRequest
-	26,  // 114: outrigger.v1.Admin.ApproveRollout:input_type -> outrigger.v1.ApproveRolloutRequest
-	25,  // 115: outrigger.v1.Admin.RetryRollout:input_type -> outrigger.v1.RolloutActionRequest
-	27,  // 116: outrigger.v1.Admin.RollbackRollout:input_type -> outrigger.v1.RollbackRolloutRequest
-	28,  // 117: outrigger.v1.Admin.BreakGlass:input_type -> outrigger.v1.BreakGlassRequest
-	32,  // 118: outrigger.v1.Admin.ConfigureDeployment:input_type -> outrigger.v1.ConfigureDeploymentRequest
-	0,   // 119: outrigger.v1.Admin.GetDeployment:input_type -> outrigger.v1.NameRequest
-	0,   // 120: outrigger.v1.Admin.GetRollout:input_type -> outrigger.v1.NameRequest
-	1,   // 121: outrigger.v1.Admin.ListRollouts:input_type -> outrigger.v1.ListRequestAll
-	1,   // 122: outrigger.v1.Admin.ListRegions:input_type -> outrigger.v1.ListRequestAll
-	1,   // 123: outrigger.v1.Admin.ListAlerts:input_type -> outrigger.v1.ListRequestAll
-	38,  // 124: outrigger.v1.Admin.SilenceAlert:input_type -> outrigger.v1.SilenceAlertRequest
-	40,  // 125: outrigger.v1.Admin.Audit:input_type -> outrigger.v1.AuditRequest
-	1,   // 126: outrigger.v1.Admin.Status:input_type -> outrigger.v1.ListRequestAll
-	6,   // 127: outrigger.v1.Admin.RegisterModelVersion:output_type -> outrigger.v1.Model
-	6,   // 128: outrigger.v1.Admin.ConfigureModel:output_type -> outrigger.v1.Model
-	6,   // 129: outrigger.v1.Admin.SetModelVersionState:output_type -> outrigger.v1.Model
-	6,   // 130: outrigger.v1.Admin.MoveAlias:output_type -> outrigger.v1.Model
-	6,   // 131: outrigger.v1.Admin.DeleteAlias:output_type -> outrigger.v1.Model
-	6,   // 132: outrigger.v1.Admin.CreateModel:output_type -> outrigger.v1.Model
-	6,   // 133: outrigger.v1.Admin.AnnotateModel:output_type -> outrigger.v1.Model
-	6,   // 134: outrigger.v1.Admin.GetModel:output_type -> outrigger.v1.Model
-	4,   // 135: outrigger.v1.Admin.ModelMetrics:output_type -> outrigger.v1.ModelMetricsResponse
-	16,  // 136: outrigger.v1.Admin.ListModels:output_type -> outrigger.v1.ListModelsResponse
-	12,  // 137: outrigger.v1.Admin.ServedAt:output_type -> outrigger.v1.ServedAtResponse
-	17,  // 138: outrigger.v1.Admin.CreateExperiment:output_type -> outrigger.v1.Experiment
-	17,  // 139: outrigger.v1.Admin.SetExperimentState:output_type -> outrigger.v1.Experiment
-	17,  // 140: outrigger.v1.Admin.PlanExperiment:output_type -> outrigger.v1.Experiment
-	20,  // 141: outrigger.v1.Admin.ExperimentResults:output_type -> outrigger.v1.ExperimentResultsResponse
-	22,  // 142: outrigger.v1.Admin.ListExperiments:output_type -> outrigger.v1.ListExperimentsResponse
-	23,  // 143: outrigger.v1.Admin.StartRollout:output_type -> outrigger.v1.Rollout
-	23,  // 144: outrigger.v1.Admin.AdvanceRollout:output_type -> outrigger.v1.Rollout
-	23,  // 145: outrigger.v1.Admin.AbortRollout:output_type -> outrigger.v1.Rollout
-	30,  // 146: outrigger.v1.Admin.PlanRollout:output_type -> outrigger.v1.RolloutPlan
-	23,  // 147: outrigger.v1.Admin.HoldRollout:output_type -> outrigger.v1.Rollout
-	23,  // 148: outrigger.v1.Admin.ResumeRollout:output_type -> outrigger.v1.Rollout
-	23,  // 149: outrigger.v1.Admin.ApproveRollout:output_type -> outrigger.v1.Rollout
-	23,  // 150: outrigger.v1.Admin.RetryRollout:output_type -> outrigger.v1.Rollout
-	23,  // 151: outrigger.v1.Admin.RollbackRollout:output_type -> outrigger.v1.Rollout
-	29,  // 152: outrigger.v1.Admin.BreakGlass:output_type -> outrigger.v1.BreakGlassResponse
-	33,  // 153: outrigger.v1.Admin.ConfigureDeployment:output_type -> outrigger.v1.DeploymentConfiguration
-	33,  // 154: outrigger.v1.Admin.GetDeployment:output_type -> outrigger.v1.DeploymentConfiguration
-	23,  // 155: outrigger.v1.Admin.GetRollout:output_type -> outrigger.v1.Rollout
-	34,  // 156: outrigger.v1.Admin.ListRollouts:output_type -> outrigger.v1.ListRolloutsResponse
-	35,  // 157: outrigger.v1.Admin.ListRegions:output_type -> outrigger.v1.ListRegionsResponse
-	39,  // 158: outrigger.v1.Admin.ListAlerts:output_type -> outrigger.v1.ListAlertsResponse
-	36,  // 159: outrigger.v1.Admin.SilenceAlert:output_type -> outrigger.v1.Alert
-	41,  // 160: outrigger.v1.Admin.Audit:output_type -> outrigger.v1.AuditResponse
-	42,  // 161: outrigger.v1.Admin.Status:output_type -> outrigger.v1.StatusResponse
-	127, // [127:162] is the sub-list for method output_type
-	92,  // [92:127] is the sub-list for method input_type
-	92,  // [92:92] is the sub-list for extension type_name
-	92,  // [92:92] is the sub-list for extension extendee
-	0,   // [0:92] is the sub-list for field type_name
+	65,  // 20: outrigger.v1.Model.limits:type_name -> outrigger.v1.Limits
+	51,  // 21: outrigger.v1.CreateModelRequest.tags:type_name -> outrigger.v1.CreateModelRequest.TagsEntry
+	52,  // 22: outrigger.v1.AnnotateModelRequest.set_tags:type_name -> outrigger.v1.AnnotateModelRequest.SetTagsEntry
+	61,  // 23: outrigger.v1.RegisterModelVersionRequest.endpoints:type_name -> outrigger.v1.Endpoint
+	53,  // 24: outrigger.v1.RegisterModelVersionRequest.metadata:type_name -> outrigger.v1.RegisterModelVersionRequest.MetadataEntry
+	54,  // 25: outrigger.v1.RegisterModelVersionRequest.parameters:type_name -> outrigger.v1.RegisterModelVersionRequest.ParametersEntry
+	55,  // 26: outrigger.v1.RegisterModelVersionRequest.pins:type_name -> outrigger.v1.RegisterModelVersionRequest.PinsEntry
+	56,  // 27: outrigger.v1.RegisterModelVersionRequest.tags:type_name -> outrigger.v1.RegisterModelVersionRequest.TagsEntry
+	62,  // 28: outrigger.v1.ServedAtRequest.at:type_name -> google.protobuf.Timestamp
+	62,  // 29: outrigger.v1.ServedAtResponse.at:type_name -> google.protobuf.Timestamp
+	57,  // 30: outrigger.v1.ServedAtResponse.aliases:type_name -> outrigger.v1.ServedAtResponse.AliasesEntry
+	64,  // 31: outrigger.v1.ServedAtResponse.arms:type_name -> outrigger.v1.ExperimentArm
+	62,  // 32: outrigger.v1.ServedAtResponse.since:type_name -> google.protobuf.Timestamp
+	65,  // 33: outrigger.v1.ConfigureModelRequest.limits:type_name -> outrigger.v1.Limits
+	6,   // 34: outrigger.v1.ListModelsResponse.models:type_name -> outrigger.v1.Model
+	64,  // 35: outrigger.v1.Experiment.arms:type_name -> outrigger.v1.ExperimentArm
+	62,  // 36: outrigger.v1.Experiment.changed_at:type_name -> google.protobuf.Timestamp
+	66,  // 37: outrigger.v1.Experiment.plan:type_name -> outrigger.v1.ExperimentPlan
+	62,  // 38: outrigger.v1.Experiment.started_at:type_name -> google.protobuf.Timestamp
+	62,  // 39: outrigger.v1.Experiment.ended_at:type_name -> google.protobuf.Timestamp
+	67,  // 40: outrigger.v1.Experiment.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
+	64,  // 41: outrigger.v1.CreateExperimentRequest.arms:type_name -> outrigger.v1.ExperimentArm
+	66,  // 42: outrigger.v1.CreateExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
+	67,  // 43: outrigger.v1.CreateExperimentRequest.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
+	66,  // 44: outrigger.v1.PlanExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
+	17,  // 45: outrigger.v1.ExperimentResultsResponse.experiment:type_name -> outrigger.v1.Experiment
+	68,  // 46: outrigger.v1.ExperimentResultsResponse.results:type_name -> google.protobuf.Struct
+	68,  // 47: outrigger.v1.ExperimentResultsResponse.ledger:type_name -> google.protobuf.Struct
+	17,  // 48: outrigger.v1.ListExperimentsResponse.experiments:type_name -> outrigger.v1.Experiment
+	69,  // 49: outrigger.v1.Rollout.phases:type_name -> outrigger.v1.RolloutPhase
+	70,  // 50: outrigger.v1.Rollout.evidence:type_name -> outrigger.v1.Evidence
+	62,  // 51: outrigger.v1.Rollout.started_at:type_name -> google.protobuf.Timestamp
+	62,  // 52: outrigger.v1.Rollout.phase_since:type_name -> google.protobuf.Timestamp
+	71,  // 53: outrigger.v1.Rollout.rollback:type_name -> outrigger.v1.RollbackStarted
+	72,  // 54: outrigger.v1.Rollout.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
+	73,  // 55: outrigger.v1.Rollout.gates:type_name -> outrigger.v1.RolloutGateDecided
+	74,  // 56: outrigger.v1.Rollout.approvals:type_name -> outrigger.v1.RolloutApproved
+	75,  // 57: outrigger.v1.Rollout.drill:type_name -> outrigger.v1.RollbackDrillCompleted
+	69,  // 58: outrigger.v1.StartRolloutRequest.phases:type_name -> outrigger.v1.RolloutPhase
+	63,  // 59: outrigger.v1.StartRolloutRequest.cooldown:type_name -> google.protobuf.Duration
+	58,  // 60: outrigger.v1.RolloutActionRequest.metadata:type_name -> outrigger.v1.RolloutActionRequest.MetadataEntry
+	63,  // 61: outrigger.v1.RollbackRolloutRequest.ramp:type_name -> google.protobuf.Duration
+	63,  // 62: outrigger.v1.RollbackRolloutRequest.drain:type_name -> google.protobuf.Duration
+	59,  // 63: outrigger.v1.RollbackRolloutRequest.metadata:type_name -> outrigger.v1.RollbackRolloutRequest.MetadataEntry
+	63,  // 64: outrigger.v1.BreakGlassRequest.ttl:type_name -> google.protobuf.Duration
+	62,  // 65: outrigger.v1.BreakGlassResponse.until:type_name -> google.protobuf.Timestamp
+	23,  // 66: outrigger.v1.RolloutPlan.rollout:type_name -> outrigger.v1.Rollout
+	31,  // 67: outrigger.v1.RolloutPlan.forecasts:type_name -> outrigger.v1.GateForecast
+	63,  // 68: outrigger.v1.GateForecast.expected:type_name -> google.protobuf.Duration
+	62,  // 69: outrigger.v1.DeploymentConfiguration.since:type_name -> google.protobuf.Timestamp
+	23,  // 70: outrigger.v1.ListRolloutsResponse.rollouts:type_name -> outrigger.v1.Rollout
+	76,  // 71: outrigger.v1.ListRegionsResponse.regions:type_name -> outrigger.v1.Region
+	60,  // 72: outrigger.v1.Alert.numbers:type_name -> outrigger.v1.Alert.NumbersEntry
+	62,  // 73: outrigger.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
+	62,  // 74: outrigger.v1.Alert.resolved_at:type_name -> google.protobuf.Timestamp
+	62,  // 75: outrigger.v1.Alert.silenced_until:type_name -> google.protobuf.Timestamp
+	62,  // 76: outrigger.v1.Alert.since:type_name -> google.protobuf.Timestamp
+	37,  // 77: outrigger.v1.Alert.deliveries:type_name -> outrigger.v1.AlertDelivery
+	62,  // 78: outrigger.v1.AlertDelivery.at:type_name -> google.protobuf.Timestamp
+	63,  // 79: outrigger.v1.SilenceAlertRequest.for:type_name -> google.protobuf.Duration
+	36,  // 80: outrigger.v1.ListAlertsResponse.alerts:type_name -> outrigger.v1.Alert
+	62,  // 81: outrigger.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
+	62,  // 82: outrigger.v1.AuditRequest.until:type_name -> google.protobuf.Timestamp
+	77,  // 83: outrigger.v1.AuditResponse.events:type_name -> outrigger.v1.Event
+	43,  // 84: outrigger.v1.StatusResponse.nodes:type_name -> outrigger.v1.NodeStatus
+	6,   // 85: outrigger.v1.StatusResponse.models:type_name -> outrigger.v1.Model
+	23,  // 86: outrigger.v1.StatusResponse.rollouts:type_name -> outrigger.v1.Rollout
+	44,  // 87: outrigger.v1.StatusResponse.cache:type_name -> outrigger.v1.CacheStatus
+	76,  // 88: outrigger.v1.StatusResponse.regions:type_name -> outrigger.v1.Region
+	36,  // 89: outrigger.v1.StatusResponse.alerts:type_name -> outrigger.v1.Alert
+	62,  // 90: outrigger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	62,  // 91: outrigger.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
+	78,  // 92: outrigger.v1.NodeStatus.node:type_name -> outrigger.v1.Node
+	62,  // 93: outrigger.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
+	10,  // 94: outrigger.v1.Admin.RegisterModelVersion:input_type -> outrigger.v1.RegisterModelVersionRequest
+	13,  // 95: outrigger.v1.Admin.ConfigureModel:input_type -> outrigger.v1.ConfigureModelRequest
+	14,  // 96: outrigger.v1.Admin.SetModelVersionState:input_type -> outrigger.v1.SetModelVersionStateRequest
+	15,  // 97: outrigger.v1.Admin.MoveAlias:input_type -> outrigger.v1.MoveAliasRequest
+	9,   // 98: outrigger.v1.Admin.DeleteAlias:input_type -> outrigger.v1.DeleteAliasRequest
+	7,   // 99: outrigger.v1.Admin.CreateModel:input_type -> outrigger.v1.CreateModelRequest
+	8,   // 100: outrigger.v1.Admin.AnnotateModel:input_type -> outrigger.v1.AnnotateModelRequest
+	0,   // 101: outrigger.v1.Admin.GetModel:input_type -> outrigger.v1.NameRequest
+	0,   // 102: outrigger.v1.Admin.ModelMetrics:input_type -> outrigger.v1.NameRequest
+	1,   // 103: outrigger.v1.Admin.ListModels:input_type -> outrigger.v1.ListRequestAll
+	11,  // 104: outrigger.v1.Admin.ServedAt:input_type -> outrigger.v1.ServedAtRequest
+	18,  // 105: outrigger.v1.Admin.CreateExperiment:input_type -> outrigger.v1.CreateExperimentRequest
+	21,  // 106: outrigger.v1.Admin.SetExperimentState:input_type -> outrigger.v1.SetExperimentStateRequest
+	19,  // 107: outrigger.v1.Admin.PlanExperiment:input_type -> outrigger.v1.PlanExperimentRequest
+	0,   // 108: outrigger.v1.Admin.ExperimentResults:input_type -> outrigger.v1.NameRequest
+	1,   // 109: outrigger.v1.Admin.ListExperiments:input_type -> outrigger.v1.ListRequestAll
+	24,  // 110: outrigger.v1.Admin.StartRollout:input_type -> outrigger.v1.StartRolloutRequest
+	25,  // 111: outrigger.v1.Admin.AdvanceRollout:input_type -> outrigger.v1.RolloutActionRequest
+	25,  // 112: outrigger.v1.Admin.AbortRollout:input_type -> outrigger.v1.RolloutActionRequest
+	24,  // 113: outrigger.v1.Admin.PlanRollout:input_type -> outrigger.v1.StartRolloutRequest
+	25,  // 114: outrigger.v1.Admin.HoldRollout:input_type -> outrigger.v1.RolloutActionRequest
+	25,  // 115: outrigger.v1.Admin.ResumeRollout:input_type -> outrigger.v1.RolloutActionRequest
+	26,  // 116: outrigger.v1.Admin.ApproveRollout:input_type -> outrigger.v1.ApproveRolloutRequest
+	25,  // 117: outrigger.v1.Admin.RetryRollout:input_type -> outrigger.v1.RolloutActionRequest
+	27,  // 118: outrigger.v1.Admin.RollbackRollout:input_type -> outrigger.v1.RollbackRolloutRequest
+	28,  // 119: outrigger.v1.Admin.BreakGlass:input_type -> outrigger.v1.BreakGlassRequest
+	32,  // 120: outrigger.v1.Admin.ConfigureDeployment:input_type -> outrigger.v1.ConfigureDeploymentRequest
+	0,   // 121: outrigger.v1.Admin.GetDeployment:input_type -> outrigger.v1.NameRequest
+	0,   // 122: outrigger.v1.Admin.GetRollout:input_type -> outrigger.v1.NameRequest
+	1,   // 123: outrigger.v1.Admin.ListRollouts:input_type -> outrigger.v1.ListRequestAll
+	1,   // 124: outrigger.v1.Admin.ListRegions:input_type -> outrigger.v1.ListRequestAll
+	1,   // 125: outrigger.v1.Admin.ListAlerts:input_type -> outrigger.v1.ListRequestAll
+	38,  // 126: outrigger.v1.Admin.SilenceAlert:input_type -> outrigger.v1.SilenceAlertRequest
+	40,  // 127: outrigger.v1.Admin.Audit:input_type -> outrigger.v1.AuditRequest
+	1,   // 128: outrigger.v1.Admin.Status:input_type -> outrigger.v1.ListRequestAll
+	6,   // 129: outrigger.v1.Admin.RegisterModelVersion:output_type -> outrigger.v1.Model
+	6,   // 130: outrigger.v1.Admin.ConfigureModel:output_type -> outrigger.v1.Model
+	6,   // 131: outrigger.v1.Admin.SetModelVersionState:output_type -> outrigger.v1.Model
+	6,   // 132: outrigger.v1.Admin.MoveAlias:output_type -> outrigger.v1.Model
+	6,   // 133: outrigger.v1.Admin.DeleteAlias:output_type -> outrigger.v1.Model
+	6,   // 134: outrigger.v1.Admin.CreateModel:output_type -> outrigger.v1.Model
+	6,   // 135: outrigger.v1.Admin.AnnotateModel:output_type -> outrigger.v1.Model
+	6,   // 136: outrigger.v1.Admin.GetModel:output_type -> outrigger.v1.Model
+	4,   // 137: outrigger.v1.Admin.ModelMetrics:output_type -> outrigger.v1.ModelMetricsResponse
+	16,  // 138: outrigger.v1.Admin.ListModels:output_type -> outrigger.v1.ListModelsResponse
+	12,  // 139: outrigger.v1.Admin.ServedAt:output_type -> outrigger.v1.ServedAtResponse
+	17,  // 140: outrigger.v1.Admin.CreateExperiment:output_type -> outrigger.v1.Experiment
+	17,  // 141: outrigger.v1.Admin.SetExperimentState:output_type -> outrigger.v1.Experiment
+	17,  // 142: outrigger.v1.Admin.PlanExperiment:output_type -> outrigger.v1.Experiment
+	20,  // 143: outrigger.v1.Admin.ExperimentResults:output_type -> outrigger.v1.ExperimentResultsResponse
+	22,  // 144: outrigger.v1.Admin.ListExperiments:output_type -> outrigger.v1.ListExperimentsResponse
+	23,  // 145: outrigger.v1.Admin.StartRollout:output_type -> outrigger.v1.Rollout
+	23,  // 146: outrigger.v1.Admin.AdvanceRollout:output_type -> outrigger.v1.Rollout
+	23,  // 147: outrigger.v1.Admin.AbortRollout:output_type -> outrigger.v1.Rollout
+	30,  // 148: outrigger.v1.Admin.PlanRollout:output_type -> outrigger.v1.RolloutPlan
+	23,  // 149: outrigger.v1.Admin.HoldRollout:output_type -> outrigger.v1.Rollout
+	23,  // 150: outrigger.v1.Admin.ResumeRollout:output_type -> outrigger.v1.Rollout
+	23,  // 151: outrigger.v1.Admin.ApproveRollout:output_type -> outrigger.v1.Rollout
+	23,  // 152: outrigger.v1.Admin.RetryRollout:output_type -> outrigger.v1.Rollout
+	23,  // 153: outrigger.v1.Admin.RollbackRollout:output_type -> outrigger.v1.Rollout
+	29,  // 154: outrigger.v1.Admin.BreakGlass:output_type -> outrigger.v1.BreakGlassResponse
+	33,  // 155: outrigger.v1.Admin.ConfigureDeployment:output_type -> outrigger.v1.DeploymentConfiguration
+	33,  // 156: outrigger.v1.Admin.GetDeployment:output_type -> outrigger.v1.DeploymentConfiguration
+	23,  // 157: outrigger.v1.Admin.GetRollout:output_type -> outrigger.v1.Rollout
+	34,  // 158: outrigger.v1.Admin.ListRollouts:output_type -> outrigger.v1.ListRolloutsResponse
+	35,  // 159: outrigger.v1.Admin.ListRegions:output_type -> outrigger.v1.ListRegionsResponse
+	39,  // 160: outrigger.v1.Admin.ListAlerts:output_type -> outrigger.v1.ListAlertsResponse
+	36,  // 161: outrigger.v1.Admin.SilenceAlert:output_type -> outrigger.v1.Alert
+	41,  // 162: outrigger.v1.Admin.Audit:output_type -> outrigger.v1.AuditResponse
+	42,  // 163: outrigger.v1.Admin.Status:output_type -> outrigger.v1.StatusResponse
+	129, // [129:164] is the sub-list for method output_type
+	94,  // [94:129] is the sub-list for method input_type
+	94,  // [94:94] is the sub-list for extension type_name
+	94,  // [94:94] is the sub-list for extension extendee
+	0,   // [0:94] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_admin_proto_init() }

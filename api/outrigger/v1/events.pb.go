@@ -1528,6 +1528,7 @@ type ModelConfigured struct {
 	Timeout       *durationpb.Duration   `protobuf:"bytes,2,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	MaxAttempts   uint32                 `protobuf:"varint,3,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"`
 	Cost          *string                `protobuf:"bytes,4,opt,name=cost,proto3,oneof" json:"cost,omitempty"` // formula, see internal/expr; absent = as it was, empty = none
+	Limits        *Limits                `protobuf:"bytes,5,opt,name=limits,proto3" json:"limits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1588,6 +1589,13 @@ func (x *ModelConfigured) GetCost() string {
 		return *x.Cost
 	}
 	return ""
+}
+
+func (x *ModelConfigured) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
 }
 
 type ExperimentChanged struct {
@@ -4278,12 +4286,13 @@ const file_outrigger_v1_events_proto_rawDesc = "" +
 	"AliasMoved\x12\x14\n" +
 	"\x05alias\x18\x01 \x01(\tR\x05alias\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x12\x0e\n" +
-	"\x02to\x18\x03 \x01(\tR\x02to\"\x9f\x01\n" +
+	"\x02to\x18\x03 \x01(\tR\x02to\"\xcd\x01\n" +
 	"\x0fModelConfigured\x12\x12\n" +
 	"\x04unit\x18\x01 \x01(\tR\x04unit\x123\n" +
 	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12!\n" +
 	"\fmax_attempts\x18\x03 \x01(\rR\vmaxAttempts\x12\x17\n" +
-	"\x04cost\x18\x04 \x01(\tH\x00R\x04cost\x88\x01\x01B\a\n" +
+	"\x04cost\x18\x04 \x01(\tH\x00R\x04cost\x88\x01\x01\x12,\n" +
+	"\x06limits\x18\x05 \x01(\v2\x14.outrigger.v1.LimitsR\x06limitsB\a\n" +
 	"\x05_cost\"\xef\x02\n" +
 	"\x11ExperimentChanged\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x14\n" +
@@ -4607,7 +4616,8 @@ var file_outrigger_v1_events_proto_goTypes = []any{
 	(*Version)(nil),                // 64: outrigger.v1.Version
 	(*Dependency)(nil),             // 65: outrigger.v1.Dependency
 	(*Endpoint)(nil),               // 66: outrigger.v1.Endpoint
-	(*Region)(nil),                 // 67: outrigger.v1.Region
+	(*Limits)(nil),                 // 67: outrigger.v1.Limits
+	(*Region)(nil),                 // 68: outrigger.v1.Region
 }
 var file_outrigger_v1_events_proto_depIdxs = []int32{
 	61, // 0: outrigger.v1.Event.at:type_name -> google.protobuf.Timestamp
@@ -4666,43 +4676,44 @@ var file_outrigger_v1_events_proto_depIdxs = []int32{
 	53, // 53: outrigger.v1.ModelVersionRegistered.pins:type_name -> outrigger.v1.ModelVersionRegistered.PinsEntry
 	54, // 54: outrigger.v1.ModelAnnotated.set_tags:type_name -> outrigger.v1.ModelAnnotated.SetTagsEntry
 	62, // 55: outrigger.v1.ModelConfigured.timeout:type_name -> google.protobuf.Duration
-	16, // 56: outrigger.v1.ExperimentChanged.arms:type_name -> outrigger.v1.ExperimentArm
-	17, // 57: outrigger.v1.ExperimentChanged.plan:type_name -> outrigger.v1.ExperimentPlan
-	15, // 58: outrigger.v1.ExperimentChanged.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
-	55, // 59: outrigger.v1.ExperimentArm.configuration:type_name -> outrigger.v1.ExperimentArm.ConfigurationEntry
-	18, // 60: outrigger.v1.ExperimentPlan.metrics:type_name -> outrigger.v1.ExperimentMetric
-	18, // 61: outrigger.v1.ExperimentPlan.guardrails:type_name -> outrigger.v1.ExperimentMetric
-	62, // 62: outrigger.v1.ExperimentPlan.min_duration:type_name -> google.protobuf.Duration
-	62, // 63: outrigger.v1.ExperimentPlan.max_duration:type_name -> google.protobuf.Duration
-	20, // 64: outrigger.v1.RolloutStarted.phases:type_name -> outrigger.v1.RolloutPhase
-	62, // 65: outrigger.v1.RolloutStarted.cooldown:type_name -> google.protobuf.Duration
-	62, // 66: outrigger.v1.RolloutPhase.min_duration:type_name -> google.protobuf.Duration
-	21, // 67: outrigger.v1.RolloutPhase.gates:type_name -> outrigger.v1.RolloutGate
-	62, // 68: outrigger.v1.RolloutGate.expiry:type_name -> google.protobuf.Duration
-	22, // 69: outrigger.v1.RolloutGate.check:type_name -> outrigger.v1.RolloutCheck
-	62, // 70: outrigger.v1.RolloutGate.dwell:type_name -> google.protobuf.Duration
-	62, // 71: outrigger.v1.RolloutGate.max_wait:type_name -> google.protobuf.Duration
-	62, // 72: outrigger.v1.RolloutCheck.timeout:type_name -> google.protobuf.Duration
-	62, // 73: outrigger.v1.RolloutCheck.interval:type_name -> google.protobuf.Duration
-	56, // 74: outrigger.v1.RolloutCheck.metadata:type_name -> outrigger.v1.RolloutCheck.MetadataEntry
-	57, // 75: outrigger.v1.RolloutAdvanced.metadata:type_name -> outrigger.v1.RolloutAdvanced.MetadataEntry
-	27, // 76: outrigger.v1.RolloutAdvanced.gates:type_name -> outrigger.v1.RolloutGateDecided
-	62, // 77: outrigger.v1.RolloutDraining.every:type_name -> google.protobuf.Duration
-	62, // 78: outrigger.v1.RolloutDraining.drain:type_name -> google.protobuf.Duration
-	58, // 79: outrigger.v1.RolloutDraining.metadata:type_name -> outrigger.v1.RolloutDraining.MetadataEntry
-	35, // 80: outrigger.v1.RollbackStarted.evidence:type_name -> outrigger.v1.Evidence
-	61, // 81: outrigger.v1.RollbackStarted.first_bad_at:type_name -> google.protobuf.Timestamp
-	61, // 82: outrigger.v1.RollbackStarted.decided_at:type_name -> google.protobuf.Timestamp
-	59, // 83: outrigger.v1.RollbackStarted.metadata:type_name -> outrigger.v1.RollbackStarted.MetadataEntry
-	61, // 84: outrigger.v1.RollbackCompleted.acked_at:type_name -> google.protobuf.Timestamp
-	67, // 85: outrigger.v1.RegionRegistered.region:type_name -> outrigger.v1.Region
-	60, // 86: outrigger.v1.AlertRaised.numbers:type_name -> outrigger.v1.AlertRaised.NumbersEntry
-	61, // 87: outrigger.v1.AlertSilenced.until:type_name -> google.protobuf.Timestamp
-	88, // [88:88] is the sub-list for method output_type
-	88, // [88:88] is the sub-list for method input_type
-	88, // [88:88] is the sub-list for extension type_name
-	88, // [88:88] is the sub-list for extension extendee
-	0,  // [0:88] is the sub-list for field type_name
+	67, // 56: outrigger.v1.ModelConfigured.limits:type_name -> outrigger.v1.Limits
+	16, // 57: outrigger.v1.ExperimentChanged.arms:type_name -> outrigger.v1.ExperimentArm
+	17, // 58: outrigger.v1.ExperimentChanged.plan:type_name -> outrigger.v1.ExperimentPlan
+	15, // 59: outrigger.v1.ExperimentChanged.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
+	55, // 60: outrigger.v1.ExperimentArm.configuration:type_name -> outrigger.v1.ExperimentArm.ConfigurationEntry
+	18, // 61: outrigger.v1.ExperimentPlan.metrics:type_name -> outrigger.v1.ExperimentMetric
+	18, // 62: outrigger.v1.ExperimentPlan.guardrails:type_name -> outrigger.v1.ExperimentMetric
+	62, // 63: outrigger.v1.ExperimentPlan.min_duration:type_name -> google.protobuf.Duration
+	62, // 64: outrigger.v1.ExperimentPlan.max_duration:type_name -> google.protobuf.Duration
+	20, // 65: outrigger.v1.RolloutStarted.phases:type_name -> outrigger.v1.RolloutPhase
+	62, // 66: outrigger.v1.RolloutStarted.cooldown:type_name -> google.protobuf.Duration
+	62, // 67: outrigger.v1.RolloutPhase.min_duration:type_name -> google.protobuf.Duration
+	21, // 68: outrigger.v1.RolloutPhase.gates:type_name -> outrigger.v1.RolloutGate
+	62, // 69: outrigger.v1.RolloutGate.expiry:type_name -> google.protobuf.Duration
+	22, // 70: outrigger.v1.RolloutGate.check:type_name -> outrigger.v1.RolloutCheck
+	62, // 71: outrigger.v1.RolloutGate.dwell:type_name -> google.protobuf.Duration
+	62, // 72: outrigger.v1.RolloutGate.max_wait:type_name -> google.protobuf.Duration
+	62, // 73: outrigger.v1.RolloutCheck.timeout:type_name -> google.protobuf.Duration
+	62, // 74: outrigger.v1.RolloutCheck.interval:type_name -> google.protobuf.Duration
+	56, // 75: outrigger.v1.RolloutCheck.metadata:type_name -> outrigger.v1.RolloutCheck.MetadataEntry
+	57, // 76: outrigger.v1.RolloutAdvanced.metadata:type_name -> outrigger.v1.RolloutAdvanced.MetadataEntry
+	27, // 77: outrigger.v1.RolloutAdvanced.gates:type_name -> outrigger.v1.RolloutGateDecided
+	62, // 78: outrigger.v1.RolloutDraining.every:type_name -> google.protobuf.Duration
+	62, // 79: outrigger.v1.RolloutDraining.drain:type_name -> google.protobuf.Duration
+	58, // 80: outrigger.v1.RolloutDraining.metadata:type_name -> outrigger.v1.RolloutDraining.MetadataEntry
+	35, // 81: outrigger.v1.RollbackStarted.evidence:type_name -> outrigger.v1.Evidence
+	61, // 82: outrigger.v1.RollbackStarted.first_bad_at:type_name -> google.protobuf.Timestamp
+	61, // 83: outrigger.v1.RollbackStarted.decided_at:type_name -> google.protobuf.Timestamp
+	59, // 84: outrigger.v1.RollbackStarted.metadata:type_name -> outrigger.v1.RollbackStarted.MetadataEntry
+	61, // 85: outrigger.v1.RollbackCompleted.acked_at:type_name -> google.protobuf.Timestamp
+	68, // 86: outrigger.v1.RegionRegistered.region:type_name -> outrigger.v1.Region
+	60, // 87: outrigger.v1.AlertRaised.numbers:type_name -> outrigger.v1.AlertRaised.NumbersEntry
+	61, // 88: outrigger.v1.AlertSilenced.until:type_name -> google.protobuf.Timestamp
+	89, // [89:89] is the sub-list for method output_type
+	89, // [89:89] is the sub-list for method input_type
+	89, // [89:89] is the sub-list for extension type_name
+	89, // [89:89] is the sub-list for extension extendee
+	0,  // [0:89] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_events_proto_init() }

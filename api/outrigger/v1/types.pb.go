@@ -681,6 +681,76 @@ func (x *Endpoint) GetWeight() uint32 {
 	return 0
 }
 
+// Limits of each version of a model, as circuit_breakers has them: per sidecar, over all the
+// version's endpoints. 0 = as it is, first the default.
+type Limits struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	MaxConnections     uint32                 `protobuf:"varint,1,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`               // of HTTP/1.1 that carry requests; default max_requests
+	MaxPendingRequests uint32                 `protobuf:"varint,2,opt,name=max_pending_requests,json=maxPendingRequests,proto3" json:"max_pending_requests,omitempty"` // that wait for a connection; default max_requests
+	MaxRequests        uint32                 `protobuf:"varint,3,opt,name=max_requests,json=maxRequests,proto3" json:"max_requests,omitempty"`                        // in flight, those that wait included; default 1024
+	MaxRetries         uint32                 `protobuf:"varint,4,opt,name=max_retries,json=maxRetries,proto3" json:"max_retries,omitempty"`                           // retries and hedges in flight; default: the retry budget alone
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *Limits) Reset() {
+	*x = Limits{}
+	mi := &file_outrigger_v1_types_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Limits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Limits) ProtoMessage() {}
+
+func (x *Limits) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_types_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Limits.ProtoReflect.Descriptor instead.
+func (*Limits) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_types_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Limits) GetMaxConnections() uint32 {
+	if x != nil {
+		return x.MaxConnections
+	}
+	return 0
+}
+
+func (x *Limits) GetMaxPendingRequests() uint32 {
+	if x != nil {
+		return x.MaxPendingRequests
+	}
+	return 0
+}
+
+func (x *Limits) GetMaxRequests() uint32 {
+	if x != nil {
+		return x.MaxRequests
+	}
+	return 0
+}
+
+func (x *Limits) GetMaxRetries() uint32 {
+	if x != nil {
+		return x.MaxRetries
+	}
+	return 0
+}
+
 // Region is one deployment of the control plane and where to reach it.
 type Region struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -699,7 +769,7 @@ type Region struct {
 
 func (x *Region) Reset() {
 	*x = Region{}
-	mi := &file_outrigger_v1_types_proto_msgTypes[9]
+	mi := &file_outrigger_v1_types_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -711,7 +781,7 @@ func (x *Region) String() string {
 func (*Region) ProtoMessage() {}
 
 func (x *Region) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_types_proto_msgTypes[9]
+	mi := &file_outrigger_v1_types_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -724,7 +794,7 @@ func (x *Region) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Region.ProtoReflect.Descriptor instead.
 func (*Region) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_types_proto_rawDescGZIP(), []int{9}
+	return file_outrigger_v1_types_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Region) GetName() string {
@@ -803,7 +873,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_outrigger_v1_types_proto_msgTypes[10]
+	mi := &file_outrigger_v1_types_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -815,7 +885,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_types_proto_msgTypes[10]
+	mi := &file_outrigger_v1_types_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -828,7 +898,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_types_proto_rawDescGZIP(), []int{10}
+	return file_outrigger_v1_types_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Node) GetId() string {
@@ -932,7 +1002,13 @@ const file_outrigger_v1_types_proto_rawDesc = "" +
 	"\bEndpoint\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12\x16\n" +
-	"\x06weight\x18\x03 \x01(\rR\x06weight\"\x80\x02\n" +
+	"\x06weight\x18\x03 \x01(\rR\x06weight\"\xa7\x01\n" +
+	"\x06Limits\x12'\n" +
+	"\x0fmax_connections\x18\x01 \x01(\rR\x0emaxConnections\x120\n" +
+	"\x14max_pending_requests\x18\x02 \x01(\rR\x12maxPendingRequests\x12!\n" +
+	"\fmax_requests\x18\x03 \x01(\rR\vmaxRequests\x12\x1f\n" +
+	"\vmax_retries\x18\x04 \x01(\rR\n" +
+	"maxRetries\"\x80\x02\n" +
 	"\x06Region\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\agateway\x18\x02 \x01(\tR\agateway\x12\x1a\n" +
@@ -965,7 +1041,7 @@ func file_outrigger_v1_types_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_types_proto_rawDescData
 }
 
-var file_outrigger_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_outrigger_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_outrigger_v1_types_proto_goTypes = []any{
 	(*Key)(nil),                   // 0: outrigger.v1.Key
 	(*Value)(nil),                 // 1: outrigger.v1.Value
@@ -976,32 +1052,33 @@ var file_outrigger_v1_types_proto_goTypes = []any{
 	(*Optimization)(nil),          // 6: outrigger.v1.Optimization
 	(*Session)(nil),               // 7: outrigger.v1.Session
 	(*Endpoint)(nil),              // 8: outrigger.v1.Endpoint
-	(*Region)(nil),                // 9: outrigger.v1.Region
-	(*Node)(nil),                  // 10: outrigger.v1.Node
-	nil,                           // 11: outrigger.v1.Variable.MetadataEntry
-	nil,                           // 12: outrigger.v1.Session.MetadataEntry
-	nil,                           // 13: outrigger.v1.Node.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
+	(*Limits)(nil),                // 9: outrigger.v1.Limits
+	(*Region)(nil),                // 10: outrigger.v1.Region
+	(*Node)(nil),                  // 11: outrigger.v1.Node
+	nil,                           // 12: outrigger.v1.Variable.MetadataEntry
+	nil,                           // 13: outrigger.v1.Session.MetadataEntry
+	nil,                           // 14: outrigger.v1.Node.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
 }
 var file_outrigger_v1_types_proto_depIdxs = []int32{
 	2,  // 0: outrigger.v1.Version.dot:type_name -> outrigger.v1.Dot
 	3,  // 1: outrigger.v1.Version.context:type_name -> outrigger.v1.ContextEntry
 	0,  // 2: outrigger.v1.Variable.key:type_name -> outrigger.v1.Key
 	1,  // 3: outrigger.v1.Variable.value:type_name -> outrigger.v1.Value
-	11, // 4: outrigger.v1.Variable.metadata:type_name -> outrigger.v1.Variable.MetadataEntry
+	12, // 4: outrigger.v1.Variable.metadata:type_name -> outrigger.v1.Variable.MetadataEntry
 	4,  // 5: outrigger.v1.Variable.version:type_name -> outrigger.v1.Version
-	14, // 6: outrigger.v1.Variable.created_at:type_name -> google.protobuf.Timestamp
-	14, // 7: outrigger.v1.Variable.updated_at:type_name -> google.protobuf.Timestamp
+	15, // 6: outrigger.v1.Variable.created_at:type_name -> google.protobuf.Timestamp
+	15, // 7: outrigger.v1.Variable.updated_at:type_name -> google.protobuf.Timestamp
 	6,  // 8: outrigger.v1.Variable.optimization:type_name -> outrigger.v1.Optimization
-	14, // 9: outrigger.v1.Optimization.started_at:type_name -> google.protobuf.Timestamp
-	14, // 10: outrigger.v1.Optimization.renewed_at:type_name -> google.protobuf.Timestamp
-	15, // 11: outrigger.v1.Session.ttl:type_name -> google.protobuf.Duration
-	12, // 12: outrigger.v1.Session.metadata:type_name -> outrigger.v1.Session.MetadataEntry
-	14, // 13: outrigger.v1.Session.created_at:type_name -> google.protobuf.Timestamp
-	14, // 14: outrigger.v1.Session.last_used_at:type_name -> google.protobuf.Timestamp
-	14, // 15: outrigger.v1.Region.seen_at:type_name -> google.protobuf.Timestamp
-	13, // 16: outrigger.v1.Node.labels:type_name -> outrigger.v1.Node.LabelsEntry
+	15, // 9: outrigger.v1.Optimization.started_at:type_name -> google.protobuf.Timestamp
+	15, // 10: outrigger.v1.Optimization.renewed_at:type_name -> google.protobuf.Timestamp
+	16, // 11: outrigger.v1.Session.ttl:type_name -> google.protobuf.Duration
+	13, // 12: outrigger.v1.Session.metadata:type_name -> outrigger.v1.Session.MetadataEntry
+	15, // 13: outrigger.v1.Session.created_at:type_name -> google.protobuf.Timestamp
+	15, // 14: outrigger.v1.Session.last_used_at:type_name -> google.protobuf.Timestamp
+	15, // 15: outrigger.v1.Region.seen_at:type_name -> google.protobuf.Timestamp
+	14, // 16: outrigger.v1.Node.labels:type_name -> outrigger.v1.Node.LabelsEntry
 	17, // [17:17] is the sub-list for method output_type
 	17, // [17:17] is the sub-list for method input_type
 	17, // [17:17] is the sub-list for extension type_name
@@ -1020,7 +1097,7 @@ func file_outrigger_v1_types_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_types_proto_rawDesc), len(file_outrigger_v1_types_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -109,6 +109,7 @@ func version(t *rapid.T, name string) policy.Version {
 		Name: name, Upstream: rapid.SampledFrom([]string{"", "org/model-7b", "m"}).Draw(t, "upstream"),
 		Quarantined: rapid.Bool().Draw(t, "quarantined"),
 		MaxRequests: rapid.Uint32().Draw(t, "max_requests"), ConsecutiveFailures: rapid.Uint32().Draw(t, "failures"),
+		MaxConnections: rapid.Uint32().Draw(t, "max_connections"), MaxPending: rapid.Uint32().Draw(t, "max_pending"), MaxRetries: rapid.Uint32().Draw(t, "max_retries"),
 		OpenFor: durations(t, "open_for"), Shed: rapid.SampledFrom([]uint32{0, 1, experiments.Buckets}).Draw(t, "shed"),
 	}
 	for i := range rapid.IntRange(0, 5).Draw(t, "endpoints") {
