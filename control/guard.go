@@ -23,8 +23,9 @@ import (
 // and has refused changes recorded.
 type guard struct {
 	rules    func() authz.Policy
-	hosts    []string     // names beside localhost that a Host header may give
-	ready    func() error // why nothing can be answered yet, or nil
+	hosts    []string                                     // names beside localhost that a Host header may give
+	ready    func() error                                 // why nothing can be answered yet, or nil
+	current  func(ctx context.Context, verb string) error // nil = everything is
 	refusals *refusals
 	sessions *sessions
 }
@@ -63,7 +64,13 @@ func (g *guard) begin(ctx context.Context, verb string) (check func(proto.Messag
 		done = func(err error) { g.refusals.note(ctx, try, err) }
 	}
 	check = func(m proto.Message) error { return try.see(m) }
-	return check, done, caller.Need(needs(verb), verb)
+	if err := caller.Need(needs(verb), verb); err != nil {
+		return check, done, err
+	}
+	if g.current != nil {
+		err = g.current(ctx, verb)
+	}
+	return check, done, err
 }
 
 // attempt is one call of a method, for the audit of what is refused.
@@ -113,7 +120,11 @@ func (g registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
 	for i, d := range desc.Streams {
 		handler := d.Handler
 		d.Handler = func(srv any, st grpc.ServerStream) error {
-			if _, err := g.guard.admitRPC(st.Context(), d.StreamName); err != nil {
+			caller, err := g.guard.admitRPC(st.Context(), d.StreamName)
+			if err == nil {
+				err = caller.Need(needs(d.StreamName), d.StreamName)
+			}
+			if err != nil {
 				return status.ToGRPC(err)
 			}
 			return handler(srv, st)

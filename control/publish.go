@@ -42,15 +42,18 @@ type pusher interface {
 // publisher turns changes of the facts into pushes and records how they went. A policy
 // that cannot be compiled or pushed leaves the last good one in force and raises one alert.
 type publisher struct {
-	facts    *facts.Projection
-	log      eventlog.Appender
-	out      pusher
-	compile  compile.Options
-	glass    *breakGlass   // nil = no overlay
-	debounce time.Duration // the longest pause between pushes of a burst
-	logger   *slog.Logger
-	took     metric.Float64Histogram
-	pushes   metric.Int64Counter
+	facts *facts.Projection
+	log   eventlog.Appender
+	out   pusher
+	// elsewhere is how many sidecars of other replicas have accepted a position; nil = none.
+	elsewhere func(position uint64) int
+	compile   compile.Options
+	glass     *breakGlass   // nil = no overlay
+	lease     *lease        // nil = this replica owns the log
+	debounce  time.Duration // the longest pause between pushes of a burst
+	logger    *slog.Logger
+	took      metric.Float64Histogram
+	pushes    metric.Int64Counter
 
 	published atomic.Uint64
 	first     chan struct{} // closed by the first attempt, also a failed one; see publish
@@ -60,6 +63,7 @@ type publisher struct {
 	tried   uint64 // the last position that was tried
 	turn    uint64 // of the overlay that went with it
 	any     bool   // a position was tried
+	lapsed  bool   // and whether the leader was silent then
 	failing bool
 	// What the last policy asks of connected clients that they do not fully do.
 	problems []string
@@ -81,13 +85,17 @@ func (p *publisher) run(ctx context.Context) error {
 		if !pause(ctx, min(p.publish(ctx), p.debounce)) {
 			return nil
 		}
-		var wake <-chan struct{}
+		var wake, lapse <-chan struct{}
 		if p.glass != nil {
 			wake = p.glass.wake
+		}
+		if p.lease != nil {
+			lapse = p.lease.wake
 		}
 		select {
 		case <-p.facts.Changes():
 		case <-wake:
+		case <-lapse:
 		case <-ctx.Done():
 			return nil
 		}
@@ -118,11 +126,13 @@ func (p *publisher) publish(ctx context.Context) time.Duration {
 	if p.glass != nil {
 		options.Kills, turn = p.glass.overlay()
 	}
-	if p.any && position == p.tried && turn == p.turn {
+	out, lapsed := p.lease.without(f)
+	options.Kills = append(options.Kills, out...)
+	if p.any && position == p.tried && turn == p.turn && lapsed == p.lapsed {
 		return 0
 	}
 	start := time.Now()
-	p.any, p.tried, p.turn = true, position, turn
+	p.any, p.tried, p.turn, p.lapsed = true, position, turn, lapsed
 	err := p.push(f, position, options)
 	took := time.Since(start)
 	p.took.Record(ctx, took.Seconds())
@@ -276,6 +286,9 @@ func (p *publisher) record(ctx context.Context) error {
 }
 
 func (p *publisher) recordPush(ctx context.Context, position uint64, acked int) {
+	if p.elsewhere != nil {
+		acked += p.elsewhere(position)
+	}
 	var nacked []string
 	for _, n := range p.out.Rejecting() {
 		if len(nacked) < maxNacked {

@@ -56,7 +56,6 @@ import (
 
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/metric/noop"
-	colmetrics "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
@@ -75,6 +74,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/control/mlflow"
 	"github.com/outrigger-mesh/outrigger/control/monitor"
 	"github.com/outrigger-mesh/outrigger/control/otlp"
+	"github.com/outrigger-mesh/outrigger/control/replicate"
 	"github.com/outrigger-mesh/outrigger/control/trials"
 	"github.com/outrigger-mesh/outrigger/control/variables"
 	"github.com/outrigger-mesh/outrigger/deploy"
@@ -120,6 +120,9 @@ type Options struct {
 	// Artifacts keeps the files of model versions; nil = there is no such store. The Server
 	// does not close it.
 	Artifacts *artifacts.Store
+	// Follow makes this replica follow another one's log, which must be Log then; nil = this
+	// replica owns the log, and others may follow it.
+	Follow *Following
 	// GlassFile is where emergency kills are kept until the log has them; "" = in memory.
 	GlassFile string
 	// Monitor, ADS and Variables tune the parts; what the Server wires itself (logs,
@@ -149,6 +152,9 @@ type Server struct {
 	checks    *checks.Runner
 	alerts    *alerts.Service
 	glass     *breakGlass
+	fleet     *fleet
+	leader    *replicate.Leader // nil on a follower
+	lease     *lease            // nil on a leader
 	publisher *publisher
 	nacks     *nackWatch
 	admin     *admin
@@ -181,7 +187,7 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{opts: o, facts: facts.NewProjection(o.Log), ready: make(chan struct{})}
-	s.guard = &guard{rules: func() authz.Policy { return rules }, hosts: o.Hosts, ready: s.isReady,
+	s.guard = &guard{rules: func() authz.Policy { return rules }, hosts: o.Hosts, ready: s.isReady, current: s.current,
 		refusals: &refusals{log: o.Log, now: o.Now, logger: o.Logger}, sessions: newSessions(o.Now)}
 	if o.Access != nil {
 		s.guard.rules = func() authz.Policy { return authz.Join(rules, o.Access()) }
@@ -199,20 +205,26 @@ func New(o Options) (*Server, error) {
 func (s *Server) wireParts() (err error) {
 	v := s.opts.Variables
 	v.Region, v.Now, v.Logger, v.Meter = s.opts.Region.GetName(), s.opts.Now, s.opts.Logger, s.opts.Meter
+	if f := s.opts.Follow; f != nil {
+		v.SweepEvery, v.Confirm = -1, f.Log.Confirm // the leader knows which sessions are used
+	} else if s.leader, err = replicate.NewLeader(replicate.LeaderOptions{Log: s.opts.Log, Shown: s.shown, Now: s.opts.Now, Logger: s.opts.Logger}); err != nil {
+		return err
+	}
 	if s.vars, err = variables.New(s.opts.Log, v); err != nil {
 		return err
 	}
 	a := s.opts.ADS
 	a.Logger, a.Meter = s.opts.Logger, s.opts.Meter
 	s.ads = adsserver.New(a)
+	s.fleet, s.lease = newFleet(s.ads, s.leader, s.opts.Now), newLease(s.opts.Follow, s.opts.DeadMan, s.opts.Now)
 	m := s.opts.Monitor
-	m.Log, m.Rollouts, m.Ledger, m.Touch = s.opts.Log, rolloutSource{s.facts}, s.ads, s.vars.Touch
+	m.Log, m.Rollouts, m.Ledger, m.Touch = s.opts.Log, rolloutSource{s.facts}, s.fleet, s.vars.Touch
 	m.Now, m.Logger, m.Meter = s.opts.Now, s.opts.Logger, s.opts.Meter
 	if s.trials, err = trials.New(trials.Options{Log: s.opts.Log, Facts: s.facts.Facts, Ready: s.facts.Ready(), Snapshots: s.opts.Log, Late: s.opts.Late, Now: s.opts.Now, Logger: s.opts.Logger}); err != nil {
 		return err
 	}
 	m.Outcomes = s.trials.Ingest
-	s.otlp = otlp.New(otlp.Options{Sink: s.trials, Ready: s.isReady, Now: s.opts.Now})
+	s.otlp = otlp.New(otlp.Options{Sink: s.trials, Ready: s.takesOTLP, Now: s.opts.Now})
 	m.Experiment = s.experiment
 	if s.checks, err = checks.New(checks.Options{Log: s.opts.Log, Rollouts: rolloutSource{s.facts}, Ended: s.endedRollout,
 		AllowExec: s.opts.AllowExec, Now: s.opts.Now, Logger: s.opts.Logger}); err != nil {
@@ -230,7 +242,7 @@ func (s *Server) wireParts() (err error) {
 }
 
 func (s *Server) wirePublisher() (err error) {
-	s.publisher = &publisher{facts: s.facts, log: s.opts.Log, out: s.ads, compile: s.compileOptions(), glass: s.glass, debounce: s.opts.Debounce,
+	s.publisher = &publisher{facts: s.facts, log: s.opts.Log, out: s.fleet, elsewhere: s.fleet.elsewhere, compile: s.compileOptions(), glass: s.glass, lease: s.lease, debounce: s.opts.Debounce,
 		logger: s.opts.Logger, first: make(chan struct{}), pushed: make(chan struct{}, 1),
 		compiler: compile.NewCompiler(translate.Options{}), linter: translate.NewLinter()}
 	s.nacks = &nackWatch{out: s.ads, facts: s.facts, log: s.opts.Log, now: s.opts.Now, logger: s.opts.Logger}
@@ -245,7 +257,7 @@ func (s *Server) wirePublisher() (err error) {
 
 func (s *Server) wireAdmin() (err error) {
 	s.admin = &admin{log: s.opts.Log, facts: s.facts, region: s.opts.Region, now: s.opts.Now, started: s.opts.Now(), allowExec: s.opts.AllowExec, glass: s.glass,
-		regions: s.opts.Regions, monitor: s.monitor, told: s.alerts.Deliveries, trials: s.trials, ledger: s.ads, feeds: s.vars, position: s.publisher.published.Load,
+		regions: s.opts.Regions, monitor: s.monitor, told: s.alerts.Deliveries, trials: s.trials, ledger: s.fleet, feeds: s.vars, position: s.publisher.published.Load,
 		problems: func(f *facts.Facts) []problem { return problems(f, s.compileOptions()) }}
 	if err := s.admin.observe(s.opts.Meter); err != nil {
 		return err
@@ -311,11 +323,13 @@ func (s *Server) Delivery() pb.DeliveryServer { return s.delivery }
 
 // RegisterGRPC adds Variables, Coherence, Reports, Outcomes, Admin, Delivery, client status (CSDS), load reports (LRS) and ADS to a gRPC server.
 func (s *Server) RegisterGRPC(r grpc.ServiceRegistrar) {
-	pb.RegisterVariablesServer(r, s.vars.WithTokens())
-	pb.RegisterCoherenceServer(r, s.vars)
-	pb.RegisterReportsServer(r, reports{s.monitor, s})
-	pb.RegisterOutcomesServer(r, outcomes{s: s})
-	colmetrics.RegisterMetricsServiceServer(r, s.otlp)
+	v := r
+	if s.opts.Follow != nil {
+		v = currently{r, s.vars}
+	}
+	pb.RegisterVariablesServer(v, s.vars.WithTokens())
+	pb.RegisterCoherenceServer(v, s.vars)
+	s.registerEvidence(r)
 	pb.RegisterAdminServer(registrar{r, s.guard}, s.admin)
 	pb.RegisterDeliveryServer(registrar{r, s.guard}, s.delivery)
 	s.ads.RegisterStatus(registrar{r, s.guard})
@@ -331,8 +345,12 @@ func (s *Server) Credentials(inner credentials.TransportCredentials) credentials
 // Handler returns REST under /v1, MLflow's model registry under /api/2.0/mlflow, the status page at "/", /healthz (the process is up),
 // /readyz (it serves) and /metrics. Health is open to everybody and says nothing else.
 func (s *Server) Handler() http.Handler {
+	record := s.trials.Record
+	if f := s.opts.Follow; f != nil {
+		record = outcomeRelay{to: pb.NewOutcomesClient(f.Conn)}.record
+	}
 	api := http.NewServeMux()
-	rest.Register(api, slices.Concat(rest.AdminRoutes(s.admin), rest.DeliveryRoutes(s.delivery), rest.VariableRoutes(s.vars.WithTokens()), rest.OutcomeRoutes(s.trials.Record)), s.guard.begin)
+	rest.Register(api, slices.Concat(rest.AdminRoutes(s.admin), rest.DeliveryRoutes(s.delivery), rest.VariableRoutes(s.vars.WithTokens()), rest.OutcomeRoutes(record)), s.guard.begin)
 	api.Handle("POST /v1/metrics", s.otlp)
 	if s.opts.Artifacts != nil {
 		h := s.opts.Artifacts.Handler(s.guard.begin)
@@ -387,10 +405,8 @@ func (s *Server) isReady() error {
 func (s *Server) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	tried := s.publisher.first
-	for _, part := range []func(context.Context) error{
-		s.facts.Run, s.vars.Run, s.monitor.Run, s.trials.Run, s.checks.Run, s.alerts.Run, s.glass.run, s.publisher.run, s.publisher.record, s.nacks.run, s.dashboard.Run,
-		func(ctx context.Context) error { return s.open(ctx, tried) },
-	} {
+	s.catchUp(ctx, g)
+	for _, part := range append(s.parts(), func(ctx context.Context) error { return s.open(ctx, tried) }) {
 		g.Go(func() error {
 			err := part(ctx)
 			if errors.Is(err, context.Canceled) && ctx.Err() != nil {
@@ -404,14 +420,20 @@ func (s *Server) Run(ctx context.Context) error {
 
 // open waits for the parts, registers the region and declares the server ready.
 func (s *Server) open(ctx context.Context, tried <-chan struct{}) error {
-	for _, c := range []<-chan struct{}{s.facts.Ready(), s.vars.Ready(), s.trials.Loaded(), tried} {
+	wait := []<-chan struct{}{s.facts.Ready(), s.vars.Ready(), tried}
+	if s.opts.Follow == nil {
+		wait = append(wait, s.trials.Loaded())
+	}
+	for _, c := range wait {
 		select {
 		case <-c:
 		case <-ctx.Done():
 			return nil
 		}
 	}
-	s.registerRegion(ctx)
+	if s.opts.Follow == nil {
+		s.registerRegion(ctx)
+	}
 	close(s.ready)
 	return nil
 }

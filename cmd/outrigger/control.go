@@ -24,7 +24,6 @@ import (
 	"github.com/outrigger-mesh/outrigger/control"
 	"github.com/outrigger-mesh/outrigger/control/alerts"
 	"github.com/outrigger-mesh/outrigger/control/artifacts"
-	"github.com/outrigger-mesh/outrigger/control/eventlog/pebble"
 	"github.com/outrigger-mesh/outrigger/control/monitor"
 	"github.com/outrigger-mesh/outrigger/control/variables"
 	"github.com/outrigger-mesh/outrigger/internal/heap"
@@ -53,6 +52,7 @@ type controlFlags struct {
 	deployment         string
 	artifacts          string
 	alertRoutes        string
+	replica            replicaFlags
 	allowExec          bool
 	deadMan            time.Duration
 	tick               time.Duration
@@ -65,7 +65,13 @@ func controlCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{Use: "control", Short: "Run a control plane", Args: exactArgs(),
 		Long: `Control runs one replica of a region's control plane over an embedded durable log:
 variables, models, experiments, rollouts, monitoring and rollback, xDS, the admin API,
-REST and the status page.`}
+REST and the status page.
+
+With --leader it serves another control plane's log: it keeps a durable copy, answers reads,
+feeds and xDS from it, and passes writes and evidence on to the leader. Give clients the
+addresses of all replicas. With the leader away it serves what it has and refuses writes; a
+candidate version is given up after --dead-man. When the leader's disk is lost, --promote
+makes the copy a log of its own.`}
 	f := cmd.Flags()
 	f.StringVar(&c.listen, "listen", "127.0.0.1:7400", "gRPC: xDS, variables, reports, admin")
 	f.StringVar(&c.http, "http", "127.0.0.1:7401", "REST, status page, /metrics, /healthz, /readyz")
@@ -84,6 +90,10 @@ REST and the status page.`}
 	f.StringVar(&c.deployment, "deployment", "", "deployment plan that rollouts follow which name no phases; looked at every 2 s, a bad file changes nothing")
 	f.StringVar(&c.artifacts, "artifacts", "", "store of model artifacts, file:///DIRECTORY or s3://BUCKET?region=… (default: the directory artifacts in --data)")
 	f.StringVar(&c.alertRoutes, "alert-routes", "", "file with who is told about alerts: webhooks, Alertmanager, Slack; without one they are only logged and shown")
+	f.StringVar(&c.replica.leader, "leader", "", "serve the log of the control plane at this host:port: keep a copy in --data, write there")
+	f.StringVar(&c.replica.leaderTokenFile, "leader-token-file", "", "file with an administrator's token at the leader")
+	f.StringVar(&c.replica.name, "replica", "", "name of this replica, unique among those of a leader (default: host name and port)")
+	f.BoolVar(&c.replica.promote, "promote", false, "make the copy in --data a log of its own, once, when its leader is lost for good")
 	f.BoolVar(&c.allowExec, "allow-exec-checks", false, "let gates of rollouts run programs on this machine")
 	f.DurationVar(&c.deadMan, "dead-man", 10*time.Second, "how long a cut-off sidecar may go on serving a candidate")
 	f.DurationVar(&c.tick, "monitor-tick", time.Second, "how often evidence is weighed; failures are weighed at once")
@@ -104,6 +114,9 @@ REST and the status page.`}
 func (c *controlFlags) validate() error {
 	if c.consul != "" && c.regionsFile != "" {
 		return errors.New("--consul and --regions-file exclude each other; keep one")
+	}
+	if err := c.replica.validate(c); err != nil {
+		return err
 	}
 	if c.deployment != "" {
 		if _, _, err := loadPlan(c.deployment); err != nil {
@@ -172,13 +185,13 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 	if c.gateway == "" && gl.Addr().Network() == "tcp" {
 		c.gateway = gl.Addr().String() // a Unix socket is out of other regions' reach
 	}
-	log, err := pebble.Open(filepath.Join(c.data, "log"), pebble.Options{Logger: p.log, Meter: p.tel.Meter("control/eventlog/pebble")})
+	log, follow, closeLog, err := c.openLog(p, gl.Addr())
 	if err != nil {
 		return err
 	}
-	defer log.Close()
+	defer closeLog()
 	// After the log's lock is held: the data directory is this process's alone.
-	keys, err := c.sessionKeys(p)
+	keys, err := c.sessionKeys(p, follow)
 	if err != nil {
 		return err
 	}
@@ -196,7 +209,7 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 		return err
 	}
 	s, err := control.New(control.Options{
-		Log: log, AlertRoutes: routes, Artifacts: store, AdminToken: token, Access: access.policy, Hosts: c.hosts, DeadMan: c.deadMan, AllowExec: c.allowExec, GlassFile: filepath.Join(c.data, "emergency.json"), Late: c.late, Regions: topo.view, Metrics: p.tel.Handler(),
+		Log: log, Follow: follow, AlertRoutes: routes, Artifacts: store, AdminToken: token, Access: access.policy, Hosts: c.hosts, DeadMan: c.deadMan, AllowExec: c.allowExec, GlassFile: filepath.Join(c.data, "emergency.json"), Late: c.late, Regions: topo.view, Metrics: p.tel.Handler(),
 		Region:    &pb.Region{Name: c.region, Gateway: c.gateway, Latitude: c.latitude, Longitude: c.longitude},
 		Variables: variables.Options{SessionKeys: keys.Keys},
 		Monitor:   monitor.Options{Tick: c.tick}, Logger: p.log, Meter: p.tel.Meter("control")})
@@ -252,11 +265,17 @@ func (c *controlFlags) routes() ([]alerts.Route, error) {
 
 // sessionKeys are the keys of session tokens: those of the file named, else the data
 // directory's.
-func (c *controlFlags) sessionKeys(p *process) (*identity.KeyFile, error) {
+func (c *controlFlags) sessionKeys(p *process, follow *control.Following) (*identity.KeyFile, error) {
 	if c.tokenKeyFile != "" {
 		return openTokenKeys(p, c.tokenKeyFile, nil)
 	}
 	path := filepath.Join(c.data, "token.key")
+	if follow != nil {
+		if err := c.leaderKeys(p, follow.Conn, path); err != nil {
+			return nil, err
+		}
+		return openTokenKeys(p, path, nil)
+	}
 	if _, err := identity.LoadOrCreateKeys(path); err != nil {
 		return nil, configError{err}
 	}

@@ -59,7 +59,7 @@ processes of its users only: there is no path under which anybody else could ope
 kernel says who connected. The agent's own user and root may operate it ("outrigger
 cache"); everybody else is refused.`}
 	f := cmd.Flags()
-	f.StringVar(&n.control, "control", "127.0.0.1:7400", "control plane, host:port")
+	f.StringVar(&n.control, "control", "127.0.0.1:7400", "control plane, host:port; several replicas with commas, tried in order")
 	f.StringVar(&n.dir, "dir", "outrigger-node", "directory for the agent's sockets")
 	f.StringVar(&n.http, "http", "127.0.0.1:0", "/metrics, /healthz, /readyz")
 	f.StringVar(&n.nodeID, "node-id", hostname(), "name of this node, unique in the mesh")
@@ -124,6 +124,10 @@ func (p *process) dialMesh(target string, more ...grpc.DialOption) (*grpc.Client
 	if p.dialTCP != nil && !strings.HasPrefix(target, "unix:") {
 		o = append(o, grpc.WithContextDialer(p.dialTCP))
 	}
+	if several := targets(target); len(several) > 1 {
+		target = "replicas:///control"
+		o = append(o, replicas(several))
+	}
 	conn, err := grpc.NewClient(target, append(o, more...)...)
 	if err != nil {
 		return nil, configError{fmt.Errorf("%s: %w", target, err)}
@@ -134,6 +138,9 @@ func (p *process) dialMesh(target string, more ...grpc.DialOption) (*grpc.Client
 // feedDialer opens connections for the feed to where dialMesh's go; nil when only gRPC knows
 // where that is.
 func (p *process) feedDialer(target string) func(context.Context) (net.Conn, error) {
+	if several := targets(target); len(several) > 1 {
+		return p.feedDialers(several)
+	}
 	network, address := "tcp", strings.TrimPrefix(strings.TrimPrefix(target, "dns:///"), "passthrough:///")
 	if path, ok := strings.CutPrefix(target, "unix:"); ok {
 		network, address = "unix", strings.TrimPrefix(path, "//")
@@ -143,6 +150,30 @@ func (p *process) feedDialer(target string) func(context.Context) (net.Conn, err
 		return func(ctx context.Context) (net.Conn, error) { return p.dialTCP(ctx, address) }
 	}
 	return func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, network, address) }
+}
+
+// feedDialers tries replicas in order.
+func (p *process) feedDialers(targets []string) func(context.Context) (net.Conn, error) {
+	var dials []func(context.Context) (net.Conn, error)
+	for _, t := range targets {
+		if d := p.feedDialer(t); d != nil {
+			dials = append(dials, d)
+		}
+	}
+	if len(dials) == 0 {
+		return nil
+	}
+	return func(ctx context.Context) (net.Conn, error) {
+		var failed []error
+		for _, dial := range dials {
+			conn, err := dial(ctx)
+			if err == nil {
+				return conn, nil
+			}
+			failed = append(failed, err)
+		}
+		return nil, errors.Join(failed...)
+	}
 }
 
 func (n *nodeFlags) run(cmd *cobra.Command, g *globals) error {
@@ -190,7 +221,7 @@ func (n *nodeFlags) run(cmd *cobra.Command, g *globals) error {
 		sessionKeys = keys.Keys
 		p.run("session keys", keys.Run)
 	}
-	a, err := node.New(node.Options{Node: self, SessionKeys: sessionKeys, RepairEvery: n.checkEvery, Origin: origin, DialFeed: p.feedDialer(n.control), FeedHost: n.control, Table: shm.Options{Bytes: n.tableBytes, Name: "outrigger"},
+	a, err := node.New(node.Options{Node: self, SessionKeys: sessionKeys, RepairEvery: n.checkEvery, Origin: origin, DialFeed: p.feedDialer(n.control), FeedHost: targets(n.control)[0], Table: shm.Options{Bytes: n.tableBytes, Name: "outrigger"},
 		Access: access, TableIdle: n.tableIdle, Lease: n.lease, Heartbeat: n.heartbeat, Logger: p.log, Meter: p.tel.Meter("cache/node")})
 	if err != nil {
 		return err

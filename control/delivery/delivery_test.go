@@ -125,7 +125,9 @@ func secret(t *testing.T, key string) *anypb.Any {
 }
 
 func TestConfigAndDiff(t *testing.T) {
-	id := func(typeURL, name string) adsserver.ResourceID { return adsserver.ResourceID{Type: typeURL, Name: name} }
+	id := func(typeURL, name string) adsserver.ResourceID {
+		return adsserver.ResourceID{Type: typeURL, Name: name}
+	}
 	v1, route := id(xds.TypeCluster, "model/chat/v1"), id(xds.TypeRoute, "model/chat")
 	src := &recorded{
 		held: map[string][]adsserver.Held{
@@ -159,9 +161,15 @@ func TestConfigAndDiff(t *testing.T) {
 		kind outrigger.Kind
 	}{
 		{"unknown node", func() error { _, err := s.XdsConfig(ctx, &pb.XdsConfigRequest{Node: "x"}); return err }, outrigger.NotFound},
-		{"unknown type", func() error { _, err := s.XdsConfig(ctx, &pb.XdsConfigRequest{Node: "a", Type: "Cloister"}); return err }, outrigger.Invalid},
+		{"unknown type", func() error {
+			_, err := s.XdsConfig(ctx, &pb.XdsConfigRequest{Node: "a", Type: "Cloister"})
+			return err
+		}, outrigger.Invalid},
 		{"diff without from", func() error { _, err := s.XdsDiff(ctx, &pb.XdsDiffRequest{Node: "a"}); return err }, outrigger.Invalid},
-		{"diff with other and from", func() error { _, err := s.XdsDiff(ctx, &pb.XdsDiffRequest{Node: "a", Other: "b", From: "1"}); return err }, outrigger.Invalid},
+		{"diff with other and from", func() error {
+			_, err := s.XdsDiff(ctx, &pb.XdsDiffRequest{Node: "a", Other: "b", From: "1"})
+			return err
+		}, outrigger.Invalid},
 		{"diff with a forgotten push", func() error { _, err := s.XdsDiff(ctx, &pb.XdsDiffRequest{Node: "a", From: "default/0"}); return err }, outrigger.NotFound},
 		{"diff with an unknown node", func() error { _, err := s.XdsDiff(ctx, &pb.XdsDiffRequest{Node: "a", Other: "x"}); return err }, outrigger.NotFound},
 		{"explain nothing", func() error { _, err := s.XdsExplain(ctx, &pb.XdsExplainRequest{Node: "a"}); return err }, outrigger.Invalid},

@@ -203,6 +203,28 @@ func (f *Follower) reach(ctx context.Context, position uint64) error {
 	}
 }
 
+// CatchUp waits until the copy has what the leader had when it was asked. If the leader says
+// nothing for patience, and there is something in the copy, it gives up with kind Unavailable;
+// an empty copy is waited for until ctx ends.
+func (f *Follower) CatchUp(ctx context.Context, patience time.Duration) error {
+	begun := f.opts.Now()
+	for {
+		head, err := f.Confirm(ctx)
+		if err == nil {
+			return f.reach(ctx, head)
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if f.Head() > 0 && f.opts.Now().Sub(begun) >= patience {
+			return err
+		}
+		if !sleep(ctx, backoff(0)) {
+			return ctx.Err()
+		}
+	}
+}
+
 // Linked reports whether the leader is shipping its log.
 func (f *Follower) Linked() bool { return f.link.Load() }
 

@@ -23,7 +23,10 @@ import (
 
 // LeaderOptions configure a Leader; Log is required.
 type LeaderOptions struct {
-	Log    eventlog.Log
+	Log eventlog.Log
+	// Shown waits until the leader's own answers show a position, so that what a follower's
+	// writer was told is done is read at the leader, too; nil = they always do.
+	Shown  func(ctx context.Context, position uint64) error
 	Now    func() time.Time // nil = time.Now
 	Logger *slog.Logger     // nil = discard
 }
@@ -167,6 +170,11 @@ func (l *Leader) Append(ctx context.Context, req *pb.AppendRequest) (*pb.AppendR
 		writes = append(writes, eventlog.Write{Aggregate: w.GetAggregate(), Expect: w.GetExpect(), Events: w.GetEvents()})
 	}
 	done, err := l.opts.Log.Append(ctx, req.GetRequestId(), writes...)
+	if err == nil && l.opts.Shown != nil {
+		if err := l.opts.Shown(ctx, done.Last); err != nil {
+			return nil, status.ToGRPC(outrigger.Wrap(outrigger.Unknown, err, "the write is durable, but not shown yet"))
+		}
+	}
 	switch {
 	case err == nil:
 		out.First, out.Last, out.Duplicate = done.First, done.Last, done.Duplicate

@@ -2,6 +2,7 @@ package variables
 
 import (
 	"cmp"
+	"context"
 	"io"
 	"net"
 	"sync"
@@ -97,6 +98,7 @@ type lean struct {
 	fanout *fanout
 	queued bool // with fanout; guarded by its mutex
 	heard  atomic.Int64
+	proofs proofs
 
 	mu       sync.Mutex // guards the feed and everything below
 	started  bool       // subscribe was answered
@@ -161,6 +163,9 @@ func (f *lean) serve(s *Service) error {
 		return err
 	}
 	sub := first.GetSubscribe()
+	if err := s.proven(context.Background()); err != nil {
+		return err
+	}
 	if err := f.open(s, sub); err != nil {
 		return err
 	}
@@ -172,12 +177,30 @@ func (f *lean) serve(s *Service) error {
 		var req *pb.FeedRequest
 		if req, err = f.conn.Recv(); err == nil {
 			f.heard.Store(time.Now().UnixNano())
+			if req.GetHeartbeat() != nil && s.opt.Confirm != nil {
+				f.proofs.ask(s, func() { f.beat(req) })
+				continue
+			}
 			err = f.locked(func() error { return f.take(req) })
 		}
 	}
 	err = f.why(err)
 	f.close(endOf(err))
 	return err
+}
+
+// beat takes a heartbeat that was proven to deserve its answer.
+func (f *lean) beat(req *pb.FeedRequest) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.broken != nil || !f.started {
+		return
+	}
+	err := f.take(req)
+	if err == nil && !f.draining {
+		err = f.pump()
+	}
+	f.breaks(err)
 }
 
 // why is the reason the feed ends for, of which the end of the reading may be a consequence.

@@ -60,6 +60,10 @@ type Options struct {
 	// SessionKeys returns what is handed to processes of the mesh on this machine, asked at
 	// every hand-out; nil, or a nil result = none to hand.
 	SessionKeys func() *identity.Keys
+	// Confirm returns a position that the log had reached at some instant after the call. A
+	// replica that keeps a copy of another's log asks its leader; nil = this log is the
+	// authority, and its head is what Confirm would return.
+	Confirm func(context.Context) (position uint64, err error)
 }
 
 func (o Options) withDefaults() Options {
@@ -171,6 +175,26 @@ func (s *Service) touch(id sessionID, at time.Time) bool {
 	}
 	sess.touch(min(at.UnixNano(), s.opt.Now().UnixNano()))
 	return true
+}
+
+// Wait returns when the projection has applied a position. Its errors have kind Unavailable
+// (it stopped) or are ctx's.
+func (s *Service) Wait(ctx context.Context, position uint64) error {
+	return s.progress.wait(ctx, position)
+}
+
+// Current returns when the projection shows everything that was acknowledged anywhere before
+// the call. Its errors have kind Unavailable or are ctx's. Without Options.Confirm it returns
+// nil at once.
+func (s *Service) Current(ctx context.Context) error {
+	if s.opt.Confirm == nil {
+		return nil
+	}
+	position, err := s.opt.Confirm(ctx)
+	if err != nil {
+		return err
+	}
+	return s.progress.wait(ctx, position)
 }
 
 // Stats is what a status page shows.

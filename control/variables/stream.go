@@ -23,9 +23,10 @@ const (
 // stream is one Feed call. Only the handler's goroutine sends.
 type stream struct {
 	feed
-	grpc  grpc.BidiStreamingServer[pb.FeedRequest, pb.FeedFrame]
-	beats chan *pb.Heartbeat
-	ended chan error // one element: why receiving ended
+	grpc   grpc.BidiStreamingServer[pb.FeedRequest, pb.FeedFrame]
+	beats  chan *pb.Heartbeat
+	ended  chan error // one element: why receiving ended
+	proofs proofs
 
 	wake    chan struct{}   // one element: there may be something to send
 	selects chan *pb.Select // of a selective stream
@@ -56,6 +57,9 @@ func (s *Service) feed(call grpc.BidiStreamingServer[pb.FeedRequest, pb.FeedFram
 		}
 	}
 	sub := first.GetSubscribe()
+	if err := s.proven(call.Context()); err != nil {
+		return err
+	}
 	if err := f.open(s, sub); err != nil {
 		return err
 	}
@@ -81,15 +85,24 @@ func (f *stream) receive() {
 			f.ended <- err
 			return
 		}
-		for queued := false; !queued; {
+		if f.s.opt.Confirm != nil {
+			f.proofs.ask(f.s, func() { f.beat(req.GetHeartbeat()) })
+			continue
+		}
+		f.beat(req.GetHeartbeat())
+	}
+}
+
+// beat queues a heartbeat for its answer; of too many the oldest goes.
+func (f *stream) beat(hb *pb.Heartbeat) {
+	for {
+		select {
+		case f.beats <- hb:
+			return
+		default:
 			select {
-			case f.beats <- req.GetHeartbeat():
-				queued = true
-			default:
-				select {
-				case <-f.beats:
-				default: // the handler was faster
-				}
+			case <-f.beats:
+			default: // the handler was faster
 			}
 		}
 	}

@@ -29,8 +29,8 @@ type request struct {
 	bytes   int
 	// verbatim: the events keep the stamps they have; see Copy.Ingest.
 	verbatim bool
-	state   atomic.Int32
-	done    chan result // buffered: the committer never waits for a caller
+	state    atomic.Int32
+	done     chan result // buffered: the committer never waits for a caller
 }
 
 type result struct {
