@@ -160,7 +160,7 @@ func New(o Options) (*Sidecar, error) {
 	if tokens == nil {
 		tokens = variable.NewTokens(variable.TokenOptions{Logger: o.Logger})
 	}
-	mo.Grants = tokens.Grant
+	mo.Grants, mo.Pinned = tokens.Grant, pinnedBy(o.Reader)
 	if s.inference, err = inference.New(mo); err != nil {
 		return nil, err
 	}

@@ -14,6 +14,7 @@ package compile
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -204,7 +205,7 @@ func model(f *facts.Facts, m *facts.Model, o Options) (out *policy.Model, text s
 		v := &m.Versions[i]
 		if wanted[v.Name] {
 			out.Versions = append(out.Versions, policy.Version{Name: v.Name, Upstream: v.Upstream,
-				Quarantined: !v.Servable(), Endpoints: v.Endpoints,
+				Quarantined: !v.Servable(), Endpoints: v.Endpoints, Pins: slices.Sorted(maps.Keys(v.Pins)),
 				MaxConnections: m.Limits.MaxConnections, MaxPending: m.Limits.MaxPending, MaxRequests: m.Limits.MaxRequests, MaxRetries: m.Limits.MaxRetries})
 		}
 	}

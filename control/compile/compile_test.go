@@ -101,7 +101,9 @@ func scenarios() map[string]*log {
 		"configured":      base().add("model/chat", &pb.ModelConfigured{Unit: "user", MaxAttempts: 3, Timeout: durationpb.New(30 * time.Second)}),
 		"limits":          base().add("model/chat", &pb.ModelConfigured{Limits: &pb.Limits{MaxRequests: 9, MaxConnections: 7}}).add("model/chat", &pb.ModelConfigured{Limits: &pb.Limits{MaxConnections: 5, MaxPendingRequests: 3, MaxRetries: 2}}),
 		"one_model_empty": base().version("empty", "v1", "10.9.9.9:80").state("empty", "v1", facts.Retired),
-		"no_models":       newLog(),
+		"pins": newLog().add("model/chat", &pb.ModelVersionRegistered{Version: "v1", Endpoints: []*pb.Endpoint{{Address: "10.0.0.1:80"}},
+			Pins: map[string]int32{"prompts/tone": 2, "prompts/system": 0}}).champion("chat", "v1"),
+		"no_models": newLog(),
 	}
 }
 

@@ -71,10 +71,32 @@ func (c *call) question() (key answers.Key, control answers.Control, ok bool) {
 		tenant.WriteByte('\n')
 	}
 	a := &c.assign
+	pinned, ok := c.pinned()
+	if !ok {
+		return "", control, false
+	}
 	key, deterministic, ok := answers.Question(answers.Asked{API: c.api, Path: c.r.URL.EscapedPath() + "?" + c.r.URL.RawQuery, Body: c.body,
 		Model: a.Model.Name, Version: a.Version.Name, Generation: c.model.versions[a.Version].generation, Arm: a.Arm,
-		Tenant: tenant.String(), Pins: first(c.r.Header, hdrPins)})
+		Tenant: tenant.String(), Pins: first(c.r.Header, hdrPins), Pinned: pinned})
 	return key, control, ok && (deterministic || c.h.o.AnswerAll || strings.EqualFold(first(c.r.Header, hdrCache), "on"))
+}
+
+// pinned is what the variables are that the version's answers depend on; false if that is
+// not known of one of them.
+func (c *call) pinned() (string, bool) {
+	var b strings.Builder
+	for _, pin := range c.assign.Version.Pins {
+		session, name, _ := strings.Cut(pin, "/")
+		if c.h.o.Pinned == nil {
+			return "", false
+		}
+		version, current := c.h.o.Pinned(c.r.Context(), session, name)
+		if !current {
+			return "", false
+		}
+		b.WriteString(strconv.Quote(pin) + strconv.Quote(version))
+	}
+	return b.String(), true
 }
 
 // begin writes the head of an answer that came from elsewhere than an attempt of ours.

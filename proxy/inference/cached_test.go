@@ -84,6 +84,50 @@ func TestAnswersFromMemory(t *testing.T) {
 	}
 }
 
+// A version pins variables: an answer counts only while they are what they were, and
+// none does while that is not known.
+func TestPinnedVariables(t *testing.T) {
+	ok := step{status: 200, body: `{"v":1}`}
+	h, rt, src := cachedWorld(t, ok)
+	p := *src.p.Load()
+	p.Models = []policy.Model{p.Models[0]}
+	p.Models[0].Versions = append([]policy.Version(nil), p.Models[0].Versions...)
+	p.Models[0].Versions[0].Pins = []string{"prompts/system", "prompts/tone"}
+	src.p.Store(&p)
+	now := map[string]string{"prompts/system": "eu:1:10", "prompts/tone": "eu:1:11"}
+	h.o.Pinned = func(_ context.Context, session, name string) (string, bool) {
+		v, known := now[session+"/"+name]
+		return v, known
+	}
+	stable := []string{"x-user-id", unitIn("salt-1", 5000, 10000)}
+	asked := 0
+	step := func(what, how string) {
+		t.Helper()
+		w := post(h, chatPath, zero, stable...)
+		if how != "hit" {
+			asked++
+		}
+		if got := w.Header().Get("x-outrigger-cache"); w.Code != 200 || got != how || len(rt.log) != asked {
+			t.Fatalf("%s: %d from %q, want %q; models asked %d times, want %d", what, w.Code, got, how, len(rt.log), asked)
+		}
+	}
+	step("the first", "miss")
+	step("again", "hit")
+	now["prompts/tone"] = "eu:1:20"
+	step("a pinned variable has changed", "miss")
+	step("again", "hit")
+	now["prompts/tone"] = "absent"
+	step("it is gone", "miss")
+	delete(now, "prompts/system")
+	step("nothing current is known of the other", "")
+	now["prompts/system"], now["prompts/tone"] = "eu:1:10", "eu:1:20"
+	step("both are back as they were", "hit")
+	now["prompts/system"], now["prompts/tone"] = now["prompts/tone"], now["prompts/system"]
+	step("the same versions, the other way round", "miss")
+	h.o.Pinned = nil
+	step("nobody can tell", "")
+}
+
 func TestUndeterminedIsNotKept(t *testing.T) {
 	h, rt, _ := cachedWorld(t, step{status: 200, body: `{"v":1}`})
 	const warm = `{"model":"gpt","temperature":0.7}`

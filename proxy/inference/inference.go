@@ -63,7 +63,8 @@
 //
 // With Options.Answers, a question whose parameters make its answer the same every time,
 // or that opts in with x-outrigger-cache: on, is answered from memory if it was put to the
-// same version, in the same arm, by the same tenant, before; while it is being answered,
+// same version, in the same arm, by the same tenant, before, and no variable that the version
+// pins has changed since; while it is being answered,
 // others read along. Cache-Control of requests and answers is obeyed. What comes from
 // memory says so in x-outrigger-cache and counts in no statistics of the version.
 //
@@ -89,6 +90,7 @@
 package inference
 
 import (
+	"context"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -158,6 +160,10 @@ type Options struct {
 	// answers there that their protocol's parameters do not make deterministic.
 	Answers   *answers.Cache
 	AnswerAll bool
+	// Pinned tells the present version of a variable that a version of a model pins, in the
+	// default tenant: the write behind it, or that it is absent. With false nothing current is
+	// known of it, and the question is put to the model. Needed for answers of such versions.
+	Pinned func(ctx context.Context, session, name string) (version string, current bool)
 	// Grants verifies what testers send as x-outrigger-force (identity.Keys.VerifyGrant);
 	// nil = such requests are refused.
 	Grants func(text string, now time.Time) (identity.Grant, error)

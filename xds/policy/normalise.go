@@ -75,6 +75,8 @@ func (v *Version) normalise() {
 	if v.OpenFor == 0 {
 		v.OpenFor = DefaultOpenFor
 	}
+	v.Pins = cloneOrNil(v.Pins)
+	slices.Sort(v.Pins)
 	v.Endpoints = cloneOrNil(v.Endpoints)
 	slices.SortStableFunc(v.Endpoints, compareEndpoints)
 	dense, last := uint32(0), uint32(0)

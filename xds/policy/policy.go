@@ -142,7 +142,10 @@ type Version struct {
 	// Upstream is the model name its endpoints know.
 	Upstream    string
 	Quarantined bool
-	Endpoints   []Endpoint
+	// Pins are the variables its answers depend on, SESSION/NAME of the default tenant: an
+	// answer from memory counts only while none of them has changed.
+	Pins      []string
+	Endpoints []Endpoint
 	// MaxRequests and the failure thresholds become circuit_breakers and
 	// outlier_detection; 0 = the package defaults.
 	MaxRequests         uint32

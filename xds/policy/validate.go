@@ -20,6 +20,7 @@ const (
 	MaxArms         = 256 // per model
 	MaxRegions      = 1024
 	MaxEndpoints    = 4096      // per version
+	MaxPins         = 100       // per version
 	MaxWeight       = 1_000_000 // per endpoint
 	MaxAttempts     = 16
 	MaxAccess       = 256         // per model
@@ -152,6 +153,9 @@ func (v *Version) validate() error {
 	if err := limit("endpoints", len(v.Endpoints), MaxEndpoints); err != nil {
 		return err
 	}
+	if err := v.validatePins(); err != nil {
+		return err
+	}
 	seen := make(map[string]bool, len(v.Endpoints))
 	for _, e := range v.Endpoints {
 		if _, _, err := SplitAddress(e.Address); err != nil {
@@ -169,6 +173,23 @@ func (v *Version) validate() error {
 				return err
 			}
 		}
+	}
+	return nil
+}
+
+func (v *Version) validatePins() error {
+	if err := limit("pins", len(v.Pins), MaxPins); err != nil {
+		return err
+	}
+	seen := make(map[string]bool, len(v.Pins))
+	for _, p := range v.Pins {
+		if _, err := outrigger.ParseKey(p); err != nil || strings.Count(p, "/") != 1 {
+			return outrigger.Errorf(outrigger.Invalid, "pin %q is not SESSION/NAME of a variable", p)
+		}
+		if seen[p] {
+			return outrigger.Errorf(outrigger.Invalid, "pin %s appears twice; give each variable once per version", p)
+		}
+		seen[p] = true
 	}
 	return nil
 }

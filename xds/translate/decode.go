@@ -97,7 +97,7 @@ func DecodeModel(res *Resources, name string) (policy.Model, error) {
 }
 
 func decodeVersion(res *Resources, model string, vp *pb.VersionPolicy) (policy.Version, error) {
-	v := policy.Version{Name: vp.GetVersion(), Upstream: vp.GetUpstreamModel(), Quarantined: vp.GetQuarantined()}
+	v := policy.Version{Name: vp.GetVersion(), Upstream: vp.GetUpstreamModel(), Quarantined: vp.GetQuarantined(), Pins: vp.GetPinnedVariables()}
 	name := ClusterName(model, v.Name)
 	if vp.GetCluster() != name {
 		return v, bad(xds.TypeModelPolicy, model, "version %q names cluster %q, want %q", v.Name, vp.GetCluster(), name)

@@ -207,7 +207,7 @@ func encodeModelPolicy(m *policy.Model, changedAt uint64) *pb.ModelPolicy {
 	}
 	for _, v := range m.Versions {
 		out.Versions = append(out.Versions, &pb.VersionPolicy{
-			Version: v.Name, Cluster: ClusterName(m.Name, v.Name), UpstreamModel: v.Upstream, Quarantined: v.Quarantined,
+			Version: v.Name, Cluster: ClusterName(m.Name, v.Name), UpstreamModel: v.Upstream, Quarantined: v.Quarantined, PinnedVariables: v.Pins,
 		})
 	}
 	return out

@@ -378,13 +378,14 @@ func (x *ArmSetting) GetJson() string {
 }
 
 type VersionPolicy struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	Cluster       string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	UpstreamModel string                 `protobuf:"bytes,3,opt,name=upstream_model,json=upstreamModel,proto3" json:"upstream_model,omitempty"`
-	Quarantined   bool                   `protobuf:"varint,4,opt,name=quarantined,proto3" json:"quarantined,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Version         string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	Cluster         string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	UpstreamModel   string                 `protobuf:"bytes,3,opt,name=upstream_model,json=upstreamModel,proto3" json:"upstream_model,omitempty"`
+	Quarantined     bool                   `protobuf:"varint,4,opt,name=quarantined,proto3" json:"quarantined,omitempty"`
+	PinnedVariables []string               `protobuf:"bytes,5,rep,name=pinned_variables,json=pinnedVariables,proto3" json:"pinned_variables,omitempty"` // SESSION/NAME, sorted; their versions are part of every cached answer's key
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *VersionPolicy) Reset() {
@@ -443,6 +444,13 @@ func (x *VersionPolicy) GetQuarantined() bool {
 		return x.Quarantined
 	}
 	return false
+}
+
+func (x *VersionPolicy) GetPinnedVariables() []string {
+	if x != nil {
+		return x.PinnedVariables
+	}
+	return nil
 }
 
 // MeshPolicy is one resource, named "mesh": facts that belong to no model.
@@ -532,12 +540,13 @@ const file_outrigger_v1_xds_proto_rawDesc = "" +
 	"\n" +
 	"ArmSetting\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
-	"\x04json\x18\x02 \x01(\tR\x04json\"\x8c\x01\n" +
+	"\x04json\x18\x02 \x01(\tR\x04json\"\xb7\x01\n" +
 	"\rVersionPolicy\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12%\n" +
 	"\x0eupstream_model\x18\x03 \x01(\tR\rupstreamModel\x12 \n" +
-	"\vquarantined\x18\x04 \x01(\bR\vquarantined\"X\n" +
+	"\vquarantined\x18\x04 \x01(\bR\vquarantined\x12)\n" +
+	"\x10pinned_variables\x18\x05 \x03(\tR\x0fpinnedVariables\"X\n" +
 	"\n" +
 	"MeshPolicy\x12.\n" +
 	"\aregions\x18\x01 \x03(\v2\x14.outrigger.v1.RegionR\aregions\x12\x1a\n" +

@@ -10,7 +10,7 @@
 //
 //   - A key is a SHA-256 over the canonical request (JSON without insignificant space, keys
 //     sorted, numbers as written), API, upstream path, version and its generation, arm,
-//     tenant, and the versions of variables pinned by the caller. Two requests that differ
+//     tenant, and the versions of variables pinned by the caller and by the version. Two requests that differ
 //     in any of these never share an answer. Whether a stream is asked for is in the
 //     request, so a stream is answered with the stream that was recorded, event for event,
 //     and JSON with JSON.

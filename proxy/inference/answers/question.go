@@ -24,6 +24,7 @@ type Asked struct {
 	Arm        string
 	Tenant     string // who may share answers: credentials, organisation
 	Pins       string // versions of variables the caller has pinned
+	Pinned     string // what the variables are that the version pins
 }
 
 // Question returns the key of a question, and whether the protocol's own parameters make
@@ -48,7 +49,7 @@ func Question(q Asked) (key Key, deterministic, ok bool) {
 		h.Write(n[:])
 		h.Write(b)
 	}
-	for _, s := range []string{q.API.Family.Provider(), q.API.Operation, q.Path, q.Model, q.Version, strconv.FormatUint(q.Generation, 10), q.Arm, q.Tenant, q.Pins} {
+	for _, s := range []string{q.API.Family.Provider(), q.API.Operation, q.Path, q.Model, q.Version, strconv.FormatUint(q.Generation, 10), q.Arm, q.Tenant, q.Pins, q.Pinned} {
 		part([]byte(s))
 	}
 	part(canonical)

@@ -112,6 +112,9 @@ func version(t *rapid.T, name string) policy.Version {
 		MaxConnections: rapid.Uint32().Draw(t, "max_connections"), MaxPending: rapid.Uint32().Draw(t, "max_pending"), MaxRetries: rapid.Uint32().Draw(t, "max_retries"),
 		OpenFor: durations(t, "open_for"), Shed: rapid.SampledFrom([]uint32{0, 1, experiments.Buckets}).Draw(t, "shed"),
 	}
+	for i := range rapid.IntRange(0, 2).Draw(t, "pins") {
+		v.Pins = append(v.Pins, fmt.Sprintf("session/v%d", 9-i))
+	}
 	for i := range rapid.IntRange(0, 5).Draw(t, "endpoints") {
 		host := rapid.SampledFrom([]string{"10.0.0.%d", "host-%d.example", "[2001:db8::%d]"}).Draw(t, "host")
 		v.Endpoints = append(v.Endpoints, policy.Endpoint{
