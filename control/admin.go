@@ -46,6 +46,7 @@ type admin struct {
 type monitorView interface {
 	VersionStats(model, version string) monitor.Stats
 	CacheStats() *pb.CacheStatus
+	Cells() []monitor.CellStats
 	Evidence(rollout string) []*pb.Evidence
 	Gates(rollout string) (gates []*pb.RolloutGateDecided, waiting string)
 	Judge(r *deploy.Rollout) ([]deploy.Result, error)

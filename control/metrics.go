@@ -145,15 +145,15 @@ func (a *admin) observeExperiments(o metric.Observer, g *gauges, f *facts.Facts)
 		if err != nil {
 			continue // the call for results says why
 		}
-		arms, _ := results.AsMap()["Arms"].([]any)
+		arms, _ := results.AsMap()["arms"].([]any)
 		for _, x := range arms {
 			arm, _ := x.(map[string]any)
-			name, _ := arm["Name"].(string)
-			units, _ := arm["Units"].(float64)
+			name, _ := arm["name"].(string)
+			units, _ := arm["units"].(float64)
 			o.ObserveInt64(g.units, int64(units), with("experiment", e.Name, "arm", name))
-			interval, _ := arm["Interval"].(map[string]any)
-			for bound, v := range map[string]any{"point": arm["Value"], "low": interval["low"], "high": interval["high"]} {
-				if v, ok := v.(float64); ok && arm["N"] != 0.0 {
+			interval, _ := arm["interval"].(map[string]any)
+			for bound, v := range map[string]any{"point": arm["value"], "low": interval["low"], "high": interval["high"]} {
+				if v, ok := v.(float64); ok && arm["n"] != 0.0 {
 					o.ObserveFloat64(g.value, v, with("experiment", e.Name, "arm", name, "bound", bound))
 				}
 			}

@@ -23,6 +23,7 @@ import (
 const (
 	pageEvents      = 100
 	pageExperiments = 50
+	pagePlaces      = 500
 	pageAlertEvents = 500 // looked through for the alerts of the past
 )
 
@@ -48,6 +49,8 @@ func (a *admin) viewNow(ctx context.Context) (*dashboard.View, error) {
 	for _, model := range f.Models() {
 		v.Rate += a.monitor.RequestsPerSecond(model.Name)
 	}
+	a.priceAll(f, s.GetModels())
+	v.Places = a.places()
 	for _, r := range f.RunningRollouts() {
 		v.Forecasts[r.ID], _ = deploy.Forecast(r.Phases, a.monitor.RequestsPerSecond(r.Model))
 	}
@@ -59,6 +62,41 @@ func (a *admin) viewNow(ctx context.Context) (*dashboard.View, error) {
 		v.Experiments = append(v.Experiments, shown)
 	}
 	return v, nil
+}
+
+// priceAll adds what versions cost to their counts.
+func (a *admin) priceAll(f *facts.Facts, models []*pb.Model) {
+	for _, m := range models {
+		if known := f.Model(m.GetName()); known != nil && known.Cost != "" {
+			price := a.price(known)
+			for _, x := range m.GetVersions() {
+				x.GetStats().Cost = price(a.monitor.VersionStats(m.GetName(), x.GetVersion()).Lifetime).GetCost()
+			}
+		}
+	}
+}
+
+// places are the versions that answered in each region within the last minute. Quantiles are
+// of the weight epoch with most requests: those of different epochs cannot be added up.
+func (a *admin) places() (out []dashboard.Place) {
+	for _, c := range a.monitor.Cells() {
+		if c.Shadow || c.Window.Requests == 0 {
+			continue
+		}
+		i := slices.IndexFunc(out, func(p dashboard.Place) bool {
+			return p.Model == c.Model && p.Version == c.Version && p.Region == c.Region
+		})
+		if i < 0 {
+			out = append(out, dashboard.Place{Model: c.Model, Version: c.Version, Region: c.Region})
+			i = len(out) - 1
+		}
+		p := &out[i]
+		p.Requests, p.Failures = p.Requests+c.Window.Requests, p.Failures+c.Window.Failures
+		if c.Window.Requests > p.Of {
+			p.Of, p.P50, p.P99 = c.Window.Requests, c.Window.P50, c.Window.P99
+		}
+	}
+	return out[:min(pagePlaces, len(out))]
 }
 
 // viewThen is what the log says of the past: what was only measured (evidence, gates second by

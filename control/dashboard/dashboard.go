@@ -5,7 +5,8 @@
 //	go d.Run(ctx)
 //
 // The pages are overview (/), rollouts (/rollouts, one at /rollouts/{id}), experiments,
-// models, optimisers, regions, cache, alerts and audit. They are rendered by the server
+// models, optimisers, regions, cache, alerts, audit and dashboards (the published strategy's
+// four, whose figures are JSON under /data and /data/{name}: see Groups). They are rendered by the server
 // from one View; ?at= with a log position or a time shows the past on each of them. A small
 // script keeps a page that shows the present current: "/events" (server-sent events) says
 // once a second that there is something newer, and the parts that differ are replaced.
@@ -154,6 +155,8 @@ func (d *Dashboard) Handler() http.Handler {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { d.show(w, r, x, "", nil) })
 	}
 	mux.HandleFunc("GET /rollouts/{id}", func(w http.ResponseWriter, r *http.Request) { d.show(w, r, sheets[1], r.PathValue("id"), nil) })
+	mux.HandleFunc("GET /data", d.data)
+	mux.HandleFunc("GET /data/{name}", d.data)
 	mux.HandleFunc("POST /act", d.act)
 	for name, f := range d.files {
 		mux.HandleFunc("GET /"+name, func(w http.ResponseWriter, _ *http.Request) {

@@ -40,7 +40,7 @@ type sheet struct{ path, title, body string }
 
 var sheets = []sheet{{"/", "Overview", "overview"}, {"/rollouts", "Rollouts", "rollouts"}, {"/experiments", "Experiments", "experiments"},
 	{"/models", "Models", "models"}, {"/optimisers", "Optimisers", "optimisers"}, {"/regions", "Regions", "regions"}, {"/cache", "Cache", "cache"},
-	{"/alerts", "Alerts", "alertpage"}, {"/audit", "Audit", "audit"}}
+	{"/alerts", "Alerts", "alertpage"}, {"/audit", "Audit", "audit"}, {"/dashboards", "Dashboards", "dashboards"}}
 
 // moment reads ?at=: a log position or a time. "" is now.
 func moment(at string) (Moment, error) {

@@ -21,7 +21,8 @@ const noData = "no data"
 var funcs = template.FuncMap{"count": count, "decimal": decimal, "share": share, "ms": millis, "when": when, "stamp": stamp, "words": words,
 	"tone": tone, "weight": weight, "rail": rail, "evidence": gauges, "ended": ended, "split": split, "splitText": splitText, "shareOf": shareOf,
 	"trial": trialOf, "list": func(s []string) string { return strings.Join(s, ", ") }, "neg": func(x float64) float64 { return -x },
-	"label": func(lat float64) float64 { return 7 - lat + 8 }, "degrees": func(x float64) string { return strconv.FormatFloat(x, 'f', 1, 64) + "°" }}
+	"label": func(lat float64) float64 { return 7 - lat + 8 }, "percent": percent, "signed": signed, "real": realText, "hour": func(t time.Time) string { return t.Format("15:04") }, "bar": bar, "below": func(h int) int { return 41 - h }, "times": func(a, b int) int { return a * b }, "told": told,
+	"degrees": func(x float64) string { return strconv.FormatFloat(x, 'f', 1, 64) + "°" }}
 
 // count writes a number with thin groups of three digits.
 func count(n uint64) string {
@@ -30,6 +31,50 @@ func count(n uint64) string {
 		s = s[:i] + "\u202f" + s[i:]
 	}
 	return s
+}
+
+// percent shows a share that may be unknown, signed a change of one, realText any number.
+func percent(x *float64) string {
+	if x == nil {
+		return noData
+	}
+	return strconv.FormatFloat(100**x, 'f', 2, 64) + " %"
+}
+
+func signed(x *float64) string {
+	if x == nil {
+		return noData
+	}
+	return strings.Replace(fmt.Sprintf("%+.1f %%", 100**x), "-", "−", 1)
+}
+
+func realText(x *float64) string {
+	if x == nil {
+		return noData
+	}
+	return strconv.FormatFloat(*x, 'g', 4, 64)
+}
+
+// bar is the height of one hour's bar, 0..40.
+func bar(n int) int { return min(4*n, 40) }
+
+// told says what became of telling one route.
+func told(d *pb.AlertDelivery) string {
+	whom := d.GetRoute()
+	if len(d.GetContacts()) > 0 && whom != "" {
+		whom += " (" + strings.Join(d.GetContacts(), ", ") + ")"
+	}
+	switch {
+	case whom == "":
+		return d.GetError()
+	case d.GetDelivered() && d.GetTold() == "resolved":
+		return whom + " was told that it is over, " + stamp(d.GetAt())
+	case d.GetDelivered():
+		return whom + " was told, " + d.GetTold() + ", " + stamp(d.GetAt())
+	case d.GetAt() != nil:
+		return fmt.Sprintf("%s was not told: given up after %d attempts, %s", whom, d.GetAttempts(), d.GetError())
+	}
+	return fmt.Sprintf("%s is being told: %d attempts, %s", whom, d.GetAttempts(), d.GetError())
 }
 
 func decimal(x float64) string { return strconv.FormatFloat(x, 'f', 1, 64) }
@@ -187,33 +232,33 @@ type trialArm struct {
 func trialOf(x *pb.ExperimentResultsResponse) trial {
 	res := x.GetResults().AsMap()
 	out := trial{Reached: noData, Ratio: noData, Exposed: noData}
-	if d, ok := res["Decision"].(map[string]any); ok {
-		reasons, _ := d["Reasons"].([]any)
+	if d, ok := res["decision"].(map[string]any); ok {
+		reasons, _ := d["reasons"].([]any)
 		for _, why := range reasons {
 			out.Decision = join(out.Decision, fmt.Sprint(why))
 		}
 	}
-	if f, ok := res["Information"].(float64); ok {
+	if f, ok := res["information"].(float64); ok {
 		out.Reached = strconv.FormatFloat(100*f, 'f', 0, 64) + " %"
 	}
-	if r, ok := res["Ratio"].(map[string]any); ok {
-		if mismatch, _ := r["Mismatch"].(bool); mismatch {
+	if r, ok := res["ratio"].(map[string]any); ok {
+		if mismatch, _ := r["mismatch"].(bool); mismatch {
 			out.Ratio = "mismatch"
-		} else if p, ok := r["ChiSquareP"].(float64); ok {
+		} else if p, ok := r["chi_square_p"].(float64); ok {
 			out.Ratio = fmt.Sprintf("as planned (p = %.3g)", p)
 		}
 	}
-	if e, ok := res["Exposure"].(map[string]any); ok {
-		units, _ := e["Units"].(float64)
-		multiple, _ := e["Multiple"].(float64)
+	if e, ok := res["exposure"].(map[string]any); ok {
+		units, _ := e["units"].(float64)
+		multiple, _ := e["multiple"].(float64)
 		out.Exposed = share(uint64(multiple), uint64(units))
 	}
-	if ws, ok := res["Warnings"].([]any); ok {
+	if ws, ok := res["warnings"].([]any); ok {
 		for _, w := range ws {
 			out.Warnings = append(out.Warnings, fmt.Sprint(w))
 		}
 	}
-	arms, _ := res["Arms"].([]any)
+	arms, _ := res["arms"].([]any)
 	out.Arms = armLines(arms)
 	return out
 }
@@ -232,15 +277,15 @@ func armLines(arms []any) (out []trialArm) {
 	var ends []float64
 	for _, a := range arms {
 		m, _ := a.(map[string]any)
-		line := trialArm{Name: fmt.Sprint(orEmpty(m["Name"])), Units: "0", Point: noData, Text: noData}
-		if n, ok := m["Units"].(float64); ok {
+		line := trialArm{Name: fmt.Sprint(orEmpty(m["name"])), Units: "0", Point: noData, Text: noData}
+		if n, ok := m["units"].(float64); ok {
 			line.Units = count(uint64(n))
 		}
 		r := reading{math.NaN(), math.NaN(), math.NaN()}
-		if x, ok := m["Value"].(float64); ok && m["N"] != 0.0 {
+		if x, ok := m["value"].(float64); ok && m["n"] != 0.0 {
 			line.Point, r.point = fmt.Sprintf("%.4g", x), x
 		}
-		if i, ok := m["Interval"].(map[string]any); ok && !math.IsNaN(r.point) {
+		if i, ok := m["interval"].(map[string]any); ok && !math.IsNaN(r.point) {
 			low, okLow := i["low"].(float64)
 			high, okHigh := i["high"].(float64)
 			if okLow && okHigh {

@@ -16,9 +16,52 @@ type View struct {
 	Forecasts   map[string][]*pb.GateForecast // by rollout, of all its phases
 	Events      []*pb.Event                   // the newest first
 	Optimisers  []string
+	Places      []Place   // by model, version and region
 	Rate        float64   // requests per second of all models, now
 	Position    uint64    // of the log, as of which this is
 	At          time.Time // zero = now
+}
+
+// Place is one version in one region in the last minute.
+type Place struct {
+	Model, Version, Region string
+	Requests, Failures     uint64
+	P50, P99               float64 // milliseconds, of the Of requests under one split; 0 = no data
+	Of                     uint64
+}
+
+// Matrix is who answers where, and how fast: a line per model and version, a column per
+// region.
+type Matrix struct {
+	Regions []string
+	Lines   []MatrixLine
+}
+
+// MatrixLine has one cell per region; nil = nothing was answered there.
+type MatrixLine struct {
+	Name  string
+	Cells []*Place
+}
+
+// Matrix orders the places.
+func (v *View) Matrix() (m Matrix) {
+	for i := range v.Places {
+		if r := v.Places[i].Region; !slices.Contains(m.Regions, r) {
+			m.Regions = append(m.Regions, r)
+		}
+	}
+	slices.Sort(m.Regions)
+	for i := range v.Places {
+		p := &v.Places[i]
+		name := p.Model + " " + p.Version
+		at := slices.IndexFunc(m.Lines, func(l MatrixLine) bool { return l.Name == name })
+		if at < 0 {
+			m.Lines = append(m.Lines, MatrixLine{Name: name, Cells: make([]*Place, len(m.Regions))})
+			at = len(m.Lines) - 1
+		}
+		m.Lines[at].Cells[slices.Index(m.Regions, p.Region)] = p
+	}
+	return m
 }
 
 // Row is one version of a comparison.
@@ -82,6 +125,21 @@ func (v *View) Good() uint64 { return v.total().Good }
 
 // Standing are the alerts that are not resolved; Resolved the others.
 func (v *View) Standing() []*pb.Alert { return v.alerts(false) }
+
+// Firing are those that stand and are not silenced, Silenced those that are.
+func (v *View) Firing() []*pb.Alert { return v.inState("firing") }
+
+// Silenced are the alerts that stand and that nobody is told about.
+func (v *View) Silenced() []*pb.Alert { return v.inState("silenced") }
+
+func (v *View) inState(state string) (out []*pb.Alert) {
+	for _, a := range v.Status.GetAlerts() {
+		if alertState(a, v.now()) == state {
+			out = append(out, a)
+		}
+	}
+	return out
+}
 
 // Resolved are the alerts that are over.
 func (v *View) Resolved() []*pb.Alert { return v.alerts(true) }
