@@ -12,7 +12,7 @@ BENCH     ?= .
 SOAK      ?= 1h
 export PATH := $(TOOLS):$(PATH)
 
-.PHONY: help build run drill test race fuzz soak bench bench-compare generate generate-check lint ci deps clean
+.PHONY: help build run drill test race fuzz soak bench bench-compare generate generate-check lint consul ci deps clean
 
 help:               ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -61,9 +61,15 @@ lint: $(TOOLS)/staticcheck ## gofmt, vet, staticcheck
 	cd bench/peers && ../../.ci/retry $(GO) list -deps -test ./... >/dev/null && $(GO) vet ./...
 	$(TOOLS)/staticcheck $(PACKAGES)
 
-ci: lint generate-check ## race detector, long slices, generated-code check
+ci: lint generate-check consul ## race detector, long slices, generated-code check
 	$(GO) test -race -timeout 20m $(RACE)
 	OUTRIGGER_LONG=1 $(GO) test -timeout 30m $(PACKAGES)
+
+consul: $(TOOLS)/consul ## build a Consul agent for the tests of region/consul (minutes)
+
+$(TOOLS)/consul: .ci/consul/go.mod
+	cd .ci/consul && GOBIN=$(TOOLS) ../retry $(GO) install tool
+	@touch $@
 
 $(TOOLS)/protoc-gen-go $(TOOLS)/staticcheck: .ci/tools/go.mod
 	cd .ci/tools && GOBIN=$(TOOLS) ../retry $(GO) install tool

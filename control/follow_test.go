@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
@@ -21,6 +22,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/control/eventlog/memory"
 	"github.com/outrigger-mesh/outrigger/control/replicate"
 	"github.com/outrigger-mesh/outrigger/xds"
+	"github.com/outrigger-mesh/outrigger/xds/translate"
 )
 
 // link is a connection to a leader that can be cut and mended.
@@ -144,6 +146,67 @@ func TestFollowerServes(t *testing.T) {
 			if v, err := from.Get(t.Context(), &pb.GetRequest{Session: "shop", Identifier: "n"}); err != nil || string(v.GetValue().GetJson()) != want {
 				t.Fatalf("read %v (%v) after %s was acknowledged", v, err, want)
 			}
+		}
+	})
+}
+
+// Who moves to another replica and says what it holds is sent nothing again: versions are the
+// same there.
+func TestFollowerResendsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		leader := newPlane(t)
+		defer leader.stop()
+		leader.register("chat", "v1", "v2")
+		follower, _ := leader.follow(t, "two")
+		defer follower.stop()
+		// held asks a replica for everything, given what is held already, and returns what it sends.
+		held := func(p *plane, has map[string]map[string]string) map[string]map[string]string {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			stream, err := discovery.NewAggregatedDiscoveryServiceClient(p.conn).DeltaAggregatedResources(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			node := translate.Node(outrigger.Node{ID: "pod", Kind: "sidecar", Region: "eu"})
+			for _, typeURL := range xds.Types() {
+				if err := stream.Send(&discovery.DeltaDiscoveryRequest{Node: node, TypeUrl: typeURL, ResourceNamesSubscribe: []string{xds.Wildcard}, InitialResourceVersions: has[typeURL]}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			got := map[string]map[string]string{}
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				for {
+					r, err := stream.Recv()
+					if err != nil {
+						return
+					}
+					for _, res := range r.GetResources() {
+						if got[r.GetTypeUrl()] == nil {
+							got[r.GetTypeUrl()] = map[string]string{}
+						}
+						got[r.GetTypeUrl()][res.GetName()] = res.GetVersion()
+					}
+					if stream.Send(&discovery.DeltaDiscoveryRequest{TypeUrl: r.GetTypeUrl(), ResponseNonce: r.GetNonce()}) != nil {
+						return
+					}
+				}
+			}()
+			time.Sleep(time.Second)
+			cancel()
+			<-done
+			return got
+		}
+		first := held(leader, nil)
+		if len(first[xds.TypeModelPolicy]) != 1 || len(first) < 2 {
+			t.Fatalf("the leader sent %v", first)
+		}
+		if again := held(follower, first); len(again) != 0 {
+			t.Errorf("the follower sent %v to one that had it", again)
+		}
+		if all := held(follower, nil); len(all) != len(first) {
+			t.Errorf("to one that had nothing the follower sent %v", all)
 		}
 	})
 }
