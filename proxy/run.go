@@ -24,6 +24,7 @@ func (s *Sidecar) Run(ctx context.Context, l net.Listener) error {
 	if s.reporter != nil {
 		g.Go(func() error { return s.reporter.Run(reporting) })
 	}
+	g.Go(func() error { return s.inference.RunShadows(gctx) })
 	late := gctx
 	if hasDescriptor(l) {
 		late = s.afterLinger(gctx)

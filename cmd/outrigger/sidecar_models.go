@@ -23,6 +23,7 @@ type modelFlags struct {
 	answerTTL       time.Duration
 	answerUndecided bool
 	prices          map[string]string
+	shadows         int
 }
 
 func (m *modelFlags) bind(f *pflag.FlagSet) {
@@ -34,6 +35,7 @@ func (m *modelFlags) bind(f *pflag.FlagSet) {
 	f.Int64Var(&m.answerBytes, "answer-cache-bytes", 0, "size of the cache of model answers, at least 1 MiB; 0 = no such cache")
 	f.DurationVar(&m.answerTTL, "answer-cache-ttl", answers.DefaultTTL, "limit on the age of a cached answer")
 	f.BoolVar(&m.answerUndecided, "answer-cache-all", false, "cache answers to questions that are not deterministic too")
+	f.IntVar(&m.shadows, "model-shadows", inference.DefaultShadows, "copies of requests under way to shadow versions; more wait, then are dropped; 0 = none are made")
 	f.StringToStringVar(&m.prices, "model-price", nil, "price of a million LLM tokens, model=in/out, for the cost metric")
 }
 
@@ -45,7 +47,10 @@ func (m *modelFlags) options() (o inference.Options, err error) {
 	if m.inFlight < 1 {
 		return o, fmt.Errorf("--model-max-in-flight is %d; give at least 1", m.inFlight)
 	}
-	o = inference.Options{MaxInFlight: m.inFlight, DefaultModel: m.defaultModel, TryTimeout: m.tryTimeout, HedgeAfter: m.hedgeAfter, Adaptive: m.adaptive, AnswerAll: m.answerUndecided}
+	if m.shadows < 0 {
+		return o, fmt.Errorf("--model-shadows is %d; give 0 or more", m.shadows)
+	}
+	o = inference.Options{MaxInFlight: m.inFlight, Shadows: m.shadows, DefaultModel: m.defaultModel, TryTimeout: m.tryTimeout, HedgeAfter: m.hedgeAfter, Adaptive: m.adaptive, AnswerAll: m.answerUndecided}
 	if m.answerBytes != 0 {
 		if o.Answers, err = answers.New(answers.Options{Bytes: m.answerBytes, TTL: m.answerTTL}); err != nil {
 			return o, fmt.Errorf("--answer-cache-bytes, --answer-cache-ttl: %w", err)

@@ -209,6 +209,7 @@ func model(f *facts.Facts, m *facts.Model, o Options) (out *policy.Model, text s
 				MaxConnections: m.Limits.MaxConnections, MaxPending: m.Limits.MaxPending, MaxRequests: m.Limits.MaxRequests, MaxRetries: m.Limits.MaxRetries})
 		}
 	}
+	out.Shadows = shadows(m)
 	n := out.Normalise()
 	if err := n.Validate(); err != nil {
 		return nil, strings.TrimSpace(err.Error())
@@ -216,7 +217,22 @@ func model(f *facts.Facts, m *facts.Model, o Options) (out *policy.Model, text s
 	return &n, ""
 }
 
-// needed is the versions that travel: those an arm names, the last good one, and the
+// shadows are the versions that get copies of requests: those in state shadow with a share,
+// in order of registration, as many as a policy holds. One that a test gives requests of
+// its own, or that everything falls back to, is none.
+func shadows(m *facts.Model) (out []policy.Shadow) {
+	for i := range m.Versions {
+		v := &m.Versions[i]
+		serves := v.Name == m.Split.LastGood || v.Name == m.Split.Enrolment.Version ||
+			slices.ContainsFunc(m.Split.Arms, func(a policy.Arm) bool { return a.Version == v.Name })
+		if v.State == facts.Shadow && v.Shadow > 0 && v.Servable() && !serves && len(out) < policy.MaxShadows {
+			out = append(out, policy.Shadow{Version: v.Name, Share: v.Shadow})
+		}
+	}
+	return out
+}
+
+// needed is the versions that travel: those an arm names, the last good one, shadows, and the
 // candidate of an unfinished rollout. The candidate stays after its weight fell to 0, so
 // that its cluster drains instead of vanishing under requests in flight, and so that
 // sidecars learn that it is quarantined.
@@ -227,6 +243,9 @@ func needed(f *facts.Facts, m *facts.Model) map[string]bool {
 	}
 	if e := m.Split.Enrolment; e.Limited() {
 		out[e.Version] = true
+	}
+	for _, s := range shadows(m) {
+		out[s.Version] = true
 	}
 	if r := f.Rollout(m.Rollout); r != nil {
 		out[r.Candidate] = true

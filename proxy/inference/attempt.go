@@ -13,6 +13,7 @@ import (
 	"github.com/sony/gobreaker/v2"
 
 	"github.com/outrigger-mesh/outrigger/proxy/upstream"
+	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
 
 // Errors handed to the breaker; their identity is all it looks at.
@@ -204,6 +205,9 @@ func (c *call) outgoing(ctx context.Context, t *target) *http.Request {
 	}
 	if c.assign.HasUnit {
 		h[hdrBucket] = []string{strconv.FormatUint(uint64(c.assign.Bucket), 10)}
+	}
+	if c.assign.Arm == policy.ArmShadow {
+		h[hdrShadow] = []string{"copy"}
 	}
 	if _, ok := h[hdrIdempotency]; !ok {
 		// An empty entry is not sent. It tells the transport that it may try a fresh

@@ -335,6 +335,9 @@ func (c *call) forward() {
 	defer c.model.inflight.leave()
 	c.region = c.h.o.Region
 	limit := max(c.assign.Model.MaxAttempts, 1)
+	if c.resumed == nil {
+		c.copyToShadows()
+	}
 	end, entered := c.serveBy(ctx, limit)
 	if !entered {
 		c.refuse(c.refusal)

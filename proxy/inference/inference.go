@@ -68,6 +68,12 @@
 // others read along. Cache-Control of requests and answers is obeyed. What comes from
 // memory says so in x-outrigger-cache and counts in no statistics of the version.
 //
+// Versions that the policy names as shadows get copies of requests (Options.Shadows), of
+// the units in the buckets it says: of what may be made twice (no sequences, no stored
+// responses, no body over MaxShadowBody, no field x-outrigger-shadow: off), once, without
+// retries. Copies have a queue, a limit and an arm ("shadow-copy") of their own; with the
+// queue full they are dropped and counted. Nothing a shadow does reaches the caller.
+//
 // An endpoint that fails clearly more often than its peers is ejected for a while: it is
 // tried last (balance.Outliers). The breaker is per version × region × endpoint; it counts
 // transport errors, 5xx and streams the model broke off, never the client's own mistakes or
@@ -167,6 +173,9 @@ type Options struct {
 	// Grants verifies what testers send as x-outrigger-force (identity.Keys.VerifyGrant);
 	// nil = such requests are refused.
 	Grants func(text string, now time.Time) (identity.Grant, error)
+	// Shadows bounds the copies of requests that are under way to shadow versions; they are
+	// sent while RunShadows runs. 0 = none are made.
+	Shadows int
 	// MaxBody bounds a request body in bytes, MaxInFlight the requests at one time.
 	MaxBody     int64
 	MaxInFlight int
@@ -183,7 +192,8 @@ type Handler struct {
 	recorder *Recorder
 	metrics  *metrics
 
-	buffers  buffers // of answers
+	shadows  *shadows // nil = no copies are made
+	buffers  buffers  // of answers
 	inflight atomic.Int64
 	taps     taps
 	plan     atomic.Pointer[plan]
@@ -210,6 +220,7 @@ func New(o Options) (*Handler, error) {
 	if h.now == nil {
 		h.now = time.Now
 	}
+	h.shadows = newShadows(o.Shadows)
 	if h.recorder == nil {
 		h.recorder = NewRecorder(RecorderOptions{})
 	}
@@ -300,12 +311,13 @@ type Stats struct {
 	InFlight     int64           `json:"in_flight"`
 	CellsDropped uint64          `json:"cells_dropped"`
 	Answers      *answers.Stats  `json:"answers,omitempty"` // nil without a cache
+	Shadows      *ShadowStats    `json:"shadows,omitempty"` // nil if no copies are made
 }
 
 // LocalStats returns totals since start and the present state of endpoints, in policy
 // order.
 func (h *Handler) LocalStats() Stats {
-	s := Stats{Arms: h.recorder.Totals(), InFlight: h.inflight.Load(), CellsDropped: h.recorder.CellsDropped()}
+	s := Stats{Arms: h.recorder.Totals(), InFlight: h.inflight.Load(), CellsDropped: h.recorder.CellsDropped(), Shadows: h.shadows.stats()}
 	if h.o.Answers != nil {
 		a := h.o.Answers.Stats()
 		s.Answers = &a

@@ -123,7 +123,7 @@ func (y *relay) Route(q *http1.Request, body []byte) loop.Call {
 	}
 	c.plan = h.planFor(c.policy)
 	c.model = c.plan.models[m]
-	if c.assign, err = assignTo(h, c.model, m, unitOf(m.Unit, f, &c.env), f, c.status, c.start); err != nil || c.hedgeable() {
+	if c.assign, err = assignTo(h, c.model, m, unitOf(m.Unit, f, &c.env), f, c.status, c.start); err != nil || c.hedgeable() || c.shadowed() {
 		return nil
 	}
 	c.targets = h.order(c.policy, c.model.versions[c.assign.Version], c.env.Sequence)

@@ -20,6 +20,7 @@ import (
 type metrics struct {
 	duration metric.Float64Histogram // gen_ai.server.request.duration, s
 	ttft     metric.Float64Histogram // gen_ai.server.time_to_first_token, s
+	shadows  metric.Int64Counter     // outrigger.inference.shadow
 	tokens   metric.Int64Histogram   // gen_ai.client.token.usage, {token}
 	refusals metric.Int64Counter     // outrigger.inference.refused, {request}
 	answers  metric.Int64Counter     // outrigger.inference.cache, {request}
@@ -57,6 +58,9 @@ func newMetrics(m metric.Meter) (*metrics, error) {
 	out.answers, e = m.Int64Counter("outrigger.inference.cache", metric.WithUnit("{request}"),
 		metric.WithDescription("Requests the answer cache had a key for, by outrigger.cache: hit, joined, miss."))
 	keep(e)
+	out.shadows, e = m.Int64Counter("outrigger.inference.shadow", metric.WithUnit("{request}"),
+		metric.WithDescription("Copies of requests for shadow versions, by outrigger.shadow: sent, dropped (no room), skipped (not to be made twice)."))
+	keep(e)
 	out.perToken, e = m.Float64Histogram("gen_ai.server.time_per_output_token", metric.WithUnit("s"),
 		metric.WithDescription("Time per output token after the first, of streams; outrigger.token.estimated tells counts from estimates."),
 		metric.WithExplicitBucketBoundaries(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5))
@@ -71,6 +75,13 @@ func newMetrics(m metric.Meter) (*metrics, error) {
 func (m *metrics) cached(c *call, how string) {
 	if m != nil {
 		m.answers.Add(context.WithoutCancel(c.r.Context()), 1, metric.WithAttributes(attribute.String("outrigger.cache", how)))
+	}
+}
+
+// shadow counts what became of a copy.
+func (m *metrics) shadow(how string) {
+	if m != nil {
+		m.shadows.Add(context.Background(), 1, metric.WithAttributes(attribute.String("outrigger.shadow", how)))
 	}
 }
 

@@ -56,6 +56,8 @@ func (m *Model) Normalise() Model {
 	if out.Fault.DelayShare == 0 {
 		out.Fault.Delay = 0
 	}
+	out.Shadows = cloneOrNil(m.Shadows)
+	slices.SortStableFunc(out.Shadows, func(a, b Shadow) int { return cmp.Compare(a.Version, b.Version) })
 	out.Versions = cloneOrNil(m.Versions)
 	for i := range out.Versions {
 		out.Versions[i].normalise()

@@ -39,6 +39,8 @@ type Model struct {
 	Enrolment Enrolment
 	// Versions are all versions an arm may name, plus LastGood.
 	Versions []Version
+	// Shadows are versions that get copies of requests and answer them to nobody.
+	Shadows []Shadow
 	// LastGood is the version to fall back to; empty if none. It also takes over the
 	// buckets of arms whose version is quarantined.
 	LastGood string
@@ -54,6 +56,17 @@ type Model struct {
 	// its exact value. Empty = everyone. A header is only as trustworthy as what sets it.
 	Access []Access
 }
+
+// Shadow is a version that gets copies of the requests of a share of the units: those in
+// the last Share of the model's buckets, because a candidate gets the first. Requests
+// without a unit are not copied.
+type Shadow struct {
+	Version string
+	Share   uint32 // 1..experiments.Buckets
+}
+
+// Mirrors reports whether requests of the bucket are copied.
+func (s *Shadow) Mirrors(bucket uint32) bool { return bucket >= experiments.Buckets-s.Share }
 
 // Enrolment says which units take part in an experiment.
 type Enrolment struct {

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"encoding/json"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -28,6 +29,7 @@ const (
 	MaxDelay        = time.Minute // of Fault
 	MaxSettingBytes = 64 << 10
 	MaxGates        = 8              // per model
+	MaxShadows      = 4              // of one model
 	MaxTargetBytes  = 1024           // of Enrolment
 	MaxDuration     = 24 * time.Hour // of Timeout, DeadMan and OpenFor
 )
@@ -43,6 +45,7 @@ const (
 //   - arms and LastGood name existing versions; LastGood is never quarantined; a
 //     quarantined version receives buckets only while a LastGood takes them over, and
 //     DeadMan needs a LastGood;
+//   - shadows name different versions that exist, are not quarantined and serve no arm;
 //   - addresses are host:port and unique within a version; weights are 1 to MaxWeight;
 //   - shares are parts of experiments.Buckets; a fault says what it does; headers of
 //     Access are lower-case names of at most 64 letters, digits and '-';
@@ -82,6 +85,7 @@ func (m *Model) Validate() error {
 		m.validateAccess,
 		m.validateEnrolment,
 		m.ValidateSplit,
+		m.validateShadows,
 	}
 	for _, check := range checks {
 		if err := check(); err != nil {
@@ -104,6 +108,28 @@ func (m *Model) ValidateSplit() error {
 		return err
 	}
 	return m.validateCover()
+}
+
+func (m *Model) validateShadows() error {
+	if err := limit("shadows", len(m.Shadows), MaxShadows); err != nil {
+		return err
+	}
+	seen := make(map[string]bool, len(m.Shadows))
+	for _, s := range m.Shadows {
+		v := m.Version(s.Version)
+		switch {
+		case v == nil || v.Quarantined:
+			return outrigger.Errorf(outrigger.Invalid, "shadow %q is not a version that may be asked; list it in versions, not quarantined", s.Version)
+		case seen[s.Version]:
+			return outrigger.Errorf(outrigger.Invalid, "shadow %q appears twice", s.Version)
+		case s.Share < 1 || s.Share > experiments.Buckets:
+			return outrigger.Errorf(outrigger.Invalid, "shadow %q has share %d, allowed is 1..%d", s.Version, s.Share, experiments.Buckets)
+		case slices.ContainsFunc(m.Arms, func(a Arm) bool { return a.Version == s.Version }):
+			return outrigger.Errorf(outrigger.Invalid, "shadow %q serves an arm, too; a version is one or the other", s.Version)
+		}
+		seen[s.Version] = true
+	}
+	return nil
 }
 
 func (m *Model) validateUnit() error {

@@ -185,6 +185,9 @@ func readRoutes(rc *route.RouteConfiguration, m *policy.Model) error {
 			return err
 		}
 	}
+	if err := readShadows(routes, m); err != nil {
+		return err
+	}
 	if err := decodeHost(vh, m); err != nil {
 		return err
 	}
@@ -234,6 +237,42 @@ func readRange(r *route.Route, m *policy.Model) error {
 		return nil
 	}
 	return outrigger.Errorf(outrigger.Invalid, "route %q belongs to arm %q, which the last route does not list", r.GetName(), name)
+}
+
+// readShadows finds the versions that routes copy requests to. Their ranges must be the
+// last buckets, without a gap: that is what a share means.
+func readShadows(routes []*route.Route, m *policy.Model) error {
+	type span struct{ first, sum int64 }
+	found := map[string]*span{}
+	for _, r := range routes {
+		for _, mirror := range r.GetRoute().GetRequestMirrorPolicies() {
+			hs := r.GetMatch().GetHeaders()
+			if len(hs) != 1 || hs[0].GetRangeMatch() == nil {
+				return outrigger.Errorf(outrigger.Invalid, "route %q copies requests that carry no bucket", r.GetName())
+			}
+			rg := hs[0].GetRangeMatch()
+			s := found[mirror.GetCluster()]
+			if s == nil {
+				s = &span{first: rg.GetStart()}
+				found[mirror.GetCluster()] = s
+			}
+			s.first, s.sum = min(s.first, rg.GetStart()), s.sum+rg.GetEnd()-rg.GetStart()
+		}
+	}
+	for i := range m.Versions {
+		name := ClusterName(m.Name, m.Versions[i].Name)
+		if s := found[name]; s != nil {
+			if s.first+s.sum != experiments.Buckets {
+				return outrigger.Errorf(outrigger.Invalid, "cluster %q gets copies of %d buckets from %d on, which are not the last", name, s.sum, s.first)
+			}
+			m.Shadows = append(m.Shadows, policy.Shadow{Version: m.Versions[i].Name, Share: uint32(s.sum)})
+			delete(found, name)
+		}
+	}
+	for name := range found {
+		return outrigger.Errorf(outrigger.Invalid, "requests are copied to cluster %q, which is no version's", name)
+	}
+	return nil
 }
 
 func own(r *route.Route) *structpb.Struct {

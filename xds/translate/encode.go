@@ -11,6 +11,7 @@
 //	                       x-outrigger-bucket; the last route, for requests without the
 //	                       header, splits by weighted_clusters (not sticky per unit)
 //	arm and version names  route metadata "outrigger"; and as request and response headers
+//	shadows                request_mirror_policies of the routes of the last buckets
 //	quarantine             the routes of the arm lead to the last good version's cluster
 //	timeout                max_stream_duration and timeout of every route
 //	attempts               retry_policy.num_retries = attempts − 1

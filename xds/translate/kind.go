@@ -142,6 +142,9 @@ func Features() []Feature {
 		{"retries", models(func(m *policy.Model) bool { return m.MaxAttempts > 1 }), all(full,
 			approx("only calls that failed before any answer began are retried, at most 5 attempts"), full)},
 		{"timeout", models(func(m *policy.Model) bool { return m.Timeout > 0 }), all(full, full, full)},
+		{"shadow traffic", models(func(m *policy.Model) bool { return len(m.Shadows) > 0 }), all(full,
+			ignored("gRPC has no request_mirror_policies; nothing is copied"),
+			approx("bodies are copied as they are, and what shadows answer is not reported by Envoy"))},
 		{"shedding", versions(func(_ *policy.Model, v *policy.Version) bool { return v.Shed > 0 }), all(
 			ignored("sidecars do not shed yet"), full, full)},
 		{"fault injection", models(func(m *policy.Model) bool { return m.Fault != policy.Fault{} }), all(

@@ -82,6 +82,7 @@ func (e *encoder) routes(m *policy.Model) (*route.RouteConfiguration, error) {
 		}
 	}
 	slices.SortFunc(pieces, func(a, b piece) int { return cmp.Compare(a.Start, b.Start) })
+	pieces = e.cutAtShadows(m, pieces)
 	vh := &route.VirtualHost{Name: ListenerName(m.Name), Domains: []string{"*"}, RetryPolicy: encodeRetry(m)}
 	var err error
 	if vh.TypedPerFilterConfig, err = e.hostFilters(m); err != nil {
@@ -104,6 +105,47 @@ func (e *encoder) routes(m *policy.Model) (*route.RouteConfiguration, error) {
 	}
 	vh.Routes = append(vh.Routes, last)
 	return &route.RouteConfiguration{Name: ListenerName(m.Name), VirtualHosts: []*route.VirtualHost{vh}}, nil
+}
+
+// cutAtShadows divides ranges where a shadow's share begins, so that a route copies all of
+// its requests or none. gRPC has no word for copies.
+func (e *encoder) cutAtShadows(m *policy.Model, pieces []piece) []piece {
+	if e.kind == KindGRPC || len(m.Shadows) == 0 {
+		return pieces
+	}
+	var out []piece
+	for _, p := range pieces {
+		cuts := []uint32{p.Start, p.End}
+		for _, s := range m.Shadows {
+			if at := experiments.Buckets - s.Share; at > p.Start && at < p.End {
+				cuts = append(cuts, at)
+			}
+		}
+		slices.Sort(cuts)
+		cuts = slices.Compact(cuts)
+		for i := range len(cuts) - 1 {
+			out = append(out, piece{experiments.Range{Start: cuts[i], End: cuts[i+1]}, p.arm})
+		}
+	}
+	return out
+}
+
+// mirrors are the copies of a route's requests, all of them: which units they are of is the
+// route's range.
+func (e *encoder) mirrors(m *policy.Model, p piece) (out []*route.RouteAction_RequestMirrorPolicy) {
+	if e.kind == KindGRPC {
+		return nil
+	}
+	for _, s := range m.Shadows {
+		if s.Mirrors(p.Start) {
+			out = append(out, &route.RouteAction_RequestMirrorPolicy{Cluster: ClusterName(m.Name, s.Version),
+				// The endpoint is to see what it would see as the version in production.
+				DisableShadowHostSuffixAppend: true,
+				RuntimeFraction: &core.RuntimeFractionalPercent{
+					DefaultValue: &envoytype.FractionalPercent{Numerator: 100, Denominator: envoytype.FractionalPercent_HUNDRED}}})
+		}
+	}
+	return out
 }
 
 func encodeRetry(m *policy.Model) *route.RetryPolicy {
@@ -143,6 +185,7 @@ func (e *encoder) rangeRoute(m *policy.Model, p piece, arm string, serving *poli
 	}
 	act := action(m)
 	act.ClusterSpecifier = &route.RouteAction_Cluster{Cluster: e.target(m, serving)}
+	act.RequestMirrorPolicies = e.mirrors(m, p)
 	r := &route.Route{
 		Name: arm,
 		Match: &route.RouteMatch{

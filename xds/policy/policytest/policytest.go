@@ -63,6 +63,7 @@ func Model(name string) *rapid.Generator[policy.Model] {
 		m.Arms = arms(t, m.Versions)
 		m.Fault, m.Access = fault(t), access(t)
 		m.Enrolment = enrolment(t, m)
+		m.Shadows = shadows(t, m)
 		return m
 	})
 }
@@ -84,6 +85,16 @@ func enrolment(t *rapid.T, m policy.Model) (e policy.Enrolment) {
 		e.Version = m.Versions[0].Name
 	}
 	return e
+}
+
+// shadows are some of the versions that serve no arm.
+func shadows(t *rapid.T, m policy.Model) (out []policy.Shadow) {
+	for _, v := range m.Versions {
+		if !v.Quarantined && !slices.ContainsFunc(m.Arms, func(a policy.Arm) bool { return a.Version == v.Name }) && rapid.Bool().Draw(t, "shadow") {
+			out = append(out, policy.Shadow{Version: v.Name, Share: rapid.Uint32Range(1, experiments.Buckets).Draw(t, "share")})
+		}
+	}
+	return out
 }
 
 func fault(t *rapid.T) (f policy.Fault) {
