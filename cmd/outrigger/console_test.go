@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	tea "github.com/charmbracelet/bubbletea"
 )
 
 // console is a mesh to look at: a control plane and one sidecar, processes of their own,
@@ -229,5 +231,32 @@ func TestTopCompares(t *testing.T) {
 	was.Inference.Arms[0].Requests = 50 // the sidecar was restarted
 	if got := compareSidecar(was, is, 2); got.Rate != 15 {
 		t.Errorf("a counter that fell: %+v", got)
+	}
+}
+
+// Keys of the full-screen picture: pictures stop while it is paused, q ends it.
+func TestTopScreen(t *testing.T) {
+	var m tea.Model = topScreen{}
+	send := func(msg tea.Msg) (cmd tea.Cmd) { m, cmd = m.Update(msg); return cmd }
+	if !strings.Contains(m.View(), "looking") {
+		t.Errorf("before the first picture: %s", m.View())
+	}
+	send(&topView{Region: "eu", Versions: []topVersion{{Model: "chat", Version: "v1", Rate: 12.5}}, Alerts: []string{"high: smoke"}})
+	if v := m.View(); !strings.Contains(v, "chat@v1") || !strings.Contains(v, "12.5") || !strings.Contains(v, "alert high: smoke") {
+		t.Errorf("picture:\n%s", v)
+	}
+	key := func(r rune) tea.Msg { return tea.KeyMsg{Type: tea.KeyRunes, Runes: []rune{r}} }
+	send(key('p'))
+	send(&topView{Region: "us"})
+	if v := m.View(); !strings.Contains(v, "region eu") || !strings.Contains(v, "paused") {
+		t.Errorf("while paused:\n%s", v)
+	}
+	send(key('p'))
+	send(&topView{Region: "us"})
+	if !strings.Contains(m.View(), "region us") {
+		t.Errorf("after the pause:\n%s", m.View())
+	}
+	if cmd := send(key('q')); cmd == nil || cmd() != tea.Quit() {
+		t.Error("q does not end it")
 	}
 }
