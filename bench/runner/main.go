@@ -45,7 +45,7 @@ type row struct {
 
 // allRows lists every id in the order of the results file.
 func allRows() []row {
-	return slices.Concat(cacheRows(), feedRows(), nodeTierRows(), proxyRows(), sseRows(), tcpRows(), idleRows(), grpcRows(), xdsRows(), logRows(), experimentRows())
+	return slices.Concat(cacheRows(), feedRows(), nodeTierRows(), proxyRows(), sseRows(), tcpRows(), idleRows(), grpcRows(), xdsRows(), logRows(), experimentRows(), deployRows())
 }
 
 func main() {
