@@ -300,8 +300,9 @@ func (b *browser) complaints() string {
 //  1. otto starts a rollout that wants the yes of one person; sidecars report.
 //  2. olga signs in, approves and promotes; the page follows without being loaded again
 //     when the hold of somebody else arrives; she aborts.
-//  3. The position before the promotion shows the canary as it was, and no buttons.
-//  4. A form that was made before something happened is refused, and the page says why.
+//  3. A version fails: the alert is on the page that is open, and she silences it.
+//  4. The position before the promotion shows the canary as it was, and no buttons.
+//  5. A form that was made before something happened is refused, and the page says why.
 func TestPagesInABrowser(t *testing.T) {
 	p := start(t, memory.New(), func(o *control.Options) { o.Access = people(t) })
 	p.register("chat", "v1", "v2")
@@ -373,6 +374,28 @@ func TestPagesInABrowser(t *testing.T) {
 		t.Errorf("the rollout is %v", got)
 	}
 
+	// A tenth of all requests fails: the alert shows up on the page that is open.
+	b.open(web.URL + "/alerts")
+	if err := reports.Send(&pb.Delta{Reporter: "pod", Sequence: 2, Node: &pb.Node{Id: "n", Kind: "sidecar"},
+		Outcomes: []*pb.OutcomeDelta{outcomes("v1", p.rollout("spring").GetWeightEpoch(), 5000, 500, time.Now())}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := reports.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	b.sees(".alerts .critical", "error_rate of chat v1 over the last minute")
+	b.sees(".alerts .numbers", "condition")
+	b.shot("alerts")
+	b.open(web.URL + "/alerts")
+	b.button("Silence for 1 h")
+	b.sees("#done", "Silenced for an hour.")
+	b.sees(".alerts .critical small", "silenced until")
+	b.shot("silenced")
+	b.open(web.URL + "/dashboards")
+	b.sees("#production_overview", "Mean response time")
+	b.sees("#alert_summary", "error_rate of chat v1")
+	b.shot("dashboards")
+
 	b.open(web.URL + "/audit")
 	b.sees("#list", "approved by olga")
 	b.until("the field for a moment has the focus", "(document.getElementById('at').focus(), true)")
@@ -389,7 +412,7 @@ func TestPagesInABrowser(t *testing.T) {
 	}
 	for _, dark := range []bool{false, true} {
 		b.width(400, dark)
-		for _, path := range []string{"/", "/rollouts", "/rollouts/spring", "/experiments", "/models", "/optimisers", "/regions", "/cache", "/alerts", "/audit", "/login"} {
+		for _, path := range []string{"/", "/rollouts", "/rollouts/spring", "/experiments", "/models", "/optimisers", "/regions", "/cache", "/alerts", "/audit", "/dashboards", "/login"} {
 			b.open(web.URL + path)
 			if w := b.eval("(d => d.scrollWidth + ' of ' + d.clientWidth + ' ' + (d.scrollWidth > d.clientWidth || innerWidth !== 400))(document.documentElement)"); !strings.HasSuffix(w, "false") {
 				t.Errorf("%s scrolls to the side in a window of 400 pixels: %s", path, w)
@@ -401,7 +424,7 @@ func TestPagesInABrowser(t *testing.T) {
 		t.Errorf("the browser complains:\n%s", got)
 	}
 	b.width(1280, true)
-	for _, path := range []string{"/models", "/regions", "/audit"} {
+	for _, path := range []string{"/models", "/regions", "/audit", "/dashboards", "/alerts", "/cache"} {
 		b.open(web.URL + path)
 		b.shot("dark" + strings.ReplaceAll(path, "/", "-"))
 	}

@@ -85,7 +85,7 @@ func (d *Dashboard) show(w http.ResponseWriter, r *http.Request, s sheet, rollou
 	for _, t := range sheets {
 		x := tab{Name: t.title, Path: t.path, Here: t.path == s.path}
 		if t.path == "/alerts" {
-			x.Count = len(v.Standing())
+			x.Count = len(v.Firing())
 		}
 		p.Nav = append(p.Nav, x)
 	}

@@ -56,7 +56,7 @@ func realText(x *float64) string {
 }
 
 // bar is the height of one hour's bar, 0..40.
-func bar(n int) int { return min(4*n, 40) }
+func bar(n int) int { return min(8*n, 40) }
 
 // told says what became of telling one route.
 func told(d *pb.AlertDelivery) string {
