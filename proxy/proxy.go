@@ -12,7 +12,7 @@
 // proxy/http2, which answers the unary reads of variables from memory too; other gRPC calls
 // go to the bridge and the native variable service, unknown ones are forwarded byte for
 // byte. HTTP, of either version, goes to variables (/v1/variables, /v1/sessions), to
-// inference (the OpenAI paths), /v1/outcomes to the control plane, /ofrep/v1 (flags), or on to the configured upstream. TLS and unknown protocols
+// inference (the OpenAI paths), /v1/outcomes to the control plane, /ofrep/v1 (flags), /v1/select-model (which version a context gets), or on to the configured upstream. TLS and unknown protocols
 // are passed to the upstream address as they are when there is one, and refused otherwise.
 //
 // Promises: the listener answers as soon as Run starts, before the first policy and
@@ -277,6 +277,8 @@ func (s *Sidecar) wireHTTP(vo variable.Options, others http.Handler) {
 				s.inference.ServeHTTP(w, r)
 			case isVariablePath(r.URL.Path):
 				vars.ServeHTTP(w, r)
+			case r.URL.Path == inference.SelectPath:
+				s.inference.ServeSelect(w, r)
 			case ofrep.Match(r):
 				flags.ServeHTTP(w, r)
 			default:
