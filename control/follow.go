@@ -43,7 +43,7 @@ func (s *Server) parts() []func(context.Context) error {
 	if f := s.opts.Follow; f != nil {
 		return append(out, s.lease.run, func(ctx context.Context) error { return f.Log.Stand(ctx, standings{s.ads}) })
 	}
-	return append(out, s.monitor.Run, s.trials.Run, s.checks.Run, s.alerts.Run, s.publisher.record)
+	return append(out, s.monitor.Run, s.trials.Run, s.checks.Run, s.alerts.Run, s.canary.run, s.publisher.record)
 }
 
 // catchUp runs a follower's link and waits until the copy has what the leader had when it was

@@ -36,13 +36,13 @@ func needs(name string) authz.Role {
 	switch name {
 	case "GetModel", "ListModels", "ServedAt", "ListExperiments", "ExperimentResults", "GetRollout", "ListRollouts",
 		"PlanRollout", "GetDeployment", "ModelMetrics", "GetArtifact", "ListArtifacts", "ListRegions", "ListAlerts", "Audit", "Status",
-		"XdsStatus", "XdsConfig", "XdsDiff", "XdsPushLog", "XdsExplain", "XdsLoad",
+		"XdsStatus", "XdsConfig", "XdsDiff", "XdsPushLog", "XdsExplain", "XdsLoad", "XdsCanary",
 		"FetchClientStatus", "StreamClientStatus",
 		"ListSessions", "GetSession", "ListVariables", "GetVariable", "GetHistory", "ListDependencies":
 		return authz.Viewer
 	case "RegisterModelVersion", "SetModelVersionState", "CreateModel", "AnnotateModel", "PutArtifact", "CreateExperiment", "SetExperimentState", "PlanExperiment",
 		"StartRollout", "AdvanceRollout", "AbortRollout", "HoldRollout", "ResumeRollout", "ApproveRollout", "RetryRollout", "RollbackRollout",
-		"BreakGlass", "SilenceAlert", "RecordOutcomes",
+		"BreakGlass", "SilenceAlert", "RecordOutcomes", "XdsCanaryStart", "XdsCanaryEnd",
 		"CreateSession", "DeleteSession", "SetVariable", "DeleteVariable", "RollbackVariable",
 		"StartOptimization", "StopOptimization", "AddDependency":
 		return authz.Operator

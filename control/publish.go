@@ -33,6 +33,8 @@ const appendTimeout = 5 * time.Second
 type pusher interface {
 	Publish(group string, res *translate.Resources, position uint64) error
 	PublishForced(group string, res *translate.Resources, position uint64) error
+	Stage(group string, res *translate.Resources, position uint64, chosen func(outrigger.Node) bool) error
+	Unstage(group string)
 	Connected() map[translate.Kind]int
 	Rejecting() []adsserver.NodeState
 	Follow(position uint64) *adsserver.Progress
@@ -69,6 +71,8 @@ type publisher struct {
 	problems []string
 	compiler *compile.Compiler
 	linter   *translate.Linter
+	// held compiles what a configuration canary holds others at; nil while there is none.
+	held *compile.Compiler
 }
 
 // run publishes until ctx ends.
@@ -164,6 +168,30 @@ func (p *publisher) push(f *facts.Facts, position uint64, options compile.Option
 		return err
 	}
 	p.relint(sets)
+	c := f.Canary()
+	if c != nil {
+		err = p.pushHeld(f, c, options)
+	} else {
+		p.held = nil
+		err = p.give(f, sets, position)
+	}
+	if err != nil {
+		return err
+	}
+	for _, kind := range translate.Kinds() {
+		group := adsserver.KindGroup(kind)
+		if c == nil || c.RolledBack {
+			p.out.Unstage(group)
+		} else if err := p.out.Stage(group, sets.ByKind[kind], position, c.Chooses); err != nil {
+			return err
+		}
+	}
+	p.lint()
+	return nil
+}
+
+// give publishes a set of each kind.
+func (p *publisher) give(f *facts.Facts, sets *compile.Sets, position uint64) error {
 	publish := p.out.Publish
 	if sets.Models == 0 && f.ModelCount() > 0 {
 		// The ADS server refuses to remove every model, because that is what a bug looks
@@ -175,8 +203,22 @@ func (p *publisher) push(f *facts.Facts, position uint64, options compile.Option
 			return err
 		}
 	}
-	p.lint()
 	return nil
+}
+
+// pushHeld publishes what clients that are not chosen are to have: the policy of before,
+// but for what was taken out since.
+func (p *publisher) pushHeld(f *facts.Facts, c *facts.Canary, options compile.Options) error {
+	base, at := compile.Held(c.Base, f)
+	if p.held == nil {
+		p.held = compile.NewCompiler(translate.Options{})
+	}
+	label := max(c.Label, at)
+	sets, err := p.held.Compile(base, label, options)
+	if err != nil {
+		return err
+	}
+	return p.give(base, sets, label)
 }
 
 // relint tells the linter what changed.

@@ -158,7 +158,8 @@ type Server struct {
 	publisher *publisher
 	nacks     *nackWatch
 	admin     *admin
-	delivery  *delivery.Service
+	delivery  *deliveryAPI
+	canary    *canaryWatch
 	guard     *guard
 	dashboard *dashboard.Dashboard
 	ready     chan struct{} // closed when everything answers and a policy was tried
@@ -245,6 +246,7 @@ func (s *Server) wirePublisher() (err error) {
 	s.publisher = &publisher{facts: s.facts, log: s.opts.Log, out: s.fleet, elsewhere: s.fleet.elsewhere, compile: s.compileOptions(), glass: s.glass, lease: s.lease, debounce: s.opts.Debounce,
 		logger: s.opts.Logger, first: make(chan struct{}), pushed: make(chan struct{}, 1),
 		compiler: compile.NewCompiler(translate.Options{}), linter: translate.NewLinter()}
+	s.canary = &canaryWatch{out: s.fleet, facts: s.facts, log: s.opts.Log, lease: leaseOf(s.compileOptions()), now: s.opts.Now, logger: s.opts.Logger}
 	s.nacks = &nackWatch{out: s.ads, facts: s.facts, log: s.opts.Log, now: s.opts.Now, logger: s.opts.Logger}
 	if s.publisher.took, err = s.opts.Meter.Float64Histogram("outrigger.control.compile",
 		metric.WithDescription("Time to compile, encode and hand over one policy"), metric.WithUnit("s")); err != nil {
@@ -262,7 +264,7 @@ func (s *Server) wireAdmin() (err error) {
 	if err := s.admin.observe(s.opts.Meter); err != nil {
 		return err
 	}
-	s.delivery = delivery.New(s.ads, s.opts.Now)
+	s.delivery = &deliveryAPI{Service: delivery.New(s.ads, s.opts.Now), admin: s.admin, watch: s.canary}
 	s.dashboard, err = dashboard.New(dashboard.Options{Region: s.opts.Region.GetName(), Logger: s.opts.Logger, View: s.admin.view, Who: s.who, Act: s.decide})
 	return err
 }

@@ -15,7 +15,7 @@ import (
 func xdsCommand(g *globals) *cobra.Command {
 	cmd := group("xds", "What configuration is live where; Envoys and proxyless gRPC clients")
 	c := addClientFlags(cmd, g)
-	cmd.AddCommand(xdsStatus(c), xdsConfig(c), xdsDiff(c), xdsPushLog(c), xdsExplain(c), xdsLoad(c), xdsBootstrapCommand(), xdsCapabilitiesCommand())
+	cmd.AddCommand(xdsStatus(c), xdsConfig(c), xdsDiff(c), xdsPushLog(c), xdsExplain(c), xdsLoad(c), xdsCanary(c), xdsBootstrapCommand(), xdsCapabilitiesCommand())
 	return cmd
 }
 

@@ -66,6 +66,25 @@ func Instead(m *facts.Model, killed string) string {
 	return ""
 }
 
+// Held is base for those who are held at it while the facts go on to now: but for models
+// of which a version that could serve then may not any more. These are as they are now,
+// so that a rollback or a quarantine waits for nobody. at is the position of the newest
+// change of such a model, 0 if there is none.
+func Held(base, now *facts.Facts) (held *facts.Facts, at uint64) {
+	var released []*facts.Model
+	for _, was := range base.Models() {
+		is := now.Model(was.Name)
+		if is == nil || is == was || !slices.ContainsFunc(was.Versions, func(v facts.Version) bool {
+			present := is.Version(v.Name)
+			return v.Servable() && present != nil && !present.Servable()
+		}) {
+			continue
+		}
+		released, at = append(released, is), max(at, is.ChangedAt)
+	}
+	return base.With(released...), at
+}
+
 // without is the model as if the version were quarantined. The model given is not
 // modified.
 func without(m *facts.Model, killed string) *facts.Model {

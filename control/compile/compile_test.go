@@ -87,6 +87,39 @@ func base() *log {
 		add("region/eu", &pb.RegionRegistered{Region: &pb.Region{Name: "eu", Gateway: "eu.example:7000", Health: "critical"}})
 }
 
+// Who is held at older facts is not held at versions that were taken out since.
+func TestHeld(t *testing.T) {
+	l := base().champion("chat", "v2")
+	before := l.f
+	if held, at := compile.Held(before, l.f); held != before || at != 0 {
+		t.Fatalf("nothing happened, and others are held as of %d", at)
+	}
+	l.version("chat", "v3", "10.0.0.3:80").version("other", "v1", "10.0.0.9:80").champion("other", "v1")
+	if held, at := compile.Held(before, l.f); held != before || at != 0 {
+		t.Fatalf("nothing was taken out, and others are held as of %d", at)
+	}
+	l.champion("chat", "v1").state("chat", "v2", facts.Quarantined)
+	out := l.f.Position()
+	l.version("other", "v2", "10.0.0.8:80")
+	held, at := compile.Held(before, l.f)
+	if at != out || held.Model("other") != nil || held.Model("chat") != l.f.Model("chat") {
+		t.Fatalf("held as of %d with %d models, want %d and chat alone as it is now", at, held.ModelCount(), out)
+	}
+	if before.Model("chat") == l.f.Model("chat") {
+		t.Fatal("the older facts were written to")
+	}
+	p, err := compile.Compile(held, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := p.Model("chat")
+	for i := range m.Arms {
+		if got := m.Serving(&m.Arms[i]); got.Name != "v1" {
+			t.Errorf("arm %s is served by %s, want v1", m.Arms[i].Name, got.Name)
+		}
+	}
+}
+
 func (l *log) rollout() *log {
 	return l.add("rollout/r", &pb.RolloutStarted{Model: "chat", Candidate: "v2", LastGood: "v1", Phases: deploy.PhasesPB(deploy.DefaultPhases()), Alpha: 0.01})
 }

@@ -84,6 +84,14 @@ func detail(e *pb.Event) string {
 		return join("until "+stamp(p.AlertSilenced.GetUntil()), p.AlertSilenced.GetReason())
 	case *pb.Event_AlertResolved:
 		return p.AlertResolved.GetReason()
+	case *pb.Event_ConfigCanaryStarted:
+		return join(fmt.Sprintf("policy changes go to %.4g %% of the xDS clients first, and %d by name", float64(p.ConfigCanaryStarted.GetShare())/100, len(p.ConfigCanaryStarted.GetNodes())), p.ConfigCanaryStarted.GetReason())
+	case *pb.Event_ConfigCanaryEnded:
+		verb := "policy %d rolled back"
+		if p.ConfigCanaryEnded.GetWidened() {
+			verb = "policy %d widened to every xDS client"
+		}
+		return join(fmt.Sprintf(verb, p.ConfigCanaryEnded.GetPolicy()), p.ConfigCanaryEnded.GetReason())
 	case *pb.Event_PushRecorded:
 		return fmt.Sprintf("policy %d, %d acknowledged, %d rejected", p.PushRecorded.GetPush(), p.PushRecorded.GetAcked(), len(p.PushRecorded.GetNacked()))
 	}

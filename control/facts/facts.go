@@ -97,6 +97,7 @@ type Facts struct {
 	sequences      map[string]uint64
 	pushed         uint64
 	skipped        Skipped
+	canary         *Canary
 }
 
 // Skipped counts events that made no sense and describes the last one.
@@ -366,6 +367,10 @@ func Apply(f *Facts, e *pb.Event) *Facts {
 	case *pb.Event_DeploymentConfigured:
 		reason = d.deploymentConfigured(p.DeploymentConfigured)
 		push = false
+	case *pb.Event_ConfigCanaryStarted:
+		reason = d.canaryStarted(p.ConfigCanaryStarted, f)
+	case *pb.Event_ConfigCanaryEnded:
+		reason = d.canaryEnded(p.ConfigCanaryEnded)
 	case *pb.Event_RegionRegistered:
 		reason = d.regionRegistered(p.RegionRegistered)
 	case *pb.Event_RegionRemoved:

@@ -97,6 +97,9 @@ func DeliveryRoutes(d pb.DeliveryServer) []Route {
 		{Pattern: "GET /v1/xds/push-log", Verb: "XdsPushLog", Handler: unary(d.XdsPushLog)},
 		{Pattern: "GET /v1/xds/explain", Verb: "XdsExplain", Handler: unary(d.XdsExplain)},
 		{Pattern: "GET /v1/xds/load", Verb: "XdsLoad", Handler: unary(d.XdsLoad)},
+		{Pattern: "GET /v1/xds/canary", Verb: "XdsCanary", Handler: unary(d.XdsCanary)},
+		{Pattern: "POST /v1/xds/canary", Verb: "XdsCanaryStart", Handler: unary(d.XdsCanaryStart)},
+		{Pattern: "POST /v1/xds/canary/end", Verb: "XdsCanaryEnd", Handler: unary(d.XdsCanaryEnd)},
 	}
 }
 

@@ -22,6 +22,8 @@
 //     an empty configuration.
 //   - Publish refuses an empty set, a set with dangling references, the removal of every
 //     model, and a position below the current one. PublishForced does not.
+//   - A set can be staged to some nodes of a group first (Stage); the others keep what is
+//     published, and the staged nodes come back to it when the stage is over.
 //   - Removed clusters stay served until all connected streams accepted the routes that
 //     no longer need them.
 //   - What every node was sent and has in force is known per resource (Nodes, Config,

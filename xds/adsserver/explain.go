@@ -30,7 +30,8 @@ func (s *Server) Explain(node, typeURL, name string) ([]Explanation, error) {
 	if err != nil {
 		return nil, err
 	}
-	current, pushes := s.group(l.Group).snapshot()
+	_, pushes := s.group(l.Group).snapshot()
+	current := s.group(l.Group).wantedBy(l.Node)
 	var out []Explanation
 	for _, t := range xds.Pushed() {
 		if typeURL != "" && typeURL != t {

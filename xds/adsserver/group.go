@@ -17,6 +17,7 @@ type group struct {
 	name    string
 	seed    maphash.Seed
 	current atomic.Pointer[generation] // nil before the first Publish
+	staged  atomic.Pointer[staged]     // nil when all nodes get current; see stage.go
 	shards  [shardCount]shard
 
 	publishing sync.Mutex
@@ -24,12 +25,14 @@ type group struct {
 	// (wanted plus retained clusters).
 	wanted, served *translate.Resources
 	carried        []translate.Key // what served has and wanted has not
+	stages         uint64          // how many sets were staged
 	sound          bool            // wanted passed the checks of Publish
 
 	history history
 
 	tellMu  sync.Mutex
 	untold  *generation // the newest one streams have yet to be told of
+	owing   bool        // and they hold back its second step
 	telling bool        // a goroutine is at it
 }
 
@@ -78,10 +81,18 @@ const tellNow = 128
 // back the second step of next (retain.go). Called with publishing held.
 func (g *group) serve(next *generation, owing bool) {
 	g.history.add(g.name, g.current.Load(), next)
-	next.owing = owing
 	g.current.Store(next)
+	g.retell(owing)
+}
+
+// retell has every stream look at what it is to have. With owing, as in serve; without, what
+// is owed stays as it is. Called with publishing held.
+func (g *group) retell(owing bool) {
 	g.tellMu.Lock()
-	g.untold = next
+	if next := g.current.Load(); g.untold != next {
+		g.untold, g.owing = next, false
+	}
+	g.owing = g.owing || owing
 	busy := g.telling
 	g.telling = true
 	g.tellMu.Unlock()
@@ -100,13 +111,13 @@ func (g *group) serve(next *generation, owing bool) {
 func (g *group) tell(publishing bool) {
 	for {
 		g.tellMu.Lock()
-		next := g.untold
-		g.untold, g.telling = nil, next != nil
+		next, owing := g.untold, g.owing
+		g.untold, g.owing, g.telling = nil, false, next != nil
 		g.tellMu.Unlock()
 		if next == nil {
 			return
 		}
-		switch free := g.tellAll(next); {
+		switch free := g.tellAll(next, owing); {
 		case free && publishing:
 			g.finish(next)
 		case free:
@@ -120,13 +131,15 @@ func (g *group) tell(publishing bool) {
 // tellAll reports whether none of the streams needs what next retains any more. next was
 // stored before the registry is read: a stream that registers meanwhile loads current
 // afterwards and cannot miss it.
-func (g *group) tellAll(next *generation) (free bool) {
+func (g *group) tellAll(next *generation, owing bool) (free bool) {
 	list := g.sessions()
-	next.waiting.Store(int64(len(list)) + 1) // one is ours, until all have been told
+	if owing {
+		next.waiting.Store(int64(len(list)) + 1) // one is ours, until all have been told
+	}
 	for _, s := range list {
 		s.mu.Lock()
 		switch {
-		case !next.owing:
+		case !owing:
 		case s.closed:
 			next.waiting.Add(-1)
 		default:
@@ -135,5 +148,5 @@ func (g *group) tellAll(next *generation) (free bool) {
 		s.advance()
 		s.mu.Unlock()
 	}
-	return next.owing && next.waiting.Add(-1) == 0
+	return owing && next.waiting.Add(-1) == 0
 }

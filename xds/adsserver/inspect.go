@@ -264,7 +264,7 @@ func (s *Server) Config(node string) ([]Held, error) {
 	if err != nil {
 		return nil, err
 	}
-	return l.config(s.group(l.Group).current.Load()), nil
+	return l.config(s.group(l.Group).wantedBy(l.Node)), nil
 }
 
 // config is Config of one line.

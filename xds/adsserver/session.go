@@ -166,7 +166,7 @@ func (s *session) typeOf(typeURL string) (*typeSub, error) {
 func (s *session) arm(t *typeSub, fire func(), due bool) (cancel func(), err error) {
 	t.fire, t.armed = fire, true
 	if s.target == nil {
-		s.target = s.group.current.Load() // nil before the first Publish: wait
+		s.target = s.group.wantedBy(s.node) // nil before the first Publish: wait
 		if s.target != nil {
 			s.recordSent()
 		}
@@ -205,7 +205,7 @@ func (s *session) advance() {
 			return // its request is being handled and will call advance; order is kept
 		}
 	}
-	latest := s.group.current.Load()
+	latest := s.group.wantedBy(s.node)
 	if latest != nil && latest != s.target {
 		s.pushed = s.target != nil // not the first sync, whose delay says nothing
 		s.target = latest

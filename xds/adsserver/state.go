@@ -78,8 +78,7 @@ type generation struct {
 	serial   uint64 // counts the pushes of the group from 1; 0 before it is served
 	at       time.Time
 	types    map[string]*typeState
-	owing    bool         // it retains what a second step drops; see retain.go
-	waiting  atomic.Int64 // streams that hold back its second step
+	waiting  atomic.Int64 // streams that hold back its second step; see retain.go
 }
 
 // same reports whether two generations serve the same resources.

@@ -120,7 +120,7 @@ func (w *watcher) CreateWatch(req *cache.Request, sub cache.Subscription, out ch
 func (s *session) canAnswerSotw(t *typeSub) bool {
 	g := s.target
 	if g == nil {
-		g = s.group.current.Load()
+		g = s.group.wantedBy(s.node)
 	}
 	if g == nil || g.types[t.typeURL] == nil {
 		return false

@@ -9,6 +9,7 @@ package outriggerv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -21,6 +22,386 @@ const (
 	// Verify that runtime/protoimpl is sufficiently up-to-date.
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
+
+type XdsCanaryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *XdsCanaryRequest) Reset() {
+	*x = XdsCanaryRequest{}
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *XdsCanaryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*XdsCanaryRequest) ProtoMessage() {}
+
+func (x *XdsCanaryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use XdsCanaryRequest.ProtoReflect.Descriptor instead.
+func (*XdsCanaryRequest) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{0}
+}
+
+type XdsCanaryStartRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Share         uint32                 `protobuf:"varint,1,opt,name=share,proto3" json:"share,omitempty"`      // of the clients, in ten-thousandths, 0..10000; 0 needs nodes
+	Kinds         []string               `protobuf:"bytes,2,rep,name=kinds,proto3" json:"kinds,omitempty"`       // sidecar, envoy, grpc; empty = all
+	Nodes         []string               `protobuf:"bytes,3,rep,name=nodes,proto3" json:"nodes,omitempty"`       // chosen whatever their bucket; at most 100
+	Dwell         *durationpb.Duration   `protobuf:"bytes,4,opt,name=dwell,proto3" json:"dwell,omitempty"`       // 0 = 30 s, at most 24 h
+	Patience      *durationpb.Duration   `protobuf:"bytes,5,opt,name=patience,proto3" json:"patience,omitempty"` // 0 = 60 s, at most 24 h
+	Reason        string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	Actor         string                 `protobuf:"bytes,7,opt,name=actor,proto3" json:"actor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *XdsCanaryStartRequest) Reset() {
+	*x = XdsCanaryStartRequest{}
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *XdsCanaryStartRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*XdsCanaryStartRequest) ProtoMessage() {}
+
+func (x *XdsCanaryStartRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use XdsCanaryStartRequest.ProtoReflect.Descriptor instead.
+func (*XdsCanaryStartRequest) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *XdsCanaryStartRequest) GetShare() uint32 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
+}
+
+func (x *XdsCanaryStartRequest) GetKinds() []string {
+	if x != nil {
+		return x.Kinds
+	}
+	return nil
+}
+
+func (x *XdsCanaryStartRequest) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *XdsCanaryStartRequest) GetDwell() *durationpb.Duration {
+	if x != nil {
+		return x.Dwell
+	}
+	return nil
+}
+
+func (x *XdsCanaryStartRequest) GetPatience() *durationpb.Duration {
+	if x != nil {
+		return x.Patience
+	}
+	return nil
+}
+
+func (x *XdsCanaryStartRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *XdsCanaryStartRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+type XdsCanaryEndRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Widen         bool                   `protobuf:"varint,1,opt,name=widen,proto3" json:"widen,omitempty"` // to everybody; false = back to the policy of before
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *XdsCanaryEndRequest) Reset() {
+	*x = XdsCanaryEndRequest{}
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *XdsCanaryEndRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*XdsCanaryEndRequest) ProtoMessage() {}
+
+func (x *XdsCanaryEndRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use XdsCanaryEndRequest.ProtoReflect.Descriptor instead.
+func (*XdsCanaryEndRequest) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *XdsCanaryEndRequest) GetWiden() bool {
+	if x != nil {
+		return x.Widen
+	}
+	return false
+}
+
+func (x *XdsCanaryEndRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *XdsCanaryEndRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+type XdsCanaryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	State         string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"` // off, staging, rolled_back
+	Share         uint32                 `protobuf:"varint,2,opt,name=share,proto3" json:"share,omitempty"`
+	Kinds         []string               `protobuf:"bytes,3,rep,name=kinds,proto3" json:"kinds,omitempty"`
+	Nodes         []string               `protobuf:"bytes,4,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Dwell         *durationpb.Duration   `protobuf:"bytes,5,opt,name=dwell,proto3" json:"dwell,omitempty"`
+	Patience      *durationpb.Duration   `protobuf:"bytes,6,opt,name=patience,proto3" json:"patience,omitempty"`
+	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	Base          uint64                 `protobuf:"varint,8,opt,name=base,proto3" json:"base,omitempty"`     // position of the policy the others have
+	Policy        uint64                 `protobuf:"varint,9,opt,name=policy,proto3" json:"policy,omitempty"` // position of the policy that is tried
+	Reason        string                 `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"` // what is waited for, or why it was rolled back
+	Chosen        []*XdsCanaryNode       `protobuf:"bytes,11,rep,name=chosen,proto3" json:"chosen,omitempty"` // known to this replica, by id; at most 1000
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *XdsCanaryResponse) Reset() {
+	*x = XdsCanaryResponse{}
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *XdsCanaryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*XdsCanaryResponse) ProtoMessage() {}
+
+func (x *XdsCanaryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use XdsCanaryResponse.ProtoReflect.Descriptor instead.
+func (*XdsCanaryResponse) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *XdsCanaryResponse) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *XdsCanaryResponse) GetShare() uint32 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
+}
+
+func (x *XdsCanaryResponse) GetKinds() []string {
+	if x != nil {
+		return x.Kinds
+	}
+	return nil
+}
+
+func (x *XdsCanaryResponse) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *XdsCanaryResponse) GetDwell() *durationpb.Duration {
+	if x != nil {
+		return x.Dwell
+	}
+	return nil
+}
+
+func (x *XdsCanaryResponse) GetPatience() *durationpb.Duration {
+	if x != nil {
+		return x.Patience
+	}
+	return nil
+}
+
+func (x *XdsCanaryResponse) GetStartedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartedAt
+	}
+	return nil
+}
+
+func (x *XdsCanaryResponse) GetBase() uint64 {
+	if x != nil {
+		return x.Base
+	}
+	return 0
+}
+
+func (x *XdsCanaryResponse) GetPolicy() uint64 {
+	if x != nil {
+		return x.Policy
+	}
+	return 0
+}
+
+func (x *XdsCanaryResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *XdsCanaryResponse) GetChosen() []*XdsCanaryNode {
+	if x != nil {
+		return x.Chosen
+	}
+	return nil
+}
+
+type XdsCanaryNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Connected     bool                   `protobuf:"varint,2,opt,name=connected,proto3" json:"connected,omitempty"`
+	AckedPosition uint64                 `protobuf:"varint,3,opt,name=acked_position,json=ackedPosition,proto3" json:"acked_position,omitempty"`
+	Nack          *XdsNack               `protobuf:"bytes,4,opt,name=nack,proto3" json:"nack,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *XdsCanaryNode) Reset() {
+	*x = XdsCanaryNode{}
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *XdsCanaryNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*XdsCanaryNode) ProtoMessage() {}
+
+func (x *XdsCanaryNode) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use XdsCanaryNode.ProtoReflect.Descriptor instead.
+func (*XdsCanaryNode) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *XdsCanaryNode) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *XdsCanaryNode) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *XdsCanaryNode) GetAckedPosition() uint64 {
+	if x != nil {
+		return x.AckedPosition
+	}
+	return 0
+}
+
+func (x *XdsCanaryNode) GetNack() *XdsNack {
+	if x != nil {
+		return x.Nack
+	}
+	return nil
+}
 
 // XdsNack is a rejection in the client's words.
 type XdsNack struct {
@@ -35,7 +416,7 @@ type XdsNack struct {
 
 func (x *XdsNack) Reset() {
 	*x = XdsNack{}
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[0]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -47,7 +428,7 @@ func (x *XdsNack) String() string {
 func (*XdsNack) ProtoMessage() {}
 
 func (x *XdsNack) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[0]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -60,7 +441,7 @@ func (x *XdsNack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XdsNack.ProtoReflect.Descriptor instead.
 func (*XdsNack) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{0}
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *XdsNack) GetType() string {
@@ -103,7 +484,7 @@ type XdsStatusRequest struct {
 
 func (x *XdsStatusRequest) Reset() {
 	*x = XdsStatusRequest{}
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[1]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -115,7 +496,7 @@ func (x *XdsStatusRequest) String() string {
 func (*XdsStatusRequest) ProtoMessage() {}
 
 func (x *XdsStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[1]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -128,7 +509,7 @@ func (x *XdsStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XdsStatusRequest.ProtoReflect.Descriptor instead.
 func (*XdsStatusRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{1}
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *XdsStatusRequest) GetNode() string {
@@ -172,7 +553,7 @@ type XdsStatusResponse struct {
 
 func (x *XdsStatusResponse) Reset() {
 	*x = XdsStatusResponse{}
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[2]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -184,7 +565,7 @@ func (x *XdsStatusResponse) String() string {
 func (*XdsStatusResponse) ProtoMessage() {}
 
 func (x *XdsStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[2]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -197,7 +578,7 @@ func (x *XdsStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XdsStatusResponse.ProtoReflect.Descriptor instead.
 func (*XdsStatusResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{2}
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *XdsStatusResponse) GetNodes() []*XdsNode {
@@ -254,7 +635,7 @@ type XdsNode struct {
 
 func (x *XdsNode) Reset() {
 	*x = XdsNode{}
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[3]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -266,7 +647,7 @@ func (x *XdsNode) String() string {
 func (*XdsNode) ProtoMessage() {}
 
 func (x *XdsNode) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[3]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -279,7 +660,7 @@ func (x *XdsNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XdsNode.ProtoReflect.Descriptor instead.
 func (*XdsNode) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{3}
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *XdsNode) GetNode() *Node {
@@ -376,7 +757,7 @@ type XdsType struct {
 
 func (x *XdsType) Reset() {
 	*x = XdsType{}
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[4]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -388,7 +769,7 @@ func (x *XdsType) String() string {
 func (*XdsType) ProtoMessage() {}
 
 func (x *XdsType) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[4]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -401,7 +782,7 @@ func (x *XdsType) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XdsType.ProtoReflect.Descriptor instead.
 func (*XdsType) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{4}
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *XdsType) GetType() string {
@@ -479,7 +860,7 @@ type XdsConfigRequest struct {
 
 func (x *XdsConfigRequest) Reset() {
 	*x = XdsConfigRequest{}
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[5]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -491,7 +872,7 @@ func (x *XdsConfigRequest) String() string {
 func (*XdsConfigRequest) ProtoMessage() {}
 
 func (x *XdsConfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[5]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -504,7 +885,7 @@ func (x *XdsConfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XdsConfigRequest.ProtoReflect.Descriptor instead.
 func (*XdsConfigRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{5}
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *XdsConfigRequest) GetNode() string {
@@ -546,7 +927,7 @@ type XdsConfigResponse struct {
 
 func (x *XdsConfigResponse) Reset() {
 	*x = XdsConfigResponse{}
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[6]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -558,7 +939,7 @@ func (x *XdsConfigResponse) String() string {
 func (*XdsConfigResponse) ProtoMessage() {}
 
 func (x *XdsConfigResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[6]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -571,7 +952,7 @@ func (x *XdsConfigResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XdsConfigResponse.ProtoReflect.Descriptor instead.
 func (*XdsConfigResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{6}
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *XdsConfigResponse) GetNode() string {
@@ -611,7 +992,7 @@ type XdsResource struct {
 
 func (x *XdsResource) Reset() {
 	*x = XdsResource{}
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[7]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -623,7 +1004,7 @@ func (x *XdsResource) String() string {
 func (*XdsResource) ProtoMessage() {}
 
 func (x *XdsResource) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[7]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -636,7 +1017,7 @@ func (x *XdsResource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XdsResource.ProtoReflect.Descriptor instead.
 func (*XdsResource) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{7}
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *XdsResource) GetType() string {
@@ -709,7 +1090,7 @@ type XdsDiffRequest struct {
 
 func (x *XdsDiffRequest) Reset() {
 	*x = XdsDiffRequest{}
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[8]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -721,7 +1102,7 @@ func (x *XdsDiffRequest) String() string {
 func (*XdsDiffRequest) ProtoMessage() {}
 
 func (x *XdsDiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[8]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -734,7 +1115,7 @@ func (x *XdsDiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XdsDiffRequest.ProtoReflect.Descriptor instead.
 func (*XdsDiffRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{8}
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *XdsDiffRequest) GetNode() string {
@@ -777,7 +1158,7 @@ type XdsDiffResponse struct {
 
 func (x *XdsDiffResponse) Reset() {
 	*x = XdsDiffResponse{}
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[9]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -789,7 +1170,7 @@ func (x *XdsDiffResponse) String() string {
 func (*XdsDiffResponse) ProtoMessage() {}
 
 func (x *XdsDiffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[9]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -802,7 +1183,7 @@ func (x *XdsDiffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XdsDiffResponse.ProtoReflect.Descriptor instead.
 func (*XdsDiffResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{9}
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *XdsDiffResponse) GetFrom() string {
@@ -847,7 +1228,7 @@ type XdsChange struct {
 
 func (x *XdsChange) Reset() {
 	*x = XdsChange{}
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[10]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -859,7 +1240,7 @@ func (x *XdsChange) String() string {
 func (*XdsChange) ProtoMessage() {}
 
 func (x *XdsChange) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[10]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -872,7 +1253,7 @@ func (x *XdsChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XdsChange.ProtoReflect.Descriptor instead.
 func (*XdsChange) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{10}
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *XdsChange) GetType() string {
@@ -928,7 +1309,7 @@ type XdsPushLogRequest struct {
 
 func (x *XdsPushLogRequest) Reset() {
 	*x = XdsPushLogRequest{}
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[11]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -940,7 +1321,7 @@ func (x *XdsPushLogRequest) String() string {
 func (*XdsPushLogRequest) ProtoMessage() {}
 
 func (x *XdsPushLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[11]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -953,7 +1334,7 @@ func (x *XdsPushLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XdsPushLogRequest.ProtoReflect.Descriptor instead.
 func (*XdsPushLogRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{11}
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *XdsPushLogRequest) GetGroup() string {
@@ -986,7 +1367,7 @@ type XdsPushLogResponse struct {
 
 func (x *XdsPushLogResponse) Reset() {
 	*x = XdsPushLogResponse{}
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[12]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -998,7 +1379,7 @@ func (x *XdsPushLogResponse) String() string {
 func (*XdsPushLogResponse) ProtoMessage() {}
 
 func (x *XdsPushLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[12]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1011,7 +1392,7 @@ func (x *XdsPushLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XdsPushLogResponse.ProtoReflect.Descriptor instead.
 func (*XdsPushLogResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{12}
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *XdsPushLogResponse) GetPushes() []*XdsPush {
@@ -1041,7 +1422,7 @@ type XdsPush struct {
 
 func (x *XdsPush) Reset() {
 	*x = XdsPush{}
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[13]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1053,7 +1434,7 @@ func (x *XdsPush) String() string {
 func (*XdsPush) ProtoMessage() {}
 
 func (x *XdsPush) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[13]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1066,7 +1447,7 @@ func (x *XdsPush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XdsPush.ProtoReflect.Descriptor instead.
 func (*XdsPush) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{13}
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *XdsPush) GetId() string {
@@ -1166,7 +1547,7 @@ type XdsDelivery struct {
 
 func (x *XdsDelivery) Reset() {
 	*x = XdsDelivery{}
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[14]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1178,7 +1559,7 @@ func (x *XdsDelivery) String() string {
 func (*XdsDelivery) ProtoMessage() {}
 
 func (x *XdsDelivery) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[14]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1191,7 +1572,7 @@ func (x *XdsDelivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XdsDelivery.ProtoReflect.Descriptor instead.
 func (*XdsDelivery) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{14}
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *XdsDelivery) GetNode() string {
@@ -1240,7 +1621,7 @@ type XdsExplainRequest struct {
 
 func (x *XdsExplainRequest) Reset() {
 	*x = XdsExplainRequest{}
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[15]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1252,7 +1633,7 @@ func (x *XdsExplainRequest) String() string {
 func (*XdsExplainRequest) ProtoMessage() {}
 
 func (x *XdsExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[15]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1265,7 +1646,7 @@ func (x *XdsExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XdsExplainRequest.ProtoReflect.Descriptor instead.
 func (*XdsExplainRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{15}
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *XdsExplainRequest) GetNode() string {
@@ -1300,7 +1681,7 @@ type XdsExplainResponse struct {
 
 func (x *XdsExplainResponse) Reset() {
 	*x = XdsExplainResponse{}
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[16]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1312,7 +1693,7 @@ func (x *XdsExplainResponse) String() string {
 func (*XdsExplainResponse) ProtoMessage() {}
 
 func (x *XdsExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[16]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1325,7 +1706,7 @@ func (x *XdsExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XdsExplainResponse.ProtoReflect.Descriptor instead.
 func (*XdsExplainResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{16}
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *XdsExplainResponse) GetNode() string {
@@ -1362,7 +1743,7 @@ type XdsExplanation struct {
 
 func (x *XdsExplanation) Reset() {
 	*x = XdsExplanation{}
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[17]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1374,7 +1755,7 @@ func (x *XdsExplanation) String() string {
 func (*XdsExplanation) ProtoMessage() {}
 
 func (x *XdsExplanation) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[17]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1387,7 +1768,7 @@ func (x *XdsExplanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XdsExplanation.ProtoReflect.Descriptor instead.
 func (*XdsExplanation) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{17}
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *XdsExplanation) GetResource() *XdsResource {
@@ -1435,7 +1816,7 @@ type XdsLoadRequest struct {
 
 func (x *XdsLoadRequest) Reset() {
 	*x = XdsLoadRequest{}
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[18]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1447,7 +1828,7 @@ func (x *XdsLoadRequest) String() string {
 func (*XdsLoadRequest) ProtoMessage() {}
 
 func (x *XdsLoadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[18]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1460,7 +1841,7 @@ func (x *XdsLoadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XdsLoadRequest.ProtoReflect.Descriptor instead.
 func (*XdsLoadRequest) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{18}
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *XdsLoadRequest) GetModel() string {
@@ -1488,7 +1869,7 @@ type XdsLoadResponse struct {
 
 func (x *XdsLoadResponse) Reset() {
 	*x = XdsLoadResponse{}
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[19]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1500,7 +1881,7 @@ func (x *XdsLoadResponse) String() string {
 func (*XdsLoadResponse) ProtoMessage() {}
 
 func (x *XdsLoadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[19]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1513,7 +1894,7 @@ func (x *XdsLoadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XdsLoadResponse.ProtoReflect.Descriptor instead.
 func (*XdsLoadResponse) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{19}
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *XdsLoadResponse) GetRows() []*XdsLoadRow {
@@ -1548,7 +1929,7 @@ type XdsLoadRow struct {
 
 func (x *XdsLoadRow) Reset() {
 	*x = XdsLoadRow{}
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[20]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1560,7 +1941,7 @@ func (x *XdsLoadRow) String() string {
 func (*XdsLoadRow) ProtoMessage() {}
 
 func (x *XdsLoadRow) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[20]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1573,7 +1954,7 @@ func (x *XdsLoadRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XdsLoadRow.ProtoReflect.Descriptor instead.
 func (*XdsLoadRow) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{20}
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *XdsLoadRow) GetGroup() string {
@@ -1657,7 +2038,7 @@ type XdsLoadMetric struct {
 
 func (x *XdsLoadMetric) Reset() {
 	*x = XdsLoadMetric{}
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[21]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1669,7 +2050,7 @@ func (x *XdsLoadMetric) String() string {
 func (*XdsLoadMetric) ProtoMessage() {}
 
 func (x *XdsLoadMetric) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_delivery_proto_msgTypes[21]
+	mi := &file_outrigger_v1_delivery_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1682,7 +2063,7 @@ func (x *XdsLoadMetric) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XdsLoadMetric.ProtoReflect.Descriptor instead.
 func (*XdsLoadMetric) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{21}
+	return file_outrigger_v1_delivery_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *XdsLoadMetric) GetName() string {
@@ -1710,7 +2091,39 @@ var File_outrigger_v1_delivery_proto protoreflect.FileDescriptor
 
 const file_outrigger_v1_delivery_proto_rawDesc = "" +
 	"\n" +
-	"\x1boutrigger/v1/delivery.proto\x12\foutrigger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18outrigger/v1/types.proto\"\x7f\n" +
+	"\x1boutrigger/v1/delivery.proto\x12\foutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18outrigger/v1/types.proto\"\x12\n" +
+	"\x10XdsCanaryRequest\"\xef\x01\n" +
+	"\x15XdsCanaryStartRequest\x12\x14\n" +
+	"\x05share\x18\x01 \x01(\rR\x05share\x12\x14\n" +
+	"\x05kinds\x18\x02 \x03(\tR\x05kinds\x12\x14\n" +
+	"\x05nodes\x18\x03 \x03(\tR\x05nodes\x12/\n" +
+	"\x05dwell\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05dwell\x125\n" +
+	"\bpatience\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\bpatience\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\a \x01(\tR\x05actor\"Y\n" +
+	"\x13XdsCanaryEndRequest\x12\x14\n" +
+	"\x05widen\x18\x01 \x01(\bR\x05widen\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\"\x87\x03\n" +
+	"\x11XdsCanaryResponse\x12\x14\n" +
+	"\x05state\x18\x01 \x01(\tR\x05state\x12\x14\n" +
+	"\x05share\x18\x02 \x01(\rR\x05share\x12\x14\n" +
+	"\x05kinds\x18\x03 \x03(\tR\x05kinds\x12\x14\n" +
+	"\x05nodes\x18\x04 \x03(\tR\x05nodes\x12/\n" +
+	"\x05dwell\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x05dwell\x125\n" +
+	"\bpatience\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\bpatience\x129\n" +
+	"\n" +
+	"started_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12\x12\n" +
+	"\x04base\x18\b \x01(\x04R\x04base\x12\x16\n" +
+	"\x06policy\x18\t \x01(\x04R\x06policy\x12\x16\n" +
+	"\x06reason\x18\n" +
+	" \x01(\tR\x06reason\x123\n" +
+	"\x06chosen\x18\v \x03(\v2\x1b.outrigger.v1.XdsCanaryNodeR\x06chosen\"\x93\x01\n" +
+	"\rXdsCanaryNode\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1c\n" +
+	"\tconnected\x18\x02 \x01(\bR\tconnected\x12%\n" +
+	"\x0eacked_position\x18\x03 \x01(\x04R\rackedPosition\x12)\n" +
+	"\x04nack\x18\x04 \x01(\v2\x15.outrigger.v1.XdsNackR\x04nack\"\x7f\n" +
 	"\aXdsNack\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x1a\n" +
 	"\bresource\x18\x02 \x01(\tR\bresource\x12\x18\n" +
@@ -1852,7 +2265,7 @@ const file_outrigger_v1_delivery_proto_rawDesc = "" +
 	"\rXdsLoadMetric\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\brequests\x18\x02 \x01(\x04R\brequests\x12\x14\n" +
-	"\x05total\x18\x03 \x01(\x01R\x05total2\xd8\x03\n" +
+	"\x05total\x18\x03 \x01(\x01R\x05total2\xd2\x05\n" +
 	"\bDelivery\x12L\n" +
 	"\tXdsStatus\x12\x1e.outrigger.v1.XdsStatusRequest\x1a\x1f.outrigger.v1.XdsStatusResponse\x12L\n" +
 	"\tXdsConfig\x12\x1e.outrigger.v1.XdsConfigRequest\x1a\x1f.outrigger.v1.XdsConfigResponse\x12F\n" +
@@ -1861,7 +2274,10 @@ const file_outrigger_v1_delivery_proto_rawDesc = "" +
 	"XdsPushLog\x12\x1f.outrigger.v1.XdsPushLogRequest\x1a .outrigger.v1.XdsPushLogResponse\x12O\n" +
 	"\n" +
 	"XdsExplain\x12\x1f.outrigger.v1.XdsExplainRequest\x1a .outrigger.v1.XdsExplainResponse\x12F\n" +
-	"\aXdsLoad\x12\x1c.outrigger.v1.XdsLoadRequest\x1a\x1d.outrigger.v1.XdsLoadResponseBBZ@github.com/outrigger-mesh/outrigger/api/outrigger/v1;outriggerv1b\x06proto3"
+	"\aXdsLoad\x12\x1c.outrigger.v1.XdsLoadRequest\x1a\x1d.outrigger.v1.XdsLoadResponse\x12L\n" +
+	"\tXdsCanary\x12\x1e.outrigger.v1.XdsCanaryRequest\x1a\x1f.outrigger.v1.XdsCanaryResponse\x12V\n" +
+	"\x0eXdsCanaryStart\x12#.outrigger.v1.XdsCanaryStartRequest\x1a\x1f.outrigger.v1.XdsCanaryResponse\x12R\n" +
+	"\fXdsCanaryEnd\x12!.outrigger.v1.XdsCanaryEndRequest\x1a\x1f.outrigger.v1.XdsCanaryResponseBBZ@github.com/outrigger-mesh/outrigger/api/outrigger/v1;outriggerv1b\x06proto3"
 
 var (
 	file_outrigger_v1_delivery_proto_rawDescOnce sync.Once
@@ -1875,75 +2291,94 @@ func file_outrigger_v1_delivery_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_delivery_proto_rawDescData
 }
 
-var file_outrigger_v1_delivery_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_outrigger_v1_delivery_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_outrigger_v1_delivery_proto_goTypes = []any{
-	(*XdsNack)(nil),               // 0: outrigger.v1.XdsNack
-	(*XdsStatusRequest)(nil),      // 1: outrigger.v1.XdsStatusRequest
-	(*XdsStatusResponse)(nil),     // 2: outrigger.v1.XdsStatusResponse
-	(*XdsNode)(nil),               // 3: outrigger.v1.XdsNode
-	(*XdsType)(nil),               // 4: outrigger.v1.XdsType
-	(*XdsConfigRequest)(nil),      // 5: outrigger.v1.XdsConfigRequest
-	(*XdsConfigResponse)(nil),     // 6: outrigger.v1.XdsConfigResponse
-	(*XdsResource)(nil),           // 7: outrigger.v1.XdsResource
-	(*XdsDiffRequest)(nil),        // 8: outrigger.v1.XdsDiffRequest
-	(*XdsDiffResponse)(nil),       // 9: outrigger.v1.XdsDiffResponse
-	(*XdsChange)(nil),             // 10: outrigger.v1.XdsChange
-	(*XdsPushLogRequest)(nil),     // 11: outrigger.v1.XdsPushLogRequest
-	(*XdsPushLogResponse)(nil),    // 12: outrigger.v1.XdsPushLogResponse
-	(*XdsPush)(nil),               // 13: outrigger.v1.XdsPush
-	(*XdsDelivery)(nil),           // 14: outrigger.v1.XdsDelivery
-	(*XdsExplainRequest)(nil),     // 15: outrigger.v1.XdsExplainRequest
-	(*XdsExplainResponse)(nil),    // 16: outrigger.v1.XdsExplainResponse
-	(*XdsExplanation)(nil),        // 17: outrigger.v1.XdsExplanation
-	(*XdsLoadRequest)(nil),        // 18: outrigger.v1.XdsLoadRequest
-	(*XdsLoadResponse)(nil),       // 19: outrigger.v1.XdsLoadResponse
-	(*XdsLoadRow)(nil),            // 20: outrigger.v1.XdsLoadRow
-	(*XdsLoadMetric)(nil),         // 21: outrigger.v1.XdsLoadMetric
-	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
-	(*Node)(nil),                  // 23: outrigger.v1.Node
+	(*XdsCanaryRequest)(nil),      // 0: outrigger.v1.XdsCanaryRequest
+	(*XdsCanaryStartRequest)(nil), // 1: outrigger.v1.XdsCanaryStartRequest
+	(*XdsCanaryEndRequest)(nil),   // 2: outrigger.v1.XdsCanaryEndRequest
+	(*XdsCanaryResponse)(nil),     // 3: outrigger.v1.XdsCanaryResponse
+	(*XdsCanaryNode)(nil),         // 4: outrigger.v1.XdsCanaryNode
+	(*XdsNack)(nil),               // 5: outrigger.v1.XdsNack
+	(*XdsStatusRequest)(nil),      // 6: outrigger.v1.XdsStatusRequest
+	(*XdsStatusResponse)(nil),     // 7: outrigger.v1.XdsStatusResponse
+	(*XdsNode)(nil),               // 8: outrigger.v1.XdsNode
+	(*XdsType)(nil),               // 9: outrigger.v1.XdsType
+	(*XdsConfigRequest)(nil),      // 10: outrigger.v1.XdsConfigRequest
+	(*XdsConfigResponse)(nil),     // 11: outrigger.v1.XdsConfigResponse
+	(*XdsResource)(nil),           // 12: outrigger.v1.XdsResource
+	(*XdsDiffRequest)(nil),        // 13: outrigger.v1.XdsDiffRequest
+	(*XdsDiffResponse)(nil),       // 14: outrigger.v1.XdsDiffResponse
+	(*XdsChange)(nil),             // 15: outrigger.v1.XdsChange
+	(*XdsPushLogRequest)(nil),     // 16: outrigger.v1.XdsPushLogRequest
+	(*XdsPushLogResponse)(nil),    // 17: outrigger.v1.XdsPushLogResponse
+	(*XdsPush)(nil),               // 18: outrigger.v1.XdsPush
+	(*XdsDelivery)(nil),           // 19: outrigger.v1.XdsDelivery
+	(*XdsExplainRequest)(nil),     // 20: outrigger.v1.XdsExplainRequest
+	(*XdsExplainResponse)(nil),    // 21: outrigger.v1.XdsExplainResponse
+	(*XdsExplanation)(nil),        // 22: outrigger.v1.XdsExplanation
+	(*XdsLoadRequest)(nil),        // 23: outrigger.v1.XdsLoadRequest
+	(*XdsLoadResponse)(nil),       // 24: outrigger.v1.XdsLoadResponse
+	(*XdsLoadRow)(nil),            // 25: outrigger.v1.XdsLoadRow
+	(*XdsLoadMetric)(nil),         // 26: outrigger.v1.XdsLoadMetric
+	(*durationpb.Duration)(nil),   // 27: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
+	(*Node)(nil),                  // 29: outrigger.v1.Node
 }
 var file_outrigger_v1_delivery_proto_depIdxs = []int32{
-	22, // 0: outrigger.v1.XdsNack.at:type_name -> google.protobuf.Timestamp
-	3,  // 1: outrigger.v1.XdsStatusResponse.nodes:type_name -> outrigger.v1.XdsNode
-	22, // 2: outrigger.v1.XdsStatusResponse.now:type_name -> google.protobuf.Timestamp
-	23, // 3: outrigger.v1.XdsNode.node:type_name -> outrigger.v1.Node
-	22, // 4: outrigger.v1.XdsNode.since:type_name -> google.protobuf.Timestamp
-	0,  // 5: outrigger.v1.XdsNode.nack:type_name -> outrigger.v1.XdsNack
-	4,  // 6: outrigger.v1.XdsNode.types:type_name -> outrigger.v1.XdsType
-	22, // 7: outrigger.v1.XdsType.sent_at:type_name -> google.protobuf.Timestamp
-	22, // 8: outrigger.v1.XdsType.acked_at:type_name -> google.protobuf.Timestamp
-	0,  // 9: outrigger.v1.XdsType.nack:type_name -> outrigger.v1.XdsNack
-	7,  // 10: outrigger.v1.XdsConfigResponse.resources:type_name -> outrigger.v1.XdsResource
-	0,  // 11: outrigger.v1.XdsResource.nack:type_name -> outrigger.v1.XdsNack
-	10, // 12: outrigger.v1.XdsDiffResponse.changes:type_name -> outrigger.v1.XdsChange
-	13, // 13: outrigger.v1.XdsPushLogResponse.pushes:type_name -> outrigger.v1.XdsPush
-	22, // 14: outrigger.v1.XdsPush.at:type_name -> google.protobuf.Timestamp
-	14, // 15: outrigger.v1.XdsPush.nodes:type_name -> outrigger.v1.XdsDelivery
-	22, // 16: outrigger.v1.XdsDelivery.sent_at:type_name -> google.protobuf.Timestamp
-	0,  // 17: outrigger.v1.XdsDelivery.nack:type_name -> outrigger.v1.XdsNack
-	17, // 18: outrigger.v1.XdsExplainResponse.answers:type_name -> outrigger.v1.XdsExplanation
-	7,  // 19: outrigger.v1.XdsExplanation.resource:type_name -> outrigger.v1.XdsResource
-	22, // 20: outrigger.v1.XdsExplanation.since:type_name -> google.protobuf.Timestamp
-	20, // 21: outrigger.v1.XdsLoadResponse.rows:type_name -> outrigger.v1.XdsLoadRow
-	21, // 22: outrigger.v1.XdsLoadRow.metrics:type_name -> outrigger.v1.XdsLoadMetric
-	22, // 23: outrigger.v1.XdsLoadRow.at:type_name -> google.protobuf.Timestamp
-	1,  // 24: outrigger.v1.Delivery.XdsStatus:input_type -> outrigger.v1.XdsStatusRequest
-	5,  // 25: outrigger.v1.Delivery.XdsConfig:input_type -> outrigger.v1.XdsConfigRequest
-	8,  // 26: outrigger.v1.Delivery.XdsDiff:input_type -> outrigger.v1.XdsDiffRequest
-	11, // 27: outrigger.v1.Delivery.XdsPushLog:input_type -> outrigger.v1.XdsPushLogRequest
-	15, // 28: outrigger.v1.Delivery.XdsExplain:input_type -> outrigger.v1.XdsExplainRequest
-	18, // 29: outrigger.v1.Delivery.XdsLoad:input_type -> outrigger.v1.XdsLoadRequest
-	2,  // 30: outrigger.v1.Delivery.XdsStatus:output_type -> outrigger.v1.XdsStatusResponse
-	6,  // 31: outrigger.v1.Delivery.XdsConfig:output_type -> outrigger.v1.XdsConfigResponse
-	9,  // 32: outrigger.v1.Delivery.XdsDiff:output_type -> outrigger.v1.XdsDiffResponse
-	12, // 33: outrigger.v1.Delivery.XdsPushLog:output_type -> outrigger.v1.XdsPushLogResponse
-	16, // 34: outrigger.v1.Delivery.XdsExplain:output_type -> outrigger.v1.XdsExplainResponse
-	19, // 35: outrigger.v1.Delivery.XdsLoad:output_type -> outrigger.v1.XdsLoadResponse
-	30, // [30:36] is the sub-list for method output_type
-	24, // [24:30] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	27, // 0: outrigger.v1.XdsCanaryStartRequest.dwell:type_name -> google.protobuf.Duration
+	27, // 1: outrigger.v1.XdsCanaryStartRequest.patience:type_name -> google.protobuf.Duration
+	27, // 2: outrigger.v1.XdsCanaryResponse.dwell:type_name -> google.protobuf.Duration
+	27, // 3: outrigger.v1.XdsCanaryResponse.patience:type_name -> google.protobuf.Duration
+	28, // 4: outrigger.v1.XdsCanaryResponse.started_at:type_name -> google.protobuf.Timestamp
+	4,  // 5: outrigger.v1.XdsCanaryResponse.chosen:type_name -> outrigger.v1.XdsCanaryNode
+	5,  // 6: outrigger.v1.XdsCanaryNode.nack:type_name -> outrigger.v1.XdsNack
+	28, // 7: outrigger.v1.XdsNack.at:type_name -> google.protobuf.Timestamp
+	8,  // 8: outrigger.v1.XdsStatusResponse.nodes:type_name -> outrigger.v1.XdsNode
+	28, // 9: outrigger.v1.XdsStatusResponse.now:type_name -> google.protobuf.Timestamp
+	29, // 10: outrigger.v1.XdsNode.node:type_name -> outrigger.v1.Node
+	28, // 11: outrigger.v1.XdsNode.since:type_name -> google.protobuf.Timestamp
+	5,  // 12: outrigger.v1.XdsNode.nack:type_name -> outrigger.v1.XdsNack
+	9,  // 13: outrigger.v1.XdsNode.types:type_name -> outrigger.v1.XdsType
+	28, // 14: outrigger.v1.XdsType.sent_at:type_name -> google.protobuf.Timestamp
+	28, // 15: outrigger.v1.XdsType.acked_at:type_name -> google.protobuf.Timestamp
+	5,  // 16: outrigger.v1.XdsType.nack:type_name -> outrigger.v1.XdsNack
+	12, // 17: outrigger.v1.XdsConfigResponse.resources:type_name -> outrigger.v1.XdsResource
+	5,  // 18: outrigger.v1.XdsResource.nack:type_name -> outrigger.v1.XdsNack
+	15, // 19: outrigger.v1.XdsDiffResponse.changes:type_name -> outrigger.v1.XdsChange
+	18, // 20: outrigger.v1.XdsPushLogResponse.pushes:type_name -> outrigger.v1.XdsPush
+	28, // 21: outrigger.v1.XdsPush.at:type_name -> google.protobuf.Timestamp
+	19, // 22: outrigger.v1.XdsPush.nodes:type_name -> outrigger.v1.XdsDelivery
+	28, // 23: outrigger.v1.XdsDelivery.sent_at:type_name -> google.protobuf.Timestamp
+	5,  // 24: outrigger.v1.XdsDelivery.nack:type_name -> outrigger.v1.XdsNack
+	22, // 25: outrigger.v1.XdsExplainResponse.answers:type_name -> outrigger.v1.XdsExplanation
+	12, // 26: outrigger.v1.XdsExplanation.resource:type_name -> outrigger.v1.XdsResource
+	28, // 27: outrigger.v1.XdsExplanation.since:type_name -> google.protobuf.Timestamp
+	25, // 28: outrigger.v1.XdsLoadResponse.rows:type_name -> outrigger.v1.XdsLoadRow
+	26, // 29: outrigger.v1.XdsLoadRow.metrics:type_name -> outrigger.v1.XdsLoadMetric
+	28, // 30: outrigger.v1.XdsLoadRow.at:type_name -> google.protobuf.Timestamp
+	6,  // 31: outrigger.v1.Delivery.XdsStatus:input_type -> outrigger.v1.XdsStatusRequest
+	10, // 32: outrigger.v1.Delivery.XdsConfig:input_type -> outrigger.v1.XdsConfigRequest
+	13, // 33: outrigger.v1.Delivery.XdsDiff:input_type -> outrigger.v1.XdsDiffRequest
+	16, // 34: outrigger.v1.Delivery.XdsPushLog:input_type -> outrigger.v1.XdsPushLogRequest
+	20, // 35: outrigger.v1.Delivery.XdsExplain:input_type -> outrigger.v1.XdsExplainRequest
+	23, // 36: outrigger.v1.Delivery.XdsLoad:input_type -> outrigger.v1.XdsLoadRequest
+	0,  // 37: outrigger.v1.Delivery.XdsCanary:input_type -> outrigger.v1.XdsCanaryRequest
+	1,  // 38: outrigger.v1.Delivery.XdsCanaryStart:input_type -> outrigger.v1.XdsCanaryStartRequest
+	2,  // 39: outrigger.v1.Delivery.XdsCanaryEnd:input_type -> outrigger.v1.XdsCanaryEndRequest
+	7,  // 40: outrigger.v1.Delivery.XdsStatus:output_type -> outrigger.v1.XdsStatusResponse
+	11, // 41: outrigger.v1.Delivery.XdsConfig:output_type -> outrigger.v1.XdsConfigResponse
+	14, // 42: outrigger.v1.Delivery.XdsDiff:output_type -> outrigger.v1.XdsDiffResponse
+	17, // 43: outrigger.v1.Delivery.XdsPushLog:output_type -> outrigger.v1.XdsPushLogResponse
+	21, // 44: outrigger.v1.Delivery.XdsExplain:output_type -> outrigger.v1.XdsExplainResponse
+	24, // 45: outrigger.v1.Delivery.XdsLoad:output_type -> outrigger.v1.XdsLoadResponse
+	3,  // 46: outrigger.v1.Delivery.XdsCanary:output_type -> outrigger.v1.XdsCanaryResponse
+	3,  // 47: outrigger.v1.Delivery.XdsCanaryStart:output_type -> outrigger.v1.XdsCanaryResponse
+	3,  // 48: outrigger.v1.Delivery.XdsCanaryEnd:output_type -> outrigger.v1.XdsCanaryResponse
+	40, // [40:49] is the sub-list for method output_type
+	31, // [31:40] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_delivery_proto_init() }
@@ -1958,7 +2393,7 @@ func file_outrigger_v1_delivery_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_delivery_proto_rawDesc), len(file_outrigger_v1_delivery_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

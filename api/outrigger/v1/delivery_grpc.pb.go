@@ -19,12 +19,15 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Delivery_XdsStatus_FullMethodName  = "/outrigger.v1.Delivery/XdsStatus"
-	Delivery_XdsConfig_FullMethodName  = "/outrigger.v1.Delivery/XdsConfig"
-	Delivery_XdsDiff_FullMethodName    = "/outrigger.v1.Delivery/XdsDiff"
-	Delivery_XdsPushLog_FullMethodName = "/outrigger.v1.Delivery/XdsPushLog"
-	Delivery_XdsExplain_FullMethodName = "/outrigger.v1.Delivery/XdsExplain"
-	Delivery_XdsLoad_FullMethodName    = "/outrigger.v1.Delivery/XdsLoad"
+	Delivery_XdsStatus_FullMethodName      = "/outrigger.v1.Delivery/XdsStatus"
+	Delivery_XdsConfig_FullMethodName      = "/outrigger.v1.Delivery/XdsConfig"
+	Delivery_XdsDiff_FullMethodName        = "/outrigger.v1.Delivery/XdsDiff"
+	Delivery_XdsPushLog_FullMethodName     = "/outrigger.v1.Delivery/XdsPushLog"
+	Delivery_XdsExplain_FullMethodName     = "/outrigger.v1.Delivery/XdsExplain"
+	Delivery_XdsLoad_FullMethodName        = "/outrigger.v1.Delivery/XdsLoad"
+	Delivery_XdsCanary_FullMethodName      = "/outrigger.v1.Delivery/XdsCanary"
+	Delivery_XdsCanaryStart_FullMethodName = "/outrigger.v1.Delivery/XdsCanaryStart"
+	Delivery_XdsCanaryEnd_FullMethodName   = "/outrigger.v1.Delivery/XdsCanaryEnd"
 )
 
 // DeliveryClient is the client API for Delivery service.
@@ -41,6 +44,12 @@ type DeliveryClient interface {
 	XdsPushLog(ctx context.Context, in *XdsPushLogRequest, opts ...grpc.CallOption) (*XdsPushLogResponse, error)
 	XdsExplain(ctx context.Context, in *XdsExplainRequest, opts ...grpc.CallOption) (*XdsExplainResponse, error)
 	XdsLoad(ctx context.Context, in *XdsLoadRequest, opts ...grpc.CallOption) (*XdsLoadResponse, error)
+	// XdsCanary says whether a policy change is being tried out on a few clients.
+	XdsCanary(ctx context.Context, in *XdsCanaryRequest, opts ...grpc.CallOption) (*XdsCanaryResponse, error)
+	// XdsCanaryStart has the policy changes from now on go to a few clients first.
+	XdsCanaryStart(ctx context.Context, in *XdsCanaryStartRequest, opts ...grpc.CallOption) (*XdsCanaryResponse, error)
+	// XdsCanaryEnd widens or rolls back by hand.
+	XdsCanaryEnd(ctx context.Context, in *XdsCanaryEndRequest, opts ...grpc.CallOption) (*XdsCanaryResponse, error)
 }
 
 type deliveryClient struct {
@@ -111,6 +120,36 @@ func (c *deliveryClient) XdsLoad(ctx context.Context, in *XdsLoadRequest, opts .
 	return out, nil
 }
 
+func (c *deliveryClient) XdsCanary(ctx context.Context, in *XdsCanaryRequest, opts ...grpc.CallOption) (*XdsCanaryResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(XdsCanaryResponse)
+	err := c.cc.Invoke(ctx, Delivery_XdsCanary_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *deliveryClient) XdsCanaryStart(ctx context.Context, in *XdsCanaryStartRequest, opts ...grpc.CallOption) (*XdsCanaryResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(XdsCanaryResponse)
+	err := c.cc.Invoke(ctx, Delivery_XdsCanaryStart_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *deliveryClient) XdsCanaryEnd(ctx context.Context, in *XdsCanaryEndRequest, opts ...grpc.CallOption) (*XdsCanaryResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(XdsCanaryResponse)
+	err := c.cc.Invoke(ctx, Delivery_XdsCanaryEnd_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // DeliveryServer is the server API for Delivery service.
 // All implementations must embed UnimplementedDeliveryServer
 // for forward compatibility.
@@ -125,6 +164,12 @@ type DeliveryServer interface {
 	XdsPushLog(context.Context, *XdsPushLogRequest) (*XdsPushLogResponse, error)
 	XdsExplain(context.Context, *XdsExplainRequest) (*XdsExplainResponse, error)
 	XdsLoad(context.Context, *XdsLoadRequest) (*XdsLoadResponse, error)
+	// XdsCanary says whether a policy change is being tried out on a few clients.
+	XdsCanary(context.Context, *XdsCanaryRequest) (*XdsCanaryResponse, error)
+	// XdsCanaryStart has the policy changes from now on go to a few clients first.
+	XdsCanaryStart(context.Context, *XdsCanaryStartRequest) (*XdsCanaryResponse, error)
+	// XdsCanaryEnd widens or rolls back by hand.
+	XdsCanaryEnd(context.Context, *XdsCanaryEndRequest) (*XdsCanaryResponse, error)
 	mustEmbedUnimplementedDeliveryServer()
 }
 
@@ -152,6 +197,15 @@ func (UnimplementedDeliveryServer) XdsExplain(context.Context, *XdsExplainReques
 }
 func (UnimplementedDeliveryServer) XdsLoad(context.Context, *XdsLoadRequest) (*XdsLoadResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method XdsLoad not implemented")
+}
+func (UnimplementedDeliveryServer) XdsCanary(context.Context, *XdsCanaryRequest) (*XdsCanaryResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method XdsCanary not implemented")
+}
+func (UnimplementedDeliveryServer) XdsCanaryStart(context.Context, *XdsCanaryStartRequest) (*XdsCanaryResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method XdsCanaryStart not implemented")
+}
+func (UnimplementedDeliveryServer) XdsCanaryEnd(context.Context, *XdsCanaryEndRequest) (*XdsCanaryResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method XdsCanaryEnd not implemented")
 }
 func (UnimplementedDeliveryServer) mustEmbedUnimplementedDeliveryServer() {}
 func (UnimplementedDeliveryServer) testEmbeddedByValue()                  {}
@@ -282,6 +336,60 @@ func _Delivery_XdsLoad_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Delivery_XdsCanary_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(XdsCanaryRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DeliveryServer).XdsCanary(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Delivery_XdsCanary_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DeliveryServer).XdsCanary(ctx, req.(*XdsCanaryRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Delivery_XdsCanaryStart_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(XdsCanaryStartRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DeliveryServer).XdsCanaryStart(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Delivery_XdsCanaryStart_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DeliveryServer).XdsCanaryStart(ctx, req.(*XdsCanaryStartRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Delivery_XdsCanaryEnd_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(XdsCanaryEndRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DeliveryServer).XdsCanaryEnd(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Delivery_XdsCanaryEnd_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DeliveryServer).XdsCanaryEnd(ctx, req.(*XdsCanaryEndRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Delivery_ServiceDesc is the grpc.ServiceDesc for Delivery service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -312,6 +420,18 @@ var Delivery_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "XdsLoad",
 			Handler:    _Delivery_XdsLoad_Handler,
+		},
+		{
+			MethodName: "XdsCanary",
+			Handler:    _Delivery_XdsCanary_Handler,
+		},
+		{
+			MethodName: "XdsCanaryStart",
+			Handler:    _Delivery_XdsCanaryStart_Handler,
+		},
+		{
+			MethodName: "XdsCanaryEnd",
+			Handler:    _Delivery_XdsCanaryEnd_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

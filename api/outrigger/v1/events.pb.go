@@ -77,6 +77,8 @@ type Event struct {
 	//	*Event_DeploymentConfigured
 	//	*Event_ActionRefused
 	//	*Event_AlertSilenced
+	//	*Event_ConfigCanaryStarted
+	//	*Event_ConfigCanaryEnded
 	//	*Event_AlertNotified
 	Payload       isEvent_Payload `protobuf_oneof:"payload"`
 	unknownFields protoimpl.UnknownFields
@@ -521,6 +523,24 @@ func (x *Event) GetAlertSilenced() *AlertSilenced {
 	return nil
 }
 
+func (x *Event) GetConfigCanaryStarted() *ConfigCanaryStarted {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_ConfigCanaryStarted); ok {
+			return x.ConfigCanaryStarted
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetConfigCanaryEnded() *ConfigCanaryEnded {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_ConfigCanaryEnded); ok {
+			return x.ConfigCanaryEnded
+		}
+	}
+	return nil
+}
+
 func (x *Event) GetAlertNotified() *AlertNotified {
 	if x != nil {
 		if x, ok := x.Payload.(*Event_AlertNotified); ok {
@@ -678,6 +698,14 @@ type Event_AlertSilenced struct {
 	AlertSilenced *AlertSilenced `protobuf:"bytes,121,opt,name=alert_silenced,json=alertSilenced,proto3,oneof"`
 }
 
+type Event_ConfigCanaryStarted struct {
+	ConfigCanaryStarted *ConfigCanaryStarted `protobuf:"bytes,130,opt,name=config_canary_started,json=configCanaryStarted,proto3,oneof"`
+}
+
+type Event_ConfigCanaryEnded struct {
+	ConfigCanaryEnded *ConfigCanaryEnded `protobuf:"bytes,131,opt,name=config_canary_ended,json=configCanaryEnded,proto3,oneof"`
+}
+
 type Event_AlertNotified struct {
 	AlertNotified *AlertNotified `protobuf:"bytes,122,opt,name=alert_notified,json=alertNotified,proto3,oneof"`
 }
@@ -753,6 +781,10 @@ func (*Event_DeploymentConfigured) isEvent_Payload() {}
 func (*Event_ActionRefused) isEvent_Payload() {}
 
 func (*Event_AlertSilenced) isEvent_Payload() {}
+
+func (*Event_ConfigCanaryStarted) isEvent_Payload() {}
+
+func (*Event_ConfigCanaryEnded) isEvent_Payload() {}
 
 func (*Event_AlertNotified) isEvent_Payload() {}
 
@@ -3902,6 +3934,170 @@ func (x *PushRecorded) GetNacked() []string {
 	return nil
 }
 
+// ConfigCanaryStarted: until it has ended, policy decided after this event goes to the
+// chosen xDS clients only. The others keep the policy of before.
+type ConfigCanaryStarted struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Share         uint32                 `protobuf:"varint,1,opt,name=share,proto3" json:"share,omitempty"`      // of the clients, in ten-thousandths; chosen by the bucket of their node id
+	Kinds         []string               `protobuf:"bytes,2,rep,name=kinds,proto3" json:"kinds,omitempty"`       // of clients to choose from: sidecar, envoy, grpc; empty = all
+	Nodes         []string               `protobuf:"bytes,3,rep,name=nodes,proto3" json:"nodes,omitempty"`       // chosen whatever their bucket
+	Dwell         *durationpb.Duration   `protobuf:"bytes,4,opt,name=dwell,proto3" json:"dwell,omitempty"`       // how long all of them must have it before it is widened
+	Patience      *durationpb.Duration   `protobuf:"bytes,5,opt,name=patience,proto3" json:"patience,omitempty"` // how long they may take to accept it
+	Reason        string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfigCanaryStarted) Reset() {
+	*x = ConfigCanaryStarted{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfigCanaryStarted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfigCanaryStarted) ProtoMessage() {}
+
+func (x *ConfigCanaryStarted) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfigCanaryStarted.ProtoReflect.Descriptor instead.
+func (*ConfigCanaryStarted) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *ConfigCanaryStarted) GetShare() uint32 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
+}
+
+func (x *ConfigCanaryStarted) GetKinds() []string {
+	if x != nil {
+		return x.Kinds
+	}
+	return nil
+}
+
+func (x *ConfigCanaryStarted) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *ConfigCanaryStarted) GetDwell() *durationpb.Duration {
+	if x != nil {
+		return x.Dwell
+	}
+	return nil
+}
+
+func (x *ConfigCanaryStarted) GetPatience() *durationpb.Duration {
+	if x != nil {
+		return x.Patience
+	}
+	return nil
+}
+
+func (x *ConfigCanaryStarted) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// ConfigCanaryEnded: the policy was widened to everybody, or everybody keeps the one from
+// before the canary until another canary is started or this one's policy is widened.
+type ConfigCanaryEnded struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Widened       bool                   `protobuf:"varint,1,opt,name=widened,proto3" json:"widened,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`      // the rejection in the client's words, if that was it
+	Policy        uint64                 `protobuf:"varint,3,opt,name=policy,proto3" json:"policy,omitempty"`     // position of the policy that was tried
+	Node          string                 `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`          // who made it roll back
+	Accepted      uint32                 `protobuf:"varint,5,opt,name=accepted,proto3" json:"accepted,omitempty"` // chosen clients that had it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfigCanaryEnded) Reset() {
+	*x = ConfigCanaryEnded{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfigCanaryEnded) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfigCanaryEnded) ProtoMessage() {}
+
+func (x *ConfigCanaryEnded) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfigCanaryEnded.ProtoReflect.Descriptor instead.
+func (*ConfigCanaryEnded) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *ConfigCanaryEnded) GetWidened() bool {
+	if x != nil {
+		return x.Widened
+	}
+	return false
+}
+
+func (x *ConfigCanaryEnded) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ConfigCanaryEnded) GetPolicy() uint64 {
+	if x != nil {
+		return x.Policy
+	}
+	return 0
+}
+
+func (x *ConfigCanaryEnded) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ConfigCanaryEnded) GetAccepted() uint32 {
+	if x != nil {
+		return x.Accepted
+	}
+	return 0
+}
+
 // ActionRefused: somebody asked for a change and did not get it. Nothing else happened.
 type ActionRefused struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3918,7 +4114,7 @@ type ActionRefused struct {
 
 func (x *ActionRefused) Reset() {
 	*x = ActionRefused{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[43]
+	mi := &file_outrigger_v1_events_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3930,7 +4126,7 @@ func (x *ActionRefused) String() string {
 func (*ActionRefused) ProtoMessage() {}
 
 func (x *ActionRefused) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[43]
+	mi := &file_outrigger_v1_events_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3943,7 +4139,7 @@ func (x *ActionRefused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActionRefused.ProtoReflect.Descriptor instead.
 func (*ActionRefused) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{43}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ActionRefused) GetVerb() string {
@@ -4006,7 +4202,7 @@ type AlertSilenced struct {
 
 func (x *AlertSilenced) Reset() {
 	*x = AlertSilenced{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[44]
+	mi := &file_outrigger_v1_events_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4018,7 +4214,7 @@ func (x *AlertSilenced) String() string {
 func (*AlertSilenced) ProtoMessage() {}
 
 func (x *AlertSilenced) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[44]
+	mi := &file_outrigger_v1_events_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4031,7 +4227,7 @@ func (x *AlertSilenced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlertSilenced.ProtoReflect.Descriptor instead.
 func (*AlertSilenced) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{44}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *AlertSilenced) GetUntil() *timestamppb.Timestamp {
@@ -4064,7 +4260,7 @@ type AlertNotified struct {
 
 func (x *AlertNotified) Reset() {
 	*x = AlertNotified{}
-	mi := &file_outrigger_v1_events_proto_msgTypes[45]
+	mi := &file_outrigger_v1_events_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4076,7 +4272,7 @@ func (x *AlertNotified) String() string {
 func (*AlertNotified) ProtoMessage() {}
 
 func (x *AlertNotified) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_events_proto_msgTypes[45]
+	mi := &file_outrigger_v1_events_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4089,7 +4285,7 @@ func (x *AlertNotified) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlertNotified.ProtoReflect.Descriptor instead.
 func (*AlertNotified) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{45}
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *AlertNotified) GetRoute() string {
@@ -4145,7 +4341,7 @@ var File_outrigger_v1_events_proto protoreflect.FileDescriptor
 
 const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\n" +
-	"\x19outrigger/v1/events.proto\x12\foutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18outrigger/v1/types.proto\x1a\x1coutrigger/v1/variables.proto\"\xb7\x19\n" +
+	"\x19outrigger/v1/events.proto\x12\foutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18outrigger/v1/types.proto\x1a\x1coutrigger/v1/variables.proto\"\xe5\x1a\n" +
 	"\x05Event\x12\x1c\n" +
 	"\taggregate\x18\x01 \x01(\tR\taggregate\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x1a\n" +
@@ -4196,7 +4392,9 @@ const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\x18rollback_drill_completed\x18g \x01(\v2$.outrigger.v1.RollbackDrillCompletedH\x00R\x16rollbackDrillCompleted\x12Y\n" +
 	"\x15deployment_configured\x18n \x01(\v2\".outrigger.v1.DeploymentConfiguredH\x00R\x14deploymentConfigured\x12D\n" +
 	"\x0eaction_refused\x18x \x01(\v2\x1b.outrigger.v1.ActionRefusedH\x00R\ractionRefused\x12D\n" +
-	"\x0ealert_silenced\x18y \x01(\v2\x1b.outrigger.v1.AlertSilencedH\x00R\ralertSilenced\x12D\n" +
+	"\x0ealert_silenced\x18y \x01(\v2\x1b.outrigger.v1.AlertSilencedH\x00R\ralertSilenced\x12X\n" +
+	"\x15config_canary_started\x18\x82\x01 \x01(\v2!.outrigger.v1.ConfigCanaryStartedH\x00R\x13configCanaryStarted\x12R\n" +
+	"\x13config_canary_ended\x18\x83\x01 \x01(\v2\x1f.outrigger.v1.ConfigCanaryEndedH\x00R\x11configCanaryEnded\x12D\n" +
 	"\x0ealert_notified\x18z \x01(\v2\x1b.outrigger.v1.AlertNotifiedH\x00R\ralertNotified\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -4512,7 +4710,20 @@ const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\fPushRecorded\x12\x12\n" +
 	"\x04push\x18\x01 \x01(\x04R\x04push\x12\x14\n" +
 	"\x05acked\x18\x02 \x01(\rR\x05acked\x12\x16\n" +
-	"\x06nacked\x18\x03 \x03(\tR\x06nacked\"\xb5\x01\n" +
+	"\x06nacked\x18\x03 \x03(\tR\x06nacked\"\xd7\x01\n" +
+	"\x13ConfigCanaryStarted\x12\x14\n" +
+	"\x05share\x18\x01 \x01(\rR\x05share\x12\x14\n" +
+	"\x05kinds\x18\x02 \x03(\tR\x05kinds\x12\x14\n" +
+	"\x05nodes\x18\x03 \x03(\tR\x05nodes\x12/\n" +
+	"\x05dwell\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05dwell\x125\n" +
+	"\bpatience\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\bpatience\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"\x8d\x01\n" +
+	"\x11ConfigCanaryEnded\x12\x18\n" +
+	"\awidened\x18\x01 \x01(\bR\awidened\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06policy\x18\x03 \x01(\x04R\x06policy\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\x12\x1a\n" +
+	"\baccepted\x18\x05 \x01(\rR\baccepted\"\xb5\x01\n" +
 	"\rActionRefused\x12\x12\n" +
 	"\x04verb\x18\x01 \x01(\tR\x04verb\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12\x18\n" +
@@ -4547,7 +4758,7 @@ func file_outrigger_v1_events_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_events_proto_rawDescData
 }
 
-var file_outrigger_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
+var file_outrigger_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_outrigger_v1_events_proto_goTypes = []any{
 	(*Event)(nil),                  // 0: outrigger.v1.Event
 	(*SessionCreated)(nil),         // 1: outrigger.v1.SessionCreated
@@ -4592,36 +4803,38 @@ var file_outrigger_v1_events_proto_goTypes = []any{
 	(*AlertRaised)(nil),            // 40: outrigger.v1.AlertRaised
 	(*AlertResolved)(nil),          // 41: outrigger.v1.AlertResolved
 	(*PushRecorded)(nil),           // 42: outrigger.v1.PushRecorded
-	(*ActionRefused)(nil),          // 43: outrigger.v1.ActionRefused
-	(*AlertSilenced)(nil),          // 44: outrigger.v1.AlertSilenced
-	(*AlertNotified)(nil),          // 45: outrigger.v1.AlertNotified
-	nil,                            // 46: outrigger.v1.Event.MetadataEntry
-	nil,                            // 47: outrigger.v1.SessionCreated.MetadataEntry
-	nil,                            // 48: outrigger.v1.VariableRegistered.MetadataEntry
-	nil,                            // 49: outrigger.v1.VariableSet.MetadataEntry
-	nil,                            // 50: outrigger.v1.OptimizationStarted.ConfigEntry
-	nil,                            // 51: outrigger.v1.ModelVersionRegistered.MetadataEntry
-	nil,                            // 52: outrigger.v1.ModelVersionRegistered.ParametersEntry
-	nil,                            // 53: outrigger.v1.ModelVersionRegistered.PinsEntry
-	nil,                            // 54: outrigger.v1.ModelAnnotated.SetTagsEntry
-	nil,                            // 55: outrigger.v1.ExperimentArm.ConfigurationEntry
-	nil,                            // 56: outrigger.v1.RolloutCheck.MetadataEntry
-	nil,                            // 57: outrigger.v1.RolloutAdvanced.MetadataEntry
-	nil,                            // 58: outrigger.v1.RolloutDraining.MetadataEntry
-	nil,                            // 59: outrigger.v1.RollbackStarted.MetadataEntry
-	nil,                            // 60: outrigger.v1.AlertRaised.NumbersEntry
-	(*timestamppb.Timestamp)(nil),  // 61: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 62: google.protobuf.Duration
-	(*Value)(nil),                  // 63: outrigger.v1.Value
-	(*Version)(nil),                // 64: outrigger.v1.Version
-	(*Dependency)(nil),             // 65: outrigger.v1.Dependency
-	(*Endpoint)(nil),               // 66: outrigger.v1.Endpoint
-	(*Limits)(nil),                 // 67: outrigger.v1.Limits
-	(*Region)(nil),                 // 68: outrigger.v1.Region
+	(*ConfigCanaryStarted)(nil),    // 43: outrigger.v1.ConfigCanaryStarted
+	(*ConfigCanaryEnded)(nil),      // 44: outrigger.v1.ConfigCanaryEnded
+	(*ActionRefused)(nil),          // 45: outrigger.v1.ActionRefused
+	(*AlertSilenced)(nil),          // 46: outrigger.v1.AlertSilenced
+	(*AlertNotified)(nil),          // 47: outrigger.v1.AlertNotified
+	nil,                            // 48: outrigger.v1.Event.MetadataEntry
+	nil,                            // 49: outrigger.v1.SessionCreated.MetadataEntry
+	nil,                            // 50: outrigger.v1.VariableRegistered.MetadataEntry
+	nil,                            // 51: outrigger.v1.VariableSet.MetadataEntry
+	nil,                            // 52: outrigger.v1.OptimizationStarted.ConfigEntry
+	nil,                            // 53: outrigger.v1.ModelVersionRegistered.MetadataEntry
+	nil,                            // 54: outrigger.v1.ModelVersionRegistered.ParametersEntry
+	nil,                            // 55: outrigger.v1.ModelVersionRegistered.PinsEntry
+	nil,                            // 56: outrigger.v1.ModelAnnotated.SetTagsEntry
+	nil,                            // 57: outrigger.v1.ExperimentArm.ConfigurationEntry
+	nil,                            // 58: outrigger.v1.RolloutCheck.MetadataEntry
+	nil,                            // 59: outrigger.v1.RolloutAdvanced.MetadataEntry
+	nil,                            // 60: outrigger.v1.RolloutDraining.MetadataEntry
+	nil,                            // 61: outrigger.v1.RollbackStarted.MetadataEntry
+	nil,                            // 62: outrigger.v1.AlertRaised.NumbersEntry
+	(*timestamppb.Timestamp)(nil),  // 63: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 64: google.protobuf.Duration
+	(*Value)(nil),                  // 65: outrigger.v1.Value
+	(*Version)(nil),                // 66: outrigger.v1.Version
+	(*Dependency)(nil),             // 67: outrigger.v1.Dependency
+	(*Endpoint)(nil),               // 68: outrigger.v1.Endpoint
+	(*Limits)(nil),                 // 69: outrigger.v1.Limits
+	(*Region)(nil),                 // 70: outrigger.v1.Region
 }
 var file_outrigger_v1_events_proto_depIdxs = []int32{
-	61, // 0: outrigger.v1.Event.at:type_name -> google.protobuf.Timestamp
-	46, // 1: outrigger.v1.Event.metadata:type_name -> outrigger.v1.Event.MetadataEntry
+	63, // 0: outrigger.v1.Event.at:type_name -> google.protobuf.Timestamp
+	48, // 1: outrigger.v1.Event.metadata:type_name -> outrigger.v1.Event.MetadataEntry
 	1,  // 2: outrigger.v1.Event.session_created:type_name -> outrigger.v1.SessionCreated
 	2,  // 3: outrigger.v1.Event.session_deleted:type_name -> outrigger.v1.SessionDeleted
 	3,  // 4: outrigger.v1.Event.variable_registered:type_name -> outrigger.v1.VariableRegistered
@@ -4656,64 +4869,68 @@ var file_outrigger_v1_events_proto_depIdxs = []int32{
 	31, // 33: outrigger.v1.Event.rollback_drill_started:type_name -> outrigger.v1.RollbackDrillStarted
 	32, // 34: outrigger.v1.Event.rollback_drill_completed:type_name -> outrigger.v1.RollbackDrillCompleted
 	33, // 35: outrigger.v1.Event.deployment_configured:type_name -> outrigger.v1.DeploymentConfigured
-	43, // 36: outrigger.v1.Event.action_refused:type_name -> outrigger.v1.ActionRefused
-	44, // 37: outrigger.v1.Event.alert_silenced:type_name -> outrigger.v1.AlertSilenced
-	45, // 38: outrigger.v1.Event.alert_notified:type_name -> outrigger.v1.AlertNotified
-	62, // 39: outrigger.v1.SessionCreated.ttl:type_name -> google.protobuf.Duration
-	47, // 40: outrigger.v1.SessionCreated.metadata:type_name -> outrigger.v1.SessionCreated.MetadataEntry
-	63, // 41: outrigger.v1.VariableRegistered.value:type_name -> outrigger.v1.Value
-	48, // 42: outrigger.v1.VariableRegistered.metadata:type_name -> outrigger.v1.VariableRegistered.MetadataEntry
-	64, // 43: outrigger.v1.VariableRegistered.version:type_name -> outrigger.v1.Version
-	63, // 44: outrigger.v1.VariableSet.value:type_name -> outrigger.v1.Value
-	49, // 45: outrigger.v1.VariableSet.metadata:type_name -> outrigger.v1.VariableSet.MetadataEntry
-	64, // 46: outrigger.v1.VariableSet.version:type_name -> outrigger.v1.Version
-	64, // 47: outrigger.v1.VariableDeleted.version:type_name -> outrigger.v1.Version
-	50, // 48: outrigger.v1.OptimizationStarted.config:type_name -> outrigger.v1.OptimizationStarted.ConfigEntry
-	65, // 49: outrigger.v1.DependencyAdded.dependency:type_name -> outrigger.v1.Dependency
-	66, // 50: outrigger.v1.ModelVersionRegistered.endpoints:type_name -> outrigger.v1.Endpoint
-	51, // 51: outrigger.v1.ModelVersionRegistered.metadata:type_name -> outrigger.v1.ModelVersionRegistered.MetadataEntry
-	52, // 52: outrigger.v1.ModelVersionRegistered.parameters:type_name -> outrigger.v1.ModelVersionRegistered.ParametersEntry
-	53, // 53: outrigger.v1.ModelVersionRegistered.pins:type_name -> outrigger.v1.ModelVersionRegistered.PinsEntry
-	54, // 54: outrigger.v1.ModelAnnotated.set_tags:type_name -> outrigger.v1.ModelAnnotated.SetTagsEntry
-	62, // 55: outrigger.v1.ModelConfigured.timeout:type_name -> google.protobuf.Duration
-	67, // 56: outrigger.v1.ModelConfigured.limits:type_name -> outrigger.v1.Limits
-	16, // 57: outrigger.v1.ExperimentChanged.arms:type_name -> outrigger.v1.ExperimentArm
-	17, // 58: outrigger.v1.ExperimentChanged.plan:type_name -> outrigger.v1.ExperimentPlan
-	15, // 59: outrigger.v1.ExperimentChanged.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
-	55, // 60: outrigger.v1.ExperimentArm.configuration:type_name -> outrigger.v1.ExperimentArm.ConfigurationEntry
-	18, // 61: outrigger.v1.ExperimentPlan.metrics:type_name -> outrigger.v1.ExperimentMetric
-	18, // 62: outrigger.v1.ExperimentPlan.guardrails:type_name -> outrigger.v1.ExperimentMetric
-	62, // 63: outrigger.v1.ExperimentPlan.min_duration:type_name -> google.protobuf.Duration
-	62, // 64: outrigger.v1.ExperimentPlan.max_duration:type_name -> google.protobuf.Duration
-	20, // 65: outrigger.v1.RolloutStarted.phases:type_name -> outrigger.v1.RolloutPhase
-	62, // 66: outrigger.v1.RolloutStarted.cooldown:type_name -> google.protobuf.Duration
-	62, // 67: outrigger.v1.RolloutPhase.min_duration:type_name -> google.protobuf.Duration
-	21, // 68: outrigger.v1.RolloutPhase.gates:type_name -> outrigger.v1.RolloutGate
-	62, // 69: outrigger.v1.RolloutGate.expiry:type_name -> google.protobuf.Duration
-	22, // 70: outrigger.v1.RolloutGate.check:type_name -> outrigger.v1.RolloutCheck
-	62, // 71: outrigger.v1.RolloutGate.dwell:type_name -> google.protobuf.Duration
-	62, // 72: outrigger.v1.RolloutGate.max_wait:type_name -> google.protobuf.Duration
-	62, // 73: outrigger.v1.RolloutCheck.timeout:type_name -> google.protobuf.Duration
-	62, // 74: outrigger.v1.RolloutCheck.interval:type_name -> google.protobuf.Duration
-	56, // 75: outrigger.v1.RolloutCheck.metadata:type_name -> outrigger.v1.RolloutCheck.MetadataEntry
-	57, // 76: outrigger.v1.RolloutAdvanced.metadata:type_name -> outrigger.v1.RolloutAdvanced.MetadataEntry
-	27, // 77: outrigger.v1.RolloutAdvanced.gates:type_name -> outrigger.v1.RolloutGateDecided
-	62, // 78: outrigger.v1.RolloutDraining.every:type_name -> google.protobuf.Duration
-	62, // 79: outrigger.v1.RolloutDraining.drain:type_name -> google.protobuf.Duration
-	58, // 80: outrigger.v1.RolloutDraining.metadata:type_name -> outrigger.v1.RolloutDraining.MetadataEntry
-	35, // 81: outrigger.v1.RollbackStarted.evidence:type_name -> outrigger.v1.Evidence
-	61, // 82: outrigger.v1.RollbackStarted.first_bad_at:type_name -> google.protobuf.Timestamp
-	61, // 83: outrigger.v1.RollbackStarted.decided_at:type_name -> google.protobuf.Timestamp
-	59, // 84: outrigger.v1.RollbackStarted.metadata:type_name -> outrigger.v1.RollbackStarted.MetadataEntry
-	61, // 85: outrigger.v1.RollbackCompleted.acked_at:type_name -> google.protobuf.Timestamp
-	68, // 86: outrigger.v1.RegionRegistered.region:type_name -> outrigger.v1.Region
-	60, // 87: outrigger.v1.AlertRaised.numbers:type_name -> outrigger.v1.AlertRaised.NumbersEntry
-	61, // 88: outrigger.v1.AlertSilenced.until:type_name -> google.protobuf.Timestamp
-	89, // [89:89] is the sub-list for method output_type
-	89, // [89:89] is the sub-list for method input_type
-	89, // [89:89] is the sub-list for extension type_name
-	89, // [89:89] is the sub-list for extension extendee
-	0,  // [0:89] is the sub-list for field type_name
+	45, // 36: outrigger.v1.Event.action_refused:type_name -> outrigger.v1.ActionRefused
+	46, // 37: outrigger.v1.Event.alert_silenced:type_name -> outrigger.v1.AlertSilenced
+	43, // 38: outrigger.v1.Event.config_canary_started:type_name -> outrigger.v1.ConfigCanaryStarted
+	44, // 39: outrigger.v1.Event.config_canary_ended:type_name -> outrigger.v1.ConfigCanaryEnded
+	47, // 40: outrigger.v1.Event.alert_notified:type_name -> outrigger.v1.AlertNotified
+	64, // 41: outrigger.v1.SessionCreated.ttl:type_name -> google.protobuf.Duration
+	49, // 42: outrigger.v1.SessionCreated.metadata:type_name -> outrigger.v1.SessionCreated.MetadataEntry
+	65, // 43: outrigger.v1.VariableRegistered.value:type_name -> outrigger.v1.Value
+	50, // 44: outrigger.v1.VariableRegistered.metadata:type_name -> outrigger.v1.VariableRegistered.MetadataEntry
+	66, // 45: outrigger.v1.VariableRegistered.version:type_name -> outrigger.v1.Version
+	65, // 46: outrigger.v1.VariableSet.value:type_name -> outrigger.v1.Value
+	51, // 47: outrigger.v1.VariableSet.metadata:type_name -> outrigger.v1.VariableSet.MetadataEntry
+	66, // 48: outrigger.v1.VariableSet.version:type_name -> outrigger.v1.Version
+	66, // 49: outrigger.v1.VariableDeleted.version:type_name -> outrigger.v1.Version
+	52, // 50: outrigger.v1.OptimizationStarted.config:type_name -> outrigger.v1.OptimizationStarted.ConfigEntry
+	67, // 51: outrigger.v1.DependencyAdded.dependency:type_name -> outrigger.v1.Dependency
+	68, // 52: outrigger.v1.ModelVersionRegistered.endpoints:type_name -> outrigger.v1.Endpoint
+	53, // 53: outrigger.v1.ModelVersionRegistered.metadata:type_name -> outrigger.v1.ModelVersionRegistered.MetadataEntry
+	54, // 54: outrigger.v1.ModelVersionRegistered.parameters:type_name -> outrigger.v1.ModelVersionRegistered.ParametersEntry
+	55, // 55: outrigger.v1.ModelVersionRegistered.pins:type_name -> outrigger.v1.ModelVersionRegistered.PinsEntry
+	56, // 56: outrigger.v1.ModelAnnotated.set_tags:type_name -> outrigger.v1.ModelAnnotated.SetTagsEntry
+	64, // 57: outrigger.v1.ModelConfigured.timeout:type_name -> google.protobuf.Duration
+	69, // 58: outrigger.v1.ModelConfigured.limits:type_name -> outrigger.v1.Limits
+	16, // 59: outrigger.v1.ExperimentChanged.arms:type_name -> outrigger.v1.ExperimentArm
+	17, // 60: outrigger.v1.ExperimentChanged.plan:type_name -> outrigger.v1.ExperimentPlan
+	15, // 61: outrigger.v1.ExperimentChanged.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
+	57, // 62: outrigger.v1.ExperimentArm.configuration:type_name -> outrigger.v1.ExperimentArm.ConfigurationEntry
+	18, // 63: outrigger.v1.ExperimentPlan.metrics:type_name -> outrigger.v1.ExperimentMetric
+	18, // 64: outrigger.v1.ExperimentPlan.guardrails:type_name -> outrigger.v1.ExperimentMetric
+	64, // 65: outrigger.v1.ExperimentPlan.min_duration:type_name -> google.protobuf.Duration
+	64, // 66: outrigger.v1.ExperimentPlan.max_duration:type_name -> google.protobuf.Duration
+	20, // 67: outrigger.v1.RolloutStarted.phases:type_name -> outrigger.v1.RolloutPhase
+	64, // 68: outrigger.v1.RolloutStarted.cooldown:type_name -> google.protobuf.Duration
+	64, // 69: outrigger.v1.RolloutPhase.min_duration:type_name -> google.protobuf.Duration
+	21, // 70: outrigger.v1.RolloutPhase.gates:type_name -> outrigger.v1.RolloutGate
+	64, // 71: outrigger.v1.RolloutGate.expiry:type_name -> google.protobuf.Duration
+	22, // 72: outrigger.v1.RolloutGate.check:type_name -> outrigger.v1.RolloutCheck
+	64, // 73: outrigger.v1.RolloutGate.dwell:type_name -> google.protobuf.Duration
+	64, // 74: outrigger.v1.RolloutGate.max_wait:type_name -> google.protobuf.Duration
+	64, // 75: outrigger.v1.RolloutCheck.timeout:type_name -> google.protobuf.Duration
+	64, // 76: outrigger.v1.RolloutCheck.interval:type_name -> google.protobuf.Duration
+	58, // 77: outrigger.v1.RolloutCheck.metadata:type_name -> outrigger.v1.RolloutCheck.MetadataEntry
+	59, // 78: outrigger.v1.RolloutAdvanced.metadata:type_name -> outrigger.v1.RolloutAdvanced.MetadataEntry
+	27, // 79: outrigger.v1.RolloutAdvanced.gates:type_name -> outrigger.v1.RolloutGateDecided
+	64, // 80: outrigger.v1.RolloutDraining.every:type_name -> google.protobuf.Duration
+	64, // 81: outrigger.v1.RolloutDraining.drain:type_name -> google.protobuf.Duration
+	60, // 82: outrigger.v1.RolloutDraining.metadata:type_name -> outrigger.v1.RolloutDraining.MetadataEntry
+	35, // 83: outrigger.v1.RollbackStarted.evidence:type_name -> outrigger.v1.Evidence
+	63, // 84: outrigger.v1.RollbackStarted.first_bad_at:type_name -> google.protobuf.Timestamp
+	63, // 85: outrigger.v1.RollbackStarted.decided_at:type_name -> google.protobuf.Timestamp
+	61, // 86: outrigger.v1.RollbackStarted.metadata:type_name -> outrigger.v1.RollbackStarted.MetadataEntry
+	63, // 87: outrigger.v1.RollbackCompleted.acked_at:type_name -> google.protobuf.Timestamp
+	70, // 88: outrigger.v1.RegionRegistered.region:type_name -> outrigger.v1.Region
+	62, // 89: outrigger.v1.AlertRaised.numbers:type_name -> outrigger.v1.AlertRaised.NumbersEntry
+	64, // 90: outrigger.v1.ConfigCanaryStarted.dwell:type_name -> google.protobuf.Duration
+	64, // 91: outrigger.v1.ConfigCanaryStarted.patience:type_name -> google.protobuf.Duration
+	63, // 92: outrigger.v1.AlertSilenced.until:type_name -> google.protobuf.Timestamp
+	93, // [93:93] is the sub-list for method output_type
+	93, // [93:93] is the sub-list for method input_type
+	93, // [93:93] is the sub-list for extension type_name
+	93, // [93:93] is the sub-list for extension extendee
+	0,  // [0:93] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_events_proto_init() }
@@ -4760,6 +4977,8 @@ func file_outrigger_v1_events_proto_init() {
 		(*Event_DeploymentConfigured)(nil),
 		(*Event_ActionRefused)(nil),
 		(*Event_AlertSilenced)(nil),
+		(*Event_ConfigCanaryStarted)(nil),
+		(*Event_ConfigCanaryEnded)(nil),
 		(*Event_AlertNotified)(nil),
 	}
 	file_outrigger_v1_events_proto_msgTypes[4].OneofWrappers = []any{}
@@ -4771,7 +4990,7 @@ func file_outrigger_v1_events_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_events_proto_rawDesc), len(file_outrigger_v1_events_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   61,
+			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
