@@ -62,7 +62,12 @@ type tap struct {
 }
 
 func (s *tap) SendMsg(m any) error {
-	if d, ok := m.(*discovery.DeltaDiscoveryResponse); ok {
+	// By what it says, not by its type: the server wraps what it has marshalled already.
+	if d, ok := m.(interface {
+		GetTypeUrl() string
+		GetResources() []*discovery.Resource
+		GetRemovedResources() []string
+	}); ok {
 		line := "> " + short(d.GetTypeUrl())
 		for _, x := range d.GetResources() {
 			line += " +" + x.GetName()
