@@ -49,7 +49,7 @@ func TestMain(m *testing.M) {
 // d is nil.
 func serveOnLoop(tb testing.TB, h *Handler, d *upstream.Direct) (address string, s *loop.Server, end func()) {
 	tb.Helper()
-	o := loop.Options{Slow: h, Loops: 1, Grace: 5 * time.Second}
+	o := loop.Options{Slow: h, Loops: 1, Grace: 5 * time.Second, BodyPatience: 20 * time.Second}
 	if d != nil {
 		o.Relay = h.Relay(d)
 	}
@@ -218,6 +218,7 @@ func TestOnLoopAsByHandler(t *testing.T) {
 		request string // default chat()
 		pieces  []string
 		first   []exchangeStep // of the first endpoint, after a call that went well
+		second  []exchangeStep // of the second; default: it answers
 		tune    func(*policy.Policy, *Options)
 		cut     time.Duration // the client leaves after so long
 		relayed bool          // the loop carries it to its end
@@ -294,6 +295,22 @@ func TestOnLoopAsByHandler(t *testing.T) {
 		{name: "too late for one attempt", tune: func(_ *policy.Policy, o *Options) { o.TryTimeout = 100 * time.Millisecond }, first: []exchangeStep{{wait: true}}},
 		{name: "client leaves", cut: 50 * time.Millisecond, first: []exchangeStep{{wait: true}}, relayed: true},
 
+		{name: "both fail", first: []exchangeStep{says(json("500 Internal Server Error", failure))}, second: []exchangeStep{says(json("503 Service Unavailable", failure, "Retry-After: 7\r\n"))}},
+		{name: "fails, then busy", first: []exchangeStep{says(json("502 Bad Gateway", failure))}, second: []exchangeStep{says(json("429 Too Many Requests", failure))}},
+		{name: "both cut", first: []exchangeStep{{pieces: []string{json("200 OK", good)[:200]}, end: true}}, second: []exchangeStep{{end: true}, {end: true}}},
+		{name: "the second has no answer in time", tune: func(p *policy.Policy, _ *Options) { p.Models[0].Timeout = 300 * time.Millisecond },
+			first: []exchangeStep{says(json("500 Internal Server Error", failure))}, second: []exchangeStep{{wait: true}}},
+		{name: "the first failure opens the breaker", tune: func(p *policy.Policy, _ *Options) { p.Models[0].Versions[0].ConsecutiveFailures = 1 },
+			first: []exchangeStep{says(json("500 Internal Server Error", failure))}},
+		{name: "one retry at a time", tune: func(p *policy.Policy, _ *Options) { p.Models[0].Versions[0].MaxRetries = 1 },
+			first: []exchangeStep{says(json("500 Internal Server Error", failure))}},
+		{name: "not reached: the last good version answers", tune: candidateFirst, first: []exchangeStep{{end: true}}},
+		{name: "not reached, nor is the last good version", tune: candidateFirst, first: []exchangeStep{{end: true}}, second: []exchangeStep{{end: true}, {end: true}, {end: true}}},
+		{name: "not reached, the last good version is busy", tune: candidateFirst, first: []exchangeStep{{end: true}}, second: []exchangeStep{says(json("429 Too Many Requests", failure))}},
+		{name: "cut, and no last good version hides it", tune: candidateFirst, first: []exchangeStep{{pieces: []string{json("200 OK", good)[:200]}, end: true}}},
+		{name: "a bad answer is passed on, not hidden", tune: candidateFirst, first: []exchangeStep{says(json("500 Internal Server Error", failure))}},
+		{name: "a candidate that answers", tune: candidateFirst, first: []exchangeStep{ok}, relayed: true},
+
 		{name: "stream", request: chatRequestOf(chatPath, chatBody("user-1", true)), first: []exchangeStep{says("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\ne\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")}, refused: true},
 		{name: "caller's time limit", request: chat("X-Request-Timeout: 30\r\n"), first: []exchangeStep{ok}, refused: true},
 		{name: "unknown model", request: chatRequestOf(chatPath, `{"model":"other"}`), first: []exchangeStep{ok}, refused: true},
@@ -318,7 +335,7 @@ func TestOnLoopAsByHandler(t *testing.T) {
 			}
 			var seen [2]seenBy
 			for i, carried := range []bool{false, true} {
-				a, b := newScript(t, append([]exchangeStep{ok}, c.first...)...), newScript(t, ok)
+				a, b := newScript(t, append([]exchangeStep{ok}, c.first...)...), newScript(t, append(c.second, ok)...)
 				p := newPolicy(0, []policy.Endpoint{at(a.address(), "eu"), at(b.address(), "us")}, nil)
 				d := upstream.NewDirect(upstream.TransportOptions{}, upstream.NewTransport(upstream.TransportOptions{}))
 				tel, err := telemetry.New(t.Context(), telemetry.Options{Service: "test", LogTo: io.Discard})
@@ -368,6 +385,15 @@ func TestOnLoopAsByHandler(t *testing.T) {
 			}
 		})
 	}
+}
+
+// candidateFirst gives the first endpoint to a candidate with everybody in it, and the
+// second to the last good version.
+func candidateFirst(p *policy.Policy, _ *Options) {
+	m := &p.Models[0]
+	both := m.Versions[0].Endpoints
+	m.Versions[0].Endpoints, m.Versions[1].Endpoints = both[1:], both[:1]
+	m.Arms = []policy.Arm{{Name: "candidate", Version: "v2", Ranges: m.Arms[0].Ranges}}
 }
 
 // load is what a plan's limits hold.

@@ -48,6 +48,9 @@ type Options struct {
 	// a client that does not read its answer; default 30 s. A handler replaces them with a
 	// deadline of its own through http.ResponseController.
 	BodyTimeout, WriteTimeout time.Duration
+	// BodyPatience is how long a loop waits for the rest of a body it may relay before a
+	// worker does; default 200 ms.
+	BodyPatience time.Duration
 	// Grace is how long requests in flight may go on once Run's context ends; default 10 s.
 	Grace time.Duration
 
@@ -112,7 +115,7 @@ func New(o Options) (*Server, error) {
 		v   *time.Duration
 		def time.Duration
 	}{{&o.HeaderTimeout, 10 * time.Second}, {&o.IdleTimeout, 5 * time.Minute}, {&o.BodyTimeout, 30 * time.Second},
-		{&o.WriteTimeout, 30 * time.Second}, {&o.Grace, 10 * time.Second}} {
+		{&o.WriteTimeout, 30 * time.Second}, {&o.Grace, 10 * time.Second}, {&o.BodyPatience, 200 * time.Millisecond}} {
 		if *d.v <= 0 {
 			*d.v = d.def
 		}

@@ -66,6 +66,4 @@ const (
 	maxRelayIdle = 256
 	// relayIdle is for how long.
 	relayIdle = 60 * time.Second
-	// bodyPatience is how long a loop waits for the rest of a body before a worker does.
-	bodyPatience = 200 * time.Millisecond
 )

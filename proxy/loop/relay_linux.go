@@ -7,7 +7,6 @@ import (
 	"runtime/debug"
 	"slices"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -455,7 +454,7 @@ func (l *loop) impatience(c *conn) {
 func (l *loop) waitBody(c *conn, data []byte) {
 	if !c.waiting {
 		c.waiting, c.heading = true, false
-		l.arm(c, min(bodyPatience, time.Duration(l.s.o.BodyTimeout)))
+		l.arm(c, min(l.s.o.BodyPatience, l.s.o.BodyTimeout))
 	}
 	c.in = l.hold(c.in, data)
 }
