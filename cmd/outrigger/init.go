@@ -51,7 +51,7 @@ Exit codes: 0 done or in force, 1 failed, no privilege or not in force, 64 bad s
 	cmd.RunE = i.verb(true, i.install)
 	verify := &cobra.Command{Use: "verify", Short: "Compare the kernel's rules with these settings", Args: exactArgs(), RunE: i.verb(true, i.verify)}
 	remove := &cobra.Command{Use: "uninstall", Short: "Remove everything init has installed", Args: exactArgs(), RunE: i.verb(false, i.uninstall)}
-	cmd.AddCommand(verify, remove)
+	cmd.AddCommand(verify, remove, i.watchCommand())
 	return cmd
 }
 
