@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -368,12 +367,12 @@ func (s topScreen) View() string {
 
 // screen shows pictures on a terminal until its person, ctx or count ends it.
 func (t *top) screen(ctx context.Context, stdout *os.File) error {
-	ctx, cancel := context.WithCancel(ctx)
+	looking, cancel := context.WithCancel(ctx)
 	defer cancel()
 	p := tea.NewProgram(topScreen{}, tea.WithOutput(stdout), tea.WithContext(ctx), tea.WithoutSignalHandler(), tea.WithAltScreen())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- t.run(ctx, func(v *topView) error { p.Send(v); return nil })
+		ended <- t.run(looking, func(v *topView) error { p.Send(v); return nil })
 		p.Quit()
 	}()
 	_, err := p.Run()
@@ -381,8 +380,8 @@ func (t *top) screen(ctx context.Context, stdout *os.File) error {
 	if rerr := <-ended; rerr != nil {
 		return rerr
 	}
-	if err != nil && !slices.Contains([]error{tea.ErrProgramKilled, context.Canceled}, err) && ctx.Err() == nil {
-		return err
+	if ctx.Err() != nil {
+		return nil // asked to end, which the program calls being killed
 	}
-	return nil
+	return err
 }
