@@ -36,8 +36,8 @@
 //
 // # Failure and load
 //
-// A slow client holds up only itself: it owes an answer, so it gets no second push, and
-// shows as a laggard. A client that leaves 64 responses unanswered, asks for 64 types
+// A slow client holds up only itself: it owes an answer, so it gets the next push 2 s later,
+// and shows as a laggard until it has answered everything. A client that leaves 64 responses unanswered, asks for 64 types
 // or 20,000 names, or is one stream too many (Options.MaxStreams) is ended with
 // ResourceExhausted. When the server dies clients keep what they have; after a restart
 // the same content has the same versions, so nothing is resent to delta clients.

@@ -48,7 +48,9 @@ type session struct {
 	closed bool
 	target *generation // the one push this stream is being given or holds
 	types  map[string]*typeSub
-	open   int    // responses fired or sent and not yet answered
+	open   int // responses fired or sent and not yet answered
+	late   int // of these, how many are not waited for any more; see hurry
+	timer  *time.Timer
 	acked  uint64 // serial of the last push that is settled
 	pushed bool   // the target was pushed to the open stream
 	// owes is the push whose retained clusters wait for this stream; see retain.go.
@@ -95,6 +97,8 @@ type typeSub struct {
 // response remembers what went out under a nonce.
 type response struct {
 	nonce string
+	at    time.Time // when it was sent
+	late  bool      // nobody waits for its answer any more
 	// What was sent, one of both: slices that other streams may share.
 	names     []string
 	resources []*discovery.Resource
@@ -143,6 +147,9 @@ func (s *session) close() {
 	}
 	s.mu.Lock()
 	s.closed = true
+	if s.timer != nil {
+		s.timer.Stop()
+	}
 	s.payRetention()
 	s.mu.Unlock()
 	s.dropRetained()
@@ -195,13 +202,15 @@ func (s *session) launch(t *typeSub) {
 	t.fire()
 }
 
-// advance starts the newest push if the previous one is answered. Called with mu held.
+// advance starts the newest push if the previous one is answered, or has been waited for long
+// enough. Called with mu held.
 func (s *session) advance() {
-	if s.closed || s.open > 0 {
+	if s.closed || s.open > s.late {
+		s.hurry()
 		return
 	}
 	for _, t := range s.types {
-		if !t.armed {
+		if !t.armed && !t.overdue() {
 			return // its request is being handled and will call advance; order is kept
 		}
 	}
@@ -221,6 +230,48 @@ func (s *session) advance() {
 	if s.open == 0 {
 		s.settle()
 	}
+}
+
+// answerPatience is how long a newer push waits for the answers to an older one. Waiting lets a
+// rejection of clusters stop what would refer to them; it must not let one response that a
+// client never answers keep all types from it for ever. The order of the stream still is the
+// order in which the client sees things.
+const answerPatience = 2 * time.Second
+
+// hurry makes sure that a newer push does not wait for ever. Called with mu held.
+func (s *session) hurry() {
+	if s.closed || s.timer != nil || s.target == nil {
+		return
+	}
+	if latest := s.group.wantedBy(s.node); latest == nil || latest == s.target {
+		return // nothing waits; the next push asks again
+	}
+	s.timer = time.AfterFunc(answerPatience, s.writeOff)
+}
+
+// overdue: the client has not answered what was sent last, and is not waited for; it asks
+// again when it does.
+func (t *typeSub) overdue() bool {
+	return len(t.pending) > 0 && t.pending[len(t.pending)-1].late
+}
+
+// writeOff stops waiting for answers that are overdue, and goes on.
+func (s *session) writeOff() {
+	s.mu.Lock()
+	s.timer = nil
+	if now := time.Now(); !s.closed {
+		for _, t := range s.types {
+			for i := range t.pending {
+				if r := &t.pending[i]; !r.late && now.Sub(r.at) >= answerPatience {
+					r.late = true
+					s.late++
+				}
+			}
+		}
+		s.advance()
+	}
+	s.mu.Unlock()
+	s.dropRetained()
 }
 
 // rewarm sends the load assignment of every cluster that changes along with it, changed
@@ -257,7 +308,7 @@ func (s *session) rewarm(next *generation) {
 // it, even of one that left it unchanged: it is the mark that the set is complete.
 func (s *session) closePush() {
 	t := s.types[xds.TypeMeshPolicy]
-	if s.open > 0 && s.delta && t != nil && t.armed && t.answered {
+	if s.open > s.late && s.delta && t != nil && t.armed && t.answered {
 		t.demand(xds.MeshName)
 		s.launch(t)
 	}
@@ -318,7 +369,8 @@ func (s *session) sent(typeURL, nonce string) {
 	if t == nil {
 		return // cannot be: a response is built from its typeSub
 	}
-	t.building.nonce, t.sentAt = nonce, time.Now()
+	t.sentAt = time.Now()
+	t.building.nonce, t.building.at = nonce, t.sentAt
 	t.pending = append(t.pending, t.building)
 	t.building = response{}
 }
@@ -331,6 +383,11 @@ func (s *session) answer(t *typeSub, nonce string, detail *status.Status) {
 			continue
 		}
 		s.open -= i + 1
+		for _, answered := range t.pending[:i+1] {
+			if answered.late {
+				s.late--
+			}
+		}
 		t.pending = slices.Delete(t.pending, 0, i+1) // which clears what it frees
 		t.lastSeen = nonce
 		if detail != nil {

@@ -2,6 +2,8 @@ package adsserver_test
 
 import (
 	"testing"
+	"testing/synctest"
+	"time"
 
 	rpc "google.golang.org/genproto/googleapis/rpc/status"
 
@@ -170,5 +172,44 @@ func TestSotwRemovalWaitsForRoutes(t *testing.T) {
 		c.want()
 		c.request(xds.TypeRoute, nil, "model/chat")
 		c.want("Cluster +" + v2)
+	})
+}
+
+// A response that a client never answers holds a newer push up for two seconds, and not for
+// ever; the push counts as accepted when everything is answered after all.
+func TestAnswersAreNotWaitedForForEver(t *testing.T) {
+	bubble(t, adsserver.Options{}, func(w *world) {
+		w.publish(chat(1, "v1"))
+		c := w.sotw("g")
+		c.request(xds.TypeListener, nil, "model/chat")
+		c.want("Listener +model/chat") // and no answer to it
+		listener := c.last[xds.TypeListener]
+		c.request(xds.TypeEndpoint, nil, v1)
+		c.want("ClusterLoadAssignment +" + v1)
+		c.request(xds.TypeEndpoint, nil, v1)
+		w.publish(change(chat(2, "v1"), "v1", 5))
+		c.want()
+		time.Sleep(1900 * time.Millisecond)
+		synctest.Wait()
+		c.want()
+		time.Sleep(200 * time.Millisecond)
+		synctest.Wait()
+		c.want("ClusterLoadAssignment +" + v1)
+		c.request(xds.TypeEndpoint, nil, v1)
+		if got := w.srv.Ledger()[0]; got.Acked != 0 || got.Sent != 2 {
+			t.Errorf("with a response unanswered: %+v", got)
+		}
+		// What is late is answered, and the next push is a push like any other.
+		c.last[xds.TypeListener] = listener
+		c.request(xds.TypeListener, nil, "model/chat")
+		if got := w.srv.Ledger()[0]; got.Acked != 2 {
+			t.Errorf("with everything answered: %+v", got)
+		}
+		w.publish(change(chat(3, "v1"), "v1", 6))
+		c.want("ClusterLoadAssignment +" + v1)
+		w.publish(change(chat(4, "v1"), "v1", 7))
+		c.want() // waits again
+		c.request(xds.TypeEndpoint, nil, v1)
+		c.want("ClusterLoadAssignment +" + v1)
 	})
 }
