@@ -58,6 +58,7 @@ func (s *Server) catchUp(ctx context.Context, g *errgroup.Group) {
 	if err != nil && ctx.Err() == nil {
 		s.opts.Logger.Warn("serving the copy as it is", "head", s.opts.Log.Head(), "error", err)
 	}
+	s.lease.look() // before anything is published: a restart is no news from the leader
 }
 
 // shown waits until every answer of this replica shows a position.
@@ -239,13 +240,7 @@ func (l *lease) run(ctx context.Context) error {
 	defer t.Stop()
 	for {
 		heard := l.follower.Heard()
-		left := l.limit - l.follower.Silence(l.now())
-		if l.lapsed.Swap(left <= 0) != (left <= 0) {
-			select {
-			case l.wake <- struct{}{}:
-			default:
-			}
-		}
+		left := l.look()
 		var due <-chan time.Time
 		if left > 0 {
 			t.Reset(left)
@@ -258,6 +253,19 @@ func (l *lease) run(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// look says how much of the lease is left, and wakes the publisher if it has lapsed or come
+// back since the last look.
+func (l *lease) look() (left time.Duration) {
+	left = l.limit - l.follower.Silence(l.now())
+	if l.lapsed.Swap(left <= 0) != (left <= 0) {
+		select {
+		case l.wake <- struct{}{}:
+		default:
+		}
+	}
+	return left
 }
 
 // without are the candidates that policy is compiled without while the lease has lapsed.

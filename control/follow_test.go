@@ -61,8 +61,13 @@ func (l *link) set(cut bool) {
 
 // follow runs a replica that follows leader; its clients use its own plane.
 func (leader *plane) follow(t *testing.T, name string) (*plane, *link) {
+	return leader.followWith(t, name, nil, false)
+}
+
+// followWith is follow with the copy of an earlier life, and with the link cut from the start.
+func (leader *plane) followWith(t *testing.T, name string, have *memory.Copy, cut bool) (*plane, *link) {
 	t.Helper()
-	l := &link{listen: bufconn.Listen(1 << 20)}
+	l := &link{listen: bufconn.Listen(1 << 20), cut: cut}
 	gs := grpc.NewServer()
 	leader.srv.RegisterGRPC(gs)
 	go func() { _ = gs.Serve(l.listen) }() // ends with Stop
@@ -72,6 +77,9 @@ func (leader *plane) follow(t *testing.T, name string) (*plane, *link) {
 	}
 	f, err := replicate.Open(t.Context(), replicate.FollowerOptions{Conn: conn, Leader: "leader", Name: name,
 		Store: func(incarnation uint64) (replicate.Store, error) {
+			if have != nil {
+				return have, nil
+			}
 			if incarnation == 0 {
 				return nil, outrigger.Errorf(outrigger.NotFound, "no copy")
 			}
@@ -307,6 +315,41 @@ func TestFollowerCutOff(t *testing.T) {
 		time.Sleep(time.Minute) // gRPC's own pauses between attempts
 		if got := shares(far.policy().Model("chat")); got["v2"] != 5000 {
 			t.Fatalf("with the leader back the sidecar gives %v", got)
+		}
+	})
+}
+
+// A follower that starts while its leader is away has heard nothing: it serves no candidate,
+// however often it is started, and the candidate is back with the leader.
+func TestFollowerStartsWithoutLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		leader := newPlane(t)
+		defer leader.stop()
+		leader.register("chat", "v1", "v2")
+		if _, err := leader.admin.StartRollout(t.Context(), &pb.StartRolloutRequest{Id: "r", Model: "chat", Candidate: "v2", Actor: "ann",
+			Phases: []*pb.RolloutPhase{{Name: "half", Weight: 5000, MinDuration: durationpb.New(time.Hour)}}}); err != nil {
+			t.Fatal(err)
+		}
+		have := &memory.Copy{Log: memory.New(memory.WithIncarnation(leader.log.Incarnation()))}
+		for e, err := range leader.log.ReadAll(t.Context(), 1) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := have.Ingest(t.Context(), []*pb.Event{e}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		follower, wire := leader.followWith(t, "two", have, true)
+		defer follower.stop()
+		far := follower.join("far")
+		defer far.leave()
+		if got := shares(far.policy().Model("chat")); got["v2"] != 0 || got["v1"] != 10000 {
+			t.Fatalf("started without a leader it gives %v", got)
+		}
+		wire.set(false)
+		time.Sleep(time.Minute)
+		if got := shares(far.policy().Model("chat")); got["v2"] != 5000 {
+			t.Fatalf("with the leader there it gives %v", got)
 		}
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"log/slog"
+	"math"
 	mrand "math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -43,7 +44,7 @@ type Follower struct {
 	opts   FollowerOptions
 	client pb.ReplicationClient
 	link   atomic.Bool  // the leader is shipping
-	heard  atomic.Int64 // when the last answered question to the leader was asked, Unix ns
+	heard  atomic.Int64 // when the last answered question to the leader was asked, Unix ns; 0 = none was
 	ended  chan struct{}
 
 	mu      sync.Mutex
@@ -81,7 +82,6 @@ func Open(ctx context.Context, o FollowerOptions) (*Follower, error) {
 	}
 	f := &Follower{opts: o, client: pb.NewReplicationClient(o.Conn), ended: make(chan struct{}),
 		grown: make(chan struct{}), asked: make(chan struct{}, 1), silence: make(chan struct{})}
-	f.heard.Store(o.Now().UnixNano())
 	var err error
 	if f.Store, err = o.Store(0); !outrigger.IsKind(err, outrigger.NotFound) {
 		return f, err
@@ -366,9 +366,15 @@ func (f *Follower) confirmer(ctx context.Context) {
 	}
 }
 
-// Silence is how long ago the last question was asked that the leader answered.
+// Silence is how long ago the last question was asked that the leader answered; before the
+// first answer of this life it is longer than any limit, because what an earlier life heard,
+// and when, is not known.
 func (f *Follower) Silence(now time.Time) time.Duration {
-	return max(0, now.Sub(time.Unix(0, f.heard.Load())))
+	heard := f.heard.Load()
+	if heard == 0 {
+		return math.MaxInt64
+	}
+	return max(0, now.Sub(time.Unix(0, heard)))
 }
 
 // Heard returns a channel that is closed by the leader's next answer.
