@@ -11,7 +11,9 @@
 // events; the monitor does the same for rollouts. Whenever facts that policy depends on
 // change, they are compiled (package compile), encoded as xDS and pushed. So the one way
 // to change anything is an event, and the policy in force is a function of the log: any
-// number of Servers over one log compile the same bytes.
+// number of Servers over one log compile the same bytes. With Options.Follow a Server has a copy
+// of another one's log (package replicate): it answers, compiles and watches its own clients,
+// and leaves weighing evidence and deciding to the Server that owns the log.
 //
 // # Promises
 //
