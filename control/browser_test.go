@@ -40,9 +40,12 @@ type browser struct {
 	next    int
 
 	mu      sync.Mutex
-	answers map[int]chan json.RawMessage
+	answers map[int]chan answer
 	faults  []string // console errors, exceptions, failed loads
 }
+
+// answer is what the browser says to one command: a result or why there is none.
+type answer struct{ result, refusal json.RawMessage }
 
 // newBrowser starts a Chromium with an empty profile, which ends with the test. Without one
 // the test is skipped, and fails where CI is set.
@@ -89,7 +92,7 @@ func newBrowser(t testing.TB) *browser {
 		t.Fatal(err)
 	}
 	conn.SetReadLimit(64 << 20)
-	b := &browser{t: t, conn: conn, ctx: ctx, answers: map[int]chan json.RawMessage{}}
+	b := &browser{t: t, conn: conn, ctx: ctx, answers: map[int]chan answer{}}
 	go b.read()
 	var target struct{ TargetID string }
 	b.call("Target.createTarget", map[string]any{"url": "about:blank"}, &target)
@@ -150,22 +153,19 @@ func (b *browser) read() {
 		}
 		if c := b.answers[m.ID]; c != nil && m.ID != 0 {
 			delete(b.answers, m.ID)
-			if m.Error != nil {
-				m.Result = nil
-				b.faults = append(b.faults, string(m.Error))
-			}
-			c <- m.Result
+			c <- answer{m.Result, m.Error}
 		}
 		b.mu.Unlock()
 	}
 }
 
-func (b *browser) call(method string, params any, into any) {
+// ask has one command carried out and returns what the browser refused it with, if it did.
+func (b *browser) ask(method string, params any, into any) (refusal string) {
 	b.t.Helper()
 	b.next++
-	answer := make(chan json.RawMessage, 1)
+	answers := make(chan answer, 1)
 	b.mu.Lock()
-	b.answers[b.next] = answer
+	b.answers[b.next] = answers
 	b.mu.Unlock()
 	raw, err := json.Marshal(map[string]any{"id": b.next, "method": method, "params": params, "sessionId": b.session})
 	if err != nil {
@@ -177,24 +177,48 @@ func (b *browser) call(method string, params any, into any) {
 	if err := b.conn.Write(b.ctx, websocket.MessageText, raw); err != nil {
 		b.t.Fatalf("%s: %v", method, err)
 	}
+	var got answer
 	select {
-	case raw = <-answer:
+	case got = <-answers:
 	case <-time.After(browserWait):
 		b.t.Fatalf("%s: no answer", method)
 	}
+	if got.refusal != nil {
+		return string(got.refusal)
+	}
 	if into != nil {
-		if err := json.Unmarshal(raw, into); err != nil {
-			b.t.Fatalf("%s: %v: %s", method, err, raw)
+		if err := json.Unmarshal(got.result, into); err != nil {
+			b.t.Fatalf("%s: %v: %s", method, err, got.result)
 		}
+	}
+	return ""
+}
+
+// call is ask for a command that nothing may be in the way of.
+func (b *browser) call(method string, params any, into any) {
+	b.t.Helper()
+	if refusal := b.ask(method, params, into); refusal != "" {
+		b.t.Fatalf("%s: %s", method, refusal)
 	}
 }
 
-// eval returns the value of an expression as text.
+// eval returns the value of an expression as text. It is asked again when the browser
+// refuses, as it does when the page is replaced by the next one between question and answer
+// ("Inspected target navigated or closed", "Cannot find default execution context").
 func (b *browser) eval(expression string) string {
 	b.t.Helper()
-	var out struct{ Result struct{ Value any } }
-	b.call("Runtime.evaluate", map[string]any{"expression": "String(" + expression + ")"}, &out)
-	return fmt.Sprint(out.Result.Value)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(browserWait); ; <-tick.C {
+		var out struct{ Result struct{ Value any } }
+		refusal := b.ask("Runtime.evaluate", map[string]any{"expression": "String(" + expression + ")"}, &out)
+		if refusal == "" {
+			return fmt.Sprint(out.Result.Value)
+		}
+		if time.Now().After(deadline) {
+			b.t.Fatalf("%s: %s", expression, refusal)
+		}
+	}
 }
 
 // until waits for an expression to be true; a page that is being replaced is not.
@@ -238,7 +262,7 @@ func (b *browser) press(keys ...string) {
 		}
 		b.call("Input.dispatchKeyEvent", p, nil)
 		p = map[string]any{"type": "keyUp", "key": k, "code": k, "windowsVirtualKeyCode": code}
-		b.call("Input.dispatchKeyEvent", p, nil)
+		b.ask("Input.dispatchKeyEvent", p, nil) // refused where the page went with the key's first half
 	}
 }
 
