@@ -266,9 +266,18 @@ func (b *browser) press(keys ...string) {
 	}
 }
 
-// tabTo presses Tab until the focus is on what the expression e says.
+// write puts a text into the field that has the focus.
+func (b *browser) write(text string) {
+	b.t.Helper()
+	b.call("Input.insertText", map[string]any{"text": text}, nil)
+	b.until("the text is in the field", fmt.Sprintf("document.activeElement.value === %q", text))
+}
+
+// tabTo presses Tab until the focus is on what the expression e says. A page takes keys for
+// sure when its scripts have run.
 func (b *browser) tabTo(what, e string) {
 	b.t.Helper()
+	b.until("the page is loaded", "document.readyState === 'complete'")
 	for range 80 {
 		b.press("Tab")
 		if b.eval("(e => "+e+")(document.activeElement)") == "true" {
@@ -357,7 +366,8 @@ func TestPagesInABrowser(t *testing.T) {
 	b.width(1280, false)
 
 	b.open(web.URL + "/login")
-	b.call("Input.insertText", map[string]any{"text": secretOf + "olga"}, nil)
+	b.until("the field for a token has the focus", "document.hasFocus() && document.activeElement.tagName === 'INPUT'")
+	b.write(secretOf + "olga")
 	b.press("Enter")
 	b.until("signed in", "location.pathname === '/' && document.querySelector('.who').innerText === 'olga, operator'")
 	b.sees("#link", "live")
@@ -423,7 +433,7 @@ func TestPagesInABrowser(t *testing.T) {
 	b.open(web.URL + "/audit")
 	b.sees("#list", "approved by olga")
 	b.until("the field for a moment has the focus", "(document.getElementById('at').focus(), true)")
-	b.call("Input.insertText", map[string]any{"text": fmt.Sprint(position)}, nil)
+	b.write(fmt.Sprint(position))
 	b.press("Enter")
 	b.sees("#past", fmt.Sprintf("position %d", position))
 	b.shot("past")
