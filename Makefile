@@ -29,12 +29,14 @@ drill: build        ## time rollbacks end to end at 100 sidecars, and kill the c
 deps:               ## install what tests and benchmarks need beyond Go
 	@bash .ci/deps
 
+# .ci/gotest is go test that says at its end what failed. The time limits are for a machine
+# that is an order of magnitude slower than the one the tests were written on.
 test: deps          ## all tests, long suites in short rotating slices
 	$(GO) vet $(PACKAGES)
-	$(GO) test $(PACKAGES)
+	@GO=$(GO) .ci/gotest -timeout 30m $(PACKAGES)
 
 race: deps          ## the same tests under the race detector
-	$(GO) test -race $(RACE)
+	@GO=$(GO) .ci/gotest -race -timeout 30m $(RACE)
 
 fuzz:               ## every fuzz target for FUZZTIME each
 	@bash .ci/fuzz $(FUZZTIME)
@@ -62,8 +64,8 @@ lint: $(TOOLS)/staticcheck ## gofmt, vet, staticcheck
 	$(TOOLS)/staticcheck $(PACKAGES)
 
 ci: lint generate-check consul ## race detector, long slices, generated-code check
-	$(GO) test -race -timeout 20m $(RACE)
-	OUTRIGGER_LONG=1 $(GO) test -timeout 30m $(PACKAGES)
+	@GO=$(GO) .ci/gotest -race -timeout 45m $(RACE)
+	@OUTRIGGER_LONG=1 GO=$(GO) .ci/gotest -timeout 60m $(PACKAGES)
 
 consul: $(TOOLS)/consul ## build a Consul agent for the tests of region/consul (minutes)
 

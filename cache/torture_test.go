@@ -19,8 +19,7 @@ import (
 
 const (
 	tortureLease = 300 * time.Millisecond // the agent's default
-	// All processes read one CLOCK_MONOTONIC, but node.Clock aligns Go's with it by two
-	// readings, and a process may be descheduled in between.
+	// All processes read one CLOCK_MONOTONIC, but for node.Clock's error.
 	tortureSlack   = 20 * time.Millisecond
 	tortureReaders = 4
 )
@@ -33,12 +32,25 @@ const (
 func TestTorture(t *testing.T) {
 	seed := uint64(time.Now().Unix()) / 86400
 	if os.Getenv("OUTRIGGER_LONG") != "1" {
-		torture(t, seed, 6*time.Second)
+		tortureEnough(t, seed, 6*time.Second)
 		return
 	}
 	for i := range uint64(10) {
-		t.Run(fmt.Sprintf("minute %d", i+1), func(t *testing.T) { torture(t, seed+i<<32, time.Minute) })
+		t.Run(fmt.Sprintf("minute %d", i+1), func(t *testing.T) { tortureEnough(t, seed+i<<32, time.Minute) })
 	}
+}
+
+// tortureEnough repeats a run in which too little happened to prove anything, as on a machine
+// that hardly gets to run it, for twice as long.
+func tortureEnough(t *testing.T, seed uint64, length time.Duration) {
+	for try := range uint64(3) {
+		few := torture(t, seed+try, length<<try)
+		if len(few) == 0 || t.Failed() {
+			return
+		}
+		t.Logf("in %v: %s", length<<try, few)
+	}
+	t.Error("too little happened in every run")
 }
 
 // tortureMesh is the processes of one run.
@@ -104,7 +116,7 @@ func (m *tortureMesh) pause(d time.Duration) {
 // until polls a condition about other processes.
 func (m *tortureMesh) until(what string, ok func() bool) {
 	m.t.Helper()
-	for end := time.Now().Add(30 * time.Second); !ok(); m.pause(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !ok(); m.pause(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			m.t.Fatalf("%s does not happen", what)
 		}
@@ -121,7 +133,9 @@ func size(path string) int64 {
 	return st.Size()
 }
 
-func torture(t *testing.T, seed uint64, length time.Duration) {
+// torture says what happened too seldom in a run of that length.
+func torture(t *testing.T, seed uint64, length time.Duration) (few []string) {
+	t.Helper()
 	r := rand.New(rand.NewPCG(seed, 7))
 	dir, err := os.MkdirTemp("", "torture") // short: paths of sockets are limited
 	must(t, err)
@@ -165,11 +179,13 @@ func torture(t *testing.T, seed uint64, length time.Duration) {
 	m.pause(time.Second)
 	m.close()
 	m.procs = nil
-	m.judge(careless)
+	return m.judge(careless)
 }
 
-func (m *tortureMesh) judge(careless string) {
+func (m *tortureMesh) judge(careless string) (few []string) {
 	t := m.t
+	t.Helper()
+	missing := func(format string, args ...any) { few = append(few, fmt.Sprintf(format, args...)) }
 	var writes []tortureRecord
 	for life := 1; life <= m.lives; life++ {
 		of, err := readAll(ledgerPath(m.dir, life)) // none, if it was not an authority's
@@ -192,21 +208,22 @@ func (m *tortureMesh) judge(careless string) {
 	control := ledger.judge(answers)
 	t.Logf("%d writes, kills %v, %d answers: by tier %v, %d marked; the careless reader: %d of %d wrong", len(writes), m.kills, sum.answers, sum.tiers, sum.marked, len(control.bad), control.answers)
 	if control.stale == 0 {
-		t.Error("the reader that ignores the lease was not found out, so this test proves nothing")
+		missing("the reader that ignores the lease was not found out")
 	}
 	for _, tier := range []outrigger.Tier{outrigger.TierProcess, outrigger.TierNode, outrigger.TierOrigin} {
 		if sum.tiers[tier] < 100 {
-			t.Errorf("%d answers from tier %s: too few", sum.tiers[tier], tier)
+			missing("%d answers from tier %s", sum.tiers[tier], tier)
 		}
 	}
 	for _, role := range []string{"agent", "origin", "reader"} {
 		if m.kills[role] == 0 {
-			t.Errorf("no %s was killed", role)
+			missing("no %s was killed", role)
 		}
 	}
 	if sum.marked == 0 || len(writes) < 5000 {
-		t.Errorf("%d marked answers, %d writes: too few", sum.marked, len(writes))
+		missing("%d marked answers, %d writes", sum.marked, len(writes))
 	}
+	return few
 }
 
 // tortureLedger is the committed writes of each key, by time.

@@ -30,7 +30,7 @@ func newConsole(t *testing.T) *console {
 	if testing.Short() {
 		t.Skip("starts processes")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	t.Cleanup(cancel)
 	c, dir := &console{t: t}, t.TempDir()
 	c.admin = "unix:" + filepath.Join(dir, "admin.sock")

@@ -37,7 +37,7 @@ func newEnvoyPod(t *testing.T) *pod {
 	}
 	control, _, _ := p.start(nil, "control", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data", filepath.Join(p.dir, "data"))
 	p.http = control["listen"]
-	p.verb("model", "register", "chat", "v1", "--endpoint", server4+":9001@local", "--wait", "20s")
+	p.verb("model", "register", "chat", "v1", "--endpoint", server4+":9001@local", "--wait", "60s")
 	file := filepath.Join(p.dir, "bootstrap.json")
 	if err := os.WriteFile(file, []byte(p.verb("xds", "bootstrap", "--control", p.http, "--node", "envoy-1")), 0o644); err != nil {
 		t.Fatal(err)

@@ -93,7 +93,7 @@ func TestInitWatch(t *testing.T) {
 	ended := make(chan string, 1)
 	var out bytes.Buffer
 	go ns.Do(func() {
-		code := Main{Stdout: &out, Stderr: &out, Environ: []string{}}.Run(ctx, append([]string{"init", "watch", "--interval", "50ms"}, settings...))
+		code := Main{Stdout: &out, Stderr: &out, Environ: []string{}}.Run(ctx, append([]string{"init", "watch", "--interval", "200ms"}, settings...))
 		ended <- fmt.Sprint(code)
 	})
 	for range 2 {
@@ -110,7 +110,8 @@ func TestInitWatch(t *testing.T) {
 		t.Errorf("exit code %s", code)
 	}
 	inForce(true)
-	if s := out.String(); strings.Count(s, "rules installed") != 3 || strings.Count(s, "rules removed") != 2 {
+	// More only where it could not look in time, thrice in a row.
+	if s := out.String(); strings.Count(s, "rules installed") < 3 || strings.Count(s, "rules removed") != strings.Count(s, "rules installed")-1 {
 		t.Errorf("it said\n%s", s)
 	}
 }

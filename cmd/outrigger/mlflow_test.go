@@ -18,7 +18,7 @@ func TestMLflowClient(t *testing.T) {
 		t.Skip("starts processes")
 	}
 	python := pythonEnvironment(t, "mlflow")
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	t.Cleanup(cancel)
 	dir := t.TempDir()
 	access := filepath.Join(dir, "access.json")

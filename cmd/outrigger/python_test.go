@@ -24,7 +24,7 @@ func TestPythonClient(t *testing.T) {
 	}
 	python := pythonEnvironment(t)
 	// Not the test's own context, which ends before its clean-ups: they end the processes.
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	t.Cleanup(cancel)
 	stubs := t.TempDir()
 	generate := exec.CommandContext(ctx, python, "-m", "grpc_tools.protoc", "-I", filepath.Join("..", "..", "api"),

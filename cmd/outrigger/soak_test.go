@@ -253,7 +253,7 @@ func (s *soaked) settle(b *book, began map[string]uint64, versions [soakSessions
 	s.t.Helper()
 	want := b.snapshot()
 	var off []string
-	limit := time.Now().Add(30 * time.Second)
+	limit := time.Now().Add(time.Minute)
 	look := time.NewTicker(50 * time.Millisecond)
 	defer look.Stop()
 	for {

@@ -52,7 +52,7 @@ func TestNodeClients(t *testing.T) {
 		}
 		panic(http.ErrAbortHandler) // the model dies
 	}))), nil), Options{})
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, "node", filepath.Join("testdata", "clients.mjs"), modules, good.front.URL, bad.front.URL).CombinedOutput()
 	if err != nil || !bytes.HasSuffix(bytes.TrimSpace(out), []byte("PASS")) {

@@ -162,7 +162,7 @@ func dialRelay(t *testing.T, address string) (net.Conn, *bufio.Reader) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
 	return c, bufio.NewReader(c)
 }
 
@@ -306,7 +306,7 @@ func TestRelayDrains(t *testing.T) {
 			_, _ = io.Copy(io.Discard, br) // the loop closes it
 			close(release)
 		})}
-		grace := 10 * time.Second
+		grace := time.Minute
 		if !finishes {
 			grace = 50 * time.Millisecond
 		}

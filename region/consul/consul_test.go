@@ -159,10 +159,10 @@ func start(t *testing.T, addr string, self region.Info) *Directory {
 	return d
 }
 
-// eventually polls until ok or two seconds passed.
+// eventually polls until ok, for a minute at most.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for !ok() {
