@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os/exec"
@@ -12,7 +13,8 @@ import (
 	"syscall"
 )
 
-// lineProcess is a child that answers each line it is sent with one JSON object.
+// lineProcess is a child that answers each line it is sent with one JSON object. A field
+// "error" of it that is not empty fails the question.
 type lineProcess[T any] struct {
 	cmd *exec.Cmd
 	in  io.WriteCloser
@@ -37,8 +39,12 @@ func startLines[T any](ctx context.Context, argv []string) (*lineProcess[T], err
 // next reads the next object.
 func (p *lineProcess[T]) next() (v T, err error) {
 	line, err := p.out.ReadBytes('\n')
+	var said struct{ Error string }
 	if err == nil {
-		err = json.Unmarshal(line, &v)
+		err = errors.Join(json.Unmarshal(line, &v), json.Unmarshal(line, &said))
+	}
+	if err == nil && said.Error != "" {
+		return v, fmt.Errorf("%s: %s", filepath.Base(p.cmd.Path), said.Error)
 	}
 	if err != nil {
 		err = fmt.Errorf("%s: %w; it printed %.300q; %v", filepath.Base(p.cmd.Path), err, line, p.cmd.Stderr)

@@ -45,7 +45,7 @@ type row struct {
 
 // allRows lists every id in the order of the results file.
 func allRows() []row {
-	return slices.Concat(cacheRows(), feedRows(), nodeTierRows(), proxyRows(), sseRows(), tcpRows(), idleRows(), grpcRows(), xdsRows(), logRows(), experimentRows(), deployRows())
+	return slices.Concat(cacheRows(), feedRows(), nodeTierRows(), proxyRows(), sseRows(), tcpRows(), idleRows(), grpcRows(), xdsRows(), fleetRows(), logRows(), experimentRows(), deployRows())
 }
 
 func main() {
@@ -66,6 +66,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	f.SetOutput(stderr)
 	pattern := f.String("run", ".", "regular expression; rows whose id it matches are measured")
 	out := f.String("out", "bench/results/latest.json", "results file; rows of other ids are kept")
+	fleet := f.String("plan", "", "print what a fleet of so many sidecars costs the control plane, or of sidecars and gRPC clients as in 100000,5000, and end")
 	list := f.Bool("list", false, "list the rows and end")
 	f.StringVar(&e.binary, "binary", "bin/outrigger", "our binary")
 	f.StringVar(&e.root, "root", ".", "root of the repository")
@@ -75,6 +76,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	f.StringVar(&e.traces, "traces", "", "directory of recorded traces for cache.hit_ratio: numbers of keys, one a line; .gz too")
 	if err := f.Parse(args); err != nil {
 		return err
+	}
+	if *fleet != "" {
+		return plan(*out, *fleet, stdout)
 	}
 	re, err := regexp.Compile(*pattern)
 	if err != nil {

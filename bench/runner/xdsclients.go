@@ -20,14 +20,18 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// xdsClients is a fleet of delta ADS clients in one process, each with a TCP connection
-// of its own. They speak gRPC over HTTP/2 frames by hand, one goroutine each, so that the
-// machine's time goes to the server that is measured; what they acknowledge is real.
+// xdsClients is a fleet of ADS clients in one process, each with a TCP connection of its
+// own: delta clients that follow everything, as sidecars and Envoys do, and clients of the
+// state of the world that follow one model by name, as gRPC does. They speak gRPC over HTTP/2
+// frames by hand, one goroutine each, so that the machine's time goes to the server that is
+// measured; what they acknowledge is real.
 type xdsClients struct {
 	address string
-	types   []string
-	mark    string // the type whose responses are counted
+	types   []string // what a delta client follows
+	mark    string   // the type whose responses are counted; of a gRPC client it is xds.TypeRoute
 	count   int
+	state   int // the first so many are clients of the state of the world
+	fleetConduct
 
 	mu        sync.Mutex
 	changed   *sync.Cond
@@ -46,22 +50,29 @@ type xdsClients struct {
 // xdsStream is one client.
 type xdsStream struct {
 	all      *xdsClients
+	i        int
 	conn     net.Conn
 	frames   *http2.Framer
 	answered map[string]bool
+	accepted map[string]string // of a client of the state of the world: the version of each type
 	marks    int
+	turn     int // the last of fleetConduct.turn it answered in
 	buf      []byte
 	out      []byte
-	taken    int // bytes of flow control not given back
+	taken    int  // bytes of flow control not given back
+	cut      bool // by us
 }
 
 // xdsSeen is what the process says when asked.
 type xdsSeen struct {
-	Began     int64  `json:"began"`
-	Last      int64  `json:"last"` // when the last stream got, and acknowledged, what was waited for
-	Resources int64  `json:"resources"`
-	Responses int64  `json:"responses"`
-	Error     string `json:"error,omitempty"`
+	Began     int64   `json:"began"`
+	Last      int64   `json:"last"` // when the last stream got, and acknowledged, what was waited for
+	Resources int64   `json:"resources"`
+	Responses int64   `json:"responses"`
+	Down      int64   `json:"down"`   // bytes received since the last report, frames included, TCP's own not
+	Up        int64   `json:"up"`     // bytes sent
+	CPUUS     float64 `json:"cpu_us"` // processor time of the process so far
+	Error     string  `json:"error,omitempty"`
 }
 
 // xdsPatience bounds every wait for a fleet.
@@ -70,7 +81,8 @@ const xdsPatience = 60 * time.Second
 // childXDSClients connects, reports, and then obeys one line at a time: "wait N" for the
 // Nth marked response on every stream since the last connect, "count" for what was
 // received since the last report, "nack" to reject from now on, "ack" to accept again,
-// "storm" to cut all connections and come back with the versions held.
+// "storm" to cut all connections and come back with the versions held, and what obey of
+// fleetConduct knows.
 func childXDSClients(_ context.Context, args []string, in io.Reader) (any, error) {
 	f := flag.NewFlagSet("xdsclients", flag.ContinueOnError)
 	c := &xdsClients{versions: map[string]map[string]string{}}
@@ -78,6 +90,7 @@ func childXDSClients(_ context.Context, args []string, in io.Reader) (any, error
 	types := f.String("types", "", "type URLs to follow, separated by commas")
 	f.StringVar(&c.mark, "mark", "", "type URL whose responses are counted")
 	f.IntVar(&c.count, "streams", 1, "how many clients")
+	f.IntVar(&c.state, "grpc", 0, "how many of them are clients of the state of the world")
 	if err := f.Parse(args); err != nil {
 		return nil, err
 	}
@@ -111,14 +124,10 @@ func childXDSClients(_ context.Context, args []string, in io.Reader) (any, error
 			c.mu.Unlock()
 			err = say(xdsSeen{}, nil)
 		case "storm":
-			c.mu.Lock()
-			cut := c.streams
-			c.streams = nil
-			c.mu.Unlock()
-			for _, s := range cut {
-				_ = s.conn.Close() // its goroutine ends
-			}
+			c.cut(func(*xdsStream) bool { return true })
 			err = say(c.connect(true))
+		default:
+			err = say(c.obey(sc.Text()))
 		}
 		if err != nil {
 			return nil, err
@@ -129,7 +138,7 @@ func childXDSClients(_ context.Context, args []string, in io.Reader) (any, error
 
 // take returns what was received since it was last called. Called with mu held.
 func (c *xdsClients) take() xdsSeen {
-	out := xdsSeen{Resources: c.resources, Responses: c.responses}
+	out := xdsSeen{Resources: c.resources, Responses: c.responses, Down: c.down.Swap(0), Up: c.up.Swap(0), CPUUS: float64(busy().Microseconds())}
 	c.resources, c.responses = 0, 0
 	return out
 }
@@ -145,6 +154,16 @@ func (c *xdsClients) connect(again bool) (xdsSeen, error) {
 		held = nil
 	}
 	c.mu.Unlock()
+	all := make([]int, c.count)
+	for i := range all {
+		all[i] = i
+	}
+	return c.openAll(began, all, held)
+}
+
+// openAll opens the given streams, of which there must be none, and waits until each of the
+// fleet had an answer to every subscription.
+func (c *xdsClients) openAll(began time.Time, which []int, held map[string]map[string]string) (xdsSeen, error) {
 	work, errs := make(chan int), make(chan error, 32)
 	for range cap(errs) { // as many at once as a listener's backlog bears
 		go func() {
@@ -157,7 +176,7 @@ func (c *xdsClients) connect(again bool) (xdsSeen, error) {
 			errs <- err
 		}()
 	}
-	for i := range c.count {
+	for _, i := range which {
 		work <- i
 	}
 	close(work)
@@ -208,18 +227,23 @@ func (c *xdsClients) until(done func() bool) error {
 
 // open dials and subscribes to everything; held is what the client has already.
 func (c *xdsClients) open(i int, held map[string]map[string]string) error {
-	conn, err := net.Dial("tcp", c.address)
+	dialled, err := net.Dial("tcp", c.address)
 	if err != nil {
 		return err
 	}
-	s := &xdsStream{all: c, conn: conn, answered: make(map[string]bool, len(c.types))}
+	conn := countedConn{dialled, &c.down, &c.up}
+	s := &xdsStream{all: c, i: i, conn: conn, answered: make(map[string]bool, len(c.types))}
+	method := "DeltaAggregatedResources"
+	if s.isState() {
+		method, s.accepted = "StreamAggregatedResources", map[string]string{}
+	}
 	w := bufio.NewWriter(conn) // the opening goes out in one piece
 	s.frames = http2.NewFramer(w, conn)
 	s.frames.SetReuseFrames()
 	var head strings.Builder
 	h := hpack.NewEncoder(&head)
 	for _, f := range [][2]string{{":method", "POST"}, {":scheme", "http"}, {":authority", "ads"},
-		{":path", "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"},
+		{":path", "/envoy.service.discovery.v3.AggregatedDiscoveryService/" + method},
 		{"content-type", "application/grpc"}, {"te", "trailers"}} {
 		if err := h.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]}); err != nil {
 			return err
@@ -229,7 +253,11 @@ func (c *xdsClients) open(i int, held map[string]map[string]string) error {
 	err = errors.Join(err, s.frames.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: xdsWindow}),
 		s.frames.WriteWindowUpdate(0, xdsWindow-65535),
 		s.frames.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte(head.String()), EndHeaders: true}))
-	for n, t := range c.types {
+	for n, t := range s.types() {
+		if s.isState() {
+			err = errors.Join(err, s.send(s.stateRequest(t, n == 0, "", nil)))
+			continue
+		}
 		var req []byte
 		if n == 0 {
 			node := protowire.AppendString(protowire.AppendTag(nil, 1, protowire.BytesType), fmt.Sprintf("node-%05d", i))
@@ -279,11 +307,9 @@ func (s *xdsStream) run() {
 	c := s.all
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, open := range c.streams {
-		if open == s && c.failed == nil { // nobody cut it
-			c.failed = fmt.Errorf("a stream ended: %w", err)
-			c.changed.Broadcast()
-		}
+	if !s.cut && c.failed == nil {
+		c.failed = fmt.Errorf("a stream ended: %w", err)
+		c.changed.Broadcast()
 	}
 }
 
@@ -344,13 +370,17 @@ func (s *xdsStream) data(piece []byte) error {
 	return nil
 }
 
-// message reads a DeltaDiscoveryResponse and answers it.
+// message reads a response and answers it. The fields used have the same numbers in
+// DeltaDiscoveryResponse and DiscoveryResponse, but for the nonce and the version.
 func (s *xdsStream) message(raw []byte) error {
-	var typeURL string
+	s.all.hold(s)
+	var typeURL, version string
 	var nonce []byte
 	var resources [][]byte
 	err := fields(raw, func(n protowire.Number, value []byte) {
 		switch n {
+		case 1:
+			version = string(value) // of the state of the world
 		case 2:
 			resources = append(resources, value)
 		case 4:
@@ -362,19 +392,17 @@ func (s *xdsStream) message(raw []byte) error {
 	if err != nil {
 		return err
 	}
-	marked := typeURL == s.all.mark
-	reply := protowire.AppendString(protowire.AppendTag(nil, 2, protowire.BytesType), typeURL)
-	reply = protowire.AppendBytes(protowire.AppendTag(reply, 6, protowire.BytesType), nonce)
 	c := s.all
+	marked := typeURL == s.marked()
 	c.mu.Lock()
-	refuse := c.nack && marked
+	refuse := marked && c.nack || c.rejects(s, typeURL)
 	c.mu.Unlock()
+	var why []byte
 	if refuse {
-		why := protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType), 3)
+		why = protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType), 3)
 		why = protowire.AppendString(protowire.AppendTag(why, 2, protowire.BytesType), "refused by the benchmark")
-		reply = protowire.AppendBytes(protowire.AppendTag(reply, 7, protowire.BytesType), why)
 	}
-	if err := s.send(reply); err != nil {
+	if err := s.send(s.reply(typeURL, version, nonce, why)); err != nil {
 		return err
 	}
 	now := time.Now().UnixNano()
@@ -384,15 +412,18 @@ func (s *xdsStream) message(raw []byte) error {
 	c.resources += int64(len(resources))
 	if !s.answered[typeURL] {
 		s.answered[typeURL] = true
-		if len(s.answered) == len(c.types) {
+		if len(s.answered) == len(s.types()) {
 			c.synced, c.syncedAt = c.synced+1, now
 		}
 	} else if marked {
 		s.marks++
 		c.reached[s.marks]++
 		c.last[s.marks] = now
+		c.note(s, now)
 	}
-	c.learn(typeURL, resources)
+	if !s.isState() {
+		c.learn(typeURL, resources)
+	}
 	if c.synced == c.count {
 		c.changed.Signal()
 	}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -27,7 +28,7 @@ import (
 
 // xdsReport is what an ADS server says on standard output: once when it serves, then
 // after each line it is sent. The line "push" makes it push a changed RouteConfiguration,
-// any other line nothing.
+// "collect" give back all memory it does not use, any other line nothing.
 type xdsReport struct {
 	Address string  `json:"address,omitempty"`
 	At      int64   `json:"at"`     // when the push began, ns since 1970
@@ -65,15 +66,18 @@ func childXDSServer(_ context.Context, args []string, in io.Reader) (any, error)
 	f := flag.NewFlagSet("xdsserver", flag.ContinueOnError)
 	clusters := f.Int("clusters", 50, "how many")
 	floor := f.Bool("floor", false, "send pre-marshalled bytes and understand nothing")
+	both := f.Bool("grpc", false, "serve gRPC clients too, who get a set of their own")
 	dump := f.String("dump", "", "write the resources to this file and end")
 	if err := f.Parse(args); err != nil {
 		return nil, err
 	}
 	enc := translate.NewEncoder(translate.KindSidecar, translate.Options{})
+	foreign := translate.NewEncoder(translate.KindGRPC, translate.Options{})
 	turn := 0
+	var change translate.Change // the last one
 	next := func() (*translate.Resources, error) {
 		turn++
-		change := translate.Change{Position: uint64(turn)}
+		change = translate.Change{Position: uint64(turn)}
 		models := xdsModels(*clusters, turn)
 		if turn > 1 {
 			models = models[:1]
@@ -100,7 +104,15 @@ func childXDSServer(_ context.Context, args []string, in io.Reader) (any, error)
 		s := adsserver.New(adsserver.Options{})
 		gs = grpc.NewServer(append(variables.TransportOptions(), adsserver.TransportOptions()...)...)
 		s.Register(gs)
-		push = func(r *translate.Resources) error { return s.Publish(adsserver.DefaultGroup, r, uint64(turn)) }
+		push = func(r *translate.Resources) error {
+			err := s.Publish(adsserver.DefaultGroup, r, uint64(turn))
+			if *both && err == nil {
+				if r, err = foreign.Encode(change); err == nil {
+					err = s.Publish(adsserver.KindGroup(translate.KindGRPC), r, uint64(turn))
+				}
+			}
+			return err
+		}
 	}
 	res, err := next()
 	if err == nil {
@@ -118,6 +130,9 @@ func childXDSServer(_ context.Context, args []string, in io.Reader) (any, error)
 	}
 	for sc := bufio.NewScanner(in); sc.Scan(); {
 		r := xdsReport{CPUUS: float64(busy().Microseconds())}
+		if sc.Text() == "collect" {
+			debug.FreeOSMemory()
+		}
 		if sc.Text() == "push" {
 			if res, err = next(); err != nil {
 				return nil, err
