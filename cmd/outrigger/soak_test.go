@@ -73,10 +73,24 @@ func TestSoak(t *testing.T) {
 	before := s.population()
 	t.Logf("half load is %.0f operations/s; at rest: %+v", rate, before)
 
-	var samples []soakSample
-	l.run(seed+1, rate, func() { samples = s.sampled(l, length, seed) })
-	s.settle(l.book, counted, versions)
-	s.judgeMemory(samples)
+	// What grows in one slice may be a collection at the wrong moment; a leak grows in every one.
+	turns := 1
+	if length <= soakSlice {
+		turns = 3
+	}
+	for i := range turns {
+		var samples []soakSample
+		l.run(seed+1+uint64(i), rate, func() { samples = s.sampled(l, length, seed+uint64(i)) })
+		s.settle(l.book, counted, versions)
+		grows := s.judgeMemory(samples)
+		if grows == "" {
+			break
+		}
+		if i == turns-1 {
+			t.Error(grows)
+		}
+		t.Log(grows)
+	}
 	s.judgeLeaks(before)
 	for _, w := range l.book.wrong {
 		t.Error(w)
@@ -356,16 +370,17 @@ const (
 	soakRSSNoise  = 6 << 20
 )
 
-// judgeMemory fits a line to the second half.
-func (s *soaked) judgeMemory(all []soakSample) {
+// judgeMemory fits a line to the second half, and says by how much it grows if it does.
+func (s *soaked) judgeMemory(all []soakSample) string {
 	half := all[len(all)/2:]
 	heap := growth(half, func(x soakSample) float64 { return x.heap })
 	rss := growth(half, func(x soakSample) float64 { return x.rss })
 	s.t.Logf("growth over the second half, by the fitted line: heap %+.2f MiB, RSS %+.2f MiB; at its end heap %.1f MiB, RSS %.1f MiB",
 		heap/(1<<20), rss/(1<<20), half[len(half)-1].heap/(1<<20), half[len(half)-1].rss/(1<<20))
 	if heap > soakHeapNoise || rss > soakRSSNoise {
-		s.t.Errorf("memory grows: heap by %.0f bytes, RSS by %.0f bytes over the second half", heap, rss)
+		return fmt.Sprintf("memory grows: heap by %.0f bytes, RSS by %.0f bytes over the second half", heap, rss)
 	}
+	return ""
 }
 
 // growth is the slope of the least-squares line times the time it covers.
@@ -416,10 +431,10 @@ func (s *soaked) population() (p population) {
 }
 
 // connectionsToModels counts this machine's sockets whose peer is a model and that a
-// process still holds (proc_net_tcp(5): inode 0 is nobody's).
+// process still holds (proc_net_tcp(5): inode 0 is nobody's), in the namespace of this thread.
 func (s *soaked) connectionsToModels() (n int) {
 	s.t.Helper()
-	b, err := os.ReadFile("/proc/net/tcp")
+	b, err := os.ReadFile("/proc/thread-self/net/tcp")
 	must(s.t, err)
 	peers := map[string]bool{}
 	for _, m := range s.models {

@@ -23,10 +23,8 @@ const (
 	trialBase    = 0.92 // of version 1's calls succeed
 	trialMDE     = 0.005
 	trialSeed    = 20231116 // the day of the trace
-	// trialSettle is how long traffic goes on after the conclusion, trialGrace how much of
-	// that sidecars get to obey it.
-	trialSettle = 4 * time.Second
-	trialGrace  = time.Second
+	// trialSettle is how long traffic goes on after every sidecar has the conclusion.
+	trialSettle = 3 * time.Second
 )
 
 // startTrial makes both versions fail as often as they shall, and starts the experiment.
@@ -72,7 +70,7 @@ type trialSummary struct {
 	SRMok          bool               `json:"srm_ok"`
 	DecidedS       float64            `json:"decided_s,omitempty"` // from the start to the conclusion
 	Reason         string             `json:"reason"`
-	After          map[string]int     `json:"after,omitempty"` // calls by version that started a second after the conclusion or later
+	After          map[string]int     `json:"after,omitempty"` // calls by version that started when every sidecar had the conclusion
 }
 
 // pollTrial takes the results as they are now; a missed poll is made again.
@@ -85,10 +83,36 @@ func (m *mesh) pollTrial(ctx context.Context) {
 	if err != nil {
 		return
 	}
-	m.stats.results(r, model.Aliases[facts.Champion])
+	if m.stats.results(r, model.Aliases[facts.Champion]) {
+		m.pollObeyed(ctx)
+	}
 }
 
-func (t *tally) results(r *pb.ExperimentResultsResponse, champion string) {
+// pollObeyed looks whether every sidecar has acknowledged the policy that came of the
+// conclusion.
+func (m *mesh) pollObeyed(ctx context.Context) {
+	audit, err := m.admin.Audit(ctx, &pb.AuditRequest{AggregatePrefix: "experiment/" + trialName, NewestFirst: true, Limit: 1})
+	if err != nil || len(audit.Events) == 0 {
+		return
+	}
+	s, err := m.admin.Status(ctx, &pb.ListRequestAll{})
+	if err != nil {
+		return
+	}
+	obeying := 0
+	for _, n := range s.Nodes {
+		if n.Connected && n.AckedPosition >= audit.Events[0].Position {
+			obeying++
+		}
+	}
+	if obeying == len(m.sidecars) {
+		m.stats.obeyed(time.Now())
+	}
+}
+
+// results takes the experiment as it is, and says whether it has ended and, as far as known,
+// not every sidecar has heard of it.
+func (t *tally) results(r *pb.ExperimentResultsResponse, champion string) (unheard bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s, e := t.trial, r.GetExperiment()
@@ -111,14 +135,21 @@ func (t *tally) results(r *pb.ExperimentResultsResponse, champion string) {
 	if e.GetEndedAt() != nil && t.decidedAt.IsZero() {
 		t.decidedAt = e.GetEndedAt().AsTime()
 		s.DecidedS = t.decidedAt.Sub(e.GetStartedAt().AsTime()).Seconds()
-		s.After = map[string]int{}
 	}
+	return !t.decidedAt.IsZero() && t.obeyedAt.IsZero()
 }
 
-// afterTrial counts a call that started well after the conclusion. One that the winner
-// could not serve and the last good version did is no disobedience.
+// obeyed notes that every sidecar has the conclusion.
+func (t *tally) obeyed(now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.obeyedAt, t.trial.After = now, map[string]int{}
+}
+
+// afterTrial counts a call that started when every sidecar had the conclusion. One that the
+// winner could not serve and the last good version did is no disobedience.
 func (t *tally) afterTrial(r record) {
-	if !t.decidedAt.IsZero() && r.Arm != policy.ArmLastGood && r.At > t.decidedAt.Add(trialGrace).UnixNano() {
+	if !t.obeyedAt.IsZero() && r.Arm != policy.ArmLastGood && r.At > t.obeyedAt.UnixNano() {
 		t.trial.After[r.Version]++
 	}
 }
@@ -127,7 +158,7 @@ func (t *tally) afterTrial(r record) {
 func (t *tally) settled(now time.Time) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return !t.decidedAt.IsZero() && now.Sub(t.decidedAt) > trialSettle
+	return !t.obeyedAt.IsZero() && now.Sub(t.obeyedAt) > trialSettle
 }
 
 func (s *trialSummary) line() string {
@@ -139,7 +170,7 @@ func (s *trialSummary) print(w io.Writer) {
 	fmt.Fprintf(w, "Experiment: true difference %.2f points; %s %s %s; %s.\n", 100*s.TrueDifference, s.State, s.Outcome, s.Serve, s.line())
 	fmt.Fprintf(w, "Success %.2f %% and %.2f %%; champion %s", 100*s.Success[trialControl], 100*s.Success[trialArm], s.Champion)
 	if s.State == facts.Concluded {
-		fmt.Fprintf(w, "; concluded after %.1f s; calls from a second after that by version: %v;\n%s", s.DecidedS, s.After, s.Reason)
+		fmt.Fprintf(w, "; concluded after %.1f s; calls by version from when every sidecar knew: %v;\n%s", s.DecidedS, s.After, s.Reason)
 	}
 	fmt.Fprintln(w, ".")
 }

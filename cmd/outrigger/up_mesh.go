@@ -232,6 +232,9 @@ func (m *mesh) play(ctx context.Context, v *view) (*tally, error) {
 			if err != nil {
 				return nil, err
 			}
+			if m.u.script == scriptDemo {
+				m.awaitRollback(ctx)
+			}
 			return m.finish(v)
 		case <-tick.C:
 			if err := m.dead(); err != nil {
@@ -333,6 +336,27 @@ func (m *mesh) poll(ctx context.Context) {
 	m.stats.status(s, err)
 	if m.u.script == scriptExperiment {
 		m.pollTrial(ctx)
+	}
+}
+
+// ackTimeout is how long a rollback may take that has not ended with the traffic.
+const ackTimeout = 30 * time.Second
+
+// awaitRollback gives the sidecars of a busy machine the time to acknowledge.
+func (m *mesh) awaitRollback(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
+	defer cancel()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if r, err := m.admin.GetRollout(ctx, &pb.NameRequest{Name: rolloutID}); err == nil && r.RollbackCompleted != nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 

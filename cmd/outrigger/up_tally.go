@@ -29,6 +29,7 @@ type tally struct {
 
 	trial     *trialSummary // of the script experiment
 	decidedAt time.Time     // when the trial ended, zero before
+	obeyedAt  time.Time     // when every sidecar was seen to have that, zero before
 
 	mesh    *pb.StatusResponse // last good answer
 	meshErr error              // of the last poll

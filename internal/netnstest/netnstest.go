@@ -57,12 +57,19 @@ func New(t testing.TB) *NS {
 	return n
 }
 
-// onThread runs f on a thread that ends with it, because its namespace is changed.
+// onThread runs f on a thread that ends with it, because its namespace is changed. That is
+// never the process's first thread, which does not end: what the kernel says of the process,
+// /proc/net for one, would be said of the changed thread from then on.
 func onThread(f func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // never unlocked: the runtime discards the thread
+		runtime.LockOSThread() // unlocked on the first thread only: the runtime discards others
+		if unix.Gettid() == os.Getpid() {
+			onThread(f) // on another, as this one waits here
+			runtime.UnlockOSThread()
+			return
+		}
 		f()
 	}()
 	<-done

@@ -6,8 +6,27 @@ import (
 	"context"
 	"io"
 	"net"
+	"os"
 	"testing"
 )
+
+// The process stays in the namespace it was in, whichever thread a new one was made on.
+func TestProcessStays(t *testing.T) {
+	of := func() string {
+		t.Helper()
+		link, err := os.Readlink("/proc/self/ns/net") // of the first thread
+		if err != nil {
+			t.Fatal(err)
+		}
+		return link
+	}
+	for was, i := of(), 0; i < 100; i++ {
+		New(t)
+		if is := of(); is != was {
+			t.Fatalf("after namespace %d the process is in %s, it was in %s", i+1, is, was)
+		}
+	}
+}
 
 // Two namespaces reach each other over both families, and the machine reaches neither.
 func TestLink(t *testing.T) {
