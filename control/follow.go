@@ -39,7 +39,7 @@ const currentLimit = time.Second
 // parts are what Run runs, by what this replica is. The leader alone weighs evidence and
 // decides; what only answers, compiles and watches its own clients runs everywhere.
 func (s *Server) parts() []func(context.Context) error {
-	out := []func(context.Context) error{s.facts.Run, s.vars.Run, s.glass.run, s.publisher.run, s.nacks.run, s.dashboard.Run, s.fleet.run}
+	out := []func(context.Context) error{s.facts.Run, s.vars.Run, s.glass.run, s.publisher.run, s.nacks.run, s.strangers.run, s.dashboard.Run, s.fleet.run}
 	if f := s.opts.Follow; f != nil {
 		return append(out, s.lease.run, func(ctx context.Context) error { return f.Log.Stand(ctx, standings{s.ads}) })
 	}

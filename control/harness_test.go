@@ -158,7 +158,10 @@ func (s *sidecar) objection(r *discovery.DeltaDiscoveryResponse) *rpc.Status {
 }
 
 // join connects a sidecar; use inside a bubble.
-func (p *plane) join(id string) *sidecar {
+func (p *plane) join(id string) *sidecar { return p.joinHolding(id, nil) }
+
+// joinHolding is join for a sidecar that comes back with versions of resources, by type.
+func (p *plane) joinHolding(id string, holds map[string]map[string]string) *sidecar {
 	p.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	stream, err := discovery.NewAggregatedDiscoveryServiceClient(p.conn).DeltaAggregatedResources(ctx)
@@ -168,7 +171,7 @@ func (p *plane) join(id string) *sidecar {
 	s := &sidecar{t: p.t, stream: stream, held: new(translate.Resources), ended: make(chan struct{}), hangUp: cancel}
 	node := translate.Node(outrigger.Node{ID: id, Kind: "sidecar", Region: "eu"})
 	for _, typeURL := range xds.Types() {
-		if err := stream.Send(&discovery.DeltaDiscoveryRequest{Node: node, TypeUrl: typeURL, ResourceNamesSubscribe: []string{xds.Wildcard}}); err != nil {
+		if err := stream.Send(&discovery.DeltaDiscoveryRequest{Node: node, TypeUrl: typeURL, ResourceNamesSubscribe: []string{xds.Wildcard}, InitialResourceVersions: holds[typeURL]}); err != nil {
 			p.t.Fatal(err)
 		}
 	}

@@ -35,6 +35,7 @@ type pusher interface {
 	PublishForced(group string, res *translate.Resources, position uint64) error
 	Stage(group string, res *translate.Resources, position uint64, chosen func(outrigger.Node) bool) error
 	Unstage(group string)
+	Know(known func(model, version string) bool)
 	Connected() map[translate.Kind]int
 	Rejecting() []adsserver.NodeState
 	Follow(position uint64) *adsserver.Progress
@@ -52,6 +53,7 @@ type publisher struct {
 	compile   compile.Options
 	glass     *breakGlass   // nil = no overlay
 	lease     *lease        // nil = this replica owns the log
+	adopt     bool          // clients drop what the log never had, see Options.AdoptClients
 	debounce  time.Duration // the longest pause between pushes of a burst
 	logger    *slog.Logger
 	took      metric.Float64Histogram
@@ -68,9 +70,10 @@ type publisher struct {
 	lapsed  bool   // and whether the leader was silent then
 	failing bool
 	// What the last policy asks of connected clients that they do not fully do.
-	problems []string
-	compiler *compile.Compiler
-	linter   *translate.Linter
+	problems  []string
+	translate translate.Options
+	compiler  *compile.Compiler
+	linter    *translate.Linter
 	// held compiles what a configuration canary holds others at; nil while there is none.
 	held *compile.Compiler
 }
@@ -168,6 +171,9 @@ func (p *publisher) push(f *facts.Facts, position uint64, options compile.Option
 		return err
 	}
 	p.relint(sets)
+	if !p.adopt {
+		p.out.Know(f.Had)
+	}
 	c := f.Canary()
 	if c != nil {
 		err = p.pushHeld(f, c, options)
@@ -211,7 +217,7 @@ func (p *publisher) give(f *facts.Facts, sets *compile.Sets, position uint64) er
 func (p *publisher) pushHeld(f *facts.Facts, c *facts.Canary, options compile.Options) error {
 	base, at := compile.Held(c.Base, f)
 	if p.held == nil {
-		p.held = compile.NewCompiler(translate.Options{})
+		p.held = compile.NewCompiler(p.translate)
 	}
 	label := max(c.Label, at)
 	sets, err := p.held.Compile(base, label, options)

@@ -25,6 +25,9 @@
 //   - One model that cannot be served is left out and shown as an alert. A policy that
 //     cannot be compiled or pushed at all leaves the last good one in force, and raises
 //     the alert "policy" once.
+//   - A log that lost its disk takes nothing away: clients that come back with models it
+//     never had keep them, are sent nothing, and are the alert "unknown-configuration",
+//     until it has had those models again or Options.AdoptClients says that it is right.
 //   - A rejection by a client is an alert at once, one per rejected resource, that names
 //     the node and its reason and is resolved when nobody rejects it any more.
 //
@@ -132,6 +135,11 @@ type Options struct {
 	Monitor   monitor.Options
 	ADS       adsserver.Options
 	Variables variables.Options
+	// AdoptClients has clients drop what they come back with and this log never had. Without it
+	// they keep that, and are sent nothing else: see strangers.go.
+	AdoptClients bool
+	// Envoy is where Envoys take requests; replicas over one log must agree on it.
+	Envoy translate.EnvoyOptions
 	// AlertRoutes are who is told about alerts beside the log: see package control/alerts.
 	AlertRoutes []alerts.Route
 	// Late is how long after its end an experiment takes reports and outcomes; 0 = 10 min.
@@ -159,6 +167,7 @@ type Server struct {
 	lease     *lease            // nil on a leader
 	publisher *publisher
 	nacks     *nackWatch
+	strangers *strangerWatch
 	admin     *admin
 	delivery  *deliveryAPI
 	canary    *canaryWatch
@@ -245,10 +254,12 @@ func (s *Server) wireParts() (err error) {
 }
 
 func (s *Server) wirePublisher() (err error) {
+	encode := translate.Options{Envoy: s.opts.Envoy}
 	s.publisher = &publisher{facts: s.facts, log: s.opts.Log, out: s.fleet, elsewhere: s.fleet.elsewhere, compile: s.compileOptions(), glass: s.glass, lease: s.lease, debounce: s.opts.Debounce,
 		logger: s.opts.Logger, first: make(chan struct{}), pushed: make(chan struct{}, 1),
-		compiler: compile.NewCompiler(translate.Options{}), linter: translate.NewLinter()}
+		adopt: s.opts.AdoptClients, translate: encode, compiler: compile.NewCompiler(encode), linter: translate.NewLinter()}
 	s.canary = &canaryWatch{out: s.fleet, facts: s.facts, log: s.opts.Log, lease: leaseOf(s.compileOptions()), now: s.opts.Now, logger: s.opts.Logger}
+	s.strangers = &strangerWatch{out: s.ads, facts: s.facts, log: s.opts.Log, now: s.opts.Now, logger: s.opts.Logger}
 	s.nacks = &nackWatch{out: s.ads, facts: s.facts, log: s.opts.Log, now: s.opts.Now, logger: s.opts.Logger}
 	if s.publisher.took, err = s.opts.Meter.Float64Histogram("outrigger.control.compile",
 		metric.WithDescription("Time to compile, encode and hand over one policy"), metric.WithUnit("s")); err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -33,6 +34,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/region/probe"
 	"github.com/outrigger-mesh/outrigger/region/static"
 	"github.com/outrigger-mesh/outrigger/xds/adsserver"
+	"github.com/outrigger-mesh/outrigger/xds/translate"
 )
 
 // controlFlags are the settings of a control plane.
@@ -54,6 +56,8 @@ type controlFlags struct {
 	alertRoutes        string
 	replica            replicaFlags
 	allowExec          bool
+	adopt              bool
+	envoy              translate.EnvoyOptions
 	deadMan            time.Duration
 	tick               time.Duration
 	late               time.Duration
@@ -95,6 +99,9 @@ makes the copy a log of its own.`}
 	f.StringVar(&c.replica.name, "replica", "", "name of this replica, unique among those of a leader (default: host name and port)")
 	f.BoolVar(&c.replica.promote, "promote", false, "make the copy in --data a log of its own, once, when its leader is lost for good")
 	f.BoolVar(&c.allowExec, "allow-exec-checks", false, "let gates of rollouts run programs on this machine")
+	f.BoolVar(&c.adopt, "adopt-clients", false, "have clients drop configuration this log never had; without it they keep it, are sent nothing else, and an alert says so")
+	f.StringVar(&c.envoy.Egress, "envoy-egress", "", "host:port at which Envoys take the application's requests (default "+translate.DefaultEgress+")")
+	f.StringVar(&c.envoy.Capture, "envoy-capture", "", "host:port at which Envoys take connections redirected by the kernel (default "+translate.DefaultCapture+")")
 	f.DurationVar(&c.deadMan, "dead-man", 10*time.Second, "how long a cut-off sidecar may go on serving a candidate")
 	f.DurationVar(&c.tick, "monitor-tick", time.Second, "how often evidence is weighed; failures are weighed at once")
 	f.DurationVar(&c.late, "late-outcomes", 10*time.Minute, "how long after its end an experiment takes outcomes; its units stay in memory")
@@ -136,6 +143,11 @@ func (c *controlFlags) validate() error {
 	}
 	if c.late <= 0 || c.late > 90*24*time.Hour {
 		return fmt.Errorf("--late-outcomes is %v; give more than 0 and at most 2160h", c.late)
+	}
+	for flag, addr := range map[string]string{"envoy-egress": c.envoy.Egress, "envoy-capture": c.envoy.Capture} {
+		if _, err := netip.ParseAddrPort(addr); addr != "" && err != nil {
+			return fmt.Errorf("--%s is %q; give an IP address and a port, as in 127.0.0.1:50051", flag, addr)
+		}
 	}
 	if c.tokenFile == "" && c.accessFile == "" {
 		for flag, addr := range map[string]string{"listen": c.listen, "http": c.http} {
@@ -209,7 +221,7 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 		return err
 	}
 	s, err := control.New(control.Options{
-		Log: log, Follow: follow, AlertRoutes: routes, Artifacts: store, AdminToken: token, Access: access.policy, Hosts: c.hosts, DeadMan: c.deadMan, AllowExec: c.allowExec, GlassFile: filepath.Join(c.data, "emergency.json"), Late: c.late, Regions: topo.view, Metrics: p.tel.Handler(),
+		Log: log, Follow: follow, AlertRoutes: routes, Artifacts: store, AdminToken: token, Access: access.policy, Hosts: c.hosts, DeadMan: c.deadMan, AllowExec: c.allowExec, AdoptClients: c.adopt, Envoy: c.envoy, GlassFile: filepath.Join(c.data, "emergency.json"), Late: c.late, Regions: topo.view, Metrics: p.tel.Handler(),
 		Region:    &pb.Region{Name: c.region, Gateway: c.gateway, Latitude: c.latitude, Longitude: c.longitude},
 		Variables: variables.Options{SessionKeys: keys.Keys},
 		Monitor:   monitor.Options{Tick: c.tick}, Logger: p.log, Meter: p.tel.Meter("control")})

@@ -20,6 +20,8 @@
 //     its resources are sent again.
 //   - Streams that arrive before the first Publish of their group wait; they never get
 //     an empty configuration.
+//   - A client that comes back with something the source never had (Know) keeps it: it is
+//     sent nothing until the source has had it, and shows as such in the ledger.
 //   - Publish refuses an empty set, a set with dangling references, the removal of every
 //     model, and a position below the current one. PublishForced does not.
 //   - A set can be staged to some nodes of a group first (Stage); the others keep what is
@@ -119,6 +121,7 @@ type Server struct {
 	tellNow int           // the constant, but for tests
 	ids     atomic.Uint64 // of typeStates
 	streams atomic.Int64
+	source  atomic.Pointer[func(model, version string) bool] // see Know
 
 	loads       loads
 	loadStreams atomic.Int64
@@ -185,6 +188,7 @@ func (s *Server) publish(name string, res *translate.Resources, position uint64,
 	if err != nil {
 		return err
 	}
+	next.known = s.known()
 	retaining := len(carried) > 0
 	if prev != nil && prev.position == position && prev.same(next) {
 		return nil

@@ -20,6 +20,11 @@ type NodeState struct {
 	Sent, Acked uint64
 	// Nack is the rejection that stands, nil if none does.
 	Nack *Nack
+	// Held is the first resource the node came back with that the source never had, with
+	// its type, and HeldSince since when it is sent nothing for that; see Server.Know. ""
+	// for all that is well.
+	Held      string
+	HeldSince time.Time
 	// sidecar: the node follows MeshPolicy or calls itself a sidecar, so it can say
 	// that it has a position in force.
 	sidecar bool
@@ -167,6 +172,7 @@ func (l *ledger) prune(now time.Time) {
 		if away {
 			delete(l.nodes, d.node)
 			delete(l.tally.rejecting, d.node)
+			delete(l.tally.held, d.node)
 			for p := range l.tally.followed {
 				p.look(&NodeState{Node: e.Node})
 			}

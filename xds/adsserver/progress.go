@@ -17,11 +17,13 @@ import (
 type tally struct {
 	kinds     map[translate.Kind]int // connected nodes
 	rejecting map[string]*nodeEntry  // with a standing rejection, connected or not
+	held      map[string]*nodeEntry  // sent nothing, connected or not; see withhold.go
 	followed  map[*Progress]struct{}
 }
 
 func newTally() tally {
-	return tally{kinds: make(map[translate.Kind]int), rejecting: make(map[string]*nodeEntry), followed: make(map[*Progress]struct{})}
+	return tally{kinds: make(map[translate.Kind]int), rejecting: make(map[string]*nodeEntry),
+		held: make(map[string]*nodeEntry), followed: make(map[*Progress]struct{})}
 }
 
 // count takes a node in (by is 1) or out (-1) of what is counted by kind.
@@ -41,6 +43,11 @@ func (t *tally) changed(id string, e *nodeEntry) {
 		t.rejecting[id] = e
 	} else {
 		delete(t.rejecting, id)
+	}
+	if e.Held != "" {
+		t.held[id] = e
+	} else {
+		delete(t.held, id)
 	}
 	for p := range t.followed {
 		p.look(&e.NodeState)
@@ -125,13 +132,18 @@ func (s *Server) Connected() map[translate.Kind]int {
 
 // Rejecting returns the nodes with a standing rejection, by node id, as Ledger does; it
 // costs what it returns.
-func (s *Server) Rejecting() []NodeState {
-	s.ledger.mu.Lock()
+func (s *Server) Rejecting() []NodeState { return s.ledger.some(s.ledger.tally.rejecting) }
+
+// Held returns the nodes with NodeState.Held, in the same way.
+func (s *Server) Held() []NodeState { return s.ledger.some(s.ledger.tally.held) }
+
+func (l *ledger) some(of map[string]*nodeEntry) []NodeState {
+	l.mu.Lock()
 	var out []NodeState
-	for _, e := range s.ledger.tally.rejecting {
+	for _, e := range of {
 		out = append(out, e.NodeState)
 	}
-	s.ledger.mu.Unlock()
+	l.mu.Unlock()
 	slices.SortFunc(out, func(a, b NodeState) int { return cmp.Compare(a.Node.ID, b.Node.ID) })
 	return out
 }

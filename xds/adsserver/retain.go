@@ -120,6 +120,7 @@ func (g *group) finish(gen *generation) {
 		g.srv.log.Error("removed clusters stay served", "group", g.name, "error", err)
 		return
 	}
+	next.known = gen.known
 	g.served, g.carried = g.wanted, nil
 	g.serve(next, false)
 }

@@ -58,6 +58,11 @@ type session struct {
 	// drop is a push whose retained clusters nobody needs any more; the stream's
 	// goroutine drops them once it holds no lock.
 	drop *generation
+	// waits says that nothing is sent because of what the client came back with; held is the
+	// first thing of it that the source never had, "" while that is not certain. See
+	// withhold.go.
+	waits bool
+	held  string
 }
 
 // typeSub is what one stream asked for, holds and was sent of one type. Guarded by
@@ -71,6 +76,10 @@ type typeSub struct {
 	// first answer, those it reported in over.
 	base *typeState
 	over map[string]string
+	// claimed is the version of the type that a state-of-the-world client came back with;
+	// known says that all it came back with is of this log. See withhold.go.
+	claimed string
+	known   bool
 	// force lists names to answer whatever the client holds: new or repeated
 	// subscriptions (sent, or named in removed_resources if they do not exist).
 	force map[string]struct{}
@@ -172,16 +181,24 @@ func (s *session) typeOf(typeURL string) (*typeSub, error) {
 // for the next push. Called with mu held.
 func (s *session) arm(t *typeSub, fire func(), due bool) (cancel func(), err error) {
 	t.fire, t.armed = fire, true
+	waited := s.waits
 	if s.target == nil {
-		s.target = s.group.wantedBy(s.node) // nil before the first Publish: wait
-		if s.target != nil {
+		// nil before the first Publish: wait.
+		if want := s.group.wantedBy(s.node); want != nil && !s.withholds(want) {
+			s.target = want
 			s.recordSent()
 		}
 	}
 	switch {
 	case t.fired:
 		t.armed = false // the waiting handle will be built from the new subscription
-	case s.target != nil && (due || s.lacks(t, s.target)):
+	case s.target == nil || s.withholds(s.target):
+	case waited:
+		s.launchAll(s.target) // this request showed that there is no reason to wait
+		if due && t.armed {
+			s.launch(t)
+		}
+	case due || s.lacks(t, s.target):
 		if len(t.pending) >= maxPending {
 			return nil, outrigger.Errorf(outrigger.Exhausted, "%d responses of type %s are unanswered; acknowledge them", len(t.pending), t.typeURL)
 		}
@@ -215,20 +232,25 @@ func (s *session) advance() {
 		}
 	}
 	latest := s.group.wantedBy(s.node)
-	if latest != nil && latest != s.target {
+	if latest != nil && latest != s.target && !s.withholds(latest) {
 		s.pushed = s.target != nil // not the first sync, whose delay says nothing
 		s.target = latest
 		s.recordSent()
 		s.rewarm(latest)
-		for _, typeURL := range xds.Pushed() {
-			if t := s.types[typeURL]; t != nil && t.armed && s.lacks(t, latest) {
-				s.launch(t)
-			}
-		}
+		s.launchAll(latest)
 		s.closePush()
 	}
-	if s.open == 0 {
+	if s.open == 0 && !s.waits {
 		s.settle()
+	}
+}
+
+// launchAll answers what waits for g, in push order. Called with mu held.
+func (s *session) launchAll(g *generation) {
+	for _, typeURL := range xds.Pushed() {
+		if t := s.types[typeURL]; t != nil && t.armed && s.lacks(t, g) {
+			s.launch(t)
+		}
 	}
 }
 

@@ -44,6 +44,7 @@ func (s *Server) Stage(name string, res *translate.Resources, position uint64, c
 	if old := g.staged.Load(); old != nil && old.gen.position == position && old.gen.same(next) {
 		return nil
 	}
+	next.known = s.known()
 	g.stages++
 	next.serial = stagedSerials + g.stages
 	g.staged.Store(&staged{next, chosen})

@@ -78,7 +78,9 @@ type generation struct {
 	serial   uint64 // counts the pushes of the group from 1; 0 before it is served
 	at       time.Time
 	types    map[string]*typeState
-	waiting  atomic.Int64 // streams that hold back its second step; see retain.go
+	// known is what the source had ever had by then; see withhold.go. nil = everything.
+	known   func(model, version string) bool
+	waiting atomic.Int64 // streams that hold back its second step; see retain.go
 }
 
 // same reports whether two generations serve the same resources.

@@ -103,6 +103,9 @@ func (w *watcher) CreateWatch(req *cache.Request, sub cache.Subscription, out ch
 		s.open--
 	}
 	nonce := req.GetResponseNonce()
+	if first && nonce == "" {
+		t.claimed = req.GetVersionInfo()
+	}
 	repeated := nonce != "" && nonce == t.lastSeen && req.GetErrorDetail() == nil
 	if nonce != "" {
 		s.answer(t, nonce, req.GetErrorDetail())

@@ -116,6 +116,25 @@ func ModelOf(typeURL, name string) (string, bool) {
 	return "", false
 }
 
+// SubjectOf returns what a resource is about: a model, and for clusters and load
+// assignments one of its versions, else "". false for what no model has of its own.
+func SubjectOf(typeURL, name string) (model, version string, ok bool) {
+	switch typeURL {
+	case xds.TypeScopedRoute:
+		return name, "", name != noModel
+	case xds.TypeCluster, xds.TypeEndpoint:
+		if rest, aggregate := strings.CutPrefix(name, failoverPrefix); aggregate {
+			name = modelPrefix + rest
+		}
+		if model, ok = ModelOf(typeURL, name); ok {
+			version = name[strings.LastIndexByte(name, '/')+1:]
+		}
+		return model, version, ok
+	}
+	model, ok = ModelOf(typeURL, name)
+	return model, "", ok
+}
+
 // ValidateAll runs the generated validation of every resource and returns the first
 // violation in (push order, name) order.
 func (r *Resources) ValidateAll() error {

@@ -362,3 +362,17 @@ func BenchmarkDecode(b *testing.B) {
 		}
 	}
 }
+
+func TestSubjectOf(t *testing.T) {
+	for _, c := range []struct{ typeURL, name, model, version string }{
+		{xds.TypeModelPolicy, "org/m", "org/m", ""}, {xds.TypeListener, "model/org/m", "org/m", ""}, {xds.TypeScopedRoute, "m", "m", ""},
+		{xds.TypeCluster, "model/org/m/v1", "org/m", "v1"}, {xds.TypeEndpoint, "model/m/v1", "m", "v1"}, {xds.TypeCluster, "failover/org/m/v1", "org/m", "v1"},
+		{xds.TypeCluster, "envoy/original-dst", "", ""}, {xds.TypeListener, "envoy/egress", "", ""}, {xds.TypeScopedRoute, "*", "", ""},
+		{xds.TypeRuntime, xds.RuntimeName, "", ""}, {xds.TypeMeshPolicy, "mesh", "", ""},
+	} {
+		model, version, ok := translate.SubjectOf(c.typeURL, c.name)
+		if ok != (c.model != "") || ok && (model != c.model || version != c.version) {
+			t.Errorf("SubjectOf(%s, %s) = %q, %q, %v", c.typeURL, c.name, model, version, ok)
+		}
+	}
+}
