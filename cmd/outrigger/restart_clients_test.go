@@ -36,7 +36,7 @@ func TestControlDiesUnderEveryClient(t *testing.T) {
 	envoyProgram(t) // skips where there is none
 	kills, hold, calls := 1, time.Duration(0), int64(30)
 	if os.Getenv("OUTRIGGER_LONG") == "1" {
-		kills, hold, calls = 5, 40*time.Second, 300
+		kills, hold, calls = 3, 40*time.Second, 60
 	}
 	p := newMortal(t)
 	p.register("v1")

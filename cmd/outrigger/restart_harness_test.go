@@ -278,7 +278,9 @@ func (l *load) intact() {
 // follow waits until every client's call reaches a version. The load has ended.
 func (l *load) follow(p *mortal, version string) {
 	l.t.Helper()
-	calls := func() int64 { return p.upstreams["web/"+version].calls.Load() + p.upstreams["chat/"+version].calls.Load() }
+	calls := func() int64 {
+		return p.upstreams["web/"+version].calls.Load() + p.upstreams["chat/"+version].calls.Load()
+	}
 	for _, s := range l.streams {
 		eventually(l.t, s.name+" calls "+version, func() bool {
 			before := calls()
