@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -31,6 +32,8 @@ type admin struct {
 
 	allowExec bool // gates may run commands
 	glass     *breakGlass
+
+	examining sync.Mutex // one plugin at a time
 
 	// Live views, for answers only: nothing is decided on them.
 	regions  func() ([]*pb.Region, string) // nil = what the log says

@@ -38,13 +38,13 @@ func needs(name string) authz.Role {
 		"PlanRollout", "GetDeployment", "ModelMetrics", "GetArtifact", "ListArtifacts", "ListRegions", "ListAlerts", "Audit", "Status",
 		"XdsStatus", "XdsConfig", "XdsDiff", "XdsPushLog", "XdsExplain", "XdsLoad", "XdsCanary",
 		"FetchClientStatus", "StreamClientStatus",
-		"ListSessions", "GetSession", "ListVariables", "GetVariable", "GetHistory", "ListDependencies":
+		"ListOptimizers", "SelectOptimizer", "ListSessions", "GetSession", "ListVariables", "GetVariable", "GetHistory", "ListDependencies":
 		return authz.Viewer
 	case "RegisterModelVersion", "SetModelVersionState", "CreateModel", "AnnotateModel", "PutArtifact", "CreateExperiment", "SetExperimentState", "PlanExperiment",
 		"StartRollout", "AdvanceRollout", "AbortRollout", "HoldRollout", "ResumeRollout", "ApproveRollout", "RetryRollout", "RollbackRollout",
 		"BreakGlass", "SilenceAlert", "RecordOutcomes", "XdsCanaryStart", "XdsCanaryEnd",
 		"CreateSession", "DeleteSession", "SetVariable", "DeleteVariable", "RollbackVariable",
-		"StartOptimization", "StopOptimization", "AddDependency":
+		"StartOptimization", "StopOptimization", "AddDependency", "RecordOptimization":
 		return authz.Operator
 	}
 	return authz.Admin

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"slices"
@@ -14,7 +15,6 @@ import (
 	"github.com/outrigger-mesh/outrigger/control/dashboard"
 	"github.com/outrigger-mesh/outrigger/control/facts"
 	"github.com/outrigger-mesh/outrigger/deploy"
-	"github.com/outrigger-mesh/outrigger/experiments/algorithms"
 	"github.com/outrigger-mesh/outrigger/internal/authz"
 	"github.com/outrigger-mesh/outrigger/internal/wire"
 )
@@ -45,7 +45,7 @@ func (a *admin) viewNow(ctx context.Context) (*dashboard.View, error) {
 		return nil, err
 	}
 	f := a.facts.Facts()
-	v := &dashboard.View{Status: s, Events: events.GetEvents(), Forecasts: map[string][]*pb.GateForecast{}, Position: s.GetHead(), Optimisers: optimisers()}
+	v := &dashboard.View{Status: s, Events: events.GetEvents(), Forecasts: map[string][]*pb.GateForecast{}, Position: s.GetHead(), Optimisers: optimisers(f)}
 	for _, model := range f.Models() {
 		v.Rate += a.monitor.RequestsPerSecond(model.Name)
 	}
@@ -123,7 +123,7 @@ func (a *admin) viewThen(ctx context.Context, m dashboard.Moment) (*dashboard.Vi
 	if err != nil {
 		return nil, err
 	}
-	v := &dashboard.View{Events: events.GetEvents(), Position: m.Position, At: m.Time, Optimisers: optimisers(),
+	v := &dashboard.View{Events: events.GetEvents(), Position: m.Position, At: m.Time, Optimisers: optimisers(f),
 		Status: &pb.StatusResponse{Region: a.region.GetName(), Head: m.Position, PolicyPosition: f.PolicyPosition(), Regions: f.Regions()}}
 	if len(v.Events) > 0 && v.At.IsZero() {
 		v.At = v.Events[0].GetAt().AsTime()
@@ -179,10 +179,14 @@ func (a *admin) alertsThen(ctx context.Context, position uint64) ([]*pb.Alert, e
 	return out, nil
 }
 
-func optimisers() []string {
+func optimisers(f *facts.Facts) []string {
 	var out []string
-	for _, x := range algorithms.Builtin() {
-		out = append(out, x.Name)
+	for _, o := range known(f) {
+		name := cmp.Or(o.GetInfo().GetName(), o.GetInfo().GetId())
+		if o.GetAddress() != "" {
+			name += ", plugin at " + o.GetAddress()
+		}
+		out = append(out, name)
 	}
 	return out
 }

@@ -31,11 +31,13 @@ const (
 )
 
 // tuning is the whole state of an optimisation. It is kept in a variable of the session
-// being tuned and replaced by compare-and-set at every step, which makes it the lock as
-// well: of two runs of one optimisation the slower to save is refused and stops, and the
+// being tuned and replaced by compare-and-set at every step: of two runs of one
+// optimisation, which share its locks, the slower to save is refused and stops, and the
 // winner is written in one append together with the record, so at most once.
 type tuning struct {
-	Phase     string                     `json:"phase"` // searching, written, done, rolled_back
+	Phase string `json:"phase"` // searching, written, done, rolled_back
+	engine
+	First     *float64                   `json:"first,omitempty"` // loss of the first setting, the one before
 	Variables []string                   `json:"variables"`
 	Optimizer json.RawMessage            `json:"optimizer"`
 	Trial     *algorithms.Trial          `json:"trial,omitempty"` // asked, not yet told
@@ -51,12 +53,16 @@ type tuner struct {
 	session, record   string
 	objective, verify []string
 	algorithm         string
+	strategy          string // chooses the algorithm; empty = as named
+	taskType          string
 	budget            int
 	seed              uint64
 	trialTimeout      time.Duration
-	version           int32 // of the record, -1 while there is none
+	version           int32  // of the record, -1 while there is none
+	locks             *locks // while variables are locked
 	t                 tuning
 	opt               algorithms.Optimizer
+	release           func() // of opt's plugin; nil = none
 }
 
 func optimizeCommand(g *globals) *cobra.Command {
@@ -70,15 +76,24 @@ objective that begins with http:// or https:// is posted the same object instead
 200 with the loss, as a JSON number or as {"loss": number}. An evaluation that fails or takes
 longer than --trial-timeout counts as a failed trial.
 
+While it runs it holds the optimisation locks of the variables: writes by others are
+refused. The locks are released at the end, interrupted or not; those of a run that was
+killed are taken over by the next run of the same optimisation, and refuse nobody any more
+after five minutes.
+
 Every step is in the log, in the variable optimize.ID: run the same command again to go
 on after a crash. The best setting is written as one change, refused if somebody changed
-a tuned variable meanwhile. If --verify then fails, the former values are put back.`,
+a tuned variable meanwhile. If --verify then fails, the former values are put back;
+"optimize rollback SESSION ID" does that later.`,
 		Args: cobra.MinimumNArgs(3)}
 	c := addClientFlags(cmd, g)
+	cmd.AddCommand(optimizeRollback(c))
 	f := cmd.Flags()
 	f.StringVar(&objective, "objective", "", "command, split at spaces, that prints the loss of a setting, or a URL that is posted it")
 	f.StringVar(&verify, "verify", "", "command that must succeed once the best setting is written")
-	f.StringVar(&o.algorithm, "algorithm", "bayesian_optimization", "optimiser")
+	f.StringVar(&o.algorithm, "algorithm", "bayesian_optimization", "optimiser, built in or a registered plugin")
+	f.StringVar(&o.strategy, "strategy", "", "have the optimiser chosen instead: performance_weighted, feature_matching, adaptive or experimental")
+	f.StringVar(&o.taskType, "task-type", "tuning", "kind of task, under which the outcome is remembered for strategies; empty = it is not")
 	f.IntVar(&o.budget, "budget", 30, "evaluations")
 	f.Uint64Var(&o.seed, "seed", 1, "seed of the search")
 	f.DurationVar(&o.trialTimeout, "trial-timeout", time.Minute, "limit for one evaluation")
@@ -87,6 +102,9 @@ a tuned variable meanwhile. If --verify then fails, the former values are put ba
 		o.objective, o.verify = strings.Fields(objective), strings.Fields(verify)
 		if len(o.objective) == 0 || o.trialTimeout <= 0 {
 			return usageError{fmt.Errorf("--objective is empty or --trial-timeout is not positive")}
+		}
+		if o.strategy != "" && (cmd.Flag("algorithm").Changed || o.taskType == "") {
+			return usageError{fmt.Errorf("--strategy chooses the algorithm by --task-type: leave --algorithm out, and --task-type not empty")}
 		}
 		if o.budget < 1 || o.budget > maxTrials {
 			return usageError{fmt.Errorf("--budget is %d, allowed is 1..%d", o.budget, maxTrials)}
@@ -97,44 +115,79 @@ a tuned variable meanwhile. If --verify then fails, the former values are put ba
 }
 
 func (o *tuner) run(ctx context.Context, names []string) error {
-	if err := o.load(ctx, names); err != nil {
+	found, err := o.load(ctx)
+	if err != nil {
 		return err
 	}
-	for o.t.Phase == "searching" {
-		if err := o.step(ctx); err != nil {
-			return err
-		}
+	if found && !slices.Equal(o.t.Variables, names) {
+		return outrigger.Errorf(outrigger.Conflict, "%s tunes %v, not %v; choose another ID", o.record, o.t.Variables, names)
 	}
-	if o.t.Phase == "written" {
-		if err := o.settle(ctx); err != nil {
+	if !found || o.t.Phase == "searching" || o.t.Phase == "written" {
+		if err := o.locked(ctx, names, func(ctx context.Context) error { return o.search(ctx, found, names) }); err != nil {
 			return err
 		}
 	}
 	return o.report()
 }
 
-// load continues the recorded optimisation or starts one.
-func (o *tuner) load(ctx context.Context, names []string) error {
-	v, err := o.cl.Get(ctx, o.get(o.record))
-	if err = status.FromGRPC(err, nil); outrigger.IsKind(err, outrigger.NotFound) {
-		return o.begin(ctx, names)
+// search goes through what is left of the optimisation.
+func (o *tuner) search(ctx context.Context, found bool, names []string) (err error) {
+	if !found {
+		err = o.begin(ctx, names)
+	} else if o.t.Phase == "searching" {
+		err = o.resume(ctx)
 	}
+	defer o.letGo()
+	for err == nil && o.t.Phase == "searching" {
+		err = o.step(ctx)
+	}
+	if err == nil && o.t.Phase == "written" {
+		err = o.settle(ctx)
+	}
+	return err
+}
+
+// letGo ends a plugin's optimisation.
+func (o *tuner) letGo() {
+	if o.release != nil {
+		o.release()
+	}
+}
+
+// resume continues the search where the record says it is.
+func (o *tuner) resume(ctx context.Context) error {
+	if o.t.Address == "" {
+		var err error
+		o.opt, err = algorithms.Restore(o.t.Optimizer)
+		return err
+	}
+	a, release, err := o.t.open(ctx)
 	if err != nil {
 		return err
 	}
+	o.release = release
+	o.opt, err = a.Restore(o.t.Optimizer)
+	return err
+}
+
+// load reads the recorded optimisation; found is false when there is none.
+func (o *tuner) load(ctx context.Context) (found bool, err error) {
+	v, err := o.cl.Get(ctx, o.get(o.record))
+	if err = status.FromGRPC(err, nil); outrigger.IsKind(err, outrigger.NotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
 	var text string
 	if err := json.Unmarshal(v.GetValue().GetJson(), &text); err != nil {
-		return outrigger.Wrap(outrigger.Invalid, err, o.record)
+		return false, outrigger.Wrap(outrigger.Invalid, err, o.record)
 	}
 	if err := json.Unmarshal([]byte(text), &o.t); err != nil {
-		return outrigger.Wrap(outrigger.Invalid, err, o.record)
-	}
-	if !slices.Equal(o.t.Variables, names) {
-		return outrigger.Errorf(outrigger.Conflict, "%s tunes %v, not %v; choose another ID", o.record, o.t.Variables, names)
+		return false, outrigger.Wrap(outrigger.Invalid, err, o.record)
 	}
 	o.version = v.GetVersion().GetCounter()
-	o.opt, err = algorithms.Restore(o.t.Optimizer)
-	return err
+	return true, nil
 }
 
 func (o *tuner) get(name string) *pb.GetRequest {
@@ -164,11 +217,19 @@ func (o *tuner) begin(ctx context.Context, names []string) error {
 	if err != nil {
 		return err
 	}
-	o.opt, err = algorithms.New(o.algorithm, algorithms.Config{Space: space, Seed: o.seed, Budget: o.budget, Noisy: true, Start: start})
+	e, err := o.choose(ctx, space)
 	if err != nil {
 		return err
 	}
-	o.t = tuning{Phase: "searching", Variables: names, Optimizer: o.opt.State(), Before: before, Versions: versions}
+	a, release, err := e.open(ctx)
+	if err != nil {
+		return err
+	}
+	o.release = release
+	if o.opt, err = a.New(algorithms.Config{Space: space, Seed: o.seed, Budget: o.budget, Noisy: true, Start: start}); err != nil {
+		return err
+	}
+	o.t = tuning{Phase: "searching", engine: e, Variables: names, Optimizer: o.opt.State(), Before: before, Versions: versions}
 	raw, err := o.text()
 	if err != nil {
 		return err
@@ -239,8 +300,12 @@ func (o *tuner) save(ctx context.Context, others ...*pb.SetItem) error {
 		return outrigger.Errorf(outrigger.Exhausted, "%s would have %d bytes, the limit is %d; choose another ID with a smaller --budget or fewer variables, the best so far is kept", o.record, len(raw), maxRecord)
 	}
 	items := append([]*pb.SetItem{{Identifier: o.record, Value: &pb.Value{Json: raw}, ExpectedVersion: &o.version}}, others...)
+	options := o.cl.options()
+	if o.locks != nil {
+		options.OptimizationIds = o.locks.held()
+	}
 	r, err := o.cl.BatchSet(ctx, &pb.BatchSetRequest{Tenant: o.cl.flags.tenant, Session: o.session, Items: items, Atomic: true,
-		Metadata: map[string]string{"optimization": o.record}, Options: o.cl.options()})
+		Metadata: map[string]string{"optimization": o.record}, Options: options})
 	if err != nil {
 		return err
 	}
@@ -259,6 +324,9 @@ func (o *tuner) step(ctx context.Context) error {
 	if o.t.Trial == nil {
 		asked := o.opt.Ask(1)
 		if len(asked) == 0 {
+			if err := broken(o.opt); err != nil {
+				return err
+			}
 			return o.write(ctx)
 		}
 		o.t.Trial, o.t.Optimizer = &asked[0], o.opt.State()
@@ -275,6 +343,9 @@ func (o *tuner) step(ctx context.Context) error {
 	}
 	if best, ok := o.opt.Best(); ok {
 		o.t.Best = &best
+	}
+	if !failed && o.t.First == nil {
+		o.t.First = &loss
 	}
 	o.t.Trial, o.t.Optimizer, o.t.Done = nil, o.opt.State(), o.t.Done+1
 	return o.save(ctx)
@@ -350,16 +421,37 @@ func (o *tuner) settle(ctx context.Context) error {
 		}
 		if err != nil {
 			o.t.Phase = "rolled_back"
-			for _, name := range o.t.Variables {
-				at := o.t.Versions[name] + 1
-				items = append(items, &pb.SetItem{Identifier: name, Value: &pb.Value{Json: o.t.Before[name]}, ExpectedVersion: &at})
-			}
+			items = o.former()
 		}
+	}
+	if err := o.remember(ctx); err != nil { // before the end is recorded: it is tried again, and counts once
+		return err
 	}
 	return o.save(ctx, items...)
 }
 
+// former are the values from before, for variables that have not changed since the best
+// setting was written.
+func (o *tuner) former() (items []*pb.SetItem) {
+	for _, name := range o.t.Variables {
+		at := o.t.Versions[name] + 1
+		items = append(items, &pb.SetItem{Identifier: name, Value: &pb.Value{Json: o.t.Before[name]}, ExpectedVersion: &at})
+	}
+	return items
+}
+
+// report prints the outcome; one that did not stay is a failure.
 func (o *tuner) report() error {
+	if err := o.print(); err != nil {
+		return err
+	}
+	if o.t.Phase == "rolled_back" {
+		return answerError{}
+	}
+	return nil
+}
+
+func (o *tuner) print() error {
 	best, err := json.Marshal(o.t.Best)
 	if err != nil {
 		return err
@@ -368,9 +460,6 @@ func (o *tuner) report() error {
 		err = json.NewEncoder(o.cl.out.w).Encode(map[string]any{"phase": o.t.Phase, "trials": o.t.Done, "best": json.RawMessage(best)})
 	} else {
 		_, err = fmt.Fprintf(o.cl.out.w, "%s after %d trials: best %s\n", o.t.Phase, o.t.Done, best)
-	}
-	if err == nil && o.t.Phase == "rolled_back" {
-		return answerError{}
 	}
 	return err
 }

@@ -22,7 +22,8 @@ import (
 func varCommand(g *globals) *cobra.Command {
 	cmd := group("var", "Read and write variables")
 	c := addClientFlags(cmd, g)
-	cmd.AddCommand(varGet(c), varSet(c), varRegister(c), varList(c), varDelete(c), varHistory(c), varRollback(c), varWatch(c))
+	cmd.AddCommand(varGet(c), varSet(c), varRegister(c), varList(c), varDelete(c), varHistory(c), varRollback(c), varWatch(c),
+		varOptimization(c), varDependency(c))
 	return cmd
 }
 
@@ -98,16 +99,18 @@ func jsonOrText(s string) []byte {
 func varSet(c *clientFlags) *cobra.Command {
 	var expected int32
 	var md map[string]string
+	var optimization string
 	cmd := &cobra.Command{Use: "set SESSION/NAME VALUE", Short: "Set a variable (VALUE is JSON; anything else is taken as text)",
 		Args: exactArgs("SESSION/NAME", "VALUE")}
 	cmd.Flags().Int32Var(&expected, "expected-version", -1, "refuse unless the variable is at this version")
 	cmd.Flags().StringToStringVar(&md, "metadata", nil, "key=value, merged into what the variable has")
+	cmd.Flags().StringVar(&optimization, "optimization", "", "id of the optimisation lock that the writer holds")
 	cmd.RunE = c.verb(false, func(ctx context.Context, cl *client, args []string) error {
 		session, name, err := cl.splitKey(args[0])
 		if err != nil {
 			return err
 		}
-		req := &pb.SetRequest{Tenant: c.tenant, Session: session, Identifier: name, Value: &pb.Value{Json: jsonOrText(args[1])}, Metadata: md, Options: cl.options()}
+		req := &pb.SetRequest{Tenant: c.tenant, Session: session, Identifier: name, Value: &pb.Value{Json: jsonOrText(args[1])}, Metadata: md, Options: holding(cl.options(), optimization)}
 		if expected >= 0 {
 			req.ExpectedVersion = &expected
 		}

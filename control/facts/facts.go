@@ -16,8 +16,8 @@
 // Concurrency: a *Facts and everything reachable from it is read-only once Apply has
 // returned it and may be shared freely; the next value shares what did not change.
 //
-// Bounds: at most MaxAlerts alerts and MaxEndedRollouts ended rollouts stay in memory
-// (the oldest leave first; the log keeps all). Models, versions and experiments are
+// Bounds: at most MaxAlerts alerts, MaxEndedRollouts ended rollouts and MaxOptimizations
+// runs of each of MaxTaskTypes types of task stay in memory (the oldest leave first; the log keeps all). Models, versions and experiments are
 // bounded where they are created, by the admin API.
 package facts
 
@@ -98,6 +98,8 @@ type Facts struct {
 	pushed         uint64
 	skipped        Skipped
 	canary         *Canary
+	optimizers     map[string]*Optimizer
+	optimizations  map[string][]Optimization // by type of task
 }
 
 // Skipped counts events that made no sense and describes the last one.
@@ -410,6 +412,12 @@ func (d *draft) outsidePolicy() bool {
 		d.alertNotified(p.AlertNotified)
 	case *pb.Event_PushRecorded:
 		d.pushed = max(d.pushed, p.PushRecorded.GetPush())
+	case *pb.Event_OptimizerRegistered:
+		return d.optimizerRegistered(p.OptimizerRegistered)
+	case *pb.Event_OptimizerRemoved:
+		return d.optimizerRemoved()
+	case *pb.Event_OptimizationRecorded:
+		return d.optimizationRecorded(p.OptimizationRecorded)
 	default:
 		return false
 	}

@@ -13,7 +13,8 @@ import (
 // A snapshot is events, each in protobuf after its length, that are folded again on
 // load. That is slower than decoding the state itself, but there is no second encoding
 // that could disagree with the log, and control events are few. Alerts and pushes are
-// many over the years and only their latest matter, so those are written from the state.
+// many over the years and only their latest matter, so those are written from the state;
+// the same goes for optimisers and their runs.
 
 // snapshotFormat is the first byte of a snapshot; another one makes it unreadable, which
 // costs a full replay.
@@ -28,7 +29,8 @@ type kept struct {
 
 func (k *kept) add(e *pb.Event) {
 	switch e.GetPayload().(type) {
-	case *pb.Event_AlertRaised, *pb.Event_AlertResolved, *pb.Event_AlertSilenced, *pb.Event_AlertNotified, *pb.Event_PushRecorded:
+	case *pb.Event_AlertRaised, *pb.Event_AlertResolved, *pb.Event_AlertSilenced, *pb.Event_AlertNotified, *pb.Event_PushRecorded,
+		*pb.Event_OptimizerRegistered, *pb.Event_OptimizerRemoved, *pb.Event_OptimizationRecorded:
 		return
 	}
 	out, err := appendEvent(k.events, e)
@@ -62,9 +64,9 @@ func (k *kept) encode(f *Facts) ([]byte, error) {
 	return out, nil
 }
 
-// latest returns events that lead to the present alerts and push.
+// latest returns events that lead to the present alerts, push and optimisers.
 func (f *Facts) latest() []*pb.Event {
-	out := []*pb.Event{{Payload: &pb.Event_PushRecorded{PushRecorded: &pb.PushRecorded{Push: f.pushed}}}}
+	out := append([]*pb.Event{{Payload: &pb.Event_PushRecorded{PushRecorded: &pb.PushRecorded{Push: f.pushed}}}}, f.latestOptimizers()...)
 	for _, a := range f.alerts {
 		raised := &pb.AlertRaised{Severity: a.Severity, Summary: a.Summary, Numbers: a.Numbers, Notify: a.Notify}
 		if !a.Since.Equal(a.RaisedAt) { // raised again: Since is of the first time

@@ -224,6 +224,19 @@ func (s *Space) Decode(u []float64) (Params, error) {
 // be there, no other may be, and each value must be inside its bounds; numbers may be
 // any Go number, as long as an int is whole. Errors have kind Invalid.
 func (s *Space) Encode(p Params) ([]float64, error) {
+	_, u, err := s.read(p)
+	return u, err
+}
+
+// Normalise returns the setting with every value in the Go type of its kind, by the rules
+// of Encode: what comes from JSON has floats for ints.
+func (s *Space) Normalise(p Params) (Params, error) {
+	norm, _, err := s.read(p)
+	return norm, err
+}
+
+// read checks a setting and returns it normalised and as a point.
+func (s *Space) read(p Params) (Params, []float64, error) {
 	u := make([]float64, len(s.params))
 	norm := make(Params, len(p))
 	for i := range s.params {
@@ -231,27 +244,27 @@ func (s *Space) Encode(p Params) ([]float64, error) {
 		v, given := p[d.Name]
 		if !s.active(d, norm) {
 			if given {
-				return nil, outrigger.Errorf(outrigger.Invalid, "parameter %q takes no part here: its condition on %q does not hold; leave it out", d.Name, d.When.Param)
+				return nil, nil, outrigger.Errorf(outrigger.Invalid, "parameter %q takes no part here: its condition on %q does not hold; leave it out", d.Name, d.When.Param)
 			}
 			u[i] = 0.5
 			continue
 		}
 		if !given {
-			return nil, outrigger.Errorf(outrigger.Invalid, "parameter %q is missing", d.Name)
+			return nil, nil, outrigger.Errorf(outrigger.Invalid, "parameter %q is missing", d.Name)
 		}
 		n, err := d.normalise(v)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		norm[d.Name] = n
 		u[i] = d.encode(n)
 	}
 	for name := range p {
 		if s.index(name) < 0 {
-			return nil, outrigger.Errorf(outrigger.Invalid, "parameter %q is not in the space", name)
+			return nil, nil, outrigger.Errorf(outrigger.Invalid, "parameter %q is not in the space", name)
 		}
 	}
-	return u, nil
+	return norm, u, nil
 }
 
 // Check reports whether p is a setting of the space, by the rules of Encode.

@@ -254,6 +254,21 @@ func (o *operator) ListAlerts(ctx context.Context, r *pb.ListRequestAll) (*pb.Li
 func (o *operator) SilenceAlert(ctx context.Context, r *pb.SilenceAlertRequest) (*pb.Alert, error) {
 	return saw(o, ctx, "SilenceAlert", r, &pb.Alert{})
 }
+func (o *operator) ListOptimizers(ctx context.Context, r *pb.ListRequestAll) (*pb.ListOptimizersResponse, error) {
+	return saw(o, ctx, "ListOptimizers", r, &pb.ListOptimizersResponse{})
+}
+func (o *operator) RegisterOptimizer(ctx context.Context, r *pb.RegisterOptimizerRequest) (*pb.Optimizer, error) {
+	return saw(o, ctx, "RegisterOptimizer", r, &pb.Optimizer{})
+}
+func (o *operator) RemoveOptimizer(ctx context.Context, r *pb.RemoveOptimizerRequest) (*pb.Optimizer, error) {
+	return saw(o, ctx, "RemoveOptimizer", r, &pb.Optimizer{})
+}
+func (o *operator) SelectOptimizer(ctx context.Context, r *pb.SelectOptimizerRequest) (*pb.SelectOptimizerResponse, error) {
+	return saw(o, ctx, "SelectOptimizer", r, &pb.SelectOptimizerResponse{})
+}
+func (o *operator) RecordOptimization(ctx context.Context, r *pb.RecordOptimizationRequest) (*pb.RecordOptimizationResponse, error) {
+	return saw(o, ctx, "RecordOptimization", r, &pb.RecordOptimizationResponse{})
+}
 func (o *operator) Audit(ctx context.Context, r *pb.AuditRequest) (*pb.AuditResponse, error) {
 	return saw(o, ctx, "Audit", r, &pb.AuditResponse{})
 }

@@ -86,6 +86,13 @@ var messages = []struct {
 		[]string{"x-outrigger-actor: who-asks"}, 200, "Audit",
 		&pb.AuditRequest{Actor: "ann", From: 1<<64 - 1, Limit: -1, NewestFirst: true, Since: &timestamppb.Timestamp{Seconds: 1714557600, Nanos: 5e8}}},
 	{"GET", "/v1/audit", "", []string{"x-outrigger-actor: who-asks"}, 200, "Audit", &pb.AuditRequest{}},
+	{"GET", "/v1/optimizers", "", nil, 200, "ListOptimizers", &pb.ListRequestAll{}},
+	{"POST", "/v1/optimizers", `{"address":"unix:p"}`, []string{"x-outrigger-actor: ann"}, 201, "RegisterOptimizer", &pb.RegisterOptimizerRequest{Address: "unix:p", Actor: "ann"}},
+	{"DELETE", "/v1/optimizers/mine", `{"reason":"old"}`, nil, 200, "RemoveOptimizer", &pb.RemoveOptimizerRequest{Name: "mine", Reason: "old"}},
+	{"POST", "/v1/optimizers/select", `{"strategy":"adaptive","task_type":"t","budget":5}`, nil, 200, "SelectOptimizer",
+		&pb.SelectOptimizerRequest{Strategy: "adaptive", TaskType: "t", Budget: 5}},
+	{"POST", "/v1/optimizations", `{"task_type":"t","optimizer":"random","reached":0.5}`, nil, 201, "RecordOptimization",
+		&pb.RecordOptimizationRequest{TaskType: "t", Optimizer: "random", Reached: .5}},
 	{"GET", "/v1/status", "", nil, 200, "Status", &pb.ListRequestAll{}},
 
 	{"GET", "/v1/sessions", "", nil, 200, "ListSessions", &pb.ListSessionsRequest{Tenant: "default"}},

@@ -82,6 +82,12 @@ func AdminRoutes(admin pb.AdminServer) []Route {
 		{Pattern: "GET /v1/alerts", Verb: "ListAlerts", Handler: unary(admin.ListAlerts)},
 		{Pattern: "POST /v1/alerts/{id}/silence", Verb: "SilenceAlert", Handler: unary(admin.SilenceAlert,
 			path("id", "id", func(r *pb.SilenceAlertRequest) *string { return &r.Id }))},
+		{Pattern: "GET /v1/optimizers", Verb: "ListOptimizers", Handler: unary(admin.ListOptimizers)},
+		{Pattern: "POST /v1/optimizers", Verb: "RegisterOptimizer", Handler: unary(admin.RegisterOptimizer), Created: true},
+		{Pattern: "DELETE /v1/optimizers/{name}", Verb: "RemoveOptimizer", Handler: unary(admin.RemoveOptimizer,
+			path("name", "name", func(r *pb.RemoveOptimizerRequest) *string { return &r.Name }))},
+		{Pattern: "POST /v1/optimizers/select", Verb: "SelectOptimizer", Handler: unary(admin.SelectOptimizer)},
+		{Pattern: "POST /v1/optimizations", Verb: "RecordOptimization", Handler: unary(admin.RecordOptimization), Created: true},
 		{Pattern: "GET /v1/audit", Verb: "Audit", Handler: unary(admin.Audit)},
 		{Pattern: "GET /v1/status", Verb: "Status", Handler: unary(admin.Status)},
 	}

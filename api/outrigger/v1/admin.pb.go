@@ -4077,7 +4077,7 @@ var File_outrigger_v1_admin_proto protoreflect.FileDescriptor
 
 const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x18outrigger/v1/admin.proto\x12\foutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19outrigger/v1/events.proto\x1a\x18outrigger/v1/types.proto\"!\n" +
+	"\x18outrigger/v1/admin.proto\x12\foutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19outrigger/v1/events.proto\x1a\x1coutrigger/v1/optimizer.proto\x1a\x18outrigger/v1/types.proto\"!\n" +
 	"\vNameRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"&\n" +
 	"\x0eListRequestAll\x12\x14\n" +
@@ -4516,7 +4516,7 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"hitsOrigin\x12!\n" +
 	"\fstale_served\x18\x04 \x01(\x04R\vstaleServed\x125\n" +
 	"\x17invalidation_lag_p50_ms\x18\x05 \x01(\x01R\x14invalidationLagP50Ms\x125\n" +
-	"\x17invalidation_lag_p99_ms\x18\x06 \x01(\x01R\x14invalidationLagP99Ms2\xa9\x15\n" +
+	"\x17invalidation_lag_p99_ms\x18\x06 \x01(\x01R\x14invalidationLagP99Ms2\xf0\x18\n" +
 	"\x05Admin\x12V\n" +
 	"\x14RegisterModelVersion\x12).outrigger.v1.RegisterModelVersionRequest\x1a\x13.outrigger.v1.Model\x12J\n" +
 	"\x0eConfigureModel\x12#.outrigger.v1.ConfigureModelRequest\x1a\x13.outrigger.v1.Model\x12V\n" +
@@ -4554,7 +4554,12 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\vListRegions\x12\x1c.outrigger.v1.ListRequestAll\x1a!.outrigger.v1.ListRegionsResponse\x12L\n" +
 	"\n" +
 	"ListAlerts\x12\x1c.outrigger.v1.ListRequestAll\x1a .outrigger.v1.ListAlertsResponse\x12F\n" +
-	"\fSilenceAlert\x12!.outrigger.v1.SilenceAlertRequest\x1a\x13.outrigger.v1.Alert\x12@\n" +
+	"\fSilenceAlert\x12!.outrigger.v1.SilenceAlertRequest\x1a\x13.outrigger.v1.Alert\x12T\n" +
+	"\x11RegisterOptimizer\x12&.outrigger.v1.RegisterOptimizerRequest\x1a\x17.outrigger.v1.Optimizer\x12P\n" +
+	"\x0fRemoveOptimizer\x12$.outrigger.v1.RemoveOptimizerRequest\x1a\x17.outrigger.v1.Optimizer\x12T\n" +
+	"\x0eListOptimizers\x12\x1c.outrigger.v1.ListRequestAll\x1a$.outrigger.v1.ListOptimizersResponse\x12^\n" +
+	"\x0fSelectOptimizer\x12$.outrigger.v1.SelectOptimizerRequest\x1a%.outrigger.v1.SelectOptimizerResponse\x12g\n" +
+	"\x12RecordOptimization\x12'.outrigger.v1.RecordOptimizationRequest\x1a(.outrigger.v1.RecordOptimizationResponse\x12@\n" +
 	"\x05Audit\x12\x1a.outrigger.v1.AuditRequest\x1a\x1b.outrigger.v1.AuditResponse\x12D\n" +
 	"\x06Status\x12\x1c.outrigger.v1.ListRequestAll\x1a\x1c.outrigger.v1.StatusResponseBBZ@github.com/outrigger-mesh/outrigger/api/outrigger/v1;outriggerv1b\x06proto3"
 
@@ -4651,6 +4656,14 @@ var file_outrigger_v1_admin_proto_goTypes = []any{
 	(*Region)(nil),                      // 76: outrigger.v1.Region
 	(*Event)(nil),                       // 77: outrigger.v1.Event
 	(*Node)(nil),                        // 78: outrigger.v1.Node
+	(*RegisterOptimizerRequest)(nil),    // 79: outrigger.v1.RegisterOptimizerRequest
+	(*RemoveOptimizerRequest)(nil),      // 80: outrigger.v1.RemoveOptimizerRequest
+	(*SelectOptimizerRequest)(nil),      // 81: outrigger.v1.SelectOptimizerRequest
+	(*RecordOptimizationRequest)(nil),   // 82: outrigger.v1.RecordOptimizationRequest
+	(*Optimizer)(nil),                   // 83: outrigger.v1.Optimizer
+	(*ListOptimizersResponse)(nil),      // 84: outrigger.v1.ListOptimizersResponse
+	(*SelectOptimizerResponse)(nil),     // 85: outrigger.v1.SelectOptimizerResponse
+	(*RecordOptimizationResponse)(nil),  // 86: outrigger.v1.RecordOptimizationResponse
 }
 var file_outrigger_v1_admin_proto_depIdxs = []int32{
 	61,  // 0: outrigger.v1.ModelVersion.endpoints:type_name -> outrigger.v1.Endpoint
@@ -4780,45 +4793,55 @@ var file_outrigger_v1_admin_proto_depIdxs = []int32{
 	1,   // 124: outrigger.v1.Admin.ListRegions:input_type -> outrigger.v1.ListRequestAll
 	1,   // 125: outrigger.v1.Admin.ListAlerts:input_type -> outrigger.v1.ListRequestAll
 	38,  // 126: outrigger.v1.Admin.SilenceAlert:input_type -> outrigger.v1.SilenceAlertRequest
-	40,  // 127: outrigger.v1.Admin.Audit:input_type -> outrigger.v1.AuditRequest
-	1,   // 128: outrigger.v1.Admin.Status:input_type -> outrigger.v1.ListRequestAll
-	6,   // 129: outrigger.v1.Admin.RegisterModelVersion:output_type -> outrigger.v1.Model
-	6,   // 130: outrigger.v1.Admin.ConfigureModel:output_type -> outrigger.v1.Model
-	6,   // 131: outrigger.v1.Admin.SetModelVersionState:output_type -> outrigger.v1.Model
-	6,   // 132: outrigger.v1.Admin.MoveAlias:output_type -> outrigger.v1.Model
-	6,   // 133: outrigger.v1.Admin.DeleteAlias:output_type -> outrigger.v1.Model
-	6,   // 134: outrigger.v1.Admin.CreateModel:output_type -> outrigger.v1.Model
-	6,   // 135: outrigger.v1.Admin.AnnotateModel:output_type -> outrigger.v1.Model
-	6,   // 136: outrigger.v1.Admin.GetModel:output_type -> outrigger.v1.Model
-	4,   // 137: outrigger.v1.Admin.ModelMetrics:output_type -> outrigger.v1.ModelMetricsResponse
-	16,  // 138: outrigger.v1.Admin.ListModels:output_type -> outrigger.v1.ListModelsResponse
-	12,  // 139: outrigger.v1.Admin.ServedAt:output_type -> outrigger.v1.ServedAtResponse
-	17,  // 140: outrigger.v1.Admin.CreateExperiment:output_type -> outrigger.v1.Experiment
-	17,  // 141: outrigger.v1.Admin.SetExperimentState:output_type -> outrigger.v1.Experiment
-	17,  // 142: outrigger.v1.Admin.PlanExperiment:output_type -> outrigger.v1.Experiment
-	20,  // 143: outrigger.v1.Admin.ExperimentResults:output_type -> outrigger.v1.ExperimentResultsResponse
-	22,  // 144: outrigger.v1.Admin.ListExperiments:output_type -> outrigger.v1.ListExperimentsResponse
-	23,  // 145: outrigger.v1.Admin.StartRollout:output_type -> outrigger.v1.Rollout
-	23,  // 146: outrigger.v1.Admin.AdvanceRollout:output_type -> outrigger.v1.Rollout
-	23,  // 147: outrigger.v1.Admin.AbortRollout:output_type -> outrigger.v1.Rollout
-	30,  // 148: outrigger.v1.Admin.PlanRollout:output_type -> outrigger.v1.RolloutPlan
-	23,  // 149: outrigger.v1.Admin.HoldRollout:output_type -> outrigger.v1.Rollout
-	23,  // 150: outrigger.v1.Admin.ResumeRollout:output_type -> outrigger.v1.Rollout
-	23,  // 151: outrigger.v1.Admin.ApproveRollout:output_type -> outrigger.v1.Rollout
-	23,  // 152: outrigger.v1.Admin.RetryRollout:output_type -> outrigger.v1.Rollout
-	23,  // 153: outrigger.v1.Admin.RollbackRollout:output_type -> outrigger.v1.Rollout
-	29,  // 154: outrigger.v1.Admin.BreakGlass:output_type -> outrigger.v1.BreakGlassResponse
-	33,  // 155: outrigger.v1.Admin.ConfigureDeployment:output_type -> outrigger.v1.DeploymentConfiguration
-	33,  // 156: outrigger.v1.Admin.GetDeployment:output_type -> outrigger.v1.DeploymentConfiguration
-	23,  // 157: outrigger.v1.Admin.GetRollout:output_type -> outrigger.v1.Rollout
-	34,  // 158: outrigger.v1.Admin.ListRollouts:output_type -> outrigger.v1.ListRolloutsResponse
-	35,  // 159: outrigger.v1.Admin.ListRegions:output_type -> outrigger.v1.ListRegionsResponse
-	39,  // 160: outrigger.v1.Admin.ListAlerts:output_type -> outrigger.v1.ListAlertsResponse
-	36,  // 161: outrigger.v1.Admin.SilenceAlert:output_type -> outrigger.v1.Alert
-	41,  // 162: outrigger.v1.Admin.Audit:output_type -> outrigger.v1.AuditResponse
-	42,  // 163: outrigger.v1.Admin.Status:output_type -> outrigger.v1.StatusResponse
-	129, // [129:164] is the sub-list for method output_type
-	94,  // [94:129] is the sub-list for method input_type
+	79,  // 127: outrigger.v1.Admin.RegisterOptimizer:input_type -> outrigger.v1.RegisterOptimizerRequest
+	80,  // 128: outrigger.v1.Admin.RemoveOptimizer:input_type -> outrigger.v1.RemoveOptimizerRequest
+	1,   // 129: outrigger.v1.Admin.ListOptimizers:input_type -> outrigger.v1.ListRequestAll
+	81,  // 130: outrigger.v1.Admin.SelectOptimizer:input_type -> outrigger.v1.SelectOptimizerRequest
+	82,  // 131: outrigger.v1.Admin.RecordOptimization:input_type -> outrigger.v1.RecordOptimizationRequest
+	40,  // 132: outrigger.v1.Admin.Audit:input_type -> outrigger.v1.AuditRequest
+	1,   // 133: outrigger.v1.Admin.Status:input_type -> outrigger.v1.ListRequestAll
+	6,   // 134: outrigger.v1.Admin.RegisterModelVersion:output_type -> outrigger.v1.Model
+	6,   // 135: outrigger.v1.Admin.ConfigureModel:output_type -> outrigger.v1.Model
+	6,   // 136: outrigger.v1.Admin.SetModelVersionState:output_type -> outrigger.v1.Model
+	6,   // 137: outrigger.v1.Admin.MoveAlias:output_type -> outrigger.v1.Model
+	6,   // 138: outrigger.v1.Admin.DeleteAlias:output_type -> outrigger.v1.Model
+	6,   // 139: outrigger.v1.Admin.CreateModel:output_type -> outrigger.v1.Model
+	6,   // 140: outrigger.v1.Admin.AnnotateModel:output_type -> outrigger.v1.Model
+	6,   // 141: outrigger.v1.Admin.GetModel:output_type -> outrigger.v1.Model
+	4,   // 142: outrigger.v1.Admin.ModelMetrics:output_type -> outrigger.v1.ModelMetricsResponse
+	16,  // 143: outrigger.v1.Admin.ListModels:output_type -> outrigger.v1.ListModelsResponse
+	12,  // 144: outrigger.v1.Admin.ServedAt:output_type -> outrigger.v1.ServedAtResponse
+	17,  // 145: outrigger.v1.Admin.CreateExperiment:output_type -> outrigger.v1.Experiment
+	17,  // 146: outrigger.v1.Admin.SetExperimentState:output_type -> outrigger.v1.Experiment
+	17,  // 147: outrigger.v1.Admin.PlanExperiment:output_type -> outrigger.v1.Experiment
+	20,  // 148: outrigger.v1.Admin.ExperimentResults:output_type -> outrigger.v1.ExperimentResultsResponse
+	22,  // 149: outrigger.v1.Admin.ListExperiments:output_type -> outrigger.v1.ListExperimentsResponse
+	23,  // 150: outrigger.v1.Admin.StartRollout:output_type -> outrigger.v1.Rollout
+	23,  // 151: outrigger.v1.Admin.AdvanceRollout:output_type -> outrigger.v1.Rollout
+	23,  // 152: outrigger.v1.Admin.AbortRollout:output_type -> outrigger.v1.Rollout
+	30,  // 153: outrigger.v1.Admin.PlanRollout:output_type -> outrigger.v1.RolloutPlan
+	23,  // 154: outrigger.v1.Admin.HoldRollout:output_type -> outrigger.v1.Rollout
+	23,  // 155: outrigger.v1.Admin.ResumeRollout:output_type -> outrigger.v1.Rollout
+	23,  // 156: outrigger.v1.Admin.ApproveRollout:output_type -> outrigger.v1.Rollout
+	23,  // 157: outrigger.v1.Admin.RetryRollout:output_type -> outrigger.v1.Rollout
+	23,  // 158: outrigger.v1.Admin.RollbackRollout:output_type -> outrigger.v1.Rollout
+	29,  // 159: outrigger.v1.Admin.BreakGlass:output_type -> outrigger.v1.BreakGlassResponse
+	33,  // 160: outrigger.v1.Admin.ConfigureDeployment:output_type -> outrigger.v1.DeploymentConfiguration
+	33,  // 161: outrigger.v1.Admin.GetDeployment:output_type -> outrigger.v1.DeploymentConfiguration
+	23,  // 162: outrigger.v1.Admin.GetRollout:output_type -> outrigger.v1.Rollout
+	34,  // 163: outrigger.v1.Admin.ListRollouts:output_type -> outrigger.v1.ListRolloutsResponse
+	35,  // 164: outrigger.v1.Admin.ListRegions:output_type -> outrigger.v1.ListRegionsResponse
+	39,  // 165: outrigger.v1.Admin.ListAlerts:output_type -> outrigger.v1.ListAlertsResponse
+	36,  // 166: outrigger.v1.Admin.SilenceAlert:output_type -> outrigger.v1.Alert
+	83,  // 167: outrigger.v1.Admin.RegisterOptimizer:output_type -> outrigger.v1.Optimizer
+	83,  // 168: outrigger.v1.Admin.RemoveOptimizer:output_type -> outrigger.v1.Optimizer
+	84,  // 169: outrigger.v1.Admin.ListOptimizers:output_type -> outrigger.v1.ListOptimizersResponse
+	85,  // 170: outrigger.v1.Admin.SelectOptimizer:output_type -> outrigger.v1.SelectOptimizerResponse
+	86,  // 171: outrigger.v1.Admin.RecordOptimization:output_type -> outrigger.v1.RecordOptimizationResponse
+	41,  // 172: outrigger.v1.Admin.Audit:output_type -> outrigger.v1.AuditResponse
+	42,  // 173: outrigger.v1.Admin.Status:output_type -> outrigger.v1.StatusResponse
+	134, // [134:174] is the sub-list for method output_type
+	94,  // [94:134] is the sub-list for method input_type
 	94,  // [94:94] is the sub-list for extension type_name
 	94,  // [94:94] is the sub-list for extension extendee
 	0,   // [0:94] is the sub-list for field type_name
@@ -4830,6 +4853,7 @@ func file_outrigger_v1_admin_proto_init() {
 		return
 	}
 	file_outrigger_v1_events_proto_init()
+	file_outrigger_v1_optimizer_proto_init()
 	file_outrigger_v1_types_proto_init()
 	file_outrigger_v1_admin_proto_msgTypes[8].OneofWrappers = []any{}
 	file_outrigger_v1_admin_proto_msgTypes[9].OneofWrappers = []any{}

@@ -52,6 +52,11 @@ const (
 	Admin_ListRegions_FullMethodName          = "/outrigger.v1.Admin/ListRegions"
 	Admin_ListAlerts_FullMethodName           = "/outrigger.v1.Admin/ListAlerts"
 	Admin_SilenceAlert_FullMethodName         = "/outrigger.v1.Admin/SilenceAlert"
+	Admin_RegisterOptimizer_FullMethodName    = "/outrigger.v1.Admin/RegisterOptimizer"
+	Admin_RemoveOptimizer_FullMethodName      = "/outrigger.v1.Admin/RemoveOptimizer"
+	Admin_ListOptimizers_FullMethodName       = "/outrigger.v1.Admin/ListOptimizers"
+	Admin_SelectOptimizer_FullMethodName      = "/outrigger.v1.Admin/SelectOptimizer"
+	Admin_RecordOptimization_FullMethodName   = "/outrigger.v1.Admin/RecordOptimization"
 	Admin_Audit_FullMethodName                = "/outrigger.v1.Admin/Audit"
 	Admin_Status_FullMethodName               = "/outrigger.v1.Admin/Status"
 )
@@ -104,6 +109,13 @@ type AdminClient interface {
 	ListAlerts(ctx context.Context, in *ListRequestAll, opts ...grpc.CallOption) (*ListAlertsResponse, error)
 	// SilenceAlert keeps an alert from notifying anybody for a while.
 	SilenceAlert(ctx context.Context, in *SilenceAlertRequest, opts ...grpc.CallOption) (*Alert, error)
+	// RegisterOptimizer examines a plugin and makes it known, or says what is wrong with it.
+	RegisterOptimizer(ctx context.Context, in *RegisterOptimizerRequest, opts ...grpc.CallOption) (*Optimizer, error)
+	RemoveOptimizer(ctx context.Context, in *RemoveOptimizerRequest, opts ...grpc.CallOption) (*Optimizer, error)
+	ListOptimizers(ctx context.Context, in *ListRequestAll, opts ...grpc.CallOption) (*ListOptimizersResponse, error)
+	// SelectOptimizer chooses one for a task, RecordOptimization says how far it came.
+	SelectOptimizer(ctx context.Context, in *SelectOptimizerRequest, opts ...grpc.CallOption) (*SelectOptimizerResponse, error)
+	RecordOptimization(ctx context.Context, in *RecordOptimizationRequest, opts ...grpc.CallOption) (*RecordOptimizationResponse, error)
 	Audit(ctx context.Context, in *AuditRequest, opts ...grpc.CallOption) (*AuditResponse, error)
 	Status(ctx context.Context, in *ListRequestAll, opts ...grpc.CallOption) (*StatusResponse, error)
 }
@@ -446,6 +458,56 @@ func (c *adminClient) SilenceAlert(ctx context.Context, in *SilenceAlertRequest,
 	return out, nil
 }
 
+func (c *adminClient) RegisterOptimizer(ctx context.Context, in *RegisterOptimizerRequest, opts ...grpc.CallOption) (*Optimizer, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Optimizer)
+	err := c.cc.Invoke(ctx, Admin_RegisterOptimizer_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) RemoveOptimizer(ctx context.Context, in *RemoveOptimizerRequest, opts ...grpc.CallOption) (*Optimizer, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Optimizer)
+	err := c.cc.Invoke(ctx, Admin_RemoveOptimizer_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) ListOptimizers(ctx context.Context, in *ListRequestAll, opts ...grpc.CallOption) (*ListOptimizersResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListOptimizersResponse)
+	err := c.cc.Invoke(ctx, Admin_ListOptimizers_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) SelectOptimizer(ctx context.Context, in *SelectOptimizerRequest, opts ...grpc.CallOption) (*SelectOptimizerResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SelectOptimizerResponse)
+	err := c.cc.Invoke(ctx, Admin_SelectOptimizer_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) RecordOptimization(ctx context.Context, in *RecordOptimizationRequest, opts ...grpc.CallOption) (*RecordOptimizationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RecordOptimizationResponse)
+	err := c.cc.Invoke(ctx, Admin_RecordOptimization_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminClient) Audit(ctx context.Context, in *AuditRequest, opts ...grpc.CallOption) (*AuditResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(AuditResponse)
@@ -514,6 +576,13 @@ type AdminServer interface {
 	ListAlerts(context.Context, *ListRequestAll) (*ListAlertsResponse, error)
 	// SilenceAlert keeps an alert from notifying anybody for a while.
 	SilenceAlert(context.Context, *SilenceAlertRequest) (*Alert, error)
+	// RegisterOptimizer examines a plugin and makes it known, or says what is wrong with it.
+	RegisterOptimizer(context.Context, *RegisterOptimizerRequest) (*Optimizer, error)
+	RemoveOptimizer(context.Context, *RemoveOptimizerRequest) (*Optimizer, error)
+	ListOptimizers(context.Context, *ListRequestAll) (*ListOptimizersResponse, error)
+	// SelectOptimizer chooses one for a task, RecordOptimization says how far it came.
+	SelectOptimizer(context.Context, *SelectOptimizerRequest) (*SelectOptimizerResponse, error)
+	RecordOptimization(context.Context, *RecordOptimizationRequest) (*RecordOptimizationResponse, error)
 	Audit(context.Context, *AuditRequest) (*AuditResponse, error)
 	Status(context.Context, *ListRequestAll) (*StatusResponse, error)
 	mustEmbedUnimplementedAdminServer()
@@ -624,6 +693,21 @@ func (UnimplementedAdminServer) ListAlerts(context.Context, *ListRequestAll) (*L
 }
 func (UnimplementedAdminServer) SilenceAlert(context.Context, *SilenceAlertRequest) (*Alert, error) {
 	return nil, status.Error(codes.Unimplemented, "method SilenceAlert not implemented")
+}
+func (UnimplementedAdminServer) RegisterOptimizer(context.Context, *RegisterOptimizerRequest) (*Optimizer, error) {
+	return nil, status.Error(codes.Unimplemented, "method RegisterOptimizer not implemented")
+}
+func (UnimplementedAdminServer) RemoveOptimizer(context.Context, *RemoveOptimizerRequest) (*Optimizer, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveOptimizer not implemented")
+}
+func (UnimplementedAdminServer) ListOptimizers(context.Context, *ListRequestAll) (*ListOptimizersResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListOptimizers not implemented")
+}
+func (UnimplementedAdminServer) SelectOptimizer(context.Context, *SelectOptimizerRequest) (*SelectOptimizerResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SelectOptimizer not implemented")
+}
+func (UnimplementedAdminServer) RecordOptimization(context.Context, *RecordOptimizationRequest) (*RecordOptimizationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RecordOptimization not implemented")
 }
 func (UnimplementedAdminServer) Audit(context.Context, *AuditRequest) (*AuditResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Audit not implemented")
@@ -1246,6 +1330,96 @@ func _Admin_SilenceAlert_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_RegisterOptimizer_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RegisterOptimizerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).RegisterOptimizer(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_RegisterOptimizer_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).RegisterOptimizer(ctx, req.(*RegisterOptimizerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_RemoveOptimizer_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveOptimizerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).RemoveOptimizer(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_RemoveOptimizer_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).RemoveOptimizer(ctx, req.(*RemoveOptimizerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_ListOptimizers_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListRequestAll)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ListOptimizers(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ListOptimizers_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ListOptimizers(ctx, req.(*ListRequestAll))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_SelectOptimizer_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SelectOptimizerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).SelectOptimizer(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_SelectOptimizer_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).SelectOptimizer(ctx, req.(*SelectOptimizerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_RecordOptimization_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RecordOptimizationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).RecordOptimization(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_RecordOptimization_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).RecordOptimization(ctx, req.(*RecordOptimizationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Admin_Audit_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(AuditRequest)
 	if err := dec(in); err != nil {
@@ -1420,6 +1594,26 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SilenceAlert",
 			Handler:    _Admin_SilenceAlert_Handler,
+		},
+		{
+			MethodName: "RegisterOptimizer",
+			Handler:    _Admin_RegisterOptimizer_Handler,
+		},
+		{
+			MethodName: "RemoveOptimizer",
+			Handler:    _Admin_RemoveOptimizer_Handler,
+		},
+		{
+			MethodName: "ListOptimizers",
+			Handler:    _Admin_ListOptimizers_Handler,
+		},
+		{
+			MethodName: "SelectOptimizer",
+			Handler:    _Admin_SelectOptimizer_Handler,
+		},
+		{
+			MethodName: "RecordOptimization",
+			Handler:    _Admin_RecordOptimization_Handler,
 		},
 		{
 			MethodName: "Audit",

@@ -80,6 +80,9 @@ type Event struct {
 	//	*Event_ConfigCanaryStarted
 	//	*Event_ConfigCanaryEnded
 	//	*Event_AlertNotified
+	//	*Event_OptimizerRegistered
+	//	*Event_OptimizerRemoved
+	//	*Event_OptimizationRecorded
 	Payload       isEvent_Payload `protobuf_oneof:"payload"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -550,6 +553,33 @@ func (x *Event) GetAlertNotified() *AlertNotified {
 	return nil
 }
 
+func (x *Event) GetOptimizerRegistered() *OptimizerRegistered {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_OptimizerRegistered); ok {
+			return x.OptimizerRegistered
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetOptimizerRemoved() *OptimizerRemoved {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_OptimizerRemoved); ok {
+			return x.OptimizerRemoved
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetOptimizationRecorded() *OptimizationRecorded {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_OptimizationRecorded); ok {
+			return x.OptimizationRecorded
+		}
+	}
+	return nil
+}
+
 type isEvent_Payload interface {
 	isEvent_Payload()
 }
@@ -710,6 +740,18 @@ type Event_AlertNotified struct {
 	AlertNotified *AlertNotified `protobuf:"bytes,122,opt,name=alert_notified,json=alertNotified,proto3,oneof"`
 }
 
+type Event_OptimizerRegistered struct {
+	OptimizerRegistered *OptimizerRegistered `protobuf:"bytes,140,opt,name=optimizer_registered,json=optimizerRegistered,proto3,oneof"`
+}
+
+type Event_OptimizerRemoved struct {
+	OptimizerRemoved *OptimizerRemoved `protobuf:"bytes,141,opt,name=optimizer_removed,json=optimizerRemoved,proto3,oneof"`
+}
+
+type Event_OptimizationRecorded struct {
+	OptimizationRecorded *OptimizationRecorded `protobuf:"bytes,142,opt,name=optimization_recorded,json=optimizationRecorded,proto3,oneof"`
+}
+
 func (*Event_SessionCreated) isEvent_Payload() {}
 
 func (*Event_SessionDeleted) isEvent_Payload() {}
@@ -787,6 +829,12 @@ func (*Event_ConfigCanaryStarted) isEvent_Payload() {}
 func (*Event_ConfigCanaryEnded) isEvent_Payload() {}
 
 func (*Event_AlertNotified) isEvent_Payload() {}
+
+func (*Event_OptimizerRegistered) isEvent_Payload() {}
+
+func (*Event_OptimizerRemoved) isEvent_Payload() {}
+
+func (*Event_OptimizationRecorded) isEvent_Payload() {}
 
 type SessionCreated struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -4337,11 +4385,193 @@ func (x *AlertNotified) GetError() string {
 	return ""
 }
 
+// OptimizerRegistered is about optimizer/<id>: a plugin that passed its examination.
+type OptimizerRegistered struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Info          *OptimizerInfo         `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OptimizerRegistered) Reset() {
+	*x = OptimizerRegistered{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OptimizerRegistered) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OptimizerRegistered) ProtoMessage() {}
+
+func (x *OptimizerRegistered) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OptimizerRegistered.ProtoReflect.Descriptor instead.
+func (*OptimizerRegistered) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *OptimizerRegistered) GetInfo() *OptimizerInfo {
+	if x != nil {
+		return x.Info
+	}
+	return nil
+}
+
+func (x *OptimizerRegistered) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *OptimizerRegistered) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type OptimizerRemoved struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OptimizerRemoved) Reset() {
+	*x = OptimizerRemoved{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OptimizerRemoved) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OptimizerRemoved) ProtoMessage() {}
+
+func (x *OptimizerRemoved) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OptimizerRemoved.ProtoReflect.Descriptor instead.
+func (*OptimizerRemoved) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *OptimizerRemoved) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// OptimizationRecorded is about optimization/<task type>: how far one run came.
+type OptimizationRecorded struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Optimizer     string                 `protobuf:"bytes,1,opt,name=optimizer,proto3" json:"optimizer,omitempty"`
+	Task          string                 `protobuf:"bytes,2,opt,name=task,proto3" json:"task,omitempty"`
+	Baseline      float64                `protobuf:"fixed64,3,opt,name=baseline,proto3" json:"baseline,omitempty"`
+	Reached       float64                `protobuf:"fixed64,4,opt,name=reached,proto3" json:"reached,omitempty"`
+	Evaluations   int32                  `protobuf:"varint,5,opt,name=evaluations,proto3" json:"evaluations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OptimizationRecorded) Reset() {
+	*x = OptimizationRecorded{}
+	mi := &file_outrigger_v1_events_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OptimizationRecorded) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OptimizationRecorded) ProtoMessage() {}
+
+func (x *OptimizationRecorded) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_events_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OptimizationRecorded.ProtoReflect.Descriptor instead.
+func (*OptimizationRecorded) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_events_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *OptimizationRecorded) GetOptimizer() string {
+	if x != nil {
+		return x.Optimizer
+	}
+	return ""
+}
+
+func (x *OptimizationRecorded) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
+
+func (x *OptimizationRecorded) GetBaseline() float64 {
+	if x != nil {
+		return x.Baseline
+	}
+	return 0
+}
+
+func (x *OptimizationRecorded) GetReached() float64 {
+	if x != nil {
+		return x.Reached
+	}
+	return 0
+}
+
+func (x *OptimizationRecorded) GetEvaluations() int32 {
+	if x != nil {
+		return x.Evaluations
+	}
+	return 0
+}
+
 var File_outrigger_v1_events_proto protoreflect.FileDescriptor
 
 const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\n" +
-	"\x19outrigger/v1/events.proto\x12\foutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18outrigger/v1/types.proto\x1a\x1coutrigger/v1/variables.proto\"\xe5\x1a\n" +
+	"\x19outrigger/v1/events.proto\x12\foutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1coutrigger/v1/optimizer.proto\x1a\x18outrigger/v1/types.proto\x1a\x1coutrigger/v1/variables.proto\"\xea\x1c\n" +
 	"\x05Event\x12\x1c\n" +
 	"\taggregate\x18\x01 \x01(\tR\taggregate\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x1a\n" +
@@ -4395,7 +4625,10 @@ const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\x0ealert_silenced\x18y \x01(\v2\x1b.outrigger.v1.AlertSilencedH\x00R\ralertSilenced\x12X\n" +
 	"\x15config_canary_started\x18\x82\x01 \x01(\v2!.outrigger.v1.ConfigCanaryStartedH\x00R\x13configCanaryStarted\x12R\n" +
 	"\x13config_canary_ended\x18\x83\x01 \x01(\v2\x1f.outrigger.v1.ConfigCanaryEndedH\x00R\x11configCanaryEnded\x12D\n" +
-	"\x0ealert_notified\x18z \x01(\v2\x1b.outrigger.v1.AlertNotifiedH\x00R\ralertNotified\x1a;\n" +
+	"\x0ealert_notified\x18z \x01(\v2\x1b.outrigger.v1.AlertNotifiedH\x00R\ralertNotified\x12W\n" +
+	"\x14optimizer_registered\x18\x8c\x01 \x01(\v2!.outrigger.v1.OptimizerRegisteredH\x00R\x13optimizerRegistered\x12N\n" +
+	"\x11optimizer_removed\x18\x8d\x01 \x01(\v2\x1e.outrigger.v1.OptimizerRemovedH\x00R\x10optimizerRemoved\x12Z\n" +
+	"\x15optimization_recorded\x18\x8e\x01 \x01(\v2\".outrigger.v1.OptimizationRecordedH\x00R\x14optimizationRecorded\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\t\n" +
@@ -4744,7 +4977,19 @@ const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\x04told\x18\x04 \x01(\tR\x04told\x12\x1c\n" +
 	"\tdelivered\x18\x05 \x01(\bR\tdelivered\x12\x1a\n" +
 	"\battempts\x18\x06 \x01(\rR\battempts\x12\x14\n" +
-	"\x05error\x18\a \x01(\tR\x05errorBBZ@github.com/outrigger-mesh/outrigger/api/outrigger/v1;outriggerv1b\x06proto3"
+	"\x05error\x18\a \x01(\tR\x05error\"x\n" +
+	"\x13OptimizerRegistered\x12/\n" +
+	"\x04info\x18\x01 \x01(\v2\x1b.outrigger.v1.OptimizerInfoR\x04info\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"*\n" +
+	"\x10OptimizerRemoved\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"\xa0\x01\n" +
+	"\x14OptimizationRecorded\x12\x1c\n" +
+	"\toptimizer\x18\x01 \x01(\tR\toptimizer\x12\x12\n" +
+	"\x04task\x18\x02 \x01(\tR\x04task\x12\x1a\n" +
+	"\bbaseline\x18\x03 \x01(\x01R\bbaseline\x12\x18\n" +
+	"\areached\x18\x04 \x01(\x01R\areached\x12 \n" +
+	"\vevaluations\x18\x05 \x01(\x05R\vevaluationsBBZ@github.com/outrigger-mesh/outrigger/api/outrigger/v1;outriggerv1b\x06proto3"
 
 var (
 	file_outrigger_v1_events_proto_rawDescOnce sync.Once
@@ -4758,7 +5003,7 @@ func file_outrigger_v1_events_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_events_proto_rawDescData
 }
 
-var file_outrigger_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
+var file_outrigger_v1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
 var file_outrigger_v1_events_proto_goTypes = []any{
 	(*Event)(nil),                  // 0: outrigger.v1.Event
 	(*SessionCreated)(nil),         // 1: outrigger.v1.SessionCreated
@@ -4808,33 +5053,37 @@ var file_outrigger_v1_events_proto_goTypes = []any{
 	(*ActionRefused)(nil),          // 45: outrigger.v1.ActionRefused
 	(*AlertSilenced)(nil),          // 46: outrigger.v1.AlertSilenced
 	(*AlertNotified)(nil),          // 47: outrigger.v1.AlertNotified
-	nil,                            // 48: outrigger.v1.Event.MetadataEntry
-	nil,                            // 49: outrigger.v1.SessionCreated.MetadataEntry
-	nil,                            // 50: outrigger.v1.VariableRegistered.MetadataEntry
-	nil,                            // 51: outrigger.v1.VariableSet.MetadataEntry
-	nil,                            // 52: outrigger.v1.OptimizationStarted.ConfigEntry
-	nil,                            // 53: outrigger.v1.ModelVersionRegistered.MetadataEntry
-	nil,                            // 54: outrigger.v1.ModelVersionRegistered.ParametersEntry
-	nil,                            // 55: outrigger.v1.ModelVersionRegistered.PinsEntry
-	nil,                            // 56: outrigger.v1.ModelAnnotated.SetTagsEntry
-	nil,                            // 57: outrigger.v1.ExperimentArm.ConfigurationEntry
-	nil,                            // 58: outrigger.v1.RolloutCheck.MetadataEntry
-	nil,                            // 59: outrigger.v1.RolloutAdvanced.MetadataEntry
-	nil,                            // 60: outrigger.v1.RolloutDraining.MetadataEntry
-	nil,                            // 61: outrigger.v1.RollbackStarted.MetadataEntry
-	nil,                            // 62: outrigger.v1.AlertRaised.NumbersEntry
-	(*timestamppb.Timestamp)(nil),  // 63: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 64: google.protobuf.Duration
-	(*Value)(nil),                  // 65: outrigger.v1.Value
-	(*Version)(nil),                // 66: outrigger.v1.Version
-	(*Dependency)(nil),             // 67: outrigger.v1.Dependency
-	(*Endpoint)(nil),               // 68: outrigger.v1.Endpoint
-	(*Limits)(nil),                 // 69: outrigger.v1.Limits
-	(*Region)(nil),                 // 70: outrigger.v1.Region
+	(*OptimizerRegistered)(nil),    // 48: outrigger.v1.OptimizerRegistered
+	(*OptimizerRemoved)(nil),       // 49: outrigger.v1.OptimizerRemoved
+	(*OptimizationRecorded)(nil),   // 50: outrigger.v1.OptimizationRecorded
+	nil,                            // 51: outrigger.v1.Event.MetadataEntry
+	nil,                            // 52: outrigger.v1.SessionCreated.MetadataEntry
+	nil,                            // 53: outrigger.v1.VariableRegistered.MetadataEntry
+	nil,                            // 54: outrigger.v1.VariableSet.MetadataEntry
+	nil,                            // 55: outrigger.v1.OptimizationStarted.ConfigEntry
+	nil,                            // 56: outrigger.v1.ModelVersionRegistered.MetadataEntry
+	nil,                            // 57: outrigger.v1.ModelVersionRegistered.ParametersEntry
+	nil,                            // 58: outrigger.v1.ModelVersionRegistered.PinsEntry
+	nil,                            // 59: outrigger.v1.ModelAnnotated.SetTagsEntry
+	nil,                            // 60: outrigger.v1.ExperimentArm.ConfigurationEntry
+	nil,                            // 61: outrigger.v1.RolloutCheck.MetadataEntry
+	nil,                            // 62: outrigger.v1.RolloutAdvanced.MetadataEntry
+	nil,                            // 63: outrigger.v1.RolloutDraining.MetadataEntry
+	nil,                            // 64: outrigger.v1.RollbackStarted.MetadataEntry
+	nil,                            // 65: outrigger.v1.AlertRaised.NumbersEntry
+	(*timestamppb.Timestamp)(nil),  // 66: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 67: google.protobuf.Duration
+	(*Value)(nil),                  // 68: outrigger.v1.Value
+	(*Version)(nil),                // 69: outrigger.v1.Version
+	(*Dependency)(nil),             // 70: outrigger.v1.Dependency
+	(*Endpoint)(nil),               // 71: outrigger.v1.Endpoint
+	(*Limits)(nil),                 // 72: outrigger.v1.Limits
+	(*Region)(nil),                 // 73: outrigger.v1.Region
+	(*OptimizerInfo)(nil),          // 74: outrigger.v1.OptimizerInfo
 }
 var file_outrigger_v1_events_proto_depIdxs = []int32{
-	63, // 0: outrigger.v1.Event.at:type_name -> google.protobuf.Timestamp
-	48, // 1: outrigger.v1.Event.metadata:type_name -> outrigger.v1.Event.MetadataEntry
+	66, // 0: outrigger.v1.Event.at:type_name -> google.protobuf.Timestamp
+	51, // 1: outrigger.v1.Event.metadata:type_name -> outrigger.v1.Event.MetadataEntry
 	1,  // 2: outrigger.v1.Event.session_created:type_name -> outrigger.v1.SessionCreated
 	2,  // 3: outrigger.v1.Event.session_deleted:type_name -> outrigger.v1.SessionDeleted
 	3,  // 4: outrigger.v1.Event.variable_registered:type_name -> outrigger.v1.VariableRegistered
@@ -4874,63 +5123,67 @@ var file_outrigger_v1_events_proto_depIdxs = []int32{
 	43, // 38: outrigger.v1.Event.config_canary_started:type_name -> outrigger.v1.ConfigCanaryStarted
 	44, // 39: outrigger.v1.Event.config_canary_ended:type_name -> outrigger.v1.ConfigCanaryEnded
 	47, // 40: outrigger.v1.Event.alert_notified:type_name -> outrigger.v1.AlertNotified
-	64, // 41: outrigger.v1.SessionCreated.ttl:type_name -> google.protobuf.Duration
-	49, // 42: outrigger.v1.SessionCreated.metadata:type_name -> outrigger.v1.SessionCreated.MetadataEntry
-	65, // 43: outrigger.v1.VariableRegistered.value:type_name -> outrigger.v1.Value
-	50, // 44: outrigger.v1.VariableRegistered.metadata:type_name -> outrigger.v1.VariableRegistered.MetadataEntry
-	66, // 45: outrigger.v1.VariableRegistered.version:type_name -> outrigger.v1.Version
-	65, // 46: outrigger.v1.VariableSet.value:type_name -> outrigger.v1.Value
-	51, // 47: outrigger.v1.VariableSet.metadata:type_name -> outrigger.v1.VariableSet.MetadataEntry
-	66, // 48: outrigger.v1.VariableSet.version:type_name -> outrigger.v1.Version
-	66, // 49: outrigger.v1.VariableDeleted.version:type_name -> outrigger.v1.Version
-	52, // 50: outrigger.v1.OptimizationStarted.config:type_name -> outrigger.v1.OptimizationStarted.ConfigEntry
-	67, // 51: outrigger.v1.DependencyAdded.dependency:type_name -> outrigger.v1.Dependency
-	68, // 52: outrigger.v1.ModelVersionRegistered.endpoints:type_name -> outrigger.v1.Endpoint
-	53, // 53: outrigger.v1.ModelVersionRegistered.metadata:type_name -> outrigger.v1.ModelVersionRegistered.MetadataEntry
-	54, // 54: outrigger.v1.ModelVersionRegistered.parameters:type_name -> outrigger.v1.ModelVersionRegistered.ParametersEntry
-	55, // 55: outrigger.v1.ModelVersionRegistered.pins:type_name -> outrigger.v1.ModelVersionRegistered.PinsEntry
-	56, // 56: outrigger.v1.ModelAnnotated.set_tags:type_name -> outrigger.v1.ModelAnnotated.SetTagsEntry
-	64, // 57: outrigger.v1.ModelConfigured.timeout:type_name -> google.protobuf.Duration
-	69, // 58: outrigger.v1.ModelConfigured.limits:type_name -> outrigger.v1.Limits
-	16, // 59: outrigger.v1.ExperimentChanged.arms:type_name -> outrigger.v1.ExperimentArm
-	17, // 60: outrigger.v1.ExperimentChanged.plan:type_name -> outrigger.v1.ExperimentPlan
-	15, // 61: outrigger.v1.ExperimentChanged.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
-	57, // 62: outrigger.v1.ExperimentArm.configuration:type_name -> outrigger.v1.ExperimentArm.ConfigurationEntry
-	18, // 63: outrigger.v1.ExperimentPlan.metrics:type_name -> outrigger.v1.ExperimentMetric
-	18, // 64: outrigger.v1.ExperimentPlan.guardrails:type_name -> outrigger.v1.ExperimentMetric
-	64, // 65: outrigger.v1.ExperimentPlan.min_duration:type_name -> google.protobuf.Duration
-	64, // 66: outrigger.v1.ExperimentPlan.max_duration:type_name -> google.protobuf.Duration
-	20, // 67: outrigger.v1.RolloutStarted.phases:type_name -> outrigger.v1.RolloutPhase
-	64, // 68: outrigger.v1.RolloutStarted.cooldown:type_name -> google.protobuf.Duration
-	64, // 69: outrigger.v1.RolloutPhase.min_duration:type_name -> google.protobuf.Duration
-	21, // 70: outrigger.v1.RolloutPhase.gates:type_name -> outrigger.v1.RolloutGate
-	64, // 71: outrigger.v1.RolloutGate.expiry:type_name -> google.protobuf.Duration
-	22, // 72: outrigger.v1.RolloutGate.check:type_name -> outrigger.v1.RolloutCheck
-	64, // 73: outrigger.v1.RolloutGate.dwell:type_name -> google.protobuf.Duration
-	64, // 74: outrigger.v1.RolloutGate.max_wait:type_name -> google.protobuf.Duration
-	64, // 75: outrigger.v1.RolloutCheck.timeout:type_name -> google.protobuf.Duration
-	64, // 76: outrigger.v1.RolloutCheck.interval:type_name -> google.protobuf.Duration
-	58, // 77: outrigger.v1.RolloutCheck.metadata:type_name -> outrigger.v1.RolloutCheck.MetadataEntry
-	59, // 78: outrigger.v1.RolloutAdvanced.metadata:type_name -> outrigger.v1.RolloutAdvanced.MetadataEntry
-	27, // 79: outrigger.v1.RolloutAdvanced.gates:type_name -> outrigger.v1.RolloutGateDecided
-	64, // 80: outrigger.v1.RolloutDraining.every:type_name -> google.protobuf.Duration
-	64, // 81: outrigger.v1.RolloutDraining.drain:type_name -> google.protobuf.Duration
-	60, // 82: outrigger.v1.RolloutDraining.metadata:type_name -> outrigger.v1.RolloutDraining.MetadataEntry
-	35, // 83: outrigger.v1.RollbackStarted.evidence:type_name -> outrigger.v1.Evidence
-	63, // 84: outrigger.v1.RollbackStarted.first_bad_at:type_name -> google.protobuf.Timestamp
-	63, // 85: outrigger.v1.RollbackStarted.decided_at:type_name -> google.protobuf.Timestamp
-	61, // 86: outrigger.v1.RollbackStarted.metadata:type_name -> outrigger.v1.RollbackStarted.MetadataEntry
-	63, // 87: outrigger.v1.RollbackCompleted.acked_at:type_name -> google.protobuf.Timestamp
-	70, // 88: outrigger.v1.RegionRegistered.region:type_name -> outrigger.v1.Region
-	62, // 89: outrigger.v1.AlertRaised.numbers:type_name -> outrigger.v1.AlertRaised.NumbersEntry
-	64, // 90: outrigger.v1.ConfigCanaryStarted.dwell:type_name -> google.protobuf.Duration
-	64, // 91: outrigger.v1.ConfigCanaryStarted.patience:type_name -> google.protobuf.Duration
-	63, // 92: outrigger.v1.AlertSilenced.until:type_name -> google.protobuf.Timestamp
-	93, // [93:93] is the sub-list for method output_type
-	93, // [93:93] is the sub-list for method input_type
-	93, // [93:93] is the sub-list for extension type_name
-	93, // [93:93] is the sub-list for extension extendee
-	0,  // [0:93] is the sub-list for field type_name
+	48, // 41: outrigger.v1.Event.optimizer_registered:type_name -> outrigger.v1.OptimizerRegistered
+	49, // 42: outrigger.v1.Event.optimizer_removed:type_name -> outrigger.v1.OptimizerRemoved
+	50, // 43: outrigger.v1.Event.optimization_recorded:type_name -> outrigger.v1.OptimizationRecorded
+	67, // 44: outrigger.v1.SessionCreated.ttl:type_name -> google.protobuf.Duration
+	52, // 45: outrigger.v1.SessionCreated.metadata:type_name -> outrigger.v1.SessionCreated.MetadataEntry
+	68, // 46: outrigger.v1.VariableRegistered.value:type_name -> outrigger.v1.Value
+	53, // 47: outrigger.v1.VariableRegistered.metadata:type_name -> outrigger.v1.VariableRegistered.MetadataEntry
+	69, // 48: outrigger.v1.VariableRegistered.version:type_name -> outrigger.v1.Version
+	68, // 49: outrigger.v1.VariableSet.value:type_name -> outrigger.v1.Value
+	54, // 50: outrigger.v1.VariableSet.metadata:type_name -> outrigger.v1.VariableSet.MetadataEntry
+	69, // 51: outrigger.v1.VariableSet.version:type_name -> outrigger.v1.Version
+	69, // 52: outrigger.v1.VariableDeleted.version:type_name -> outrigger.v1.Version
+	55, // 53: outrigger.v1.OptimizationStarted.config:type_name -> outrigger.v1.OptimizationStarted.ConfigEntry
+	70, // 54: outrigger.v1.DependencyAdded.dependency:type_name -> outrigger.v1.Dependency
+	71, // 55: outrigger.v1.ModelVersionRegistered.endpoints:type_name -> outrigger.v1.Endpoint
+	56, // 56: outrigger.v1.ModelVersionRegistered.metadata:type_name -> outrigger.v1.ModelVersionRegistered.MetadataEntry
+	57, // 57: outrigger.v1.ModelVersionRegistered.parameters:type_name -> outrigger.v1.ModelVersionRegistered.ParametersEntry
+	58, // 58: outrigger.v1.ModelVersionRegistered.pins:type_name -> outrigger.v1.ModelVersionRegistered.PinsEntry
+	59, // 59: outrigger.v1.ModelAnnotated.set_tags:type_name -> outrigger.v1.ModelAnnotated.SetTagsEntry
+	67, // 60: outrigger.v1.ModelConfigured.timeout:type_name -> google.protobuf.Duration
+	72, // 61: outrigger.v1.ModelConfigured.limits:type_name -> outrigger.v1.Limits
+	16, // 62: outrigger.v1.ExperimentChanged.arms:type_name -> outrigger.v1.ExperimentArm
+	17, // 63: outrigger.v1.ExperimentChanged.plan:type_name -> outrigger.v1.ExperimentPlan
+	15, // 64: outrigger.v1.ExperimentChanged.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
+	60, // 65: outrigger.v1.ExperimentArm.configuration:type_name -> outrigger.v1.ExperimentArm.ConfigurationEntry
+	18, // 66: outrigger.v1.ExperimentPlan.metrics:type_name -> outrigger.v1.ExperimentMetric
+	18, // 67: outrigger.v1.ExperimentPlan.guardrails:type_name -> outrigger.v1.ExperimentMetric
+	67, // 68: outrigger.v1.ExperimentPlan.min_duration:type_name -> google.protobuf.Duration
+	67, // 69: outrigger.v1.ExperimentPlan.max_duration:type_name -> google.protobuf.Duration
+	20, // 70: outrigger.v1.RolloutStarted.phases:type_name -> outrigger.v1.RolloutPhase
+	67, // 71: outrigger.v1.RolloutStarted.cooldown:type_name -> google.protobuf.Duration
+	67, // 72: outrigger.v1.RolloutPhase.min_duration:type_name -> google.protobuf.Duration
+	21, // 73: outrigger.v1.RolloutPhase.gates:type_name -> outrigger.v1.RolloutGate
+	67, // 74: outrigger.v1.RolloutGate.expiry:type_name -> google.protobuf.Duration
+	22, // 75: outrigger.v1.RolloutGate.check:type_name -> outrigger.v1.RolloutCheck
+	67, // 76: outrigger.v1.RolloutGate.dwell:type_name -> google.protobuf.Duration
+	67, // 77: outrigger.v1.RolloutGate.max_wait:type_name -> google.protobuf.Duration
+	67, // 78: outrigger.v1.RolloutCheck.timeout:type_name -> google.protobuf.Duration
+	67, // 79: outrigger.v1.RolloutCheck.interval:type_name -> google.protobuf.Duration
+	61, // 80: outrigger.v1.RolloutCheck.metadata:type_name -> outrigger.v1.RolloutCheck.MetadataEntry
+	62, // 81: outrigger.v1.RolloutAdvanced.metadata:type_name -> outrigger.v1.RolloutAdvanced.MetadataEntry
+	27, // 82: outrigger.v1.RolloutAdvanced.gates:type_name -> outrigger.v1.RolloutGateDecided
+	67, // 83: outrigger.v1.RolloutDraining.every:type_name -> google.protobuf.Duration
+	67, // 84: outrigger.v1.RolloutDraining.drain:type_name -> google.protobuf.Duration
+	63, // 85: outrigger.v1.RolloutDraining.metadata:type_name -> outrigger.v1.RolloutDraining.MetadataEntry
+	35, // 86: outrigger.v1.RollbackStarted.evidence:type_name -> outrigger.v1.Evidence
+	66, // 87: outrigger.v1.RollbackStarted.first_bad_at:type_name -> google.protobuf.Timestamp
+	66, // 88: outrigger.v1.RollbackStarted.decided_at:type_name -> google.protobuf.Timestamp
+	64, // 89: outrigger.v1.RollbackStarted.metadata:type_name -> outrigger.v1.RollbackStarted.MetadataEntry
+	66, // 90: outrigger.v1.RollbackCompleted.acked_at:type_name -> google.protobuf.Timestamp
+	73, // 91: outrigger.v1.RegionRegistered.region:type_name -> outrigger.v1.Region
+	65, // 92: outrigger.v1.AlertRaised.numbers:type_name -> outrigger.v1.AlertRaised.NumbersEntry
+	67, // 93: outrigger.v1.ConfigCanaryStarted.dwell:type_name -> google.protobuf.Duration
+	67, // 94: outrigger.v1.ConfigCanaryStarted.patience:type_name -> google.protobuf.Duration
+	66, // 95: outrigger.v1.AlertSilenced.until:type_name -> google.protobuf.Timestamp
+	74, // 96: outrigger.v1.OptimizerRegistered.info:type_name -> outrigger.v1.OptimizerInfo
+	97, // [97:97] is the sub-list for method output_type
+	97, // [97:97] is the sub-list for method input_type
+	97, // [97:97] is the sub-list for extension type_name
+	97, // [97:97] is the sub-list for extension extendee
+	0,  // [0:97] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_events_proto_init() }
@@ -4938,6 +5191,7 @@ func file_outrigger_v1_events_proto_init() {
 	if File_outrigger_v1_events_proto != nil {
 		return
 	}
+	file_outrigger_v1_optimizer_proto_init()
 	file_outrigger_v1_types_proto_init()
 	file_outrigger_v1_variables_proto_init()
 	file_outrigger_v1_events_proto_msgTypes[0].OneofWrappers = []any{
@@ -4980,6 +5234,9 @@ func file_outrigger_v1_events_proto_init() {
 		(*Event_ConfigCanaryStarted)(nil),
 		(*Event_ConfigCanaryEnded)(nil),
 		(*Event_AlertNotified)(nil),
+		(*Event_OptimizerRegistered)(nil),
+		(*Event_OptimizerRemoved)(nil),
+		(*Event_OptimizationRecorded)(nil),
 	}
 	file_outrigger_v1_events_proto_msgTypes[4].OneofWrappers = []any{}
 	file_outrigger_v1_events_proto_msgTypes[11].OneofWrappers = []any{}
@@ -4990,7 +5247,7 @@ func file_outrigger_v1_events_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_events_proto_rawDesc), len(file_outrigger_v1_events_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   63,
+			NumMessages:   66,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

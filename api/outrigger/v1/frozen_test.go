@@ -29,7 +29,7 @@ const fieldsFile = "testdata/fields.txt"
 var files = []protoreflect.FileDescriptor{
 	pb.File_outrigger_v1_types_proto, pb.File_outrigger_v1_variables_proto, pb.File_outrigger_v1_coherence_proto,
 	pb.File_outrigger_v1_events_proto, pb.File_outrigger_v1_reports_proto, pb.File_outrigger_v1_admin_proto,
-	pb.File_outrigger_v1_xds_proto, pb.File_outrigger_v1_node_proto, pb.File_outrigger_v1_delivery_proto, pb.File_outrigger_v1_outcomes_proto, pb.File_outrigger_v1_replication_proto,
+	pb.File_outrigger_v1_xds_proto, pb.File_outrigger_v1_node_proto, pb.File_outrigger_v1_delivery_proto, pb.File_outrigger_v1_outcomes_proto, pb.File_outrigger_v1_optimizer_proto, pb.File_outrigger_v1_replication_proto,
 }
 
 // summary maps every name that the wire format depends on to what it is.
