@@ -45,15 +45,15 @@ func (a *admin) RegisterOptimizer(ctx context.Context, r *pb.RegisterOptimizerRe
 	defer a.examining.Unlock()
 	conn, err := grpc.NewClient(r.GetAddress(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
-		return nil, outrigger.Wrap(outrigger.Invalid, err, "address")
+		return nil, invalid("address is %.300q: %v", r.GetAddress(), err)
 	}
 	defer conn.Close()
 	p, err := optimizers.Connect(ctx, conn)
 	if err != nil {
-		return nil, outrigger.Wrap(outrigger.KindOf(err), err, "plugin at "+r.GetAddress())
+		return nil, outrigger.Errorf(outrigger.KindOf(err), "plugin at %s: %v", r.GetAddress(), err)
 	}
 	if err := optimizers.Examine(ctx, p.Algorithm, optimizers.ExamineTimeout); err != nil {
-		return nil, outrigger.Wrap(outrigger.KindOf(err), err, "plugin at "+r.GetAddress()+" is not registered")
+		return nil, outrigger.Errorf(outrigger.KindOf(err), "plugin at %s is not registered: %v", r.GetAddress(), err)
 	}
 	f, err := a.change(ctx, r.GetActor(), "", func(f *facts.Facts) ([]eventlog.Write, error) {
 		known := f.Optimizer(p.ID)
