@@ -280,7 +280,7 @@ func TestGRPCAccess(t *testing.T) {
 	reads := 0
 	for _, m := range slices.Concat(services["outrigger.v1.Admin"].Methods, services["outrigger.v1.Delivery"].Methods) {
 		read := slices.Contains([]string{"XdsStatus", "XdsConfig", "XdsDiff", "XdsPushLog", "XdsExplain", "XdsLoad", "XdsCanary"}, m.MethodName) ||
-			strings.HasPrefix(m.MethodName, "Get") || strings.HasPrefix(m.MethodName, "List") || slices.Contains([]string{"Audit", "Status", "ExperimentResults", "PlanRollout", "ServedAt", "ModelMetrics"}, m.MethodName)
+			strings.HasPrefix(m.MethodName, "Get") || strings.HasPrefix(m.MethodName, "List") || slices.Contains([]string{"Audit", "Status", "ExperimentResults", "PlanRollout", "ServedAt", "ModelMetrics", "SelectOptimizer"}, m.MethodName)
 		if read {
 			reads++
 		}
@@ -294,7 +294,7 @@ func TestGRPCAccess(t *testing.T) {
 			t.Errorf("%s with the token was refused", m.MethodName)
 		}
 	}
-	if reads != 14+7 || len(services["outrigger.v1.Admin"].Methods) != 35 {
+	if reads != 16+7 || len(services["outrigger.v1.Admin"].Methods) != 40 {
 		t.Fatalf("%d of %d methods read", reads, len(services["outrigger.v1.Admin"].Methods))
 	}
 	csds := services["envoy.service.status.v3.ClientStatusDiscoveryService"]
