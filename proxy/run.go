@@ -25,6 +25,7 @@ func (s *Sidecar) Run(ctx context.Context, l net.Listener) error {
 		g.Go(func() error { return s.reporter.Run(reporting) })
 	}
 	g.Go(func() error { return s.inference.RunShadows(gctx) })
+	g.Go(func() error { return s.inference.RunAnswers(gctx) })
 	late := gctx
 	if hasDescriptor(l) {
 		late = s.afterLinger(gctx)

@@ -98,6 +98,16 @@ func (a *Access) judge(u user) (tenant string, err error) {
 	return "", outrigger.Errorf(outrigger.Denied, "user %d with group %d has no tenant at this node agent; its --tenant-users say who has", u.uid, u.gid)
 }
 
+// Caller returns the tenant of whoever makes a call, for services that keep something of
+// their own for each tenant. The error has kind Denied: the caller is unknown, of no tenant,
+// or an operator, who has none.
+func (a *Access) Caller(ctx context.Context) (string, error) {
+	if tenant := a.tenantOf(ctx); tenant != "" {
+		return tenant, nil
+	}
+	return "", outrigger.Errorf(outrigger.Denied, "the caller has no tenant at this node agent, so nothing is kept for it; its --tenant-users say who has")
+}
+
 // tenantOf returns the tenant of whoever makes a call, "" when there is none or it cannot be
 // told.
 func (a *Access) tenantOf(ctx context.Context) string {

@@ -19,6 +19,7 @@ import (
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/cache/node"
+	"github.com/outrigger-mesh/outrigger/cache/shelf"
 	"github.com/outrigger-mesh/outrigger/cache/shm"
 	"github.com/outrigger-mesh/outrigger/internal/heap"
 	"github.com/outrigger-mesh/outrigger/internal/identity"
@@ -34,7 +35,7 @@ const (
 
 type nodeFlags struct {
 	control, dir, http, nodeID, region string
-	tableBytes                         int64
+	tableBytes, answerBytes            int64
 	lease, heartbeat, grace            time.Duration
 	checkEvery                         time.Duration
 	tokenKeyFile                       string
@@ -65,6 +66,7 @@ cache"); everybody else is refused.`}
 	f.StringVar(&n.nodeID, "node-id", hostname(), "name of this node, unique in the mesh")
 	f.StringVar(&n.region, "region", "local", "region of this node")
 	f.Int64Var(&n.tableBytes, "table-bytes", 64<<20, "size of the shared table's arena")
+	f.Int64Var(&n.answerBytes, "answer-cache-bytes", 0, "memory for answers of models that the node's pods share, at least 4 MiB for each tenant; 0 = none are kept")
 	f.DurationVar(&n.lease, "feed-lease", 300*time.Millisecond, "how long readers trust the table after the last proof that the feed is live")
 	f.DurationVar(&n.heartbeat, "heartbeat", 100*time.Millisecond, "how often that proof is asked for")
 	f.DurationVar(&n.checkEvery, "check-every", time.Second, "how often the freshness monitor compares one entry with the origin; 0 = never")
@@ -109,6 +111,8 @@ func (n *nodeFlags) validate() error {
 		return fmt.Errorf("--check-every is %v; give a time between two checks, or 0 for none", n.checkEvery)
 	case n.tableIdle < time.Second:
 		return fmt.Errorf("--table-idle is %v; give at least 1s", n.tableIdle)
+	case n.answerBytes < 0:
+		return fmt.Errorf("--answer-cache-bytes is %d; give 0, or at least %d", n.answerBytes, shelf.MinBytes)
 	case n.tableBytes < minTableBytes || n.tableBytes > 64<<30:
 		return fmt.Errorf("--table-bytes is %d; give 1 MiB to 64 GiB", n.tableBytes)
 	}
@@ -176,6 +180,23 @@ func (p *process) feedDialers(targets []string) func(context.Context) (net.Conn,
 	}
 }
 
+// keepAnswers has the agent keep answers of models, within tenants where there are any.
+func (n *nodeFlags) keepAnswers(p *process, gs *grpc.Server, access *node.Access) error {
+	if n.answerBytes == 0 {
+		return nil
+	}
+	o := shelf.Options{Bytes: n.answerBytes, Clock: node.Clock(), Meter: p.tel.Meter("cache/shelf")}
+	if access != nil {
+		o.Tenants, o.Tenant = access.Tenants(), access.Caller
+	}
+	s, err := shelf.New(o)
+	if err != nil {
+		return fmt.Errorf("--answer-cache-bytes: %w", err)
+	}
+	pb.RegisterNodeAnswersServer(gs, s)
+	return nil
+}
+
 func (n *nodeFlags) run(cmd *cobra.Command, g *globals) error {
 	p, err := g.start(cmd, "node", n.nodeID, n.region)
 	if err != nil {
@@ -237,6 +258,9 @@ func (n *nodeFlags) run(cmd *cobra.Command, g *globals) error {
 	pb.RegisterVariablesServer(gs, a)
 	pb.RegisterCoherenceServer(gs, a)
 	pb.RegisterNodeAdminServer(gs, a.Admin())
+	if err := n.keepAnswers(p, gs, access); err != nil {
+		return configError{err}
+	}
 	p.serveGRPC(gl, gs, n.grace)
 	p.serveHTTP(hl, p.health(map[string]http.Handler{}), n.grace)
 	p.run("agent", a.Run)

@@ -26,6 +26,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/internal/identity"
 	"github.com/outrigger-mesh/outrigger/proxy"
 	"github.com/outrigger-mesh/outrigger/proxy/inference"
+	"github.com/outrigger-mesh/outrigger/proxy/inference/answers"
 	"github.com/outrigger-mesh/outrigger/proxy/variable"
 	"github.com/outrigger-mesh/outrigger/xds/adsclient"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
@@ -212,6 +213,9 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 		Grace: s.grace, Start: start, Logger: p.log, Meter: p.tel.Meter("proxy")}
 	if o.Models, err = s.models.options(); err != nil {
 		return configError{err}
+	}
+	if agent != nil && o.Models.Answers != nil {
+		o.Models.NodeAnswers = answers.NewNode(agent, p.log)
 	}
 	if p.tel.Tracing() {
 		o.Tracing = &proxy.Tracing{Tracer: p.tel.Tracer.Tracer("proxy"), Propagator: p.tel.Propagator}

@@ -32,7 +32,7 @@ func (m *modelFlags) bind(f *pflag.FlagSet) {
 	f.DurationVar(&m.hedgeAfter, "model-hedge-after", 0, "ask a second endpoint when the first has not begun to answer for that long, for calls that change nothing; 0 = never")
 	f.BoolVar(&m.adaptive, "model-adaptive-concurrency", false, "give a version no more requests at once than it was seen to take")
 	f.IntVar(&m.inFlight, "model-max-in-flight", inference.DefaultMaxInFlight, "model calls at once, open streams included; more are answered 503")
-	f.Int64Var(&m.answerBytes, "answer-cache-bytes", 0, "size of the cache of model answers, at least 1 MiB; 0 = no such cache")
+	f.Int64Var(&m.answerBytes, "answer-cache-bytes", 0, "size of the cache of model answers, at least 1 MiB, shared with the other pods of the node if the agent of --agent-dir has --answer-cache-bytes too; 0 = no such cache")
 	f.DurationVar(&m.answerTTL, "answer-cache-ttl", answers.DefaultTTL, "limit on the age of a cached answer")
 	f.BoolVar(&m.answerUndecided, "answer-cache-all", false, "cache answers to questions that are not deterministic too")
 	f.IntVar(&m.shadows, "model-shadows", inference.DefaultShadows, "copies of requests under way to shadow versions; more wait, then are dropped; 0 = none are made")

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/outrigger-mesh/outrigger/proxy/inference/answers"
+	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
 
 const (
@@ -19,6 +20,11 @@ const (
 	// with the same question of somebody else) or miss. Absent: the question has no place
 	// in the cache.
 	hdrCache = "X-Outrigger-Cache"
+	// hdrTier says which tier an answer that was not asked for anew came from.
+	hdrTier     = "X-Outrigger-Tier"
+	tierProcess = "process"
+	tierNode    = "node"
+	tierOrigin  = "origin"
 	// hdrPins are versions of variables the request was made with, opaque here: answers
 	// are shared only between requests with the same pins.
 	hdrPins = "X-Outrigger-Pins"
@@ -30,38 +36,56 @@ var keyHeaders = [...]string{"Authorization", "Cookie", "Api-Key", "X-Api-Key", 
 
 // serve answers a routed request, from memory if it may.
 func (c *call) serve() {
-	key, control, ok := c.question()
+	keys, control, ok := c.question()
 	if !ok {
 		c.forward()
 		return
 	}
 	cache, now := c.h.o.Answers, c.h.now()
-	if a := cache.Get(key, now, control.MaxAge); a != nil {
-		c.replay(a, now)
+	if a := cache.Get(keys.Process, now, control.MaxAge); a != nil {
+		c.replay(a, now, tierProcess)
 		return
 	}
 	if control.OnlyCached {
+		if a := c.fromNode(keys, control, now); a != nil {
+			c.replay(a, now, tierNode)
+			return
+		}
 		c.refuse(apiError{status: http.StatusGatewayTimeout, code: "not_cached", retry: retryNo, message: "the answer is not in memory, and the request wants no other (only-if-cached)"})
 		return
 	}
-	f, leader := cache.Join(key)
+	f, leader := cache.Join(keys.Process)
 	switch {
 	case f == nil:
 		c.forward()
 	case leader:
-		c.lead(f)
+		if a := c.fromNode(keys, control, now); a != nil {
+			f.Fill(a)
+			c.replay(a, now, tierNode)
+			return
+		}
+		c.lead(f, keys)
 	case !c.follow(f):
 		c.forward()
 	}
 }
 
-// question returns the cache's key for the request; ok is false if it has none.
-func (c *call) question() (key answers.Key, control answers.Control, ok bool) {
+// fromNode asks what the node's other pods know.
+func (c *call) fromNode(keys answers.Keys, control answers.Control, now time.Time) *answers.Answer {
+	return c.h.o.NodeAnswers.Get(c.r.Context(), keys.Node, stretchOf(c.assign.Model, c.assign.Version), now, control.MaxAge)
+}
+
+func stretchOf(m *policy.Model, v *policy.Version) answers.Stretch {
+	return answers.StretchOf(m.Name, v.Name, v.Upstream, m.WeightEpoch)
+}
+
+// question returns the cache's keys for the request; ok is false if it has none.
+func (c *call) question() (keys answers.Keys, control answers.Control, ok bool) {
 	if c.h.o.Answers == nil || c.api.Meta {
-		return "", control, false
+		return keys, control, false
 	}
 	if control = answers.ReadControl(c.r.Header); control.NoStore || control.NoCache {
-		return "", control, false
+		return keys, control, false
 	}
 	var tenant strings.Builder
 	for _, name := range keyHeaders {
@@ -73,12 +97,12 @@ func (c *call) question() (key answers.Key, control answers.Control, ok bool) {
 	a := &c.assign
 	pinned, ok := c.pinned()
 	if !ok {
-		return "", control, false
+		return keys, control, false
 	}
-	key, deterministic, ok := answers.Question(answers.Asked{API: c.api, Path: c.r.URL.EscapedPath() + "?" + c.r.URL.RawQuery, Body: c.body,
-		Model: a.Model.Name, Version: a.Version.Name, Generation: c.model.versions[a.Version].generation, Arm: a.Arm,
+	keys, deterministic, ok := answers.Question(answers.Asked{API: c.api, Path: c.r.URL.EscapedPath() + "?" + c.r.URL.RawQuery, Body: c.body,
+		Model: a.Model.Name, Version: a.Version.Name, Generation: c.model.versions[a.Version].generation, Stretch: stretchOf(a.Model, a.Version), Arm: a.Arm,
 		Tenant: tenant.String(), Pins: first(c.r.Header, hdrPins), Pinned: pinned})
-	return key, control, ok && (deterministic || c.h.o.AnswerAll || strings.EqualFold(first(c.r.Header, hdrCache), "on"))
+	return keys, control, ok && (deterministic || c.h.o.AnswerAll || strings.EqualFold(first(c.r.Header, hdrCache), "on"))
 }
 
 // pinned is what the variables are that the version's answers depend on; false if that is
@@ -100,7 +124,7 @@ func (c *call) pinned() (string, bool) {
 }
 
 // begin writes the head of an answer that came from elsewhere than an attempt of ours.
-func (c *call) begin(header http.Header, how string) {
+func (c *call) begin(header http.Header, how, tier string) {
 	h := c.w.Header()
 	for k, v := range header {
 		h[k] = v
@@ -108,7 +132,8 @@ func (c *call) begin(header http.Header, how string) {
 	c.region = c.h.o.Region
 	c.setHeaders()
 	h[hdrCache] = []string{how}
-	c.h.metrics.cached(c, how)
+	h[hdrTier] = []string{tier}
+	c.h.metrics.cached(c, how, tier)
 	if open := c.h.taps.open.Load(); open != nil {
 		c.tell(*open, OutcomeOK, "", how, c.h.now())
 	}
@@ -116,8 +141,8 @@ func (c *call) begin(header http.Header, how string) {
 
 // replay sends an answer from memory. It is no evidence about the version and counts in
 // none of its statistics.
-func (c *call) replay(a *answers.Answer, now time.Time) {
-	c.begin(a.Header, "hit")
+func (c *call) replay(a *answers.Answer, now time.Time, tier string) {
+	c.begin(a.Header, "hit", tier)
 	h := c.w.Header()
 	h["Age"] = []string{strconv.FormatInt(int64(now.Sub(a.Stored)/time.Second), 10)}
 	h["Content-Length"] = []string{strconv.Itoa(len(a.Body))}
@@ -126,15 +151,17 @@ func (c *call) replay(a *answers.Answer, now time.Time) {
 }
 
 // lead asks the model and lets others read along.
-func (c *call) lead(f *answers.Flight) {
+func (c *call) lead(f *answers.Flight, keys answers.Keys) {
 	t := &tee{ResponseWriter: c.w, f: f, c: c, version: c.assign.Version.Name, arm: c.assign.Arm}
 	c.w, c.flight = t, f
 	c.w.Header()[hdrCache] = []string{"miss"}
-	c.h.metrics.cached(c, "miss")
+	c.h.metrics.cached(c, "miss", tierOrigin)
 	defer f.Fail() // unless it has ended well; forward may panic
 	c.forward()
 	if t.open && c.complete {
-		f.Finish(c.h.now(), answers.Keep(t.header, math.MaxInt64))
+		now := c.h.now()
+		// The flight has begun, so the answer is of the version and arm the keys are for.
+		c.h.offer(c, keys.Node, f.Finish(now, answers.Keep(t.header, math.MaxInt64)), now)
 	}
 }
 
@@ -257,7 +284,7 @@ func (c *call) follow(f *answers.Flight) bool {
 			return true
 		case !begun:
 			begun = true
-			c.begin(p.Header, "joined")
+			c.begin(p.Header, "joined", tierProcess)
 			c.w.WriteHeader(http.StatusOK)
 		}
 		if seen += len(p.New); len(p.New) > 0 {

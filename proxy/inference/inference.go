@@ -166,6 +166,9 @@ type Options struct {
 	// answers there that their protocol's parameters do not make deterministic.
 	Answers   *answers.Cache
 	AnswerAll bool
+	// NodeAnswers is what the node's pods share beyond Answers, while RunAnswers runs; nil =
+	// nothing.
+	NodeAnswers *answers.Node
 	// Pinned tells the present version of a variable that a version of a model pins, in the
 	// default tenant: the write behind it, or that it is absent. With false nothing current is
 	// known of it, and the question is put to the model. Needed for answers of such versions.
@@ -306,18 +309,19 @@ type EndpointStats struct {
 
 // Stats is a snapshot for the sidecar's own admin page.
 type Stats struct {
-	Arms         []Total         `json:"arms"`
-	Endpoints    []EndpointStats `json:"endpoints"`
-	InFlight     int64           `json:"in_flight"`
-	CellsDropped uint64          `json:"cells_dropped"`
-	Answers      *answers.Stats  `json:"answers,omitempty"` // nil without a cache
-	Shadows      *ShadowStats    `json:"shadows,omitempty"` // nil if no copies are made
+	Arms         []Total            `json:"arms"`
+	Endpoints    []EndpointStats    `json:"endpoints"`
+	InFlight     int64              `json:"in_flight"`
+	CellsDropped uint64             `json:"cells_dropped"`
+	Answers      *answers.Stats     `json:"answers,omitempty"`      // nil without a cache
+	NodeAnswers  *answers.NodeStats `json:"node_answers,omitempty"` // nil without a node tier
+	Shadows      *ShadowStats       `json:"shadows,omitempty"`      // nil if no copies are made
 }
 
 // LocalStats returns totals since start and the present state of endpoints, in policy
 // order.
 func (h *Handler) LocalStats() Stats {
-	s := Stats{Arms: h.recorder.Totals(), InFlight: h.inflight.Load(), CellsDropped: h.recorder.CellsDropped(), Shadows: h.shadows.stats()}
+	s := Stats{Arms: h.recorder.Totals(), InFlight: h.inflight.Load(), CellsDropped: h.recorder.CellsDropped(), Shadows: h.shadows.stats(), NodeAnswers: h.o.NodeAnswers.Stats()}
 	if h.o.Answers != nil {
 		a := h.o.Answers.Stats()
 		s.Answers = &a

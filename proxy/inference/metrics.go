@@ -56,7 +56,7 @@ func newMetrics(m metric.Meter) (*metrics, error) {
 		metric.WithDescription("Requests answered by the sidecar before any version was tried, by error.type."))
 	keep(e)
 	out.answers, e = m.Int64Counter("outrigger.inference.cache", metric.WithUnit("{request}"),
-		metric.WithDescription("Requests the answer cache had a key for, by outrigger.cache: hit, joined, miss."))
+		metric.WithDescription("Requests the answer cache had a key for, by outrigger.cache (hit, joined, miss) and outrigger.tier, where the answer came from (process, node, origin)."))
 	keep(e)
 	out.shadows, e = m.Int64Counter("outrigger.inference.shadow", metric.WithUnit("{request}"),
 		metric.WithDescription("Copies of requests for shadow versions, by outrigger.shadow: sent, dropped (no room), skipped (not to be made twice)."))
@@ -72,9 +72,9 @@ func newMetrics(m metric.Meter) (*metrics, error) {
 }
 
 // cached counts what came of a question that has a key.
-func (m *metrics) cached(c *call, how string) {
+func (m *metrics) cached(c *call, how, tier string) {
 	if m != nil {
-		m.answers.Add(context.WithoutCancel(c.r.Context()), 1, metric.WithAttributes(attribute.String("outrigger.cache", how)))
+		m.answers.Add(context.WithoutCancel(c.r.Context()), 1, metric.WithAttributes(attribute.String("outrigger.cache", how), attribute.String("outrigger.tier", tier)))
 	}
 }
 

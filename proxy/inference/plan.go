@@ -229,6 +229,7 @@ func (h *Handler) planFor(p *policy.Policy) *plan {
 	}
 	next := h.compilePlan(p, old)
 	h.plan.Store(next)
+	h.endStretches(old, next)
 	return next
 }
 

@@ -780,6 +780,406 @@ func (x *FlushResponse) GetEntries() uint64 {
 	return 0
 }
 
+type GetAnswerRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`         // 32 bytes: the question and everything its answer depends on
+	Stretch       []byte                 `protobuf:"bytes,2,opt,name=stretch,proto3" json:"stretch,omitempty"` // 32 bytes: the part of a version's life it was asked in
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetAnswerRequest) Reset() {
+	*x = GetAnswerRequest{}
+	mi := &file_outrigger_v1_node_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetAnswerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetAnswerRequest) ProtoMessage() {}
+
+func (x *GetAnswerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_node_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetAnswerRequest.ProtoReflect.Descriptor instead.
+func (*GetAnswerRequest) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_node_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *GetAnswerRequest) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *GetAnswerRequest) GetStretch() []byte {
+	if x != nil {
+		return x.Stretch
+	}
+	return nil
+}
+
+type GetAnswerResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Answer        *NodeAnswer            `protobuf:"bytes,1,opt,name=answer,proto3" json:"answer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetAnswerResponse) Reset() {
+	*x = GetAnswerResponse{}
+	mi := &file_outrigger_v1_node_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetAnswerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetAnswerResponse) ProtoMessage() {}
+
+func (x *GetAnswerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_node_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetAnswerResponse.ProtoReflect.Descriptor instead.
+func (*GetAnswerResponse) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_node_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *GetAnswerResponse) GetAnswer() *NodeAnswer {
+	if x != nil {
+		return x.Answer
+	}
+	return nil
+}
+
+type PutAnswerRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Stretch       []byte                 `protobuf:"bytes,2,opt,name=stretch,proto3" json:"stretch,omitempty"`
+	Answer        *NodeAnswer            `protobuf:"bytes,3,opt,name=answer,proto3" json:"answer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutAnswerRequest) Reset() {
+	*x = PutAnswerRequest{}
+	mi := &file_outrigger_v1_node_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutAnswerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutAnswerRequest) ProtoMessage() {}
+
+func (x *PutAnswerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_node_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutAnswerRequest.ProtoReflect.Descriptor instead.
+func (*PutAnswerRequest) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_node_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *PutAnswerRequest) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *PutAnswerRequest) GetStretch() []byte {
+	if x != nil {
+		return x.Stretch
+	}
+	return nil
+}
+
+func (x *PutAnswerRequest) GetAnswer() *NodeAnswer {
+	if x != nil {
+		return x.Answer
+	}
+	return nil
+}
+
+type PutAnswerResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kept          bool                   `protobuf:"varint,1,opt,name=kept,proto3" json:"kept,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutAnswerResponse) Reset() {
+	*x = PutAnswerResponse{}
+	mi := &file_outrigger_v1_node_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutAnswerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutAnswerResponse) ProtoMessage() {}
+
+func (x *PutAnswerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_node_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutAnswerResponse.ProtoReflect.Descriptor instead.
+func (*PutAnswerResponse) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_node_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *PutAnswerResponse) GetKept() bool {
+	if x != nil {
+		return x.Kept
+	}
+	return false
+}
+
+type EndStretchRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stretches     [][]byte               `protobuf:"bytes,1,rep,name=stretches,proto3" json:"stretches,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndStretchRequest) Reset() {
+	*x = EndStretchRequest{}
+	mi := &file_outrigger_v1_node_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndStretchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndStretchRequest) ProtoMessage() {}
+
+func (x *EndStretchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_node_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndStretchRequest.ProtoReflect.Descriptor instead.
+func (*EndStretchRequest) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_node_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *EndStretchRequest) GetStretches() [][]byte {
+	if x != nil {
+		return x.Stretches
+	}
+	return nil
+}
+
+type EndStretchResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndStretchResponse) Reset() {
+	*x = EndStretchResponse{}
+	mi := &file_outrigger_v1_node_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndStretchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndStretchResponse) ProtoMessage() {}
+
+func (x *EndStretchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_node_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndStretchResponse.ProtoReflect.Descriptor instead.
+func (*EndStretchResponse) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_node_proto_rawDescGZIP(), []int{14}
+}
+
+type NodeAnswer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        []*AnswerField         `protobuf:"bytes,1,rep,name=header,proto3" json:"header,omitempty"`
+	Body          []byte                 `protobuf:"bytes,2,opt,name=body,proto3" json:"body,omitempty"`
+	AgeMs         int64                  `protobuf:"varint,3,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"` // since the model gave it
+	TtlMs         int64                  `protobuf:"varint,4,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"` // for how much longer it may be given out
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeAnswer) Reset() {
+	*x = NodeAnswer{}
+	mi := &file_outrigger_v1_node_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeAnswer) ProtoMessage() {}
+
+func (x *NodeAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_node_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeAnswer.ProtoReflect.Descriptor instead.
+func (*NodeAnswer) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_node_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *NodeAnswer) GetHeader() []*AnswerField {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *NodeAnswer) GetBody() []byte {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
+func (x *NodeAnswer) GetAgeMs() int64 {
+	if x != nil {
+		return x.AgeMs
+	}
+	return 0
+}
+
+func (x *NodeAnswer) GetTtlMs() int64 {
+	if x != nil {
+		return x.TtlMs
+	}
+	return 0
+}
+
+type AnswerField struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnswerField) Reset() {
+	*x = AnswerField{}
+	mi := &file_outrigger_v1_node_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnswerField) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnswerField) ProtoMessage() {}
+
+func (x *AnswerField) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_node_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnswerField.ProtoReflect.Descriptor instead.
+func (*AnswerField) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_node_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *AnswerField) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AnswerField) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
 var File_outrigger_v1_node_proto protoreflect.FileDescriptor
 
 const file_outrigger_v1_node_proto_rawDesc = "" +
@@ -858,13 +1258,41 @@ const file_outrigger_v1_node_proto_rawDesc = "" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x18\n" +
 	"\asession\x18\x02 \x01(\tR\asession\")\n" +
 	"\rFlushResponse\x12\x18\n" +
-	"\aentries\x18\x01 \x01(\x04R\aentries2\xda\x02\n" +
+	"\aentries\x18\x01 \x01(\x04R\aentries\">\n" +
+	"\x10GetAnswerRequest\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x18\n" +
+	"\astretch\x18\x02 \x01(\fR\astretch\"E\n" +
+	"\x11GetAnswerResponse\x120\n" +
+	"\x06answer\x18\x01 \x01(\v2\x18.outrigger.v1.NodeAnswerR\x06answer\"p\n" +
+	"\x10PutAnswerRequest\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x18\n" +
+	"\astretch\x18\x02 \x01(\fR\astretch\x120\n" +
+	"\x06answer\x18\x03 \x01(\v2\x18.outrigger.v1.NodeAnswerR\x06answer\"'\n" +
+	"\x11PutAnswerResponse\x12\x12\n" +
+	"\x04kept\x18\x01 \x01(\bR\x04kept\"1\n" +
+	"\x11EndStretchRequest\x12\x1c\n" +
+	"\tstretches\x18\x01 \x03(\fR\tstretches\"\x14\n" +
+	"\x12EndStretchResponse\"\x81\x01\n" +
+	"\n" +
+	"NodeAnswer\x121\n" +
+	"\x06header\x18\x01 \x03(\v2\x19.outrigger.v1.AnswerFieldR\x06header\x12\x12\n" +
+	"\x04body\x18\x02 \x01(\fR\x04body\x12\x15\n" +
+	"\x06age_ms\x18\x03 \x01(\x03R\x05ageMs\x12\x15\n" +
+	"\x06ttl_ms\x18\x04 \x01(\x03R\x05ttlMs\"7\n" +
+	"\vAnswerField\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value2\xda\x02\n" +
 	"\tNodeAdmin\x12=\n" +
 	"\x04Stat\x12\x1d.outrigger.v1.NodeStatRequest\x1a\x16.outrigger.v1.NodeStat\x12B\n" +
 	"\bGetEntry\x12\x1d.outrigger.v1.GetEntryRequest\x1a\x17.outrigger.v1.NodeEntry\x12<\n" +
 	"\x04Dump\x12\x19.outrigger.v1.DumpRequest\x1a\x17.outrigger.v1.NodeEntry0\x01\x12@\n" +
 	"\x05Flush\x12\x1a.outrigger.v1.FlushRequest\x1a\x1b.outrigger.v1.FlushResponse\x12J\n" +
-	"\vReportReads\x12\x18.outrigger.v1.ReadCounts\x1a!.outrigger.v1.ReportReadsResponseBBZ@github.com/outrigger-mesh/outrigger/api/outrigger/v1;outriggerv1b\x06proto3"
+	"\vReportReads\x12\x18.outrigger.v1.ReadCounts\x1a!.outrigger.v1.ReportReadsResponse2\xfa\x01\n" +
+	"\vNodeAnswers\x12L\n" +
+	"\tGetAnswer\x12\x1e.outrigger.v1.GetAnswerRequest\x1a\x1f.outrigger.v1.GetAnswerResponse\x12L\n" +
+	"\tPutAnswer\x12\x1e.outrigger.v1.PutAnswerRequest\x1a\x1f.outrigger.v1.PutAnswerResponse\x12O\n" +
+	"\n" +
+	"EndStretch\x12\x1f.outrigger.v1.EndStretchRequest\x1a .outrigger.v1.EndStretchResponseBBZ@github.com/outrigger-mesh/outrigger/api/outrigger/v1;outriggerv1b\x06proto3"
 
 var (
 	file_outrigger_v1_node_proto_rawDescOnce sync.Once
@@ -878,7 +1306,7 @@ func file_outrigger_v1_node_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_node_proto_rawDescData
 }
 
-var file_outrigger_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_outrigger_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_outrigger_v1_node_proto_goTypes = []any{
 	(*NodeStatRequest)(nil),     // 0: outrigger.v1.NodeStatRequest
 	(*NodeStat)(nil),            // 1: outrigger.v1.NodeStat
@@ -889,31 +1317,48 @@ var file_outrigger_v1_node_proto_goTypes = []any{
 	(*DumpRequest)(nil),         // 6: outrigger.v1.DumpRequest
 	(*FlushRequest)(nil),        // 7: outrigger.v1.FlushRequest
 	(*FlushResponse)(nil),       // 8: outrigger.v1.FlushResponse
-	nil,                         // 9: outrigger.v1.NodeStat.StaleEntry
-	(*Key)(nil),                 // 10: outrigger.v1.Key
-	(*Variable)(nil),            // 11: outrigger.v1.Variable
+	(*GetAnswerRequest)(nil),    // 9: outrigger.v1.GetAnswerRequest
+	(*GetAnswerResponse)(nil),   // 10: outrigger.v1.GetAnswerResponse
+	(*PutAnswerRequest)(nil),    // 11: outrigger.v1.PutAnswerRequest
+	(*PutAnswerResponse)(nil),   // 12: outrigger.v1.PutAnswerResponse
+	(*EndStretchRequest)(nil),   // 13: outrigger.v1.EndStretchRequest
+	(*EndStretchResponse)(nil),  // 14: outrigger.v1.EndStretchResponse
+	(*NodeAnswer)(nil),          // 15: outrigger.v1.NodeAnswer
+	(*AnswerField)(nil),         // 16: outrigger.v1.AnswerField
+	nil,                         // 17: outrigger.v1.NodeStat.StaleEntry
+	(*Key)(nil),                 // 18: outrigger.v1.Key
+	(*Variable)(nil),            // 19: outrigger.v1.Variable
 }
 var file_outrigger_v1_node_proto_depIdxs = []int32{
 	2,  // 0: outrigger.v1.NodeStat.reads:type_name -> outrigger.v1.ReadCounts
-	9,  // 1: outrigger.v1.NodeStat.stale:type_name -> outrigger.v1.NodeStat.StaleEntry
-	10, // 2: outrigger.v1.GetEntryRequest.key:type_name -> outrigger.v1.Key
-	10, // 3: outrigger.v1.NodeEntry.key:type_name -> outrigger.v1.Key
-	11, // 4: outrigger.v1.NodeEntry.variable:type_name -> outrigger.v1.Variable
-	0,  // 5: outrigger.v1.NodeAdmin.Stat:input_type -> outrigger.v1.NodeStatRequest
-	4,  // 6: outrigger.v1.NodeAdmin.GetEntry:input_type -> outrigger.v1.GetEntryRequest
-	6,  // 7: outrigger.v1.NodeAdmin.Dump:input_type -> outrigger.v1.DumpRequest
-	7,  // 8: outrigger.v1.NodeAdmin.Flush:input_type -> outrigger.v1.FlushRequest
-	2,  // 9: outrigger.v1.NodeAdmin.ReportReads:input_type -> outrigger.v1.ReadCounts
-	1,  // 10: outrigger.v1.NodeAdmin.Stat:output_type -> outrigger.v1.NodeStat
-	5,  // 11: outrigger.v1.NodeAdmin.GetEntry:output_type -> outrigger.v1.NodeEntry
-	5,  // 12: outrigger.v1.NodeAdmin.Dump:output_type -> outrigger.v1.NodeEntry
-	8,  // 13: outrigger.v1.NodeAdmin.Flush:output_type -> outrigger.v1.FlushResponse
-	3,  // 14: outrigger.v1.NodeAdmin.ReportReads:output_type -> outrigger.v1.ReportReadsResponse
-	10, // [10:15] is the sub-list for method output_type
-	5,  // [5:10] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	17, // 1: outrigger.v1.NodeStat.stale:type_name -> outrigger.v1.NodeStat.StaleEntry
+	18, // 2: outrigger.v1.GetEntryRequest.key:type_name -> outrigger.v1.Key
+	18, // 3: outrigger.v1.NodeEntry.key:type_name -> outrigger.v1.Key
+	19, // 4: outrigger.v1.NodeEntry.variable:type_name -> outrigger.v1.Variable
+	15, // 5: outrigger.v1.GetAnswerResponse.answer:type_name -> outrigger.v1.NodeAnswer
+	15, // 6: outrigger.v1.PutAnswerRequest.answer:type_name -> outrigger.v1.NodeAnswer
+	16, // 7: outrigger.v1.NodeAnswer.header:type_name -> outrigger.v1.AnswerField
+	0,  // 8: outrigger.v1.NodeAdmin.Stat:input_type -> outrigger.v1.NodeStatRequest
+	4,  // 9: outrigger.v1.NodeAdmin.GetEntry:input_type -> outrigger.v1.GetEntryRequest
+	6,  // 10: outrigger.v1.NodeAdmin.Dump:input_type -> outrigger.v1.DumpRequest
+	7,  // 11: outrigger.v1.NodeAdmin.Flush:input_type -> outrigger.v1.FlushRequest
+	2,  // 12: outrigger.v1.NodeAdmin.ReportReads:input_type -> outrigger.v1.ReadCounts
+	9,  // 13: outrigger.v1.NodeAnswers.GetAnswer:input_type -> outrigger.v1.GetAnswerRequest
+	11, // 14: outrigger.v1.NodeAnswers.PutAnswer:input_type -> outrigger.v1.PutAnswerRequest
+	13, // 15: outrigger.v1.NodeAnswers.EndStretch:input_type -> outrigger.v1.EndStretchRequest
+	1,  // 16: outrigger.v1.NodeAdmin.Stat:output_type -> outrigger.v1.NodeStat
+	5,  // 17: outrigger.v1.NodeAdmin.GetEntry:output_type -> outrigger.v1.NodeEntry
+	5,  // 18: outrigger.v1.NodeAdmin.Dump:output_type -> outrigger.v1.NodeEntry
+	8,  // 19: outrigger.v1.NodeAdmin.Flush:output_type -> outrigger.v1.FlushResponse
+	3,  // 20: outrigger.v1.NodeAdmin.ReportReads:output_type -> outrigger.v1.ReportReadsResponse
+	10, // 21: outrigger.v1.NodeAnswers.GetAnswer:output_type -> outrigger.v1.GetAnswerResponse
+	12, // 22: outrigger.v1.NodeAnswers.PutAnswer:output_type -> outrigger.v1.PutAnswerResponse
+	14, // 23: outrigger.v1.NodeAnswers.EndStretch:output_type -> outrigger.v1.EndStretchResponse
+	16, // [16:24] is the sub-list for method output_type
+	8,  // [8:16] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_node_proto_init() }
@@ -928,9 +1373,9 @@ func file_outrigger_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_node_proto_rawDesc), len(file_outrigger_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   18,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_outrigger_v1_node_proto_goTypes,
 		DependencyIndexes: file_outrigger_v1_node_proto_depIdxs,

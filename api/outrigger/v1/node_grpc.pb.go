@@ -293,3 +293,193 @@ var NodeAdmin_ServiceDesc = grpc.ServiceDesc{
 	},
 	Metadata: "outrigger/v1/node.proto",
 }
+
+const (
+	NodeAnswers_GetAnswer_FullMethodName  = "/outrigger.v1.NodeAnswers/GetAnswer"
+	NodeAnswers_PutAnswer_FullMethodName  = "/outrigger.v1.NodeAnswers/PutAnswer"
+	NodeAnswers_EndStretch_FullMethodName = "/outrigger.v1.NodeAnswers/EndStretch"
+)
+
+// NodeAnswersClient is the client API for NodeAnswers service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// NodeAnswers keeps answers of models for all pods of a node. The node agent serves it on
+// its Unix socket, and each caller within its own tenant.
+type NodeAnswersClient interface {
+	// GetAnswer finds an answer, if one is kept and its stretch has not ended.
+	GetAnswer(ctx context.Context, in *GetAnswerRequest, opts ...grpc.CallOption) (*GetAnswerResponse, error)
+	// PutAnswer offers one; kept says whether it was taken.
+	PutAnswer(ctx context.Context, in *PutAnswerRequest, opts ...grpc.CallOption) (*PutAnswerResponse, error)
+	// EndStretch makes every answer of some stretches unreachable, and those offered later.
+	EndStretch(ctx context.Context, in *EndStretchRequest, opts ...grpc.CallOption) (*EndStretchResponse, error)
+}
+
+type nodeAnswersClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewNodeAnswersClient(cc grpc.ClientConnInterface) NodeAnswersClient {
+	return &nodeAnswersClient{cc}
+}
+
+func (c *nodeAnswersClient) GetAnswer(ctx context.Context, in *GetAnswerRequest, opts ...grpc.CallOption) (*GetAnswerResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetAnswerResponse)
+	err := c.cc.Invoke(ctx, NodeAnswers_GetAnswer_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeAnswersClient) PutAnswer(ctx context.Context, in *PutAnswerRequest, opts ...grpc.CallOption) (*PutAnswerResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PutAnswerResponse)
+	err := c.cc.Invoke(ctx, NodeAnswers_PutAnswer_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeAnswersClient) EndStretch(ctx context.Context, in *EndStretchRequest, opts ...grpc.CallOption) (*EndStretchResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EndStretchResponse)
+	err := c.cc.Invoke(ctx, NodeAnswers_EndStretch_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// NodeAnswersServer is the server API for NodeAnswers service.
+// All implementations must embed UnimplementedNodeAnswersServer
+// for forward compatibility.
+//
+// NodeAnswers keeps answers of models for all pods of a node. The node agent serves it on
+// its Unix socket, and each caller within its own tenant.
+type NodeAnswersServer interface {
+	// GetAnswer finds an answer, if one is kept and its stretch has not ended.
+	GetAnswer(context.Context, *GetAnswerRequest) (*GetAnswerResponse, error)
+	// PutAnswer offers one; kept says whether it was taken.
+	PutAnswer(context.Context, *PutAnswerRequest) (*PutAnswerResponse, error)
+	// EndStretch makes every answer of some stretches unreachable, and those offered later.
+	EndStretch(context.Context, *EndStretchRequest) (*EndStretchResponse, error)
+	mustEmbedUnimplementedNodeAnswersServer()
+}
+
+// UnimplementedNodeAnswersServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedNodeAnswersServer struct{}
+
+func (UnimplementedNodeAnswersServer) GetAnswer(context.Context, *GetAnswerRequest) (*GetAnswerResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetAnswer not implemented")
+}
+func (UnimplementedNodeAnswersServer) PutAnswer(context.Context, *PutAnswerRequest) (*PutAnswerResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PutAnswer not implemented")
+}
+func (UnimplementedNodeAnswersServer) EndStretch(context.Context, *EndStretchRequest) (*EndStretchResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method EndStretch not implemented")
+}
+func (UnimplementedNodeAnswersServer) mustEmbedUnimplementedNodeAnswersServer() {}
+func (UnimplementedNodeAnswersServer) testEmbeddedByValue()                     {}
+
+// UnsafeNodeAnswersServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to NodeAnswersServer will
+// result in compilation errors.
+type UnsafeNodeAnswersServer interface {
+	mustEmbedUnimplementedNodeAnswersServer()
+}
+
+func RegisterNodeAnswersServer(s grpc.ServiceRegistrar, srv NodeAnswersServer) {
+	// If the following call panics, it indicates UnimplementedNodeAnswersServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&NodeAnswers_ServiceDesc, srv)
+}
+
+func _NodeAnswers_GetAnswer_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetAnswerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeAnswersServer).GetAnswer(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeAnswers_GetAnswer_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeAnswersServer).GetAnswer(ctx, req.(*GetAnswerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _NodeAnswers_PutAnswer_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PutAnswerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeAnswersServer).PutAnswer(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeAnswers_PutAnswer_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeAnswersServer).PutAnswer(ctx, req.(*PutAnswerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _NodeAnswers_EndStretch_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EndStretchRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeAnswersServer).EndStretch(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeAnswers_EndStretch_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeAnswersServer).EndStretch(ctx, req.(*EndStretchRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// NodeAnswers_ServiceDesc is the grpc.ServiceDesc for NodeAnswers service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var NodeAnswers_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "outrigger.v1.NodeAnswers",
+	HandlerType: (*NodeAnswersServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "GetAnswer",
+			Handler:    _NodeAnswers_GetAnswer_Handler,
+		},
+		{
+			MethodName: "PutAnswer",
+			Handler:    _NodeAnswers_PutAnswer_Handler,
+		},
+		{
+			MethodName: "EndStretch",
+			Handler:    _NodeAnswers_EndStretch_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "outrigger/v1/node.proto",
+}

@@ -1,10 +1,11 @@
-// Package answers is the cache of model answers in the process tier: what the same
-// question, put to the same version of a model, was answered before.
+// Package answers is the cache of model answers: what the same question, put to the same
+// version of a model, was answered before. Cache is the process tier, Node what the pods of
+// a node share.
 //
 //	c, err := answers.New(answers.Options{Bytes: 64 << 20, TTL: time.Minute})
-//	key, ok := answers.Question(q)         // ok: may be answered from memory at all
-//	if a := c.Get(key, now); a != nil { … } // replay a.Header, a.Body
-//	f, leader := c.Join(key)                // one asks the model, the others read along, then Leave
+//	keys, _, ok := answers.Question(q)                  // ok: may be answered from memory at all
+//	if a := c.Get(keys.Process, now, -1); a != nil { … } // replay a.Header, a.Body
+//	f, leader := c.Join(keys.Process)                    // one asks the model, the others read along, then Leave
 //
 // Promises.
 //
@@ -218,21 +219,41 @@ func (f *Flight) Write(b []byte) {
 // Fail ends the flight without an answer. After Finish or Fail it does nothing.
 func (f *Flight) Fail() { f.end(failed) }
 
+// Fill ends the flight with an answer from elsewhere, which is kept until its expiry, for
+// at most the cache's TTL from when it was stored.
+func (f *Flight) Fill(a *Answer) {
+	f.mu.Lock()
+	if f.state == running && f.header == nil {
+		f.header, f.body = a.Header, a.Body
+		f.change()
+	}
+	f.mu.Unlock()
+	kept := *a
+	if limit := a.Stored.Add(f.c.ttl); limit.Before(kept.Expiry) {
+		kept.Expiry = limit
+	}
+	f.c.kept.Put(string(f.key), &kept) // before the flight ends, so that nobody falls between
+	f.end(whole)
+}
+
 // Finish ends the flight with a whole answer, which is kept if keep is above 0, for at
-// most so long and for at most the cache's TTL.
-func (f *Flight) Finish(now time.Time, keep time.Duration) {
+// most so long and for at most the cache's TTL. It returns what is kept, or nil.
+func (f *Flight) Finish(now time.Time, keep time.Duration) *Answer {
 	f.mu.Lock()
 	ok := f.state == running && f.header != nil
 	a := &Answer{Header: f.header, Body: f.body[:len(f.body):len(f.body)], Stored: now, Expiry: now.Add(min(keep, f.c.ttl))}
 	f.mu.Unlock()
 	if !ok {
 		f.Fail()
-		return
+		return nil
 	}
-	if keep > 0 {
-		f.c.kept.Put(string(f.key), a) // before the flight ends, so that nobody falls between
+	if keep <= 0 {
+		f.end(whole)
+		return nil
 	}
+	f.c.kept.Put(string(f.key), a) // before the flight ends, so that nobody falls between
 	f.end(whole)
+	return a
 }
 
 func (f *Flight) end(s state) {

@@ -70,7 +70,7 @@ func TestDeterministic(t *testing.T) {
 // The key is the same for the same question however it is written, and another when
 // anything differs that an answer depends on.
 func TestQuestionKeys(t *testing.T) {
-	ask := func(change func(*Asked)) Key {
+	ask := func(change func(*Asked)) Keys {
 		q := Asked{API: api(chat), Path: chat, Body: []byte(`{"model":"m","temperature":0,"n":1}`), Model: "m", Version: "v1", Generation: 1, Arm: "stable", Tenant: "t", Pins: "p"}
 		if change != nil {
 			change(&q)
@@ -82,6 +82,9 @@ func TestQuestionKeys(t *testing.T) {
 		return k
 	}
 	base := ask(nil)
+	if base.Process == base.Node {
+		t.Error("both tiers have one key")
+	}
 	if k := ask(func(q *Asked) { q.Body = []byte(" {\"n\":1,\n\"temperature\":0, \"model\":\"\\u006d\"}") }); k != base {
 		t.Error("order of keys, white space and escapes made another question")
 	}
@@ -94,13 +97,18 @@ func TestQuestionKeys(t *testing.T) {
 		"model":      func(q *Asked) { q.Model = "n" },
 		"version":    func(q *Asked) { q.Version = "v2" },
 		"generation": func(q *Asked) { q.Generation = 2 },
+		"stretch":    func(q *Asked) { q.Stretch = StretchOf("m", "v1", "up", 2) },
 		"arm":        func(q *Asked) { q.Arm = "candidate" },
 		"tenant":     func(q *Asked) { q.Tenant = "u" },
 		"pins":       func(q *Asked) { q.Pins = "q" },
 		"shifted":    func(q *Asked) { q.Version, q.Model = "mv1", "" },
 	} {
-		if ask(change) == base {
-			t.Errorf("%s does not matter to the key", name)
+		k := ask(change)
+		if (k.Process == base.Process) != (name == "stretch") {
+			t.Errorf("%s: the process tier's key changed: %v", name, k.Process != base.Process)
+		}
+		if (k.Node == base.Node) != (name == "generation") {
+			t.Errorf("%s: the node tier's key changed: %v", name, k.Node != base.Node)
 		}
 	}
 }

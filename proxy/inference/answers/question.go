@@ -20,40 +20,47 @@ type Asked struct {
 	Body       []byte // JSON
 	Model      string // logical
 	Version    string
-	Generation uint64
+	Generation uint64  // of the version in this process
+	Stretch    Stretch // of the version in all processes
 	Arm        string
 	Tenant     string // who may share answers: credentials, organisation
 	Pins       string // versions of variables the caller has pinned
 	Pinned     string // what the variables are that the version pins
 }
 
-// Question returns the key of a question, and whether the protocol's own parameters make
-// its answer the same every time. ok is false, and there is no key, if the body is not a
+// Keys are those of a question in the process tier and in the node tier.
+type Keys struct{ Process, Node Key }
+
+// Question returns the keys of a question, and whether the protocol's own parameters make
+// its answer the same every time. ok is false, and there are no keys, if the body is not a
 // JSON object if it has a key twice (readers differ on which one counts), or if asking has an effect
 // besides the answer.
-func Question(q Asked) (key Key, deterministic, ok bool) {
+func Question(q Asked) (keys Keys, deterministic, ok bool) {
 	body := map[string]any{}
 	d := json.NewDecoder(bytes.NewReader(q.Body))
 	d.UseNumber() // 1.0 and 1 may be different parameters to a model server
 	if err := d.Decode(&body); err != nil || d.More() || keysIn(body) != colons(q.Body) || hasEffects(q.API, body) {
-		return "", false, false
+		return Keys{}, false, false
 	}
 	canonical, err := json.Marshal(body) // keys sorted
 	if err != nil {
-		return "", false, false
+		return Keys{}, false, false
 	}
+	base := digest(q.API.Family.Provider(), q.API.Operation, q.Path, q.Model, q.Version, q.Arm, q.Tenant, q.Pins, q.Pinned, string(canonical))
+	return Keys{Process: digest("process", string(base), strconv.FormatUint(q.Generation, 10)), Node: digest("node", string(base), string(q.Stretch[:]))},
+		Deterministic(q.API, body), true
+}
+
+// digest hashes parts, each with its length, so that none runs into the next.
+func digest(parts ...string) Key {
 	h := sha256.New()
-	part := func(b []byte) {
+	for _, s := range parts {
 		var n [8]byte
-		binary.BigEndian.PutUint64(n[:], uint64(len(b)))
+		binary.BigEndian.PutUint64(n[:], uint64(len(s)))
 		h.Write(n[:])
-		h.Write(b)
+		h.Write([]byte(s))
 	}
-	for _, s := range []string{q.API.Family.Provider(), q.API.Operation, q.Path, q.Model, q.Version, strconv.FormatUint(q.Generation, 10), q.Arm, q.Tenant, q.Pins, q.Pinned} {
-		part([]byte(s))
-	}
-	part(canonical)
-	return Key(h.Sum(nil)), Deterministic(q.API, body), true
+	return Key(h.Sum(nil))
 }
 
 // colons counts the keys of valid JSON text, every one of them.
