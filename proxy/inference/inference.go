@@ -66,7 +66,8 @@
 // same version, in the same arm, by the same tenant, before, and no variable that the version
 // pins has changed since; while it is being answered,
 // others read along. Cache-Control of requests and answers is obeyed. What comes from
-// memory says so in x-outrigger-cache and counts in no statistics of the version.
+// memory says so in x-outrigger-cache (and from which tier in x-outrigger-tier) and counts in
+// no statistics of the version. With Options.NodeAnswers the node's other pods share it.
 //
 // Versions that the policy names as shadows get copies of requests (Options.Shadows), of
 // the units in the buckets it says: of what may be made twice (no sequences, no stored
