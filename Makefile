@@ -12,18 +12,21 @@ BENCH     ?= .
 SOAK      ?= 1h
 export PATH := $(TOOLS):$(PATH)
 
-.PHONY: help build run drill test race fuzz soak bench bench-compare generate generate-check lint consul ci deps clean
+.PHONY: help build program run drill test race fuzz soak bench bench-compare generate generate-check lint consul ci deps clean
 
 help:               ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
 
-build:              ## compile bin/outrigger
+build: program      ## compile bin/outrigger, and bin/outrigger-dataplane for pods and nodes
+	$(GO) build -tags dataplane -o $(BIN)-dataplane ./cmd/outrigger
+
+program:
 	$(GO) build -o $(BIN) ./cmd/outrigger
 
-run: build          ## run a whole mesh on this machine and replay a real trace through it
+run: program        ## run a whole mesh on this machine and replay a real trace through it
 	$(BIN) up --script demo $(ARGS)
 
-drill: build        ## time rollbacks end to end at 100 sidecars, and kill the control plane during some (3 minutes)
+drill: program      ## time rollbacks end to end at 100 sidecars, and kill the control plane during some (3 minutes)
 	$(BIN) drill rollback $(ARGS)
 
 deps:               ## install what tests and benchmarks need beyond Go

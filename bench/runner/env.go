@@ -85,6 +85,15 @@ func (e *env) mesh() (string, error) {
 	return e.binary, nil
 }
 
+// dataplane returns the path of our binary for pods and nodes, which is beside the other.
+func (e *env) dataplane() (string, error) {
+	path := e.binary + "-dataplane"
+	if _, err := os.Stat(path); err != nil {
+		return "", fmt.Errorf("%w; make build makes it", err)
+	}
+	return path, nil
+}
+
 // commitOf names the tree that is measured; a changed tree says so.
 func commitOf(ctx context.Context, root string) (string, error) {
 	git := func(args ...string) (string, error) {

@@ -180,7 +180,7 @@ func childMode(ctx context.Context, mode string, args []string, stdin io.Reader,
 	modes := map[string]func(context.Context, []string, io.Reader) (any, error){
 		"load": childLoad, "cacheread": childCacheRead, "shmread": childShmRead, "udsread": childUDSRead,
 		"hitratio": childHitRatio, "invalidation": childInvalidation, "broadcast": childBroadcast, "feednodes": childFeedNodes,
-		"stampede": childStampede, "memory": childMemory, "memoryfill": childMemoryFill, "ttfb": childTTFB, "drain": childDrain, "append": childAppend, "fill": childFill, "open": childOpen, "assign": childAssign, "report": childReport,
+		"stampede": childStampede, "memoryfill": childMemoryFill, "ttfb": childTTFB, "drain": childDrain, "append": childAppend, "fill": childFill, "open": childOpen, "assign": childAssign, "report": childReport,
 		"xdsserver": childXDSServer, "xdsclients": childXDSClients,
 	}
 	f, ok := modes[mode]

@@ -15,12 +15,16 @@ import (
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 )
 
-// startMesh starts control plane, node agent and sidecar of the real binary on the given
+// startMesh starts control plane, node agent and sidecar of the real binaries on the given
 // cores, has fill declare what the row needs, and waits until all are ready. The flags
 // are further ones of the sidecar, which is the last of the servers; its address is the
 // application's.
 func (e *env) startMesh(ctx context.Context, cpus string, fill func(context.Context, *grpc.ClientConn) error, flags ...string) (run *running, err error) {
 	bin, err := e.mesh()
+	if err != nil {
+		return nil, err
+	}
+	beside, err := e.dataplane()
 	if err != nil {
 		return nil, err
 	}
@@ -34,14 +38,14 @@ func (e *env) startMesh(ctx context.Context, cpus string, fill func(context.Cont
 			started.stop()
 		}
 	}(run)
-	launch := func(name string, args ...string) (*server, error) {
+	launch := func(bin, name string, args ...string) (*server, error) {
 		s, err := e.start(ctx, us+"-"+name, cpus, true, append([]string{bin, name, "--log-level", "warn"}, args...)...)
 		if err == nil {
 			run.servers = append(run.servers, s)
 		}
 		return s, err
 	}
-	control, err := launch("control", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data", filepath.Join(dir, "log"))
+	control, err := launch(bin, "control", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data", filepath.Join(dir, "log"))
 	if err != nil {
 		return nil, err
 	}
@@ -58,11 +62,11 @@ func (e *env) startMesh(ctx context.Context, cpus string, fill func(context.Cont
 		return nil, fmt.Errorf("declare what is measured: %w", err)
 	}
 	agentDir := filepath.Join(dir, "node")
-	node, err := launch("node", "--control", target, "--dir", agentDir, "--node-id", "bench", "--region", "local")
+	node, err := launch(beside, "node", "--control", target, "--dir", agentDir, "--node-id", "bench", "--region", "local")
 	if err != nil {
 		return nil, err
 	}
-	sidecar, err := launch("sidecar", append([]string{"--listen", "127.0.0.1:0", "--control", target, "--agent-dir", agentDir,
+	sidecar, err := launch(beside, "sidecar", append([]string{"--listen", "127.0.0.1:0", "--control", target, "--agent-dir", agentDir,
 		"--node-id", "bench/pod", "--region", "local", "--state-dir", filepath.Join(dir, "sidecar")}, flags...)...)
 	if err != nil {
 		return nil, err

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -64,7 +65,11 @@ func TestKubernetesManifests(t *testing.T) {
 						t.Errorf("%s: %s mounts %q, which is not declared", file, c.Name, v.Name)
 					}
 				}
-				if strings.HasPrefix(c.Image, "outrigger:") {
+				lean := strings.HasPrefix(c.Image, "outrigger-dataplane:")
+				if lean && !slices.Contains([]string{"sidecar", "node", "init"}, c.Args[0]) {
+					t.Errorf("%s: %s runs %q, which outrigger-dataplane does not have", file, c.Name, c.Args[0])
+				}
+				if lean || strings.HasPrefix(c.Image, "outrigger:") {
 					verbs[c.Args[0]]++
 					parses(t, file, c.Args)
 				}

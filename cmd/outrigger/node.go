@@ -265,6 +265,7 @@ func (n *nodeFlags) run(cmd *cobra.Command, g *globals) error {
 	p.serveHTTP(hl, p.health(map[string]http.Handler{}), n.grace)
 	p.run("agent", a.Run)
 	p.run("heap", func(ctx context.Context) error { heap.Keep(ctx, 32<<20); return nil })
+	p.run("memory", func(ctx context.Context) error { return keepSmall(ctx, a.Ready(), p.log) })
 	p.run("table", func(ctx context.Context) error { return a.ServeTable(ctx, tl) })
 	p.run("reports", report.New(report.Options{Conn: origin, Node: wire.NodePB(self), Start: time.Now(), Logger: p.log,
 		Collect: func(_ time.Time, d *pb.Delta) bool { d.Cache = a.CacheDelta(); return d.Cache != nil }}).Run)

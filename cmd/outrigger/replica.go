@@ -1,3 +1,5 @@
+//go:build !dataplane
+
 package main
 
 import (
@@ -7,13 +9,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/resolver"
-	"google.golang.org/grpc/resolver/manual"
 
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
@@ -139,26 +138,3 @@ func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]strin
 
 // RequireTransportSecurity implements credentials.PerRPCCredentials.
 func (b bearer) RequireTransportSecurity() bool { return false }
-
-// targets splits the address of a control plane with several replicas.
-func targets(target string) []string {
-	var out []string
-	for t := range strings.SplitSeq(target, ",") {
-		if t = strings.TrimSpace(t); t != "" {
-			out = append(out, t)
-		}
-	}
-	return out
-}
-
-// replicas makes gRPC try the addresses in order and stay with the first that answers until it
-// goes away.
-func replicas(addresses []string) grpc.DialOption {
-	r := manual.NewBuilderWithScheme("replicas")
-	var s resolver.State
-	for _, a := range addresses {
-		s.Endpoints = append(s.Endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: a}}})
-	}
-	r.InitialState(s)
-	return grpc.WithResolvers(r)
-}

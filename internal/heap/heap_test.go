@@ -23,6 +23,52 @@ func TestPercent(t *testing.T) {
 	}
 }
 
+func TestIdle(t *testing.T) {
+	const mib = 1 << 20
+	i := idle{spare: 32 * mib, since: time.Unix(0, 0), made: 100 * mib}
+	for _, c := range []struct {
+		what       string
+		at         int64 // seconds
+		made, free uint64
+		want       bool
+	}{
+		{"too early", 9, 100 * mib, 64 * mib, false},
+		{"quiet", 10, 101 * mib, 64 * mib, true},
+		{"quiet, and nothing to give", 20, 101 * mib, 1 * mib, false},
+		{"busy: 2 MiB in its time", 30, 103 * mib, 64 * mib, false},
+		{"too early after that", 35, 103 * mib, 64 * mib, false},
+		{"quiet again", 41, 103 * mib, 2 * mib, true},
+	} {
+		if got := i.due(time.Unix(c.at, 0), c.made, c.free); got != c.want {
+			t.Errorf("%s: %v", c.what, got)
+		}
+	}
+}
+
+// TestGivesBack: a burst of 96 MiB does not stay resident.
+func TestGivesBack(t *testing.T) {
+	t.Setenv("GOGC", "")
+	t.Setenv("GOMEMLIMIT", "")
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { Keep(ctx, 32<<20); close(done) }()
+		synctest.Wait()
+		for range 96 {
+			burst = make([]byte, 1<<20)
+		}
+		burst = nil
+		time.Sleep(3 * quiet)
+		if _, free := use(); free >= 32<<20/16 {
+			t.Errorf("%d MiB are kept", free>>20)
+		}
+		cancel()
+		<-done
+	})
+}
+
+var burst []byte
+
 func TestKeep(t *testing.T) {
 	gogc := func() int {
 		p := debug.SetGCPercent(100)
