@@ -31,7 +31,6 @@ import (
 	"github.com/outrigger-mesh/outrigger/deploy/models"
 	"github.com/outrigger-mesh/outrigger/experiments"
 	"github.com/outrigger-mesh/outrigger/internal/wire"
-	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
 
 // Bounds on what is remembered in memory.
@@ -112,91 +111,6 @@ type Skipped struct {
 // Limits are those of circuit_breakers, see policy.Version.
 type Limits struct{ MaxConnections, MaxPending, MaxRequests, MaxRetries uint32 }
 
-// Model is one logical model: the name apps write in their requests.
-type Model struct {
-	Name     string
-	Versions []Version // in order of registration
-	Aliases  map[string]string
-	Unit     experiments.Unit
-	// Timeout and MaxAttempts are 0 when not configured.
-	Timeout     time.Duration
-	MaxAttempts uint32
-	// Limits of each version; zero fields are not configured.
-	Limits Limits
-	// Description and Tags decide nothing and may change; Cost is the formula of what a
-	// version costs, empty if there is none.
-	Description string
-	Tags        map[string]string
-	Cost        string
-	// CreatedAt and TouchedAt are the times of the first and the last event about it.
-	CreatedAt, TouchedAt time.Time
-	// Rollout is the id of the rollout that has not ended, Experiment the name of the
-	// running experiment; empty if none.
-	Rollout    string
-	Experiment string
-
-	// Split is how requests are divided now.
-	Split Split
-	// WeightEpoch is the log position of the last event that changed Split.
-	WeightEpoch uint64
-	// ChangedAt is the log position of the last event that changed anything above.
-	ChangedAt uint64
-}
-
-// Version is one immutable deployable thing behind a model.
-type Version struct {
-	Name         string
-	Upstream     string // as the endpoints know it; never empty
-	Endpoints    []policy.Endpoint
-	Metadata     map[string]string
-	State        string
-	Reason       string
-	RegisteredAt time.Time
-	RequestID    string // of the registration
-
-	Number     int32 // 1, 2, 3, … in order of registration
-	Digest     string
-	Parameters map[string]string
-	Pins       map[string]int32
-	Parents    []string
-	Artifact   string
-
-	// Shadow is the share, in parts of experiments.Buckets, of the units whose requests a
-	// shadow gets copies of; 0 in every other state.
-	Shadow uint32
-	// Description and Tags decide nothing and may change. ChangedAt is when they or the
-	// state last did.
-	Description string
-	Tags        map[string]string
-	ChangedAt   time.Time
-}
-
-// Catalogued reports whether the model is only written down: none of its versions could
-// ever answer, because none has an endpoint.
-func (m *Model) Catalogued() bool {
-	return !slices.ContainsFunc(m.Versions, func(v Version) bool { return len(v.Endpoints) > 0 })
-}
-
-// Content is what the version's digest covers.
-func (v *Version) Content() models.Content {
-	return models.Content{Upstream: v.Upstream, Artifact: v.Artifact, Parameters: v.Parameters, Pins: v.Pins}
-}
-
-// Servable reports whether the version may receive requests.
-func (v *Version) Servable() bool {
-	return v != nil && v.State != Quarantined && v.State != Retired && len(v.Endpoints) > 0
-}
-
-// Version returns the version of that name, or nil.
-func (m *Model) Version(name string) *Version {
-	for i := range m.Versions {
-		if m.Versions[i].Name == name {
-			return &m.Versions[i]
-		}
-	}
-	return nil
-}
-
 // Experiment is one A/B test between versions of a model.
 type Experiment struct {
 	Name      string
@@ -228,38 +142,6 @@ type ExperimentArm struct {
 	Ranges  []experiments.Range
 	// Configuration is what the arm's requests should find, values as JSON.
 	Configuration map[string]string
-}
-
-// Alert is one raised alert; ResolvedAt is zero while it stands.
-type Alert struct {
-	ID       string
-	Severity string
-	Summary  string
-	Numbers  map[string]string
-	Notify   []string // contacts to tell; empty = as configured
-	// RaisedAt is of the last time it was raised, Since of the first since it was resolved.
-	RaisedAt, Since time.Time
-	ResolvedAt      time.Time
-	// SilencedUntil is until when nobody is notified, zero if there is no silence.
-	SilencedUntil time.Time
-	// Deliveries are the last outcome per route since Since, sorted by route.
-	Deliveries []Delivery
-}
-
-// Delivery is what became of telling one route about an alert.
-type Delivery struct {
-	*pb.AlertNotified
-	At time.Time
-}
-
-// Delivery returns the outcome of a route, or nil.
-func (a *Alert) Delivery(route string) *Delivery {
-	for i := range a.Deliveries {
-		if a.Deliveries[i].GetRoute() == route {
-			return &a.Deliveries[i]
-		}
-	}
-	return nil
 }
 
 // Position is the log position of the last event that changed anything here.
@@ -300,23 +182,6 @@ func (f *Facts) Region(name string) *pb.Region { return f.regions[name] }
 
 // Regions returns all registered regions by name.
 func (f *Facts) Regions() []*pb.Region { return sorted(f.regions) }
-
-// Alerts returns the remembered alerts, the newest first.
-func (f *Facts) Alerts() []*Alert {
-	out := slices.Clone(f.alerts)
-	slices.Reverse(out)
-	return out
-}
-
-// Alert returns the alert of that id, or nil.
-func (f *Facts) Alert(id string) *Alert {
-	for _, a := range f.alerts {
-		if a.ID == id {
-			return a
-		}
-	}
-	return nil
-}
 
 func sorted[T any](m map[string]T) []T {
 	out := make([]T, 0, len(m))
@@ -449,69 +314,6 @@ func (d *draft) regionRemoved() string {
 	d.regions = maps.Clone(d.regions)
 	delete(d.regions, name)
 	return ""
-}
-
-// alertRaised adds an alert, or raises a resolved one again under the same id.
-func (d *draft) alertRaised(p *pb.AlertRaised) {
-	id, _ := d.subject(AlertPrefix)
-	a := &Alert{ID: id, Severity: p.GetSeverity(), Summary: p.GetSummary(), Numbers: p.GetNumbers(), Notify: p.GetNotify(), RaisedAt: d.at(), Since: d.at()}
-	kept := make([]*Alert, 0, len(d.alerts)+1)
-	for _, old := range d.alerts {
-		if old.ID != id {
-			kept = append(kept, old)
-		} else if old.ResolvedAt.IsZero() {
-			// Raised again with newer numbers: a silence holds, and who was told still was.
-			a.SilencedUntil, a.Since, a.Deliveries = old.SilencedUntil, old.Since, old.Deliveries
-		}
-	}
-	if len(kept) >= MaxAlerts {
-		// Resolved alerts leave first; among equals the oldest.
-		i := max(0, slices.IndexFunc(kept, func(a *Alert) bool { return !a.ResolvedAt.IsZero() }))
-		kept = slices.Delete(kept, i, i+1)
-	}
-	d.alerts = append(kept, a)
-}
-
-func (d *draft) alertResolved() {
-	id, _ := d.subject(AlertPrefix)
-	i := slices.IndexFunc(d.alerts, func(a *Alert) bool { return a.ID == id })
-	if i < 0 || !d.alerts[i].ResolvedAt.IsZero() {
-		return
-	}
-	d.alerts = slices.Clone(d.alerts)
-	resolved := *d.alerts[i]
-	resolved.ResolvedAt = d.at()
-	d.alerts[i] = &resolved
-}
-
-func (d *draft) alertSilenced(p *pb.AlertSilenced) {
-	id, _ := d.subject(AlertPrefix)
-	i := slices.IndexFunc(d.alerts, func(a *Alert) bool { return a.ID == id })
-	if i < 0 {
-		return
-	}
-	d.alerts = slices.Clone(d.alerts)
-	silenced := *d.alerts[i]
-	silenced.SilencedUntil = wire.Time(p.GetUntil())
-	d.alerts[i] = &silenced
-}
-
-// alertNotified keeps the last outcome of each route, of MaxDeliveries at most.
-func (d *draft) alertNotified(p *pb.AlertNotified) {
-	id, _ := d.subject(AlertPrefix)
-	i := slices.IndexFunc(d.alerts, func(a *Alert) bool { return a.ID == id })
-	if i < 0 {
-		return
-	}
-	told := *d.alerts[i]
-	told.Deliveries = slices.DeleteFunc(slices.Clone(told.Deliveries), func(x Delivery) bool { return x.GetRoute() == p.GetRoute() })
-	if len(told.Deliveries) >= MaxDeliveries {
-		return
-	}
-	told.Deliveries = append(told.Deliveries, Delivery{p, d.at()})
-	slices.SortFunc(told.Deliveries, func(x, y Delivery) int { return strings.Compare(x.GetRoute(), y.GetRoute()) })
-	d.alerts = slices.Clone(d.alerts)
-	d.alerts[i] = &told
 }
 
 // with returns a copy of m with one entry set.
