@@ -66,7 +66,7 @@ func streamServers(e *env) []httpServer {
 		{us, func(ctx context.Context, cpus, upstream string) (*running, error) {
 			return e.startMesh(ctx, cpus, registerModels(upstream, heldModels()...), "--model-max-in-flight", fmt.Sprint(2*heldStreams))
 		}},
-		{"nginx", e.nginxStreaming}, {"haproxy", e.haproxy}, {"envoy", e.envoy},
+		{"nginx", e.nginxStreaming}, {"haproxy", e.haproxyStreaming}, {"envoy", e.envoy},
 	}
 }
 

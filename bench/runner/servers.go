@@ -151,10 +151,20 @@ http {
 
 // haproxy answers by itself, or forwards over reused connections when upstream is set.
 func (e *env) haproxy(ctx context.Context, cpus, upstream string) (*running, error) {
+	return e.haproxyWith(ctx, cpus, upstream, "")
+}
+
+// haproxyStreaming passes on what the model says as it comes: without the option haproxy
+// tells the kernel that more follows, which then keeps a lone event back for 200 ms.
+func (e *env) haproxyStreaming(ctx context.Context, cpus, upstream string) (*running, error) {
+	return e.haproxyWith(ctx, cpus, upstream, "  option http-no-delay\n")
+}
+
+func (e *env) haproxyWith(ctx context.Context, cpus, upstream, options string) (*running, error) {
 	return e.configured(ctx, "haproxy", cpus, func(_, address string) string {
 		answer := fmt.Sprintf("  http-request return status 200 content-type application/json string %s\n", strings.Repeat("v", valueBytes))
 		if upstream != "" {
-			answer = fmt.Sprintf("  default_backend model\nbackend model\n  http-reuse always\n  server model %s pool-max-conn %d\n", upstream, 2*connections)
+			answer = fmt.Sprintf("%[1]s  default_backend model\nbackend model\n%[1]s  http-reuse always\n  server model %[2]s pool-max-conn %[3]d\n", options, upstream, 2*connections)
 		}
 		return haproxyConfig(cpus, "http", address, answer)
 	}, func(_, file string) []string { return []string{"-db", "-f", file} })
