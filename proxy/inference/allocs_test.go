@@ -95,3 +95,45 @@ func TestRelayAllocations(t *testing.T) {
 		t.Errorf("%v allocations, want at most %d", n, mostRelayAllocations)
 	}
 }
+
+// mostEventAllocations: an event of a stream under way is looked at and passed on.
+const mostEventAllocations = 0
+
+// The price of an event that a loop passes on.
+func TestPassAllocations(t *testing.T) {
+	d := upstream.NewDirect(upstream.TransportOptions{}, http.DefaultTransport)
+	h := mustNew(t, Options{Transport: d, Policy: newSource(newPolicy(0, []policy.Endpoint{at("a:1", "eu")}, nil)).get})
+	body := []byte(chatBody("user-1", true))
+	var q http1.Request
+	var a http1.Answer
+	seen := 0
+	if _, err := q.Parse([]byte("POST "+chatPath+" HTTP/1.1\r\nHost: x\r\nContent-Length: "+strconv.Itoa(len(body))+"\r\n\r\n"), &seen, http1.Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Parse([]byte("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"), &seen, "POST", http1.Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	c := h.Relay(d).Route(&q, body)
+	if c == nil {
+		t.Fatal("no route")
+	}
+	buf, event := make([]byte, 0, 4096), []byte(word)
+	if _, _, ok := c.Start(&q, body, buf); !ok {
+		t.Fatal("not begun")
+	}
+	if _, ok := c.Streams(&a); !ok {
+		t.Fatal("not a stream")
+	}
+	if out, used, _ := c.Pass(&a, event, false, buf, []byte("Date: x\r\n"), false); used != len(event) || len(out) < used {
+		t.Fatalf("%q", out)
+	}
+	n := testing.AllocsPerRun(200, func() {
+		if out, used, _ := c.Pass(nil, event, false, buf, nil, false); used != len(event) || len(out) < used {
+			t.Fatalf("%q", out)
+		}
+	})
+	if n > mostEventAllocations {
+		t.Errorf("%v allocations, want at most %d", n, mostEventAllocations)
+	}
+	c.Gone()
+}

@@ -96,7 +96,7 @@ func (c *call) attempt(ctx context.Context, y *try) ending {
 		var cancel context.CancelCauseFunc
 		ctx, cancel = context.WithCancelCause(ctx)
 		defer cancel(nil)
-		if d > 0 {
+		if d > 0 && c.opened == nil {
 			if y.resumed != nil {
 				d -= c.h.now().Sub(y.resumed.from.began)
 			}
@@ -106,15 +106,24 @@ func (c *call) attempt(ctx context.Context, y *try) ending {
 	}
 	resp, err := y.send(ctx)
 	t, report := y.t, y.report
-	t.silent.Add(-1)
+	heard := y.resumed != nil && y.resumed.from.heard
+	if !heard {
+		t.silent.Add(-1)
+	}
+	if err != nil && c.opened != nil { // the head was parsed before: cannot happen
+		report(errEndpoint)
+		return ending{verdict: brokenOff, failed: true, tag: "transport"}
+	}
 	if err != nil {
 		return c.lost(ctx, t, report, "transport")
 	}
 	defer resp.Body.Close()
 	c.reached = true
-	now := c.h.now()
-	t.observe(now.Sub(y.began), now)
-	t.judge(resp.StatusCode < 500)
+	if !heard {
+		now := c.h.now()
+		t.observe(now.Sub(y.began), now)
+		t.judge(resp.StatusCode < 500)
+	}
 
 	if retryableStatus(resp.StatusCode) {
 		return c.hold(ctx, t, resp, report)

@@ -48,6 +48,7 @@ type call struct {
 	again   bool                   // the client's own retry of a request that was counted
 	hops    int                    // forwarders before this one; of calls on a loop
 	resumed *resumption            // the attempt a loop has begun; nil = none
+	opened  *stream                // the stream of which a loop has passed on the beginning; nil = none
 	bound   *atomic.Pointer[bound] // of the endpoint; nil unless a loop carries the call
 
 	plan   *plan

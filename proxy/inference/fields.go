@@ -130,11 +130,15 @@ func textOf(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b))
 
 // isStreamType reports whether a Content-Type is that of a stream in any protocol.
 func isStreamType(v []byte) bool {
+	return isMedia(v, "text/event-stream") || isMedia(v, "application/x-ndjson")
+}
+
+// isMedia reports whether a Content-Type is media, parameters apart.
+func isMedia(v []byte, media string) bool {
 	if i := bytes.IndexByte(v, ';'); i >= 0 {
 		v = v[:i]
 	}
-	v = bytes.TrimSpace(v)
-	return same(v, "text/event-stream") || same(v, "application/x-ndjson")
+	return same(bytes.TrimSpace(v), media)
 }
 
 // fieldSource is where request fields are looked up, by canonical name.
@@ -236,7 +240,7 @@ func appendField(b, name, value []byte) []byte {
 	return append(append(b, value...), "\r\n"...)
 }
 
-// appendAnswer renders the head of the answer as relayHead does.
+// appendAnswer renders the head of the answer as relayHead does; size -1 stands for chunks.
 func (c *inlineCall) appendAnswer(b []byte, a *http1.Answer, size int, date []byte, closing bool) []byte {
 	b = http1.AppendStatus(b, a.Status())
 	dated := false
@@ -262,7 +266,11 @@ func (c *inlineCall) appendAnswer(b []byte, a *http1.Answer, size int, date []by
 		b = append(append(b, key...), ": "...)
 		b = append(append(b, value...), "\r\n"...)
 	})
-	b = http1.AppendLength(b, int64(size))
+	if size >= 0 {
+		b = http1.AppendLength(b, int64(size))
+	} else {
+		b = append(b, "Transfer-Encoding: chunked\r\n"...)
+	}
 	if closing {
 		b = append(b, "Connection: close\r\n"...)
 	}

@@ -18,11 +18,13 @@ import (
 
 // Relay returns what lets event loops carry the simple calls of h themselves: a JSON
 // request of at most 64 KiB to a model of the policy, answered at the first attempt with
-// content of known length or in chunks, of 256 KiB at most. Everything that makes a call more than that is decided by the
-// same code as ever: what Route declines is served by h as a handler, and a call under way
-// whose answer is an error worth another attempt, a stream, unframed, malformed, too long, lost
-// or too late goes on there with the attempt it has begun (Resume). Left to the handler
-// from the start are: streams, calls with a caller's time limit, hedged calls, every call
+// content of known length or in chunks, of 256 KiB at most, or with a stream of server-sent
+// events in chunks whose client keeps up. Everything that makes a call more than that is
+// decided by the same code as ever: what Route declines is served by h as a handler, and a
+// call under way whose answer is an error worth another attempt, unframed, malformed, too
+// long, lost or too late, or a stream that reports a failure, breaks off or has a slow
+// reader, goes on there with the attempt it has begun (Resume). Left to the handler
+// from the start are: streams of lines, calls with a caller's time limit, hedged calls, every call
 // where answers are cached, calls of an endpoint whose breaker is not closed or whose last
 // answer did not fit, and all refusals. d holds the connections and their limits, and is
 // to be h's Transport too.
@@ -45,6 +47,8 @@ type inlineCall struct {
 	targets []*target
 	report  func(error)
 	began   time.Time // of the attempt
+	flow    stream    // if the answer is one that Pass passes on
+	heard   bool      // its head is there, and accounted for
 }
 
 // resumption is what the handler takes over.
@@ -104,8 +108,9 @@ func (y *relay) Route(q *http1.Request, body []byte) loop.Call {
 	*c = inlineCall{relay: y}
 	c.h, c.start, c.path, c.api, c.env, c.asked = h, h.now(), route, route.API, env, len(body)
 	c.dropForeign()
+	c.streams = c.api.Streams(&c.env)
 	f := requestFields{q: q}
-	if c.api.Streams(&c.env) || !c.fields(q) {
+	if c.streams && c.api.Lines() || !c.fields(q) {
 		return nil
 	}
 	if c.policy, c.status = h.o.Policy(); c.policy == nil {
@@ -202,7 +207,9 @@ func (c *inlineCall) leave(n int) {
 
 // end is the end of a call on the loop.
 func (c *inlineCall) end(e ending, verdict error) {
-	c.t.silent.Add(-1)
+	if !c.heard {
+		c.t.silent.Add(-1)
+	}
 	c.report(verdict)
 	if c.h.o.Adaptive {
 		c.learn(c.model.versions[c.assign.Version].gate, c.start, e)
@@ -228,7 +235,7 @@ func (c *inlineCall) Fits(a *http1.Answer) bool {
 		name, value := a.Field(i)
 		switch fieldOf(name) {
 		case fieldType:
-			if typed || isStreamType(value) {
+			if typed || isStreamType(value) || c.streams && (c.api.Family == shape.Gemini || !isMedia(value, "application/json")) {
 				return false
 			}
 			typed = true
@@ -262,12 +269,19 @@ func (c *inlineCall) Finish(a *http1.Answer, content, dst, date []byte, closing 
 func (c *inlineCall) Resume(w http.ResponseWriter, r *http.Request, p loop.Progress) {
 	defer c.h.inflight.Add(-1)
 	c.w, c.r, c.bound, c.resumed = w, r, nil, &resumption{from: c, Progress: p}
+	if p.Passed {
+		c.begun, c.opened = true, &c.flow
+	} else { // from the first byte on
+		c.ttft, c.usage, c.deltas, c.sent, c.flow = 0, shape.Usage{}, 0, 0, stream{}
+	}
 	if !c.readBody() { // the loop has read it: cannot happen
 		if p.Conn != nil {
 			p.Conn.Close()
 		}
 		c.report(errExcluded)
-		c.t.silent.Add(-1)
+		if !c.heard {
+			c.t.silent.Add(-1)
+		}
 		c.t.inflight.Add(-1)
 		c.h.inflight.Add(1)
 		c.leave(5)
@@ -284,8 +298,11 @@ func (y *try) takeOver(req *http.Request, s *resumption) (*http.Response, error)
 		d.Release(t.dial)
 		return y.c.transport().RoundTrip(req)
 	}
+	if s.Passed {
+		return d.ResumeStream(req, t.dial, s.Conn, s.Read, s.Sent, &s.Chunks, s.Content)
+	}
 	resp, err := d.Resume(req, t.dial, s.Conn, s.Read, s.Sent)
-	if err == nil && !retryableStatus(resp.StatusCode) {
+	if err == nil && !s.from.heard && !retryableStatus(resp.StatusCode) {
 		t.misfit.Store(y.c.h.now().Add(misfitPause).UnixNano())
 	}
 	return resp, err

@@ -212,6 +212,7 @@ func TestOnLoopAsByHandler(t *testing.T) {
 	ok := says(json("200 OK", good))
 	long := `{"x":"` + strings.Repeat("y", 400<<10) + `"}`
 	chat := func(more ...string) string { return chatRequestOf(chatPath, chatBody("user-1", false), more...) }
+	asksStream := chatRequestOf(chatPath, chatBody("user-1", true))
 	failure := `{"error":{"message":"m","type":"server_error","code":"c","param":null}}`
 	for _, c := range []struct {
 		name    string
@@ -311,7 +312,40 @@ func TestOnLoopAsByHandler(t *testing.T) {
 		{name: "a bad answer is passed on, not hidden", tune: candidateFirst, first: []exchangeStep{says(json("500 Internal Server Error", failure))}},
 		{name: "a candidate that answers", tune: candidateFirst, first: []exchangeStep{ok}, relayed: true},
 
-		{name: "stream", request: chatRequestOf(chatPath, chatBody("user-1", true)), first: []exchangeStep{says("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\ne\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")}, refused: true},
+		{name: "stream", request: asksStream, first: []exchangeStep{says(events(finish))}, relayed: true},
+		{name: "stream, with all there is", request: asksStream, first: []exchangeStep{says(events(role + word + word + counted + finish))}, relayed: true},
+		{name: "stream, in pieces", request: asksStream, first: []exchangeStep{{pieces: []string{sseOf(inChunk(role), inChunk(word[:20])), inChunk(word[20:] + word), inChunk(word[:9])[:8], inChunk(word[:9])[8:] + inChunk(word[9:]+finish) + "0\r\n", "\r\n"}, gap: 5 * time.Millisecond}}, relayed: true},
+		{name: "stream, lines that end otherwise", request: asksStream, first: []exchangeStep{says(events(strings.ReplaceAll(role+word, "\n", "\r\n") + strings.ReplaceAll(word, "\n", "\r") + finish))}, relayed: true},
+		{name: "stream, signs of life first", request: asksStream, first: []exchangeStep{{pieces: []string{sseOf(inChunk(": one\n\n")), inChunk(": two\n\n"), inChunk(role + word + finish), "0\r\n\r\n"}, gap: 5 * time.Millisecond}}, relayed: true},
+		{name: "stream, without a mark of the end", request: asksStream, first: []exchangeStep{says(events(word))}, relayed: true},
+		{name: "stream, server closes after it", request: asksStream, first: []exchangeStep{{pieces: []string{strings.Replace(events(word+finish), "\r\n", "\r\nConnection: close\r\n", 1)}, end: true}}, relayed: true},
+		{name: "stream, something follows", request: asksStream, first: []exchangeStep{says(events(word+finish) + json("200 OK", `{"stolen":1}`)), ok}, relayed: true},
+		{name: "stream, longer than one attempt may take", request: asksStream, tune: func(_ *policy.Policy, o *Options) { o.TryTimeout = 200 * time.Millisecond },
+			first: []exchangeStep{{pieces: []string{sseOf(inChunk(word)), inChunk(word), inChunk(finish) + "0\r\n\r\n"}, gap: 300 * time.Millisecond}}, relayed: true},
+		{name: "stream, client leaves", request: asksStream, cut: 50 * time.Millisecond, first: []exchangeStep{{pieces: []string{sseOf(inChunk(word)), inChunk(word)}, gap: 300 * time.Millisecond}}, relayed: true},
+		{name: "stream, answered whole", request: asksStream, first: []exchangeStep{ok}, relayed: true},
+		{name: "stream nobody asked for, in chunks", first: []exchangeStep{says(events(word + finish))}, relayed: true},
+		{name: "stream, its connection closes", request: strings.Replace(asksStream, "Host", "Connection: close\r\nHost", 1), first: []exchangeStep{says(events(word + finish))}, relayed: true},
+		{name: "stream, fails at once", request: asksStream, first: []exchangeStep{says(events(broken))}},
+		{name: "stream, fails after its announcement", request: asksStream, first: []exchangeStep{{pieces: []string{sseOf(inChunk(role)), inChunk(broken) + "0\r\n\r\n"}, gap: 5 * time.Millisecond}}},
+		{name: "stream, fails in the middle", request: asksStream, first: []exchangeStep{says(events(word + broken + finish))}},
+		{name: "stream, fails later", request: asksStream, first: []exchangeStep{{pieces: []string{sseOf(inChunk(word)), inChunk(word + broken)}, gap: 5 * time.Millisecond}}},
+		{name: "stream, refused at once", request: asksStream, first: []exchangeStep{says(events(refusal))}},
+		{name: "stream, refused later", request: asksStream, first: []exchangeStep{{pieces: []string{sseOf(inChunk(word)), inChunk(word + refusal)}, gap: 5 * time.Millisecond}}},
+		{name: "stream, cut before content", request: asksStream, first: []exchangeStep{{pieces: []string{sseOf(inChunk(role))}, end: true}}},
+		{name: "stream, cut after content", request: asksStream, first: []exchangeStep{{pieces: []string{sseOf(inChunk(word))}, end: true}}},
+		{name: "stream, cut in an event", request: asksStream, first: []exchangeStep{{pieces: []string{sseOf(inChunk(word+word[:10]), "ff\r\ndata: {")}, end: true}}},
+		{name: "stream, too late", request: asksStream, tune: func(p *policy.Policy, _ *Options) { p.Models[0].Timeout = 150 * time.Millisecond },
+			first: []exchangeStep{{pieces: []string{sseOf(inChunk(word)), inChunk(finish)}, gap: 500 * time.Millisecond}}},
+		{name: "stream, a length that is none", request: asksStream, first: []exchangeStep{{pieces: []string{sseOf(inChunk(word)), inChunk(word) + "zz\r\n"}, gap: 5 * time.Millisecond}}},
+		{name: "stream, an end without a blank line", request: asksStream, first: []exchangeStep{says(events(word + "data: [DONE]"))}},
+		{name: "stream, empty", request: asksStream, first: []exchangeStep{says(events(""))}},
+		{name: "stream, announcement only", request: asksStream, first: []exchangeStep{says(events(role))}},
+		{name: "stream, a long event", request: asksStream, first: []exchangeStep{says(events("data: " + strings.Repeat("x", 300<<10) + "\n\n" + finish))}},
+		{name: "stream, encoded", request: asksStream, first: []exchangeStep{says(strings.Replace(events(word+finish), "\r\n", "\r\nContent-Encoding: br\r\n", 1))}},
+		{name: "stream, of known length", request: asksStream, first: []exchangeStep{says(strings.Replace(json("200 OK", word+finish), "application/json", "text/event-stream", 1))}},
+		{name: "stream, answered in text", request: asksStream, first: []exchangeStep{says(strings.Replace(json("200 OK", "text"), "application/json", "text/plain", 1))}},
+		{name: "stream, fails with a status", request: asksStream, first: []exchangeStep{says(strings.Replace(events(word), "200", "503", 1))}},
 		{name: "caller's time limit", request: chat("X-Request-Timeout: 30\r\n"), first: []exchangeStep{ok}, refused: true},
 		{name: "unknown model", request: chatRequestOf(chatPath, `{"model":"other"}`), first: []exchangeStep{ok}, refused: true},
 		{name: "no JSON", request: chatRequestOf(chatPath, `{"model":"gpt"`), first: []exchangeStep{ok}, refused: true},
@@ -455,6 +489,28 @@ func (p *plan) load() (n int64) {
 func chunked(parts ...string) string {
 	return "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n" + strings.Join(parts, "")
 }
+
+// sseOf is a stream whose content is in chunks, which are the parts; events a whole one.
+func sseOf(parts ...string) string {
+	return strings.Replace(chunked(parts...), "application/json", "text/event-stream", 1)
+}
+
+func events(s string) string {
+	if s == "" {
+		return sseOf("0\r\n\r\n")
+	}
+	return sseOf(inChunk(s), "0\r\n\r\n")
+}
+
+// Events of a chat.
+const (
+	role    = `data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}` + "\n\n"
+	word    = `data: {"choices":[{"index":0,"delta":{"content":"word "}}]}` + "\n\n"
+	counted = `data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":2}}` + "\n\n"
+	finish  = "data: [DONE]\n\n"
+	broken  = `data: {"error":{"message":"boom","type":"server_error"}}` + "\n\n"
+	refusal = `data: {"error":{"message":"too long","type":"invalid_request_error"}}` + "\n\n"
+)
 
 func inChunk(s string) string { return fmt.Sprintf("%x\r\n%s\r\n", len(s), s) }
 

@@ -158,7 +158,7 @@ func (m *metrics) bind(c *call, k labelKey) *bound {
 
 // carried records a call that went well on a loop; false if it has to be done as ever.
 func (m *metrics) carried(c *call, end ending, d time.Duration) bool {
-	if c.bound == nil || end.failed || end.cancelled || c.h.o.Prices != nil {
+	if c.bound == nil || c.ttft > 0 || end.failed || end.cancelled || c.h.o.Prices != nil {
 		return false
 	}
 	b := c.bound.Load()

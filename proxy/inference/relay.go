@@ -162,6 +162,13 @@ func (c *call) relayStream(ctx context.Context, t *target, resp *http.Response, 
 		*p = s.events.Buffer()
 		c.h.buffers.put(p)
 	}()
+	if o := c.opened; o != nil {
+		s.open, s.finished, s.comments = true, o.finished, o.comments
+		if s.flushNow() != nil {
+			report(errExcluded)
+			return ending{cancelled: true, tag: "cancelled"}
+		}
+	}
 	for {
 		ev, err := s.events.Next()
 		if err != nil {

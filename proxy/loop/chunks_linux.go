@@ -17,22 +17,42 @@ func (d *chunkedContent) take(l *loop, data []byte, head int) (done bool, err er
 	if d.at == 0 {
 		d.decoder.Reset()
 		d.at = head
-		if n := len(l.kept); n > 0 {
-			d.content, l.kept = l.kept[n-1][:0], l.kept[:n-1]
-		}
 	}
-	for d.at < len(data) && !d.decoder.Done() {
-		piece, n, err := d.decoder.Next(data[d.at:])
+	n, err := d.feed(l, data[d.at:])
+	d.at += n
+	return d.decoder.Done(), err
+}
+
+// feed decodes b up to its end or that of the content: n bytes are used up.
+func (d *chunkedContent) feed(l *loop, b []byte) (n int, err error) {
+	for n < len(b) && !d.decoder.Done() {
+		piece, m, err := d.decoder.Next(b[n:])
 		if err != nil {
-			return false, err
+			return n, err
 		}
-		d.at += n
-		if need := len(d.content) + len(piece); need > cap(d.content) {
-			d.content = append(make([]byte, 0, max(need+need/2, keptSize)), d.content...)
-		}
-		d.content = append(d.content, piece...)
+		n += m
+		d.add(l, piece)
 	}
-	return d.decoder.Done(), nil
+	return n, nil
+}
+
+func (d *chunkedContent) add(l *loop, piece []byte) {
+	if n := len(l.kept); cap(d.content) == 0 && n > 0 {
+		d.content, l.kept = l.kept[n-1][:0], l.kept[:n-1]
+	}
+	if need := len(d.content) + len(piece); need > cap(d.content) {
+		d.content = append(make([]byte, 0, max(need+need/2, keptSize)), d.content...)
+	}
+	d.content = append(d.content, piece...)
+}
+
+// drop takes n bytes off the front, and the memory back when nothing is left.
+func (d *chunkedContent) drop(l *loop, n int) {
+	d.content = d.content[:copy(d.content, d.content[n:])]
+	if len(d.content) == 0 {
+		l.release(d.content)
+		d.content = nil
+	}
 }
 
 // end gives the memory back.

@@ -25,12 +25,16 @@
 // With a Relay, a request whose whole body is there, or comes within 200 ms, may be carried
 // to a server and its answer back by the loop itself, on connections of its own that are
 // registered beside the clients'. An answer goes out when it is whole; until then a worker
-// may take the call over, with its connection and the bytes that came. A client that
+// may take the call over, with its connection and the bytes that came. An answer that the
+// Relay calls a stream goes out as it comes, one write for each read; a worker takes it over,
+// in the middle, when its client does not take all that came, when something other than its
+// end in order comes, or when the Relay says so. A client that
 // leaves, or half-closes, ends its call. An idle connection to a server is closed by
 // whatever comes on it, and after 60 to 120 s; what comes between the loop's last look at
 // its sockets and the next request cannot be told from that request's answer. A call in
 // flight holds a copy of its request (a head and 64 KiB at most) and what came of its
-// answer (256 KiB), twice where that is in chunks.
+// answer (256 KiB), twice where that is in chunks; of a stream under way the answer's head
+// and an incomplete event (64 KiB).
 //
 // Promises. Answers leave in the order of the requests. A message that cannot be framed
 // safely (see proxy/http1) is answered with 400, 417, 431, 501 or 505 and the connection

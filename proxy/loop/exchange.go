@@ -40,6 +40,9 @@ type exchange struct {
 	watching bool
 	cancel   context.CancelFunc
 	resume   http.HandlerFunc // serves the request instead of Slow
+	passed   bool             // a loop has begun the answer, in chunks
+	closes   bool             // and announced that the connection closes after it
+	unsent   []byte           // bytes of it that the client had no room for
 }
 
 // outcome is what becomes of the connection.
@@ -71,6 +74,7 @@ func (s *Server) newExchange(t transport, st *stats, req *http1.Request, data []
 // free gives x back; rest must not be used any more.
 func (x *exchange) free() {
 	x.t, x.rest, x.cancel, x.watching, x.resume = nil, nil, nil, false, nil
+	x.passed, x.closes, x.unsent = false, false, nil
 	if cap(x.buf) <= 4*bufferSize {
 		x.s.xs.Put(x)
 	}
@@ -96,6 +100,9 @@ func (x *exchange) run(base context.Context, started func(context.CancelFunc)) (
 	}
 	w.method, w.minor = r.Method, r.ProtoMinor
 	w.mustClose = !x.req.KeepAlive() || s.draining.Load()
+	if x.passed {
+		w.begun(x.unsent, x.closes)
+	}
 	if b == nil {
 		x.bodyRead()
 	}

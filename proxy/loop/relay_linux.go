@@ -28,6 +28,8 @@ type link struct {
 	in     []byte // of the answer, when it came in pieces
 	out    []byte // of the request, what the server has not taken yet
 	chunks chunkedContent
+	began  int64 // on the loop's clock
+	flow   stage // of a stream
 }
 
 type relayed uint8
@@ -69,6 +71,7 @@ func (l *loop) relay(c *conn, data []byte, n int) (r relayed) {
 	c.ends, c.used, c.pending, c.heading = !q.KeepAlive(), total, l.more, false
 	c.in = l.hold(c.in, data) // a worker may need them yet
 	c.call, k.c, k.call, c.waiting = k, c, call, false
+	k.began, k.flow = l.now, noStream
 	k.deadline = l.now + int64(limit)
 	l.wheel.set(&k.timer, k.deadline)
 	l.push(k, out)
@@ -247,7 +250,11 @@ func (l *loop) linkReady(k *link, ev uint32) {
 			return
 		}
 		full := len(data) == cap(data)
-		if l.answered(k, data) {
+		if k.flow == streamPassed {
+			if l.streamed(k, data) {
+				return
+			}
+		} else if l.answered(k, data) {
 			return
 		}
 		if !full && ev&gone == 0 {
@@ -258,7 +265,7 @@ func (l *loop) linkReady(k *link, ev uint32) {
 
 // readLink is read for a connection to a server.
 func (l *loop) readLink(k *link) (data []byte, n int, e syscall.Errno) {
-	if len(k.in) == 0 {
+	if len(k.in) == 0 || k.flow == streamPassed {
 		n, e = rawRead(k.fd, l.buf)
 		return l.buf[:max(0, n)], n, e
 	}
@@ -278,7 +285,14 @@ func (l *loop) answered(k *link, data []byte) bool {
 	size := l.answer.Length()
 	switch {
 	case err == http1.ErrShort:
-	case err != nil, l.answer.Status() < 200, size < -1, int64(n)+size > maxRelayAnswer, !k.call.Fits(&l.answer):
+	case err != nil, l.answer.Status() < 200, size < -1, int64(n)+size > maxRelayAnswer:
+		l.surrender(k, data, false)
+		return true
+	case size == -1 && l.streams(k):
+		if ended, begun := l.streamBegins(k, data, n); ended || begun {
+			return ended
+		}
+	case !k.call.Fits(&l.answer):
 		l.surrender(k, data, false)
 		return true
 	case size == -1:
@@ -308,12 +322,18 @@ func (l *loop) answered(k *link, data []byte) bool {
 // relayEnd passes on the answer in l.answer with its content. excess: bytes follow that
 // nobody asked for.
 func (l *loop) relayEnd(k *link, content []byte, excess bool) {
-	c, call := k.c, k.call
-	c.ends = c.ends || l.draining
-	out := call.Finish(&l.answer, content, l.out[:0], l.date, c.ends)
+	k.c.ends = k.c.ends || l.draining
+	out := k.call.Finish(&l.answer, content, l.out[:0], l.date, k.c.ends)
+	l.settle(k, out, !excess && len(k.out) == 0 && l.answer.KeepAlive())
+}
+
+// settle ends a call with the last bytes for its client; keep says that the connection to
+// the server can be used again.
+func (l *loop) settle(k *link, out []byte, keep bool) {
+	c := k.c
 	k.c, k.call, c.call = nil, nil, nil
 	k.chunks.end(l)
-	if !excess && len(k.out) == 0 && l.answer.KeepAlive() {
+	if keep {
 		l.release(k.in)
 		k.in = nil
 		l.park(k)
@@ -350,6 +370,9 @@ func (l *loop) relayEnd(k *link, content []byte, excess bool) {
 	if more {
 		l.ready(c, unix.EPOLLIN, true)
 	}
+	if l.draining {
+		l.dropIdle(c)
+	}
 }
 
 // relayPanic is deferred where the Relay's code runs: a panic in it costs both connections.
@@ -381,9 +404,16 @@ func (l *loop) abandon(c *conn) {
 
 // surrender has a worker serve the rest of a call: read is what came of its answer. stale:
 // the connection is lost and brought nothing.
-func (l *loop) surrender(k *link, read []byte, stale bool) {
+func (l *loop) surrender(k *link, read []byte, stale bool) { l.surrenderWith(k, read, stale, nil) }
+
+// surrenderWith is surrender of a call that has unsent bytes for its client, if it has
+// begun to pass a stream on.
+func (l *loop) surrenderWith(k *link, read []byte, stale bool, unsent []byte) {
 	c, call := k.c, k.call
 	p := Progress{Read: append([]byte(nil), read...), Sent: len(k.out) == 0}
+	if k.flow == streamPassed {
+		p.Passed, p.Chunks, p.Content = true, k.chunks.decoder, append([]byte(nil), k.chunks.content...)
+	}
 	fd := -1
 	if _ = unix.EpollCtl(l.epfd, unix.EPOLL_CTL_DEL, k.fd, nil); stale { // it is registered: DEL cannot fail
 		unix.Close(k.fd)
@@ -399,6 +429,7 @@ func (l *loop) surrender(k *link, read []byte, stale bool) {
 	l.st.slow.Add(1)
 	l.handed = true
 	x := l.s.newExchange(c, l.st, &l.req, c.in)
+	x.passed, x.closes, x.unsent = p.Passed, c.ends, append([]byte(nil), unsent...)
 	x.resume = func(w http.ResponseWriter, r *http.Request) {
 		if fd >= 0 {
 			p.Conn = connOf(fd)

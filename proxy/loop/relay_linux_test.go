@@ -2,6 +2,7 @@ package loop
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -79,6 +80,48 @@ func (c *testCall) Finish(_ *http1.Answer, content, dst, date []byte, closing bo
 	return append(append(dst, "\r\n"...), content...)
 }
 
+// Streams: answers that say so are passed on line by line.
+func (c *testCall) Streams(a *http1.Answer) (time.Duration, bool) {
+	c.r.panicAt("Streams")
+	for i := range a.Len() {
+		if name, value := a.Field(i); string(name) == "X-Stream" {
+			return time.Minute, string(value) == "yes"
+		}
+	}
+	return 0, false
+}
+
+func (c *testCall) Pass(a *http1.Answer, content []byte, ended bool, dst, _ []byte, closing bool) ([]byte, int, Verdict) {
+	c.r.panicAt("Pass")
+	used, v := bytes.LastIndexByte(content, '\n')+1, StreamGoesOn
+	if i := bytes.Index(content, []byte("give up\n")); i >= 0 {
+		used, v = i, StreamResumes
+	}
+	switch {
+	case ended && v == StreamGoesOn && used == len(content):
+		v = StreamEnds
+	case ended:
+		v = StreamResumes
+	}
+	if used == 0 && v != StreamEnds || bytes.HasPrefix(content, []byte("hold")) && v != StreamEnds {
+		return dst, 0, v
+	}
+	if a != nil {
+		dst = append(http1.AppendStatus(dst, 200), "Transfer-Encoding: chunked\r\n"...)
+		if closing {
+			dst = append(dst, "Connection: close\r\n"...)
+		}
+		dst = append(dst, "\r\n"...)
+	}
+	if used > 0 {
+		dst = append(append(http1.AppendChunkSize(dst, used), content[:used]...), "\r\n"...)
+	}
+	if v == StreamEnds {
+		dst = append(dst, "0\r\n\r\n"...)
+	}
+	return dst, used, v
+}
+
 func (c *testCall) Gone() { c.r.gone.Add(1) }
 
 func (c *testCall) Resume(w http.ResponseWriter, r *http.Request, p Progress) {
@@ -93,6 +136,11 @@ func (c *testCall) Resume(w http.ResponseWriter, r *http.Request, p Progress) {
 		defer p.Conn.Close()
 	}
 	body, _ := io.ReadAll(r.Body)
+	if p.Passed {
+		http.NewResponseController(w).Flush()
+		fmt.Fprintf(w, "resumed %d after %q", len(body), p.Content)
+		return
+	}
 	fmt.Fprintf(w, "resumed %d conn=%v", len(body), p.Conn != nil)
 }
 

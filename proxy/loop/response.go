@@ -302,6 +302,12 @@ func (w *response) commit(final bool, p []byte) {
 	w.out = append(out, "\r\n"...)
 }
 
+// begun makes w go on with an answer in chunks whose head is out; unsent is not.
+func (w *response) begun(unsent []byte, closes bool) {
+	w.status, w.committed, w.chunked = http.StatusOK, true, true
+	w.mustClose, w.out = closes, unsent
+}
+
 func (w *response) hasPrefixed() bool {
 	for k := range w.header {
 		if strings.HasPrefix(k, http.TrailerPrefix) {

@@ -77,6 +77,9 @@ func (x *exchange) readChunked(p []byte) (n int, err error) {
 			}
 			continue
 		}
+		if s.chunked.Done() { // before this body was resumed
+			return n, io.EOF
+		}
 		if n > 0 {
 			return n, nil
 		}

@@ -3,6 +3,8 @@ package upstream
 import (
 	"net"
 	"net/http"
+
+	"github.com/outrigger-mesh/outrigger/proxy/http1"
 )
 
 // What follows is for an event loop that carries the simple calls itself (proxy/loop): it
@@ -59,6 +61,17 @@ func (d *Direct) Take(address string) *net.TCPConn {
 // was written to its end; else nc is not used again. It behaves as RoundTrip from there on;
 // r's body is not looked at.
 func (d *Direct) Resume(r *http.Request, address string, nc net.Conn, read []byte, whole bool) (*http.Response, error) {
+	return d.resume(r, address, nc, read, whole, nil, nil)
+}
+
+// ResumeStream is Resume in the middle of content in chunks: read is the answer's head and
+// what follows content, of which content was decoded and not used up, and chunks the state
+// of the coding after that.
+func (d *Direct) ResumeStream(r *http.Request, address string, nc net.Conn, read []byte, whole bool, chunks *http1.Chunked, content []byte) (*http.Response, error) {
+	return d.resume(r, address, nc, read, whole, chunks, content)
+}
+
+func (d *Direct) resume(r *http.Request, address string, nc net.Conn, read []byte, whole bool, chunks *http1.Chunked, content []byte) (*http.Response, error) {
 	x := d.begin(r.Context(), newLink(nc), address)
 	x.s.buf = append(x.s.buf[:0], read...)
 	x.got = len(read)
@@ -68,6 +81,9 @@ func (d *Direct) Resume(r *http.Request, address string, nc net.Conn, read []byt
 		x.free()
 		d.leave(address, nil)
 		return nil, endOf(r.Context(), err)
+	}
+	if chunks != nil && x.left == -1 {
+		x.s.chunked, x.ready = *chunks, content
 	}
 	return resp, nil
 }

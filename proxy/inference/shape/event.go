@@ -138,6 +138,31 @@ func (e *EventReader) fill() error {
 	return nil
 }
 
+// EventEnd returns where the first whole event of b ends, 0 if there is none. Of a CRLF cut
+// in the middle the LF counts as an event of its own, a comment.
+func EventEnd(b []byte) int {
+	empty, skipLF := true, false // the line so far; the last line ended in CR
+	for i, c := range b {
+		skip := skipLF && c == '\n'
+		if skipLF = false; skip {
+			continue
+		}
+		if c != '\n' && c != '\r' {
+			empty = false
+			continue
+		}
+		if !empty {
+			empty, skipLF = true, c == '\r'
+			continue
+		}
+		if c == '\r' && i+1 < len(b) && b[i+1] == '\n' {
+			i++
+		}
+		return i + 1
+	}
+	return 0
+}
+
 var bom = []byte("\xef\xbb\xbf")
 
 // ParseEvent reads one server-sent event from its bytes.

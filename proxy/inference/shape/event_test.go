@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -108,6 +109,19 @@ func FuzzEventReader(f *testing.F) {
 		}
 		if strings.Join(datas, "\x00") != strings.Join(datas2, "\x00") || strings.Join(names, "\x00") != strings.Join(names2, "\x00") {
 			t.Fatalf("events depend on read sizes: %q %q and %q %q", names, datas, names2, datas2)
+		}
+		// Cut by EventEnd, with what is left at the end, they are the same: the LF of a CRLF is
+		// never alone here.
+		var whole []string
+		for rest := in; len(rest) > 0; {
+			n := EventEnd(rest)
+			if n == 0 {
+				n = len(rest)
+			}
+			whole, rest = append(whole, string(rest[:n])), rest[n:]
+		}
+		if !slices.Equal(whole, raws) {
+			t.Fatalf("EventEnd cuts %q, the reader %q", whole, raws)
 		}
 		for _, d := range datas {
 			for f := OpenAI; f <= Ollama; f++ { // must not panic
