@@ -320,9 +320,9 @@ func TestOnLoopAsByHandler(t *testing.T) {
 		{name: "stream, without a mark of the end", request: asksStream, first: []exchangeStep{says(events(word))}, relayed: true},
 		{name: "stream, server closes after it", request: asksStream, first: []exchangeStep{{pieces: []string{strings.Replace(events(word+finish), "\r\n", "\r\nConnection: close\r\n", 1)}, end: true}}, relayed: true},
 		{name: "stream, something follows", request: asksStream, first: []exchangeStep{says(events(word+finish) + json("200 OK", `{"stolen":1}`)), ok}, relayed: true},
-		{name: "stream, longer than one attempt may take", request: asksStream, tune: func(_ *policy.Policy, o *Options) { o.TryTimeout = 200 * time.Millisecond },
-			first: []exchangeStep{{pieces: []string{sseOf(inChunk(word)), inChunk(word), inChunk(finish) + "0\r\n\r\n"}, gap: 300 * time.Millisecond}}, relayed: true},
-		{name: "stream, client leaves", request: asksStream, cut: 50 * time.Millisecond, first: []exchangeStep{{pieces: []string{sseOf(inChunk(word)), inChunk(word)}, gap: 300 * time.Millisecond}}, relayed: true},
+		{name: "stream, longer than one attempt may take", request: asksStream, tune: func(_ *policy.Policy, o *Options) { o.TryTimeout = time.Second },
+			first: []exchangeStep{{pieces: []string{sseOf(inChunk(word)), inChunk(word), inChunk(finish) + "0\r\n\r\n"}, gap: 600 * time.Millisecond}}, relayed: true},
+		{name: "stream, client leaves", request: asksStream, cut: onFirstByte, first: []exchangeStep{{pieces: []string{sseOf(inChunk(word)), inChunk(word)}, gap: time.Second}}, relayed: true},
 		{name: "stream, answered whole", request: asksStream, first: []exchangeStep{ok}, relayed: true},
 		{name: "stream nobody asked for, in chunks", first: []exchangeStep{says(events(word + finish))}, relayed: true},
 		{name: "stream, its connection closes", request: strings.Replace(asksStream, "Host", "Connection: close\r\nHost", 1), first: []exchangeStep{says(events(word + finish))}, relayed: true},
@@ -335,8 +335,8 @@ func TestOnLoopAsByHandler(t *testing.T) {
 		{name: "stream, cut before content", request: asksStream, first: []exchangeStep{{pieces: []string{sseOf(inChunk(role))}, end: true}}},
 		{name: "stream, cut after content", request: asksStream, first: []exchangeStep{{pieces: []string{sseOf(inChunk(word))}, end: true}}},
 		{name: "stream, cut in an event", request: asksStream, first: []exchangeStep{{pieces: []string{sseOf(inChunk(word+word[:10]), "ff\r\ndata: {")}, end: true}}},
-		{name: "stream, too late", request: asksStream, tune: func(p *policy.Policy, _ *Options) { p.Models[0].Timeout = 150 * time.Millisecond },
-			first: []exchangeStep{{pieces: []string{sseOf(inChunk(word)), inChunk(finish)}, gap: 500 * time.Millisecond}}},
+		{name: "stream, too late", request: asksStream, tune: func(p *policy.Policy, _ *Options) { p.Models[0].Timeout = time.Second },
+			first: []exchangeStep{{pieces: []string{sseOf(inChunk(word)), inChunk(finish)}, gap: 1500 * time.Millisecond}}},
 		{name: "stream, a length that is none", request: asksStream, first: []exchangeStep{{pieces: []string{sseOf(inChunk(word)), inChunk(word) + "zz\r\n"}, gap: 5 * time.Millisecond}}},
 		{name: "stream, an end without a blank line", request: asksStream, first: []exchangeStep{says(events(word + "data: [DONE]"))}},
 		{name: "stream, empty", request: asksStream, first: []exchangeStep{says(events(""))}},
@@ -518,6 +518,9 @@ func chatRequestOf(path, body string, more ...string) string {
 	return "POST " + path + " HTTP/1.1\r\nHost: front\r\nContent-Type: application/json\r\n" + strings.Join(more, "") + fmt.Sprintf("Content-Length: %d\r\n\r\n", len(body)) + body
 }
 
+// onFirstByte, as a cut, is when the first byte of the answer is there.
+const onFirstByte = -1
+
 // talk sends the pieces on a new connection, waiting a moment between them, and tells what
 // came back; an empty piece half-closes. With cut it closes the connection so long after.
 func talk(t *testing.T, address string, cut time.Duration, pieces ...string) string {
@@ -538,6 +541,12 @@ func talk(t *testing.T, address string, cut time.Duration, pieces ...string) str
 		} else if _, err := io.WriteString(c, p); err != nil {
 			return "write: " + err.Error()
 		}
+	}
+	if cut == onFirstByte {
+		if _, err := c.Read(make([]byte, 1)); err != nil {
+			return err.Error()
+		}
+		return "left"
 	}
 	if cut > 0 {
 		timer := time.NewTimer(cut)
