@@ -18,7 +18,7 @@ func TestPythonOptimizer(t *testing.T) {
 		t.Skip("starts processes")
 	}
 	python := pythonEnvironment(t)
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	t.Cleanup(cancel)
 	dir, stubs := t.TempDir(), t.TempDir()
 	generate := exec.CommandContext(ctx, python, "-m", "grpc_tools.protoc", "-I", filepath.Join("..", "..", "api"),

@@ -159,7 +159,7 @@ func (p *mortal) try(args ...string) (string, error) {
 func (p *mortal) register(version string) {
 	p.t.Helper()
 	for _, model := range []string{"web", "chat"} {
-		p.verb("model", "register", model, version, "--endpoint", p.upstreams[model+"/"+version].address+"@local")
+		p.verb("model", "register", model, version, "--endpoint", p.upstreams[model+"/"+version].address+"@local", "--wait", "60s")
 	}
 }
 
