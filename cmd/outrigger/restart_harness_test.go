@@ -35,12 +35,12 @@ import (
 // mortal is a control plane's process that can be killed and started again at the same
 // address, with its disk or without.
 type mortal struct {
-	t                    *testing.T
-	dir, address, egress string
-	cmd                  *exec.Cmd
-	log                  bytes.Buffer // of the process that runs; read when it has ended
-	stopped              bool
-	upstreams            map[string]*counted // by "web/v1"
+	t                             *testing.T
+	dir, address, egress, capture string
+	cmd                           *exec.Cmd
+	log                           bytes.Buffer // of the process that runs; read when it has ended
+	stopped                       bool
+	upstreams                     map[string]*counted // by "web/v1"
 }
 
 // quietPort is a loopback address nobody listens on, below the ports that systems give away
@@ -63,7 +63,7 @@ func quietPort(t *testing.T) string {
 
 func newMortal(t *testing.T) *mortal {
 	t.Helper()
-	p := &mortal{t: t, dir: t.TempDir(), address: quietPort(t), egress: quietPort(t), upstreams: map[string]*counted{}}
+	p := &mortal{t: t, dir: t.TempDir(), address: quietPort(t), egress: quietPort(t), capture: quietPort(t), upstreams: map[string]*counted{}}
 	self, err := os.Executable()
 	must(t, err)
 	must(t, os.Symlink(self, filepath.Join(p.dir, "outrigger")))
@@ -107,7 +107,7 @@ func (p *mortal) start() {
 	p.t.Helper()
 	p.log.Reset()
 	p.cmd, p.stopped = p.process(&p.log, "control", "--listen", p.address, "--http", "127.0.0.1:0", "--data", "data",
-		"--envoy-egress", p.egress, "--envoy-capture", quietPort(p.t)), false
+		"--envoy-egress", p.egress, "--envoy-capture", p.capture), false
 	eventually(p.t, "the control plane answers", func() bool { _, err := p.try("status"); return err == nil })
 }
 
