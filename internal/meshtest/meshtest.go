@@ -298,7 +298,7 @@ func (w *World) startPod(host, name string, a *Agent) *Pod {
 	tokens := variable.NewTokens(variable.TokenOptions{Era: store.Era, Logger: w.o.Logger})
 	p := &Pod{Name: name, Host: host, Store: store, Policy: ads}
 	p.Sidecar, err = proxy.New(proxy.Options{Node: self, Reader: store, Authority: store.Variables(), Reports: control, Tokens: tokens,
-		AutoCreateSessions: true, Start: time.Now(), Logger: w.o.Logger,
+		AutoCreateSessions: true, Start: time.Now(), Logger: w.o.Logger, Models: inference.Options{Shadows: inference.DefaultShadows},
 		Policy: func() (*policy.Policy, inference.PolicyStatus) {
 			return ads.Policy(), inference.PolicyStatus{Live: ads.Status().Live, DeadManExpired: ads.DeadManExpired(time.Now())}
 		},
