@@ -258,7 +258,7 @@ func (l *lease) run(ctx context.Context) error {
 // look says how much of the lease is left, and wakes the publisher if it has lapsed or come
 // back since the last look.
 func (l *lease) look() (left time.Duration) {
-	left = l.limit - l.follower.Silence(l.now())
+	left = l.left()
 	if l.lapsed.Swap(left <= 0) != (left <= 0) {
 		select {
 		case l.wake <- struct{}{}:
@@ -266,6 +266,15 @@ func (l *lease) look() (left time.Duration) {
 		}
 	}
 	return left
+}
+
+// left is how much longer this replica may speak for candidates: what its heartbeats to
+// Envoys promise. One that owns its log always may.
+func (l *lease) left() time.Duration {
+	if l == nil {
+		return 1<<63 - 1
+	}
+	return l.limit - l.follower.Silence(l.now())
 }
 
 // without are the candidates that policy is compiled without while the lease has lapsed.

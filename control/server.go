@@ -227,8 +227,10 @@ func (s *Server) wireParts() (err error) {
 	}
 	a := s.opts.ADS
 	a.Logger, a.Meter = s.opts.Logger, s.opts.Meter
+	s.lease = newLease(s.opts.Follow, s.opts.DeadMan, s.opts.Now)
+	a.Lease = s.lease.left
 	s.ads = adsserver.New(a)
-	s.fleet, s.lease = newFleet(s.ads, s.leader, s.opts.Now), newLease(s.opts.Follow, s.opts.DeadMan, s.opts.Now)
+	s.fleet = newFleet(s.ads, s.leader, s.opts.Now)
 	m := s.opts.Monitor
 	m.Log, m.Rollouts, m.Ledger, m.Touch = s.opts.Log, rolloutSource{s.facts}, s.fleet, s.vars.Touch
 	m.Now, m.Logger, m.Meter = s.opts.Now, s.opts.Logger, s.opts.Meter

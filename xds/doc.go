@@ -24,6 +24,7 @@
 //	Cluster                envoy/original-dst        where they wanted to go
 //	TypedExtensionConfig   outrigger/assign          the bucket rule, as a Lua filter
 //	Runtime                outrigger                 kill switches
+//	Runtime                outrigger-lease           candidates, for as long as the control plane is heard
 //
 // Model names may hold '/', version names may not, so the last '/' of a cluster name
 // ends the model. A proxyless gRPC client dials "xds:///model/<model>".
@@ -34,6 +35,17 @@
 // the same version on every replica and after every restart, and a version is never
 // reused for other content. The version of a type (state of the world only) is a hash
 // over the names and versions of its resources.
+//
+// # The dead-man lease of Envoys
+//
+// An Envoy serves a candidate (policy.Model.DeadMan > 0) by a runtime key that the layer
+// outrigger-lease sets to 100 and that both its default and the layer below have at 0. That
+// resource is sent with a time to live, the shortest lease of all models, and armed anew by
+// heartbeats: its name, version and time to live without a body
+// (https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#time-to-live). When
+// none arrives the Envoy drops the layer by itself and the last good version serves; what the
+// layer outrigger says stays, so that no kill switch is ever released by silence. Routes
+// cannot carry the time to live: Envoy ignores the removal of a RouteConfiguration.
 //
 // # Pushes and acknowledgements
 //
@@ -81,9 +93,12 @@ const MeshName = "mesh"
 // Wildcard subscribes to every resource of a type.
 const Wildcard = "*"
 
-// RuntimeName is the name of the one Runtime resource, and of the layer of an Envoy's
-// runtime that it fills.
-const RuntimeName = "outrigger"
+// Names of the Runtime resources, and of the layers of an Envoy's runtime that they fill;
+// the second lies over the first.
+const (
+	RuntimeName = "outrigger"
+	LeaseName   = "outrigger-lease"
+)
 
 // Pushed lists all type URLs in push order. Kill switches come first: they need nothing
 // else. Routes come after the clusters and listeners that they join.

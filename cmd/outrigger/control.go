@@ -104,7 +104,7 @@ makes the copy a log of its own.`}
 	f.BoolVar(&c.adopt, "adopt-clients", false, "have clients drop configuration this log never had; without it they keep it, are sent nothing else, and an alert says so")
 	f.StringVar(&c.envoy.Egress, "envoy-egress", "", "host:port at which Envoys take the application's requests (default "+translate.DefaultEgress+")")
 	f.StringVar(&c.envoy.Capture, "envoy-capture", "", "host:port at which Envoys take connections redirected by the kernel (default "+translate.DefaultCapture+")")
-	f.DurationVar(&c.deadMan, "dead-man", 10*time.Second, "how long a cut-off sidecar may go on serving a candidate")
+	f.DurationVar(&c.deadMan, "dead-man", 10*time.Second, "how long a cut-off sidecar or Envoy may go on serving a candidate")
 	f.DurationVar(&c.tick, "monitor-tick", time.Second, "how often evidence is weighed; failures are weighed at once")
 	f.DurationVar(&c.late, "late-outcomes", 10*time.Minute, "how long after its end an experiment takes outcomes; its units stay in memory")
 	f.DurationVar(&c.grace, "grace", 10*time.Second, "limit for draining at the end")

@@ -33,6 +33,11 @@
 //     (Pushes, SetAt).
 //     The same is served as CSDS (RegisterStatus).
 //   - Load reports are counted per cluster and region (Loads), named metrics included.
+//   - A resource with a time to live (translate.Resources.PutLeased) is sent with it to delta
+//     clients and renewed four times per lease, for as long as Options.Lease allows. Clients
+//     drop it by themselves when this server is dead, stopped or cut off. A heartbeat is one
+//     response and one answer, about 200 bytes together; it counts as no push anywhere. Streams
+//     of the other protocol are not given such a resource at all.
 //   - The ledger counts a position as accepted by a sidecar when every response of that
 //     push was ACKed and no rejection stands.
 //
@@ -100,6 +105,10 @@ type Options struct {
 	Isolation time.Duration
 	// MaxStreams bounds concurrent streams; 0 = 50,000.
 	MaxStreams int
+	// Lease is how much longer this server may speak for what is leased (resources with a
+	// time to live): heartbeats promise no more than that, and stop at 0. It is called for
+	// every heartbeat, concurrently, and must not block. nil = without limit.
+	Lease func() time.Duration
 	// Loads is told what load reports say; nil = nobody.
 	Loads LoadSink
 }

@@ -20,12 +20,16 @@ func (s *session) buildDelta(t *typeSub) *discovery.DeltaDiscoveryResponse {
 		return out
 	}
 	out.SystemVersionInfo = next.version
+	if !t.answered {
+		t.rejoin(next)
+	}
 	if simple := t.wildcard && len(t.force) == 0 && len(t.rejected) == 0; simple {
 		s.wire = t.shared(next, out)
 	} else {
 		out.Resources, out.RemovedResources = t.difference(next)
 	}
-	s.built(t, response{resources: out.Resources, state: next})
+	alone := s.pulse(t, next, out)
+	s.built(t, response{resources: out.Resources, state: next, beat: alone})
 	return out
 }
 
@@ -157,6 +161,9 @@ func (s *session) buildSotw(t *typeSub) *discovery.DiscoveryResponse {
 	names := next.names
 	if t.wildcard {
 		out.Resources, t.rejected = next.anys, nil
+		if len(next.leases) > 0 {
+			out.Resources, names = next.lasting()
+		}
 	} else {
 		names = t.selectSotw(next)
 		out.Resources = make([]*anypb.Any, len(names))
@@ -181,6 +188,9 @@ func (t *typeSub) selectSotw(next *typeState) []string {
 		want := next.versionOf(name)
 		_, forced := t.force[name]
 		_, rejected := t.rejected[name]
+		if _, leased := next.leases[name]; leased {
+			continue // the protocol's wrapper for it is understood by few, and never renewed here
+		}
 		if want != "" && (whole || forced || rejected && resend || want != t.held(name)) {
 			out = append(out, name)
 		}

@@ -150,10 +150,13 @@ func asStatic(t *testing.T, b *bootstrap.Bootstrap, file string) *bootstrap.Boot
 		})
 		b.StaticResources.Listeners = append(b.StaticResources.Listeners, l)
 	}
-	layer := &runtime.Runtime{}
-	into(xds.TypeRuntime, xds.RuntimeName, layer)
-	b.LayeredRuntime.Layers = append(b.LayeredRuntime.Layers[:0], &bootstrap.RuntimeLayer{Name: "golden",
-		LayerSpecifier: &bootstrap.RuntimeLayer_StaticLayer{StaticLayer: layer.Layer}})
+	b.LayeredRuntime.Layers = b.LayeredRuntime.Layers[:0]
+	for _, name := range []string{xds.RuntimeName, xds.LeaseName} {
+		layer := &runtime.Runtime{}
+		into(xds.TypeRuntime, name, layer)
+		b.LayeredRuntime.Layers = append(b.LayeredRuntime.Layers, &bootstrap.RuntimeLayer{Name: name,
+			LayerSpecifier: &bootstrap.RuntimeLayer_StaticLayer{StaticLayer: layer.Layer}})
+	}
 	return b
 }
 

@@ -63,6 +63,8 @@ type session struct {
 	// withhold.go.
 	waits bool
 	held  string
+	// beats is the next heartbeat of what the stream is leased; nil = nothing is. See lease.go.
+	beats *time.Timer
 }
 
 // typeSub is what one stream asked for, holds and was sent of one type. Guarded by
@@ -101,6 +103,8 @@ type typeSub struct {
 	building response
 	pending  []response // sent, unanswered, oldest first
 	lastSeen string     // nonce last answered, to tell a repeated request from an ACK
+	beating  bool       // the next response renews what is leased
+	heardAt  time.Time  // when what is leased was last sent or renewed
 }
 
 // response remembers what went out under a nonce.
@@ -108,6 +112,7 @@ type response struct {
 	nonce string
 	at    time.Time // when it was sent
 	late  bool      // nobody waits for its answer any more
+	beat  bool      // heartbeats and nothing else
 	// What was sent, one of both: slices that other streams may share.
 	names     []string
 	resources []*discovery.Resource
@@ -156,8 +161,10 @@ func (s *session) close() {
 	}
 	s.mu.Lock()
 	s.closed = true
-	if s.timer != nil {
-		s.timer.Stop()
+	for _, timer := range []*time.Timer{s.timer, s.beats} {
+		if timer != nil {
+			timer.Stop()
+		}
 	}
 	s.payRetention()
 	s.mu.Unlock()
@@ -377,24 +384,34 @@ func (s *session) recordSent() {
 	s.srv.ledger.record(s, func(e *nodeEntry) { e.Sent = gen.position; e.started(gen.serial, time.Now(), !s.pushed) })
 }
 
-// built finishes the making of a response; sent adds the nonce the stock server chose.
+// built finishes the making of a response; sent adds the nonce the stock server chose, and
+// says whether it was heartbeats only.
 func (s *session) built(t *typeSub, r response) {
 	t.base, t.over, t.force = r.state, nil, nil
 	t.fired, t.answered = false, true
 	t.building = r
 }
 
-func (s *session) sent(typeURL, nonce string) {
+func (s *session) sent(typeURL, nonce string) (beat bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t := s.types[typeURL]
 	if t == nil {
-		return // cannot be: a response is built from its typeSub
+		return false // cannot be: a response is built from its typeSub
 	}
-	t.sentAt = time.Now()
-	t.building.nonce, t.building.at = nonce, t.sentAt
+	now := time.Now()
+	t.building.nonce, t.building.at = nonce, now
+	if !t.building.beat {
+		t.sentAt = now
+	}
+	if len(t.building.state.leased()) > 0 {
+		t.heardAt = now
+		s.keepAlive(t)
+	}
+	beat = t.building.beat
 	t.pending = append(t.pending, t.building)
 	t.building = response{}
+	return beat
 }
 
 // answer processes the nonce of a request: an ACK, or with detail a NACK, of that
@@ -412,6 +429,10 @@ func (s *session) answer(t *typeSub, nonce string, detail *status.Status) {
 		}
 		t.pending = slices.Delete(t.pending, 0, i+1) // which clears what it frees
 		t.lastSeen = nonce
+		if r.beat {
+			s.beaten(t, detail != nil)
+			return
+		}
 		if detail != nil {
 			s.reject(t, r, detail.GetMessage())
 			return

@@ -13,6 +13,7 @@ import (
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/outrigger-mesh/outrigger"
 	"github.com/outrigger-mesh/outrigger/xds"
@@ -27,6 +28,7 @@ type entry struct {
 	version string
 	any     *anypb.Any          // as state-of-the-world sends it
 	res     *discovery.Resource // as delta sends it
+	ttl     time.Duration       // 0 = for ever
 }
 
 // typeState is all resources of one type at one version. Two states of the same
@@ -38,6 +40,7 @@ type typeState struct {
 	names   []string // sorted
 	entries map[string]*entry
 	sum     setSum                // of names and versions
+	leases  leases                // nil if nothing is leased
 	all     []*discovery.Resource // by name
 	anys    []*anypb.Any          // by name
 
@@ -70,6 +73,14 @@ func (s *typeState) entry(name string) *entry {
 		return nil
 	}
 	return s.entries[name]
+}
+
+// leased are the leased resources; none of a nil state.
+func (s *typeState) leased() leases {
+	if s == nil {
+		return nil
+	}
+	return s.leases
 }
 
 // generation is one push: all types made from one position.
@@ -151,12 +162,18 @@ func (b *builder) entry(name string) (*entry, error) {
 	if err != nil {
 		return nil, outrigger.Wrap(outrigger.Internal, err, "marshal "+b.typeURL+" "+name)
 	}
-	version := hashVersion(raw)
+	ttl, version := b.res.TTL(b.typeURL, name), hashVersion(raw)
+	if ttl > 0 { // the same content for as long as it is said to hold is something else
+		version = hashVersion(raw, []byte(ttl.String()))
+	}
 	if had != nil && had.version == version {
 		return had, nil
 	}
-	e := &entry{version: version, any: &anypb.Any{TypeUrl: b.typeURL, Value: raw}}
+	e := &entry{version: version, any: &anypb.Any{TypeUrl: b.typeURL, Value: raw}, ttl: ttl}
 	e.res = &discovery.Resource{Name: name, Version: version, Resource: e.any}
+	if ttl > 0 {
+		e.res.Ttl = durationpb.New(ttl)
+	}
 	return e, nil
 }
 
@@ -171,6 +188,7 @@ func (b *builder) build() (*typeState, error) {
 		}
 		st.entries[name] = e
 		st.list(e)
+		st.leases = st.leases.with(name, e)
 		st.sum.add(name, e.version)
 	}
 	if b.before != nil && maps.Equal(b.before.entries, st.entries) {
@@ -200,9 +218,10 @@ func (b *builder) update(touched []translate.Key) (*typeState, error) {
 	if len(next) == 0 {
 		return b.before, nil
 	}
-	st := &typeState{typeURL: b.typeURL, names: b.before.names, entries: maps.Clone(b.before.entries), sum: b.before.sum}
+	st := &typeState{typeURL: b.typeURL, names: b.before.names, entries: maps.Clone(b.before.entries), sum: b.before.sum, leases: maps.Clone(b.before.leases)}
 	for _, name := range slices.Sorted(maps.Keys(next)) {
 		e := next[name]
+		st.leases = st.leases.with(name, e)
 		if had := b.before.entries[name]; had != nil {
 			st.sum.subtract(name, had.version)
 		}

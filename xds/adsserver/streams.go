@@ -207,7 +207,10 @@ func (c deltaCallbacks) OnStreamDeltaRequest(_ int64, req *discovery.DeltaDiscov
 	return checkType(req.GetTypeUrl())
 }
 func (c deltaCallbacks) OnStreamDeltaResponse(_ int64, _ *discovery.DeltaDiscoveryRequest, resp *discovery.DeltaDiscoveryResponse) {
-	c.s.sent(resp.GetTypeUrl(), resp.GetNonce())
+	if c.s.sent(resp.GetTypeUrl(), resp.GetNonce()) {
+		c.s.srv.metrics.heartbeat(c.s.ctx)
+		return
+	}
 	c.s.srv.metrics.response(c.s.ctx, resp.GetTypeUrl(), len(resp.GetResources()))
 }
 

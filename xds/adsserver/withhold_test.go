@@ -162,7 +162,7 @@ func TestLostDiskBeforeAnEnvoy(t *testing.T) {
 		both := chat(3, "v1")
 		both.Models = append(both.Models, other.Models...)
 		w.remember(both, "other/v1", "chat/v1")
-		c.want("Runtime +"+xds.RuntimeName, "Cluster +envoy/original-dst +model/chat/v1 +model/other/v1 -failover/chat/v1")
+		c.want("Runtime +"+xds.RuntimeName+" +"+xds.LeaseName, "Cluster +envoy/original-dst +model/chat/v1 +model/other/v1 -failover/chat/v1")
 		w.held("")
 	})
 }

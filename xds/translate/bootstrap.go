@@ -92,9 +92,8 @@ func envoyBootstrap(o BootstrapOptions) ([]byte, error) {
 			ApiType: core.ApiConfigSource_GRPC, TransportApiVersion: core.ApiVersion_V3, GrpcServices: controlService(),
 		}},
 		LayeredRuntime: &bootstrap.LayeredRuntime{Layers: []*bootstrap.RuntimeLayer{
-			{Name: xds.RuntimeName, LayerSpecifier: &bootstrap.RuntimeLayer_RtdsLayer_{
-				RtdsLayer: &bootstrap.RuntimeLayer_RtdsLayer{Name: xds.RuntimeName, RtdsConfig: adsSource()},
-			}},
+			runtimeLayer(xds.RuntimeName),
+			runtimeLayer(xds.LeaseName),
 			// Last wins: what an operator sets at the admin interface.
 			{Name: "admin", LayerSpecifier: &bootstrap.RuntimeLayer_AdminLayer_{AdminLayer: &bootstrap.RuntimeLayer_AdminLayer{}}},
 		}},
@@ -117,6 +116,12 @@ func envoyBootstrap(o BootstrapOptions) ([]byte, error) {
 		return nil, outrigger.Wrap(outrigger.Internal, err, "bootstrap")
 	}
 	return indented(v)
+}
+
+func runtimeLayer(name string) *bootstrap.RuntimeLayer {
+	return &bootstrap.RuntimeLayer{Name: name, LayerSpecifier: &bootstrap.RuntimeLayer_RtdsLayer_{
+		RtdsLayer: &bootstrap.RuntimeLayer_RtdsLayer{Name: name, RtdsConfig: adsSource()},
+	}}
 }
 
 func controlService() []*core.GrpcService {

@@ -166,7 +166,8 @@ func (e *encoder) envoyCluster(c *cluster.Cluster, m *policy.Model, v *policy.Ve
 func kills(m *policy.Model) []kill {
 	out := make([]kill, len(m.Versions))
 	for i := range m.Versions {
-		out[i] = kill{killKey(m.Name, m.Versions[i].Name), serves(&m.Versions[i])}
+		v := &m.Versions[i]
+		out[i] = kill{key: killKey(m.Name, v.Name), serves: serves(v), leased: leased(m, v)}
 	}
 	return out
 }
@@ -174,7 +175,11 @@ func kills(m *policy.Model) []kill {
 type kill struct {
 	key    string
 	serves uint32 // percent
+	leased bool   // it serves while the control plane is heard, and not otherwise
 }
+
+// leased: a version that Envoys serve for as long as they hear the control plane.
+func leased(m *policy.Model, v *policy.Version) bool { return m.DeadMan > 0 && v.Name != m.LastGood }
 
 //go:embed assign.lua
 var assignSource string

@@ -3,6 +3,7 @@ package translate
 import (
 	"iter"
 	"slices"
+	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	lua "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
@@ -33,6 +34,7 @@ type encoded struct {
 	// Its parts of what all models of an Envoy share.
 	assign string
 	kills  []kill
+	lease  time.Duration // policy.Model.DeadMan
 }
 
 // Change is how a policy differs from the one before. The first one given to an Encoder
@@ -124,7 +126,7 @@ func (e *Encoder) model(res *Resources, c ModelChange) (differs bool, err error)
 	}
 	next := &encoded{keys: own.sortedTouched()}
 	if e.kind == KindEnvoy {
-		next.assign, next.kills = assignEntry(c.Model), kills(c.Model)
+		next.assign, next.kills, next.lease = assignEntry(c.Model), kills(c.Model), c.Model.DeadMan
 	}
 	old := e.models[c.Model.Name]
 	if old == nil {
@@ -141,7 +143,7 @@ func (e *Encoder) model(res *Resources, c ModelChange) (differs bool, err error)
 		res.Put(k.TypeURL, k.Name, own.Get(k.TypeURL, k.Name))
 	}
 	e.models[c.Model.Name] = next
-	return old == nil || old.assign != next.assign || !slices.Equal(old.kills, next.kills), nil
+	return old == nil || old.assign != next.assign || old.lease != next.lease || !slices.Equal(old.kills, next.kills), nil
 }
 
 // shared writes what all models of an Envoy have part in: the bucket rule and the kill
@@ -153,14 +155,35 @@ func (e *Encoder) shared(res *Resources) error {
 		return errEncode(assignFilter, err)
 	}
 	res.Put(xds.TypeExtension, assignFilter, &core.TypedExtensionConfig{Name: assignFilter, TypedConfig: assign})
-	layer := &structpb.Struct{Fields: make(map[string]*structpb.Value)}
+	e.runtime(res)
+	return nil
+}
+
+// runtime writes the kill switches, and over them, for as long as the lease runs, the
+// candidates. A version that is out is written out in both layers, because Envoys may keep
+// the last value of a key that goes away.
+func (e *Encoder) runtime(res *Resources) {
+	base, leased := make(map[string]*structpb.Value), make(map[string]*structpb.Value)
+	ttl := time.Duration(0)
 	for _, m := range e.models {
+		if m.lease > 0 && (ttl == 0 || m.lease < ttl) {
+			ttl = m.lease
+		}
 		for _, k := range m.kills {
-			layer.Fields[k.key] = structpb.NewNumberValue(float64(k.serves))
+			share := structpb.NewNumberValue(float64(k.serves))
+			base[k.key] = share
+			if k.leased || k.serves == 0 {
+				base[k.key], leased[k.key] = structpb.NewNumberValue(0), share
+			}
 		}
 	}
-	res.Put(xds.TypeRuntime, xds.RuntimeName, &runtime.Runtime{Name: xds.RuntimeName, Layer: layer})
-	return nil
+	res.Put(xds.TypeRuntime, xds.RuntimeName, &runtime.Runtime{Name: xds.RuntimeName, Layer: &structpb.Struct{Fields: base}})
+	over := &runtime.Runtime{Name: xds.LeaseName, Layer: &structpb.Struct{Fields: leased}}
+	if ttl == 0 {
+		res.Put(xds.TypeRuntime, xds.LeaseName, over)
+		return
+	}
+	res.PutLeased(xds.TypeRuntime, xds.LeaseName, over, ttl)
 }
 
 // each yields something of every model, by name.

@@ -122,7 +122,7 @@ func Features() []Feature {
 			ignored("the body is not rewritten; the endpoint must accept the model's logical name"))},
 		{"dead-man lease", models(func(m *policy.Model) bool { return m.DeadMan > 0 }), all(full,
 			ignored("a client that is cut off keeps the candidate"),
-			ignored("an Envoy that is cut off keeps the candidate"))},
+			full)},
 		{"quarantine", versions(func(_ *policy.Model, v *policy.Version) bool { return v.Quarantined }), all(full, full, full)},
 		{"failover to the last good version", models(func(m *policy.Model) bool { return m.LastGood != "" }), all(full, full, full)},
 		{"concurrent requests", versions(func(_ *policy.Model, v *policy.Version) bool { return v.MaxRequests > 0 }), all(full,

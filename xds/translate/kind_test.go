@@ -51,7 +51,7 @@ func TestLint(t *testing.T) {
 		{"chaos.yaml", translate.KindSidecar, []string{"shedding", "fault injection", "access rules"}},
 		{"chaos.yaml", translate.KindEnvoy, []string{"assignment by unit"}},
 		{"chaos.yaml", translate.KindGRPC, []string{"assignment by unit", "concurrent requests", "ejection after consecutive failures", "retries", "fault injection", "access rules"}},
-		{"rollback.yaml", translate.KindEnvoy, []string{"assignment by unit", "upstream model name", "dead-man lease"}},
+		{"rollback.yaml", translate.KindEnvoy, []string{"assignment by unit", "upstream model name"}},
 		{"failover.yaml", translate.KindGRPC, []string{"upstream model name", "endpoint weights", "priorities"}},
 	} {
 		var got []string

@@ -103,7 +103,7 @@ func (e *encoder) routes(m *policy.Model) (*route.RouteConfiguration, error) {
 	if err != nil {
 		return nil, errEncode(m.Name, err)
 	}
-	vh.Routes = append(vh.Routes, last)
+	vh.Routes = append(vh.Routes, e.guarded(m, last)...)
 	return &route.RouteConfiguration{Name: ListenerName(m.Name), VirtualHosts: []*route.VirtualHost{vh}}, nil
 }
 
@@ -170,12 +170,23 @@ func (e *encoder) rangeRoutes(m *policy.Model, p piece) ([]*route.Route, error) 
 	if err != nil {
 		return nil, err
 	}
-	first.Match.RuntimeFraction = &core.RuntimeFractionalPercent{
-		DefaultValue: &envoytype.FractionalPercent{Numerator: serves(assigned), Denominator: envoytype.FractionalPercent_HUNDRED},
-		RuntimeKey:   killKey(m.Name, assigned.Name),
-	}
+	first.Match.RuntimeFraction = e.killSwitch(m, assigned)
 	second, err := e.rangeRoute(m, p, policy.ArmLastGood, m.Version(m.LastGood))
 	return []*route.Route{first, second}, err
+}
+
+// killSwitch is the share of its requests that a version is given, by a runtime key. gRPC
+// knows the default only. An Envoy's default is 0 for what the dead-man lease must be able to
+// end: it holds when the layer that says otherwise has expired.
+func (e *encoder) killSwitch(m *policy.Model, v *policy.Version) *core.RuntimeFractionalPercent {
+	share := serves(v)
+	if e.kind == KindEnvoy && leased(m, v) {
+		share = 0
+	}
+	return &core.RuntimeFractionalPercent{
+		DefaultValue: &envoytype.FractionalPercent{Numerator: share, Denominator: envoytype.FractionalPercent_HUNDRED},
+		RuntimeKey:   killKey(m.Name, v.Name),
+	}
 }
 
 func (e *encoder) rangeRoute(m *policy.Model, p piece, arm string, serving *policy.Version) (*route.Route, error) {
@@ -231,6 +242,25 @@ func (e *encoder) weightedRoute(m *policy.Model) (*route.Route, error) {
 		Name: unstampedRoute, Match: &route.RouteMatch{PathSpecifier: &route.RouteMatch_Prefix{Prefix: ""}},
 		Action: &route.Route_Route{Route: act}, Metadata: md,
 	}, nil
+}
+
+// guarded puts a route that leads to a candidate among others under its kill switch, and the
+// last good version behind it. It is taken by requests that the bucket rule has not seen,
+// which only a broken filter lets happen; the lease holds for them too.
+func (e *encoder) guarded(m *policy.Model, r *route.Route) []*route.Route {
+	i := slices.IndexFunc(m.Arms, func(a policy.Arm) bool { return a.Weight() > 0 && leased(m, m.Version(a.Version)) })
+	if e.kind != KindEnvoy || i < 0 {
+		return []*route.Route{r}
+	}
+	r.Match.RuntimeFraction = e.killSwitch(m, m.Version(m.Arms[i].Version))
+	act := action(m)
+	act.ClusterSpecifier = &route.RouteAction_Cluster{Cluster: ClusterName(m.Name, m.LastGood)}
+	behind := &route.Route{
+		Name: policy.ArmLastGood, Match: &route.RouteMatch{PathSpecifier: &route.RouteMatch_Prefix{Prefix: ""}},
+		Action: &route.Route_Route{Route: act},
+	}
+	setArmHeaders(behind, policy.ArmLastGood, m.LastGood)
+	return []*route.Route{r, behind}
 }
 
 // action carries the deadline twice: gRPC reads max_stream_duration and ignores

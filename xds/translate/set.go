@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -32,6 +33,7 @@ type lineage struct{ _ byte }
 // item is one message and the references it makes, found when they are first asked for.
 type item struct {
 	message proto.Message
+	ttl     time.Duration
 	refs    atomic.Pointer[[]Ref]
 }
 
@@ -99,6 +101,20 @@ func (r *Resources) own(typeURL, name string) map[string]*item {
 // Put adds or replaces a resource.
 func (r *Resources) Put(typeURL, name string, m proto.Message) {
 	r.own(typeURL, name)[name] = &item{message: m}
+}
+
+// PutLeased is Put for a resource that clients are to drop by themselves when they have not
+// heard of it for ttl (> 0).
+func (r *Resources) PutLeased(typeURL, name string, m proto.Message, ttl time.Duration) {
+	r.own(typeURL, name)[name] = &item{message: m, ttl: ttl}
+}
+
+// TTL is how long clients keep a resource they hear nothing of; 0 = for ever.
+func (r *Resources) TTL(typeURL, name string) time.Duration {
+	if i := r.byType[typeURL][name]; i != nil {
+		return i.ttl
+	}
+	return 0
 }
 
 // Delete removes a resource if it is there.

@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
@@ -74,6 +75,32 @@ func TestGolden(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// The candidate's layer lives as long as the shortest lease of all models; without a candidate
+// it is there for good, and a change of the lease alone is a change.
+func TestLeaseOfTheRuntimeLayer(t *testing.T) {
+	e := translate.NewEncoder(translate.KindEnvoy, translate.Options{})
+	for _, c := range []struct {
+		lease time.Duration
+		other time.Duration
+		want  time.Duration
+	}{{0, 0, 0}, {10 * time.Second, 0, 10 * time.Second}, {10 * time.Second, 4 * time.Second, 4 * time.Second}, {3 * time.Second, 4 * time.Second, 3 * time.Second}, {0, 0, 0}} {
+		p := load(t, "candidate.yaml").Normalise()
+		other := p.Models[0]
+		other.Name = "other"
+		p.Models[0].DeadMan, other.DeadMan = c.lease, c.other
+		res, err := e.Encode(translate.Change{Position: 1, Models: []translate.ModelChange{{Model: &p.Models[0]}, {Model: &other}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := res.TTL(xds.TypeRuntime, xds.LeaseName); got != c.want {
+			t.Errorf("leases of %v and %v: the layer lives %v, want %v", c.lease, c.other, got, c.want)
+		}
+		if got := res.TTL(xds.TypeRuntime, xds.RuntimeName); got != 0 {
+			t.Errorf("the kill switches live %v, want for ever", got)
+		}
 	}
 }
 
