@@ -40,7 +40,7 @@
 //
 // An Envoy serves a candidate (policy.Model.DeadMan > 0) by a runtime key that the layer
 // outrigger-lease sets to 100 and that both its default and the layer below have at 0. That
-// resource is sent with a time to live, the shortest lease of all models, and armed anew by
+// resource is sent with a time to live, 19/20 of the shortest lease of all models, and armed anew by
 // heartbeats: its name, version and time to live without a body
 // (https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#time-to-live). When
 // none arrives the Envoy drops the layer by itself and the last good version serves; what the

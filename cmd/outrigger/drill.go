@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os/exec"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -25,6 +26,8 @@ func drillCommand(g *globals) *cobra.Command {
 type drillFlags struct {
 	sidecars, processes int
 	runs, kills         int
+	envoys              int
+	envoy               string
 	rps                 float64
 	weight              uint32
 	errorRate           float64
@@ -58,6 +61,10 @@ rollback, and in every second one when the first sidecar has it and the others a
 told. No request that begins after the lease may reach the bad version, and the control
 plane that comes back must finish the rollback.
 
+With --envoys Envoys serve beside the sidecars and are judged by the lease in the same way.
+When an Envoy has a rollback is known to itself only, so without a kill the last request
+that one sends to the bad version is reported and not judged.
+
 Exit code 1 if a request was wrong, a rollback or an acknowledgement is missing, or a call
 failed for another reason than the bad version; with --strict also if a target is missed.`}
 	f := cmd.Flags()
@@ -66,6 +73,8 @@ failed for another reason than the bad version; with --strict also if a target i
 	f.IntVar(&d.runs, "runs", 20, "rollbacks to measure, 0 to 1000")
 	f.IntVar(&d.kills, "kills", 4, "further rollbacks in which the control plane is killed, 0 to 1000")
 	f.Float64Var(&d.rps, "rps", 500, "requests per second over all sidecars, 1 to 20000")
+	f.IntVar(&d.envoys, "envoys", 0, "Envoys beside the sidecars, 0 to 20; they have a client that calls 20 times per second")
+	f.StringVar(&d.envoy, "envoy", "envoy", "the Envoy program")
 	f.Uint32Var(&d.weight, "weight", 1000, "the canary's part of the users, of 10000")
 	f.Float64Var(&d.errorRate, "error-rate", 0.5, "part of its calls that the bad version fails, above 0 to 1")
 	f.DurationVar(&d.deadMan, "dead-man", 10*time.Second, "the control plane's --dead-man")
@@ -83,6 +92,13 @@ failed for another reason than the bad version; with --strict also if a target i
 }
 
 func (d *drillFlags) validate() error {
+	if d.envoys > 0 {
+		path, err := exec.LookPath(d.envoy)
+		if err != nil {
+			return fmt.Errorf("--envoy: %w; give the path of an Envoy", err)
+		}
+		d.envoy = path
+	}
 	if d.processes == 0 {
 		d.processes = (d.sidecars + 19) / 20
 	}
@@ -93,6 +109,8 @@ func (d *drillFlags) validate() error {
 		return fmt.Errorf("--processes is %d; give 1 to the %d sidecars", d.processes, d.sidecars)
 	case d.runs < 0 || d.runs > 1000 || d.kills < 0 || d.kills > 1000 || d.runs+d.kills == 0:
 		return fmt.Errorf("--runs is %d and --kills %d; give 0 to 1000, and at least one of them", d.runs, d.kills)
+	case d.envoys < 0 || d.envoys > 20:
+		return fmt.Errorf("--envoys is %d; give 0 to 20", d.envoys)
 	case !(d.rps >= 1 && d.rps <= 20_000):
 		return fmt.Errorf("--rps is %v; give 1 to 20000", d.rps)
 	case d.weight < 1 || d.weight > 9999:

@@ -28,6 +28,7 @@ const (
 	drillGood      = "good"
 	drillCandidate = "candidate-"
 	drillPatience  = 2 * time.Minute // for anything that must happen in a drill
+	envoyRPS       = 20              // of the client of all Envoys
 )
 
 // drillMesh is the processes of a drill, and what they say.
@@ -43,6 +44,7 @@ type drillMesh struct {
 	hosts   []*child
 	models  []*drillModel // good, bad
 	fleet   *drillFleet
+	envoys  *drillEnvoys // nil = none
 	conn    *grpc.ClientConn
 	admin   pb.AdminClient
 }
@@ -54,16 +56,22 @@ func newDrillMesh(dir string, d *drillFlags, g *globals, log io.Writer) *drillMe
 // start brings everything up: models, control plane, hosts.
 func (m *drillMesh) start(ctx context.Context) error {
 	for range 2 {
-		s, err := startDrillModel(m.d.errorRate)
+		s, err := startDrillModel(m.d.errorRate, m.d.sidecars)
 		if err != nil {
 			return err
 		}
 		m.models = append(m.models, s)
 	}
+	var err error
+	if m.d.envoys > 0 {
+		m.envoys = &drillEnvoys{calls: &drillHost{rps: envoyRPS, candidate: drillCandidate}}
+		if m.envoys.options, err = envoyAddresses(); err != nil {
+			return err
+		}
+	}
 	if err := m.firstControl(ctx); err != nil {
 		return err
 	}
-	var err error
 	m.conn, err = grpc.NewClient(m.port, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: quickBackoff, MinConnectTimeout: 2 * time.Second}))
 	if err != nil {
@@ -89,6 +97,9 @@ func (m *drillMesh) start(ctx context.Context) error {
 		if err := m.ready(ctx, c); err != nil {
 			return err
 		}
+	}
+	if m.envoys != nil {
+		return m.startEnvoys(ctx)
 	}
 	return nil
 }
@@ -119,8 +130,12 @@ func (m *drillMesh) firstControl(ctx context.Context) error {
 
 // startControl starts the control plane, or starts it again over the same log.
 func (m *drillMesh) startControl(ctx context.Context) (err error) {
-	m.control, err = startChild(ctx, m.dir, "control", true, nil, "control", "--listen", m.port, "--http", "127.0.0.1:0", "--data", filepath.Join(m.dir, "data"),
-		"--region", demoRegion, "--dead-man", m.d.deadMan.String(), "--log-level", m.g.logLevel)
+	args := []string{"control", "--listen", m.port, "--http", "127.0.0.1:0", "--data", filepath.Join(m.dir, "data"),
+		"--region", demoRegion, "--dead-man", m.d.deadMan.String(), "--log-level", m.g.logLevel}
+	if m.envoys != nil {
+		args = append(args, "--envoy-egress", m.envoys.options.Egress, "--envoy-capture", m.envoys.options.Capture)
+	}
+	m.control, err = startChild(ctx, m.dir, "control", true, nil, args...)
 	if err != nil {
 		return err
 	}
@@ -174,11 +189,15 @@ func (m *drillMesh) dead() error {
 		default:
 		}
 	}
+	if m.envoys != nil {
+		return m.envoys.dead()
+	}
 	return nil
 }
 
 // stop ends every process and server.
 func (m *drillMesh) stop() {
+	m.envoys.stop()
 	for _, c := range m.hosts {
 		c.stop(stopGrace)
 	}
@@ -209,6 +228,9 @@ type drillModel struct {
 	rate    int64 // failures per million when bad
 	bad     atomic.Bool
 
+	others atomic.Int64 // requests that came through no sidecar, but an Envoy
+	first  int64        // of the numbers that are no sidecars'
+
 	mu       sync.Mutex
 	arrivals []drillArrival // guarded by mu; since the last take
 }
@@ -220,12 +242,12 @@ type drillArrival struct {
 	failed    bool
 }
 
-func startDrillModel(errorRate float64) (*drillModel, error) {
+func startDrillModel(errorRate float64, sidecars int) (*drillModel, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
-	s := &drillModel{address: l.Addr().String(), rate: int64(errorRate * 1e6)}
+	s := &drillModel{address: l.Addr().String(), rate: int64(errorRate * 1e6), first: int64(sidecars)}
 	s.server = &http.Server{Handler: s, ReadHeaderTimeout: headerTimeout}
 	go func() {
 		// It ends with Close; a failure before that shows as failed calls.
@@ -243,6 +265,9 @@ func (s *drillModel) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil || aerr != nil {
 		openAIError(w, http.StatusBadRequest, "invalid_request_error", "not a request of the drill")
 		return
+	}
+	if int64(a.sidecar) >= s.first {
+		s.others.Add(1)
 	}
 	a.failed = s.bad.Load() && rand.Int64N(1e6) < s.rate
 	s.mu.Lock()
@@ -355,12 +380,17 @@ func (f *drillFleet) calls() (sum drillClients) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, c := range f.clients {
-		sum.Requests += c.Requests
-		sum.Failed += c.Failed
-		sum.Unexplained += c.Unexplained
-		if sum.First == "" {
-			sum.First = c.First
-		}
+		sum.add(c)
 	}
 	return sum
+}
+
+// add sums counts; the first unexplained failure stays.
+func (c *drillClients) add(o drillClients) {
+	c.Requests += o.Requests
+	c.Failed += o.Failed
+	c.Unexplained += o.Unexplained
+	if c.First == "" {
+		c.First = o.First
+	}
 }

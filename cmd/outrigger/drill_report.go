@@ -15,6 +15,7 @@ import (
 type drillReport struct {
 	Sidecars          int                   `json:"sidecars"`
 	Processes         int                   `json:"processes"`
+	Envoys            int                   `json:"envoys"`
 	RequestsPerSecond float64               `json:"requests_per_second"`
 	Weight            uint32                `json:"weight"`
 	ErrorRate         float64               `json:"error_rate"`
@@ -106,8 +107,24 @@ func (r *drillReport) print(asJSON bool, w io.Writer) error {
 				k.KilledMs, k.Moment, k.Serving, k.LastMs, k.AfterLease, k.AwayMs, finished)
 		}
 	}
+	if r.Envoys > 0 {
+		r.printEnvoys(tw)
+	}
 	fmt.Fprintf(tw, "\n%d calls, %d failed by bad versions, %d failed otherwise\n", r.Calls.Requests, r.Calls.Failed-r.Calls.Unexplained, r.Calls.Unexplained)
 	return tw.Flush()
+}
+
+// printEnvoys says when the Envoys sent their last request to a bad version.
+func (r *drillReport) printEnvoys(w io.Writer) {
+	decided, killed := 0.0, 0.0
+	for _, run := range r.Runs {
+		decided = max(decided, run.EnvoyMs)
+	}
+	for _, k := range r.Kills {
+		killed = max(killed, k.EnvoyMs)
+	}
+	fmt.Fprintf(w, "\n%d Envoys sent their last request to a bad version at most %.0f ms after the decision, and %.0f ms after the control plane was killed\n",
+		r.Envoys, decided, killed)
 }
 
 func (r *drillReport) printRuns(w io.Writer) {

@@ -28,6 +28,7 @@ type drillRun struct {
 	Wrong       int     `json:"wrong_after_ack"`    // began after their sidecar had the rollback
 	InFlight    int     `json:"in_flight"`          // began before that, arrived after it
 	InFlightMs  float64 `json:"in_flight_worst_ms"` // how long after it the last of them arrived
+	EnvoyMs     float64 `json:"envoy_ms,omitempty"` // decision → the last request to the bad version begun through an Envoy
 	LaggardSeen int     `json:"laggards,omitempty"` // sidecars that did not acknowledge in time
 	Reason      string  `json:"reason"`
 }
@@ -35,13 +36,14 @@ type drillRun struct {
 // drillKill is a run in which the control plane was killed.
 type drillKill struct {
 	Candidate  string  `json:"candidate"`
-	KilledMs   float64 `json:"killed_ms"`       // bad version → kill
-	Moment     string  `json:"moment"`          // before the decision, before the last sidecar had it, after
-	Serving    int     `json:"serving"`         // sidecars that gave the candidate weight then
-	LastMs     float64 `json:"last_request_ms"` // kill → last request to reach the bad version before the restart
-	AfterLease int     `json:"after_lease"`     // requests to it that began after the lease, before the restart
-	AwayMs     float64 `json:"away_ms"`         // kill → restart
-	FinishedMs float64 `json:"finished_ms"`     // restart → weight 0 at every sidecar; 0 = they had it before
+	KilledMs   float64 `json:"killed_ms"`          // bad version → kill
+	Moment     string  `json:"moment"`             // before the decision, before the last sidecar had it, after
+	Serving    int     `json:"serving"`            // sidecars that gave the candidate weight then
+	LastMs     float64 `json:"last_request_ms"`    // kill → last request to reach the bad version before the restart
+	AfterLease int     `json:"after_lease"`        // requests to it that began after the lease, before the restart
+	EnvoyMs    float64 `json:"envoy_ms,omitempty"` // kill → last request begun through an Envoy to it, before the restart
+	AwayMs     float64 `json:"away_ms"`            // kill → restart
+	FinishedMs float64 `json:"finished_ms"`        // restart → weight 0 at every sidecar; 0 = they had it before
 	Wrong      int     `json:"wrong_after_ack"`
 }
 
@@ -49,7 +51,7 @@ func ms(from, to int64) float64 { return float64(to-from) / 1e6 }
 
 // rehearseAll runs every rollback and adds up.
 func (m *drillMesh) rehearseAll(ctx context.Context) (*drillReport, error) {
-	r := &drillReport{Sidecars: m.d.sidecars, Processes: m.d.processes, RequestsPerSecond: m.d.rps, Weight: m.d.weight, ErrorRate: m.d.errorRate,
+	r := &drillReport{Sidecars: m.d.sidecars, Processes: m.d.processes, Envoys: m.d.envoys, RequestsPerSecond: m.d.rps, Weight: m.d.weight, ErrorRate: m.d.errorRate,
 		DeadManMs: float64(m.d.deadMan.Milliseconds())}
 	span := time.Second
 	for i := range m.d.runs {
@@ -78,6 +80,9 @@ func (m *drillMesh) rehearseAll(ctx context.Context) (*drillReport, error) {
 			i+1, k.KilledMs, k.Moment, k.Serving, k.LastMs)
 	}
 	r.Calls = m.fleet.calls()
+	if m.envoys != nil {
+		r.Calls.add(m.envoys.calls.tally())
+	}
 	return r, m.dead()
 }
 
@@ -101,6 +106,11 @@ func (m *drillMesh) canary(ctx context.Context, n int) (id string, dropped <-cha
 		return with == m.d.sidecars, err
 	}); err != nil {
 		return "", nil, err
+	}
+	if seen := m.models[1].others.Load(); m.envoys != nil {
+		if err := m.until(ctx, "an Envoy to serve "+candidate, func() (bool, error) { return m.models[1].others.Load() > seen, m.dead() }); err != nil {
+			return "", nil, err
+		}
 	}
 	if !wait(ctx, m.d.warm+time.Duration(m.rnd.Int64N(int64(time.Second)))) {
 		return "", nil, ctx.Err()
@@ -165,6 +175,11 @@ func (m *drillMesh) rehearse(ctx context.Context, n int) (*drillRun, error) {
 			}
 		}
 	}
+	for _, a := range arrivals {
+		if a.sidecar >= len(states) && a.begun > decided {
+			out.EnvoyMs = max(out.EnvoyMs, ms(decided, a.begun))
+		}
+	}
 	for _, s := range states {
 		last = max(last, s.gone)
 	}
@@ -178,6 +193,9 @@ func (m *drillMesh) rehearse(ctx context.Context, n int) (*drillRun, error) {
 // candidate, and those that were under way then.
 func judgeArrivals(arrivals []drillArrival, states []drillState) (wrong, inFlight int, worstMs float64) {
 	for _, a := range arrivals {
+		if a.sidecar >= len(states) {
+			continue // an Envoy's, which alone knows when it had the policy
+		}
 		gone := states[a.sidecar].gone
 		switch {
 		case gone == 0 || a.at <= gone:
@@ -261,6 +279,9 @@ func (m *drillMesh) rehearseKill(ctx context.Context, n int, after time.Duration
 		}
 		if a.begun > killed+m.d.deadMan.Nanoseconds() && a.at < back {
 			k.AfterLease++
+		}
+		if a.sidecar >= len(now) && a.begun > killed && a.at < back {
+			k.EnvoyMs = max(k.EnvoyMs, ms(killed, a.begun))
 		}
 	}
 	for _, s := range now {

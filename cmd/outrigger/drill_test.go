@@ -18,6 +18,7 @@ func TestJudgeArrivals(t *testing.T) {
 		{"began with the policy", drillArrival{sidecar: 0, begun: 100, at: 101}, 0, 1},
 		{"after", drillArrival{sidecar: 0, begun: 101, at: 102}, 1, 0},
 		{"another sidecar still may", drillArrival{sidecar: 1, begun: 150, at: 160}, 0, 0},
+		{"an Envoy's", drillArrival{sidecar: 3, begun: 500, at: 501}, 0, 0},
 		{"one that never dropped it", drillArrival{sidecar: 2, begun: 500, at: 501}, 0, 0},
 	} {
 		wrong, inFlight, worst := judgeArrivals([]drillArrival{c.a}, states)

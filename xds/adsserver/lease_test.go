@@ -44,7 +44,7 @@ func (w *world) layers(id string) *deltaClient {
 	return c
 }
 
-// renewal reads one response and says what it does to each layer: "whole 8s", "beat 8s", "".
+// renewal reads one response and says what it does to each layer: "whole 7.6s", "beat 7.6s", "".
 func (c *deltaClient) renewal() map[string]string {
 	c.w.t.Helper()
 	synctest.Wait()
@@ -92,26 +92,26 @@ func TestHeartbeats(t *testing.T) {
 		w.publishEnvoy(candidate(1, 8*time.Second))
 		c := w.layers("e")
 		c.subscribe(xds.TypeRuntime, xds.RuntimeName, xds.LeaseName)
-		c.wantRenewal("whole 8s", "whole")
+		c.wantRenewal("whole 7.6s", "whole")
 		c.ack(xds.TypeRuntime)
 		before, pushes := w.srv.Ledger()[0], len(w.srv.Pushes("envoy"))
 		for range 8 {
-			later(2*time.Second - 1)
+			later(1900*time.Millisecond - 1)
 			c.wantRenewal("", "")
 			later(1)
-			c.wantRenewal("beat 8s", "")
+			c.wantRenewal("beat 7.6s", "")
 			c.ack(xds.TypeRuntime)
 		}
 		if after := w.srv.Ledger()[0]; after.Sent != before.Sent || after.Acked != before.Acked || after.Nack != nil || len(w.srv.Pushes("envoy")) != pushes {
 			t.Errorf("heartbeats count as pushes: %+v, %+v", before, after)
 		}
-		later(2 * time.Second)
-		c.wantRenewal("beat 8s", "")
+		later(1900 * time.Millisecond)
+		c.wantRenewal("beat 7.6s", "")
 		later(time.Minute)
 		c.wantRenewal("", "") // it has not answered
 		c.ack(xds.TypeRuntime)
-		later(2 * time.Second)
-		c.wantRenewal("whole 8s", "") // after a pause it may hold nothing a heartbeat renews
+		later(1900 * time.Millisecond)
+		c.wantRenewal("whole 7.6s", "") // after a pause it may hold nothing a heartbeat renews
 		c.ack(xds.TypeRuntime)
 
 		w.publishEnvoy(candidate(2, 0))
@@ -129,12 +129,12 @@ func TestRefusedHeartbeat(t *testing.T) {
 		w.publishEnvoy(candidate(1, 8*time.Second))
 		c := w.layers("e")
 		c.subscribe(xds.TypeRuntime, xds.LeaseName)
-		c.wantRenewal("whole 8s", "")
+		c.wantRenewal("whole 7.6s", "")
 		c.ack(xds.TypeRuntime)
-		later(2 * time.Second)
-		c.wantRenewal("beat 8s", "")
+		later(1900 * time.Millisecond)
+		c.wantRenewal("beat 7.6s", "")
 		c.nack(xds.TypeRuntime, "no body")
-		c.wantRenewal("whole 8s", "")
+		c.wantRenewal("whole 7.6s", "")
 		if n := w.srv.Ledger()[0]; n.Nack != nil {
 			t.Errorf("a refused heartbeat stands as a rejection: %+v", n.Nack)
 		}
@@ -155,12 +155,12 @@ func TestLeaseAfterReconnect(t *testing.T) {
 		w.publishEnvoy(candidate(1, 8*time.Second))
 		c := w.layers("e")
 		c.subscribe(xds.TypeRuntime, xds.RuntimeName, xds.LeaseName)
-		c.wantRenewal("whole 8s", "whole")
+		c.wantRenewal("whole 7.6s", "whole")
 		again := w.layers("e")
 		again.send(&discovery.DeltaDiscoveryRequest{TypeUrl: xds.TypeRuntime, ResourceNamesSubscribe: []string{xds.RuntimeName, xds.LeaseName},
 			InitialResourceVersions: map[string]string{
 				xds.RuntimeName: c.vers[xds.TypeRuntime+" "+xds.RuntimeName], xds.LeaseName: c.vers[xds.TypeRuntime+" "+xds.LeaseName]}})
-		again.wantRenewal("whole 8s", "")
+		again.wantRenewal("whole 7.6s", "")
 	})
 }
 
@@ -173,18 +173,18 @@ func TestLeaseOfAFollower(t *testing.T) {
 		w.publishEnvoy(candidate(1, 8*time.Second))
 		c := w.layers("e")
 		c.subscribe(xds.TypeRuntime, xds.LeaseName)
-		c.wantRenewal("whole 8s", "")
+		c.wantRenewal("whole 7.6s", "")
 		c.ack(xds.TypeRuntime)
 		left.Store(int64(3 * time.Second))
-		later(2 * time.Second)
+		later(1900 * time.Millisecond)
 		c.wantRenewal("beat 3s", "")
 		c.ack(xds.TypeRuntime)
 		left.Store(0)
 		later(time.Minute)
 		c.wantRenewal("", "")
 		left.Store(int64(time.Hour))
-		later(2 * time.Second)
-		c.wantRenewal("whole 8s", "")
+		later(1900 * time.Millisecond)
+		c.wantRenewal("whole 7.6s", "")
 	})
 }
 
@@ -210,9 +210,9 @@ func TestHeartbeatBytes(t *testing.T) {
 		w.publishEnvoy(candidate(1, 8*time.Second))
 		c := w.layers("e")
 		c.subscribe(xds.TypeRuntime, xds.LeaseName)
-		c.wantRenewal("whole 8s", "")
+		c.wantRenewal("whole 7.6s", "")
 		c.ack(xds.TypeRuntime)
-		later(2 * time.Second)
+		later(1900 * time.Millisecond)
 		r := <-c.got
 		ack := &discovery.DeltaDiscoveryRequest{TypeUrl: r.GetTypeUrl(), ResponseNonce: r.GetNonce()}
 		if n, a := proto.Size(r), proto.Size(ack); n+a > 200 {

@@ -183,7 +183,8 @@ func (e *Encoder) runtime(res *Resources) {
 		res.Put(xds.TypeRuntime, xds.LeaseName, over)
 		return
 	}
-	res.PutLeased(xds.TypeRuntime, xds.LeaseName, over, ttl)
+	// The way to the Envoy and its timer are within the lease, too.
+	res.PutLeased(xds.TypeRuntime, xds.LeaseName, over, ttl-ttl/20)
 }
 
 // each yields something of every model, by name.
