@@ -26,8 +26,10 @@ program:
 run: program        ## run a whole mesh on this machine and replay a real trace through it
 	$(BIN) up --script demo $(ARGS)
 
+# The Envoy of the test dependencies, if they are installed.
+ENVOY ?= $(firstword $(wildcard .cache/venv/lib/python3*/site-packages/envoy/_bin/envoy))
 drill: program      ## time rollbacks end to end at 100 sidecars, and kill the control plane during some (3 minutes)
-	$(BIN) drill rollback $(ARGS)
+	$(BIN) drill rollback $(if $(ENVOY),--envoys 2 --envoy $(ENVOY)) $(ARGS)
 
 deps:               ## install what tests and benchmarks need beyond Go
 	@bash .ci/deps

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -154,6 +156,31 @@ func (m *envoyMesh) silenced(how string, s syscall.Signal) {
 	}
 	if n := m.asked.Load() - before; n > 0 {
 		m.t.Fatalf("%s: %d requests reached the candidate after the lease", how, n)
+	}
+}
+
+// A drill with Envoys, in small: the control plane is killed under a canary that has turned bad
+// and no Envoy serves it beyond the lease.
+func TestDrillWithEnvoys(t *testing.T) {
+	if os.Getenv("OUTRIGGER_LONG") != "1" {
+		t.Skip("skipped: half a minute of the long slice (OUTRIGGER_LONG=1)")
+	}
+	binary, err := filepath.Abs(envoyProgram(t))
+	must(t, err)
+	// A copy under its own name, which is what the drill's children are started from.
+	program := filepath.Join(t.TempDir(), "outrigger")
+	copyProgram(t, "/proc/self/exe", program)
+	cmd := exec.Command(program, "drill", "rollback", "--sidecars", "4", "--runs", "1", "--kills", "2", "--dead-man", "3s", "--rps", "200", "--warm", "100ms",
+		"--envoys", "2", "--envoy", binary, "--output", "json")
+	log := newSyncBuffer()
+	cmd.Stderr = log
+	raw, err := cmd.Output()
+	var r drillReport
+	if err := errors.Join(err, json.Unmarshal(raw, &r)); err != nil {
+		t.Fatalf("%v\n%s\n%s", err, raw, log)
+	}
+	if !r.OK || r.Envoys != 2 || len(r.Kills) != 2 || r.AfterLease != 0 {
+		t.Errorf("%+v", r)
 	}
 }
 
