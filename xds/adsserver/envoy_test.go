@@ -3,6 +3,7 @@ package adsserver_test
 import (
 	"math"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -55,6 +56,7 @@ func TestRealEnvoy(t *testing.T) {
 	}{
 		{"split and sticky arms as in a sidecar", envoySplit},
 		{"units and buckets", envoyUnits},
+		{"new versions under load", envoyMoves},
 		{"kill switch", envoyKill},
 		{"circuit breaker", envoyBreaker},
 		{"ejection", envoyEjection},
@@ -88,6 +90,36 @@ func (e *envoy) many(n int, headers func(i int) []string) []answer {
 	}
 	wg.Wait()
 	return out
+}
+
+// envoyMoves: all traffic moves to a version the Envoy has never heard of, and back to none of
+// it, several times, and not one request notices.
+func envoyMoves(t *testing.T, e *envoy, v1, v2 *upstream) {
+	var stop atomic.Bool
+	var wg sync.WaitGroup
+	var failed atomic.Pointer[answer]
+	for c := range 4 {
+		wg.Go(func() {
+			for i := 0; !stop.Load(); i++ {
+				if a := e.ask(user(4*i + c)...); a.status != 200 {
+					failed.CompareAndSwap(nil, &a)
+				}
+			}
+		})
+	}
+	defer wg.Wait()
+	defer stop.Store(true)
+	for i := range 6 {
+		p := arms(at(v1), at(v2))
+		m := &p.Models[0]
+		name := "fresh-" + itoa(i)
+		m.Arms = []policy.Arm{{Name: "stable", Version: name, Ranges: []experiments.Range{{Start: 0, End: experiments.Buckets}}}}
+		m.Versions, m.LastGood = []policy.Version{{Name: name, Endpoints: at(v2)}}, name
+		e.put(p)
+		if a := failed.Load(); a != nil {
+			t.Fatalf("a request was answered %d (%v) while everything moved to %s", a.status, a.err, name)
+		}
+	}
 }
 
 func user(i int) []string { return []string{outrigger.HeaderUser, "user-" + itoa(i)} }

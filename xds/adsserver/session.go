@@ -61,8 +61,9 @@ type session struct {
 	// waits says that nothing is sent because of what the client came back with; held is the
 	// first thing of it that the source never had, "" while that is not certain. See
 	// withhold.go.
-	waits bool
-	held  string
+	waits   bool
+	held    string
+	warming warming // what new clusters hold back
 	// beats is the next heartbeat of what the stream is leased; nil = nothing is. See lease.go.
 	beats *time.Timer
 }
@@ -161,7 +162,7 @@ func (s *session) close() {
 	}
 	s.mu.Lock()
 	s.closed = true
-	for _, timer := range []*time.Timer{s.timer, s.beats} {
+	for _, timer := range []*time.Timer{s.timer, s.beats, s.warming.timer} {
 		if timer != nil {
 			timer.Stop()
 		}
@@ -205,7 +206,7 @@ func (s *session) arm(t *typeSub, fire func(), due bool) (cancel func(), err err
 		if due && t.armed {
 			s.launch(t)
 		}
-	case due || s.lacks(t, s.target):
+	case due || s.lacks(t, s.target) && !s.holdsBack(t):
 		if len(t.pending) >= maxPending {
 			return nil, outrigger.Errorf(outrigger.Exhausted, "%d responses of type %s are unanswered; acknowledge them", len(t.pending), t.typeURL)
 		}
@@ -238,16 +239,20 @@ func (s *session) advance() {
 			return // its request is being handled and will call advance; order is kept
 		}
 	}
+	if !s.warmed() {
+		return
+	}
 	latest := s.group.wantedBy(s.node)
 	if latest != nil && latest != s.target && !s.withholds(latest) {
 		s.pushed = s.target != nil // not the first sync, whose delay says nothing
 		s.target = latest
 		s.recordSent()
 		s.rewarm(latest)
+		s.warm(latest)
 		s.launchAll(latest)
 		s.closePush()
 	}
-	if s.open == 0 && !s.waits {
+	if s.open == 0 && !s.waits && !s.warming.holds {
 		s.settle()
 	}
 }
@@ -255,7 +260,7 @@ func (s *session) advance() {
 // launchAll answers what waits for g, in push order. Called with mu held.
 func (s *session) launchAll(g *generation) {
 	for _, typeURL := range xds.Pushed() {
-		if t := s.types[typeURL]; t != nil && t.armed && s.lacks(t, g) {
+		if t := s.types[typeURL]; t != nil && t.armed && s.lacks(t, g) && !s.holdsBack(t) {
 			s.launch(t)
 		}
 	}

@@ -1,0 +1,114 @@
+package adsserver
+
+import (
+	"slices"
+	"time"
+
+	"github.com/outrigger-mesh/outrigger/xds"
+	"github.com/outrigger-mesh/outrigger/xds/translate"
+)
+
+// warming holds back, from an Envoy, what refers to clusters that are new to it until it has
+// their load assignments. It asks for these once it has taken the clusters in, and answers 503
+// to what is routed to them meanwhile; so the order in one breath, clusters, endpoints, routes,
+// is not enough (https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol, "Eventual
+// consistency considerations"). An Envoy that never asks is waited for answerPatience long.
+// Our sidecars put a push in force as a whole and gRPC clients resolve what routes name before
+// they follow them: nothing is held back from those. Guarded by session.mu.
+type warming struct {
+	names []string // of new clusters, those not known to be usable
+	holds bool     // something of the target waits for them
+	timer *time.Timer
+}
+
+// refers reports whether resources of the type name clusters, so that they go after these.
+func refers(typeURL string) bool {
+	return typeURL == xds.TypeExtension || typeURL == xds.TypeListener || typeURL == xds.TypeScopedRoute || typeURL == xds.TypeRoute
+}
+
+// warm notes the clusters of next that are new to the client and get their endpoints from us.
+// Called with mu held, before anything of next is launched.
+func (s *session) warm(next *generation) {
+	s.warming.names = nil
+	clusters := s.types[xds.TypeCluster]
+	if !s.delta || s.node.Kind != string(translate.KindEnvoy) || clusters == nil || !clusters.answered {
+		return // the first of everything an Envoy puts in order itself
+	}
+	after, loads := next.types[xds.TypeCluster], next.types[xds.TypeEndpoint]
+	if after == nil || loads == nil || clusters.base == after {
+		return
+	}
+	consider := func(name string) {
+		if clusters.held(name) == "" && loads.entries[name] != nil {
+			s.warming.names = append(s.warming.names, name)
+		}
+	}
+	if clusters.follows(after) {
+		for _, r := range after.changed {
+			consider(r.GetName())
+		}
+		return
+	}
+	for _, name := range after.names {
+		consider(name)
+	}
+}
+
+// cold reports whether new clusters are still without endpoints. Called with mu held.
+func (s *session) cold() bool {
+	w := &s.warming
+	if len(w.names) == 0 {
+		return false
+	}
+	t := s.types[xds.TypeEndpoint]
+	if t != nil && !t.fired && len(t.force) == 0 && len(t.pending) == 0 && t.acked != nil {
+		w.names = slices.DeleteFunc(w.names, func(name string) bool {
+			_, named := t.names[name]
+			return (named || t.wildcard) && t.acked.versionOf(name) != ""
+		})
+	}
+	return len(w.names) > 0
+}
+
+// holdsBack reports whether t has to wait for new clusters, and sees to it that it does not for
+// ever. Called with mu held.
+func (s *session) holdsBack(t *typeSub) bool {
+	if !refers(t.typeURL) || !s.cold() {
+		return false
+	}
+	s.warming.holds = true
+	if s.warming.timer == nil {
+		s.warming.timer = time.AfterFunc(answerPatience, s.giveUpWarming)
+	}
+	return true
+}
+
+// warmed launches what was held back, if nothing is in its way any more, and reports whether
+// the target is launched as a whole. Called with mu held.
+func (s *session) warmed() bool {
+	w := &s.warming
+	if !w.holds {
+		return true
+	}
+	if s.cold() {
+		return false
+	}
+	w.holds = false
+	if w.timer != nil {
+		w.timer.Stop()
+		w.timer = nil
+	}
+	s.launchAll(s.target)
+	return s.open <= s.late
+}
+
+// giveUpWarming goes on without what an Envoy did not ask for.
+func (s *session) giveUpWarming() {
+	s.mu.Lock()
+	s.warming.names, s.warming.timer = nil, nil
+	if !s.closed {
+		s.advance()
+	}
+	s.mu.Unlock()
+	s.dropRetained()
+}
