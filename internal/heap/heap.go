@@ -17,6 +17,7 @@ package heap
 import (
 	"context"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
@@ -70,6 +71,7 @@ func Keep(ctx context.Context, spare uint64) {
 		case <-t.C:
 		}
 		if made, free := use(); rest.due(time.Now(), made, free) {
+			runtime.GC() // what pools keep (sync.Pool) outlives one collection
 			debug.FreeOSMemory()
 		}
 		// Small moves are not worth stopping the world for.
