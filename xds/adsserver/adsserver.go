@@ -18,6 +18,9 @@
 //     streams, and the responses most streams get once for all (TransportOptions). A Publish that changes nothing sends nothing.
 //   - A rejected response is not repeated before one of its resources changes; then all
 //     its resources are sent again.
+//   - An Envoy gets listeners and routes that refer to clusters new to it once it has
+//     acknowledged their endpoints, two seconds later at most: no request meets a cluster
+//     that is still warming (see warm.go).
 //   - Streams that arrive before the first Publish of their group wait; they never get
 //     an empty configuration.
 //   - A client that comes back with something the source never had (Know) keeps it: it is
