@@ -308,36 +308,6 @@ func (s *session) writeOff() {
 	s.dropRetained()
 }
 
-// rewarm sends the load assignment of every cluster that changes along with it, changed
-// itself or not: an Envoy takes a changed cluster into use once it has got its load
-// assignment anew, and does not ask for it, so it would wait 15 s. Called with mu held.
-func (s *session) rewarm(next *generation) {
-	clusters, loads := s.types[xds.TypeCluster], s.types[xds.TypeEndpoint]
-	if !s.delta || s.node.Kind != string(translate.KindEnvoy) || clusters == nil || loads == nil {
-		return
-	}
-	after, present := next.types[xds.TypeCluster], next.types[xds.TypeEndpoint]
-	if clusters.base == after {
-		return
-	}
-	consider := func(name string) {
-		if was := clusters.held(name); was != "" && was != after.versionOf(name) && present.entries[name] != nil {
-			loads.demand(name)
-		}
-	}
-	if clusters.follows(after) {
-		for _, r := range after.changed {
-			if _, named := loads.names[r.GetName()]; named {
-				consider(r.GetName())
-			}
-		}
-		return
-	}
-	for name := range loads.names {
-		consider(name)
-	}
-}
-
 // closePush makes MeshPolicy the last response of every push on streams that follow
 // it, even of one that left it unchanged: it is the mark that the set is complete.
 func (s *session) closePush() {
