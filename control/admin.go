@@ -54,6 +54,7 @@ type monitorView interface {
 	Gates(rollout string) (gates []*pb.RolloutGateDecided, waiting string)
 	Judge(r *deploy.Rollout) ([]deploy.Result, error)
 	RequestsPerSecond(model string) float64
+	Cost(formula string, t monitor.Totals) (cost float64, ok bool)
 }
 
 type ledgerView interface{ Ledger() []adsserver.NodeState }

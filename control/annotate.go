@@ -11,7 +11,6 @@ import (
 	"github.com/outrigger-mesh/outrigger/control/eventlog"
 	"github.com/outrigger-mesh/outrigger/control/facts"
 	"github.com/outrigger-mesh/outrigger/control/monitor"
-	"github.com/outrigger-mesh/outrigger/internal/expr"
 )
 
 // Bounds of what is written beside models and versions.
@@ -129,11 +128,6 @@ func (a *admin) DeleteAlias(ctx context.Context, r *pb.DeleteAliasRequest) (*pb.
 	return a.modelReply(f, err, r.GetModel())
 }
 
-// costNames are what a cost formula may use: the counts of one version over one window.
-func costNames() []string {
-	return []string{"requests", "failures", "cancelled", "attempts", "tokens_in", "tokens_out", "seconds"}
-}
-
 // ModelMetrics says how each version does: over the last minute and since this replica
 // started, copies of requests apart.
 func (a *admin) ModelMetrics(_ context.Context, r *pb.NameRequest) (*pb.ModelMetricsResponse, error) {
@@ -155,31 +149,9 @@ func (a *admin) ModelMetrics(_ context.Context, r *pb.NameRequest) (*pb.ModelMet
 // price shows totals with what they cost. A formula that does not compile here (a newer
 // control plane wrote it) costs nothing.
 func (a *admin) price(m *facts.Model) func(monitor.Totals) *pb.VersionStats {
-	var formula *expr.Formula
-	if m.Cost != "" {
-		formula, _ = expr.CompileFormula(m.Cost, costNames())
-	}
 	return func(t monitor.Totals) *pb.VersionStats {
 		out := t.PB()
-		if formula != nil {
-			out.Cost, _ = formula.Eval(func(name string) float64 {
-				switch name {
-				case "requests":
-					return float64(t.Requests)
-				case "failures":
-					return float64(t.Failures)
-				case "cancelled":
-					return float64(t.Cancelled)
-				case "attempts":
-					return float64(t.Attempts)
-				case "tokens_in":
-					return float64(t.TokensIn)
-				case "tokens_out":
-					return float64(t.TokensOut)
-				}
-				return t.LatencySum / 1000 // seconds of all requests together
-			})
-		}
+		out.Cost, _ = a.monitor.Cost(m.Cost, t)
 		return out
 	}
 }

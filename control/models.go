@@ -11,6 +11,7 @@ import (
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/control/eventlog"
 	"github.com/outrigger-mesh/outrigger/control/facts"
+	"github.com/outrigger-mesh/outrigger/control/monitor"
 	"github.com/outrigger-mesh/outrigger/deploy/models"
 	"github.com/outrigger-mesh/outrigger/experiments"
 	"github.com/outrigger-mesh/outrigger/internal/expr"
@@ -145,7 +146,7 @@ func (a *admin) ConfigureModel(ctx context.Context, r *pb.ConfigureModelRequest)
 		return nil, invalid("timeout_ms is %d, allowed is 1..%d, or 0 to leave it", r.GetTimeoutMs(), policy.MaxDuration.Milliseconds())
 	}
 	if r.GetCost() != "" {
-		if _, err := expr.CompileFormula(r.GetCost(), costNames()); err != nil {
+		if _, err := expr.CompileFormula(r.GetCost(), monitor.CostNames()); err != nil {
 			return nil, err
 		}
 	}

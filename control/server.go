@@ -234,9 +234,10 @@ func (s *Server) wireParts() (err error) {
 	m := s.opts.Monitor
 	m.Log, m.Rollouts, m.Ledger, m.Touch = s.opts.Log, rolloutSource{s.facts}, s.fleet, s.vars.Touch
 	m.Now, m.Logger, m.Meter = s.opts.Now, s.opts.Logger, s.opts.Meter
-	if s.trials, err = trials.New(trials.Options{Log: s.opts.Log, Facts: s.facts.Facts, Ready: s.facts.Ready(), Snapshots: s.opts.Log, Late: s.opts.Late, Now: s.opts.Now, Logger: s.opts.Logger}); err != nil {
+	if s.trials, err = trials.New(trials.Options{Log: s.opts.Log, Facts: s.facts.Facts, Ready: s.facts.Ready(), Snapshots: s.opts.Log, Late: s.opts.Late, Answers: s.answer, Now: s.opts.Now, Logger: s.opts.Logger}); err != nil {
 		return err
 	}
+	m.Cost = s.cost
 	m.Outcomes = s.trials.Ingest
 	s.otlp = otlp.New(otlp.Options{Sink: s.trials, Ready: s.takesOTLP, Now: s.opts.Now})
 	m.Experiment = s.experiment

@@ -113,8 +113,10 @@ func criterion(p Phase, gate, source string, rate float64) *pb.GateForecast {
 		n = degradationRequests(bound)
 	case m[1] == "requests" && !less:
 		n = uint64(bound) + 1
-	case m[1] == "user_satisfaction", m[1] == "accuracy", m[1] == "cost_per_request":
+	case m[1] == MetricSatisfaction, m[1] == MetricAccuracy:
 		return unknown("applications must report it; without reports it stays inconclusive")
+	case m[1] == MetricCost:
+		return unknown("the model needs a cost formula, or applications must report it; without either it stays inconclusive")
 	default:
 		f := unknown("the requests it needs depend on the candidate")
 		f.Provable = true

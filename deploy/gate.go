@@ -45,15 +45,17 @@ const (
 //	response_time, baseline_response_time  95th percentile, milliseconds
 //	performance_degradation             response_time / baseline_response_time − 1
 //	requests                            of the candidate, counted
-//	user_satisfaction, accuracy, cost_per_request  outcomes that applications report
+//	user_satisfaction, accuracy         mean over users of what applications report, 0 to 1
+//	cost_per_request                    by the model's cost formula, per logical request and in
+//	                                    its currency; without a formula what applications report
 //	system_failure                      true: most of the candidate's requests of the last minute failed
 //
 // Intervals hold at every look (confidence sequences), so that looking each second does
 // not make them wrong.
 func Metrics() []expr.Name {
 	var out []expr.Name
-	for _, n := range []string{"error_rate", "success_rate", "baseline_error_rate", "response_time", "baseline_response_time",
-		"performance_degradation", "requests", "user_satisfaction", "accuracy", "cost_per_request"} {
+	for _, n := range append([]string{"error_rate", "success_rate", "baseline_error_rate", "response_time", "baseline_response_time",
+		"performance_degradation", "requests"}, Reported()...) {
 		out = append(out, expr.Name{Name: n})
 	}
 	return append(out, expr.Name{Name: MetricFailure, Bool: true})
@@ -64,6 +66,16 @@ const (
 	MetricFailure     = "system_failure"
 	MetricDegradation = "performance_degradation"
 )
+
+// Metrics that applications report, since sidecars cannot know them.
+const (
+	MetricSatisfaction = "user_satisfaction"
+	MetricAccuracy     = "accuracy"
+	MetricCost         = "cost_per_request"
+)
+
+// Reported are the metrics that applications report.
+func Reported() []string { return []string{MetricSatisfaction, MetricAccuracy, MetricCost} }
 
 // Observed is what gates are judged on beside the rollout itself.
 type Observed struct {

@@ -235,17 +235,21 @@ func experimentRecord(c *clientFlags) *cobra.Command {
 		if err != nil {
 			return usageError{fmt.Errorf("VALUE %q is no number", args[3])}
 		}
-		r, err := pb.NewOutcomesClient(cl.conn).Record(ctx, &pb.RecordOutcomesRequest{Outcomes: []*pb.OutcomeRecord{
-			{Experiment: args[0], Unit: args[1], Metric: args[2], Value: v, Id: id}}})
-		if err != nil {
-			return err
-		}
-		for _, e := range r.Errors {
-			return fmt.Errorf("%s (%s)", e.Message, e.Kind)
-		}
-		return cl.out.message(r, func(w io.Writer) { fmt.Fprintf(w, "counted %d, known before %d\n", r.Counted, r.Repeated) })
+		return cl.record(ctx, &pb.OutcomeRecord{Experiment: args[0], Unit: args[1], Metric: args[2], Value: v, Id: id})
 	})
 	return cmd
+}
+
+// record sends one outcome and prints what became of it.
+func (c *client) record(ctx context.Context, o *pb.OutcomeRecord) error {
+	r, err := pb.NewOutcomesClient(c.conn).Record(ctx, &pb.RecordOutcomesRequest{Outcomes: []*pb.OutcomeRecord{o}})
+	if err != nil {
+		return err
+	}
+	for _, e := range r.Errors {
+		return fmt.Errorf("%s (%s)", e.Message, e.Kind)
+	}
+	return c.out.message(r, func(w io.Writer) { fmt.Fprintf(w, "counted %d, known before %d\n", r.Counted, r.Repeated) })
 }
 
 // readExperiment fills a request from the experiment of that name in a deployment plan.

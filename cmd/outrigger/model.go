@@ -26,7 +26,7 @@ func durationPB(d time.Duration) *durationpb.Duration { return durationpb.New(d)
 func modelCommand(g *globals) *cobra.Command {
 	cmd := group("model", "Register model versions and move aliases")
 	c := addClientFlags(cmd, g)
-	cmd.AddCommand(modelRegister(c), modelAlias(c), modelState(c), modelVersions(c), modelServedAt(c), modelUnalias(c), modelConfigure(c), modelMetrics(c), modelArtifact(c),
+	cmd.AddCommand(modelRegister(c), modelAlias(c), modelState(c), modelVersions(c), modelServedAt(c), modelUnalias(c), modelConfigure(c), modelMetrics(c), modelScore(c), modelArtifact(c),
 		&cobra.Command{Use: "list", Short: "List models with their versions", Args: exactArgs(),
 			RunE: c.verb(false, func(ctx context.Context, cl *client, _ []string) error {
 				r, err := cl.admin.ListModels(ctx, &pb.ListRequestAll{})

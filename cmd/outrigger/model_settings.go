@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -40,6 +41,22 @@ func modelConfigure(c *clientFlags) *cobra.Command {
 			return cl.printModel(m)
 		})(cmd, args)
 	}
+	return cmd
+}
+
+func modelScore(c *clientFlags) *cobra.Command {
+	o := &pb.OutcomeRecord{}
+	cmd := &cobra.Command{Use: "score MODEL UNIT METRIC VALUE", Args: exactArgs("MODEL", "UNIT", "METRIC", "VALUE"),
+		Short: "Say how well a version answered a unit: user_satisfaction, accuracy (0 to 1) or cost_per_request"}
+	cmd.Flags().StringVar(&o.Version, "version", "", "the version that answered (default: the one the unit is assigned to)")
+	cmd.Flags().StringVar(&o.Id, "id", "", "a second score of the unit and metric with the same id does not count")
+	cmd.RunE = c.verb(false, func(ctx context.Context, cl *client, args []string) (err error) {
+		o.Model, o.Unit, o.Metric = args[0], args[1], args[2]
+		if o.Value, err = strconv.ParseFloat(args[3], 64); err != nil {
+			return usageError{fmt.Errorf("VALUE %q is no number", args[3])}
+		}
+		return cl.record(ctx, o)
+	})
 	return cmd
 }
 

@@ -43,7 +43,10 @@
 // the candidate since its weight last changed: see deploy.Decide for the order, and
 // deploy.Metrics for what they may name. Comparisons with the last good version are made
 // region by region and weighted by where the candidate served, so that serving in a
-// worse region is no difference. A held rollout is watched, too: it does not advance, but
+// worse region is no difference. What sidecars cannot see (satisfaction, accuracy) comes by
+// Score, from applications, and counts for the version that answered; a unit counts once, with
+// the mean of its values. cost_per_request is the model's formula over what sidecars count,
+// per logical request in the formula's currency. A held rollout is watched, too: it does not advance, but
 // a proven regression rolls it back. A graceful rollback takes its steps here, and a drill
 // ends when every sidecar has acknowledged it.
 //
@@ -121,14 +124,18 @@ type Options struct {
 	// Outcomes is told every delta, once, after it was counted. It is called without locks
 	// held, must not block and not keep the delta. May be nil.
 	Outcomes func(*pb.Delta)
+	// Cost is the cost formula of a model (see CostNames), "" if it has none; nil = none has.
+	Cost func(model string) string
 	// MaxReporters bounds reporters and nodes each (default 10 000); one that has been
 	// silent for 15 minutes makes room. MaxCells bounds cells (default 2 048); one that
 	// has been silent for 10 minutes makes room. MaxUnits bounds the failed units
 	// remembered per cell and minute (default 65 536).
-	MaxReporters, MaxCells, MaxUnits int
-	Now                              func() time.Time // default time.Now
-	Logger                           *slog.Logger     // default: discard
-	Meter                            metric.Meter     // default: no metrics
+	// MaxScores bounds the units of which scores are remembered, over all versions and
+	// metrics (default 200 000, some 40 bytes each; one is two during a rollout).
+	MaxReporters, MaxCells, MaxUnits, MaxScores int
+	Now                                         func() time.Time // default time.Now
+	Logger                                      *slog.Logger     // default: discard
+	Meter                                       metric.Meter     // default: no metrics
 }
 
 // How long something must be silent before it may be forgotten to make room.
@@ -147,11 +154,13 @@ const ackPoll = 20 * time.Millisecond
 // Run; it takes reports and answers queries before and after as well.
 type Monitor struct {
 	pb.UnimplementedReportsServer
-	opts   Options
-	inst   instruments
-	wake   chan struct{} // capacity 1: failures arrived
-	counts *counts
-	stale  staleness
+	opts     Options
+	inst     instruments
+	wake     chan struct{} // capacity 1: failures arrived
+	counts   *counts
+	scores   *scores
+	stale    staleness
+	formulas formulas
 
 	mu    sync.Mutex
 	looks map[string]look // by rollout; replaced, never modified
@@ -171,6 +180,7 @@ func New(opts Options) (*Monitor, error) {
 	opts.MaxReporters = cmp.Or(opts.MaxReporters, 10_000)
 	opts.MaxCells = cmp.Or(opts.MaxCells, 2_048)
 	opts.MaxUnits = cmp.Or(opts.MaxUnits, 65_536)
+	opts.MaxScores = cmp.Or(opts.MaxScores, 200_000)
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
@@ -188,7 +198,7 @@ func New(opts Options) (*Monitor, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Monitor{opts: opts, inst: inst, counts: counts, wake: make(chan struct{}, 1),
+	return &Monitor{opts: opts, inst: inst, counts: counts, scores: newScores(opts), wake: make(chan struct{}, 1),
 		looks: make(map[string]look), watches: make(map[string]*watch)}, nil
 }
 

@@ -25,6 +25,7 @@ type side struct {
 	requests, failed uint64 // failed: distinct units
 	latency          sketch
 	recent, bad      uint64 // of the last minute
+	counts           experiments.Moments
 }
 
 // observe reads the counts of a rollout for gates and conditions.
@@ -34,7 +35,10 @@ func (m *Monitor) observe(r *deploy.Rollout, now time.Time) deploy.Observed {
 	for _, x := range regions {
 		all.add(x.candidate)
 	}
-	o := deploy.Observed{Measure: func(name string) expr.Measure { return measure(name, regions, all) }}
+	beside := told{price: m.price(r.Model), score: func(metric string) scored {
+		return m.scores.sinceEpoch(scoreKey{r.Model, r.Candidate, metric}, r.WeightEpoch)
+	}}
+	o := deploy.Observed{Measure: func(name string) expr.Measure { return measure(name, regions, &all, beside) }}
 	if m.opts.Experiment != nil {
 		o.Experiment = func(name string) (deploy.Outcome, string) { return m.opts.Experiment(name, r.Model, r.Candidate) }
 	}
@@ -68,6 +72,7 @@ func (m *Monitor) RequestsPerSecond(model string) float64 {
 func (s *side) add(o side) {
 	s.requests, s.failed, s.recent, s.bad = s.requests+o.requests, s.failed+o.failed, s.recent+o.recent, s.bad+o.bad
 	merge(&s.latency, o.latency)
+	mergeCounts(&s.counts, &o.counts)
 }
 
 // regions sums the cells of the rollout's two versions. Sketches are copies.
@@ -90,7 +95,7 @@ func (c *counts) regions(r *deploy.Rollout, now time.Time) map[string]*region {
 		var last totals
 		t.window.addTo(&last, now)
 		to.add(side{requests: t.lifetime.Requests, failed: min(t.failed, t.lifetime.Requests), latency: t.lifetime.latency,
-			recent: last.Requests, bad: last.Failures})
+			recent: last.Requests, bad: last.Failures, counts: t.lifetime.counts})
 	}
 	return out
 }
@@ -108,8 +113,10 @@ func (c *counts) lastSeen(model, version string) (at time.Time) {
 }
 
 // measure answers one of deploy.Metrics. What nobody reports is not known.
-func measure(name string, regions map[string]*region, all side) expr.Measure {
+func measure(name string, regions map[string]*region, all *side, beside told) expr.Measure {
 	switch name {
+	case deploy.MetricSatisfaction, deploy.MetricAccuracy, deploy.MetricCost:
+		return beside.measure(name, &all.counts)
 	case "requests":
 		return expr.Exactly(float64(all.requests))
 	case "error_rate":
@@ -128,7 +135,7 @@ func measure(name string, regions map[string]*region, all side) expr.Measure {
 	case deploy.MetricDegradation:
 		return weighted(regions, all, degradation)
 	case deploy.MetricFailure:
-		return failure(all)
+		return failure(*all)
 	}
 	return expr.Measure{}
 }
@@ -170,7 +177,7 @@ func degradation(x *region, alpha float64) expr.Measure {
 // Every region's interval holds at alpha over their number, so the mean's holds at alpha.
 // Regions in which only one version served cannot be compared; when they hold more than
 // half of the candidate's requests nothing is known.
-func weighted(regions map[string]*region, all side, of func(*region, float64) expr.Measure) expr.Measure {
+func weighted(regions map[string]*region, all *side, of func(*region, float64) expr.Measure) expr.Measure {
 	alpha := deploy.GateAlpha / float64(max(len(regions), 1))
 	var out expr.Measure
 	var sum float64

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/experiments"
 )
 
 // Totals are the sums of some outcomes.
@@ -55,13 +56,28 @@ type totals struct {
 	Totals
 	units         uint64 // distinct units with a failure
 	latency, ttft sketch
+	counts        experiments.Moments // CostNames, report by report
 }
 
 func totalsOf(o outcome) totals {
 	d := o.delta
-	return totals{Totals: Totals{
+	t := totals{Totals: Totals{
 		Requests: d.GetRequests(), Failures: d.GetFailures(), Cancelled: d.GetCancelled(), Attempts: d.GetAttempts(),
 		TokensIn: d.GetTokensIn(), TokensOut: d.GetTokensOut(), LatencySum: d.GetLatencySumMs()}, latency: o.latency, ttft: o.ttft}
+	if t.Requests == 0 {
+		return t
+	}
+	if err := t.counts.Add(t.quantities()); err != nil {
+		panic(err) // only for counts that check refuses
+	}
+	return t
+}
+
+// mergeCounts adds from to to, which it makes its own. from is not modified.
+func mergeCounts(to, from *experiments.Moments) {
+	if err := to.Merge(from); err != nil {
+		panic(err) // only for another number of quantities
+	}
 }
 
 func (t *totals) add(o *totals) {
@@ -75,6 +91,7 @@ func (t *totals) add(o *totals) {
 	t.units += o.units
 	merge(&t.latency, o.latency)
 	merge(&t.ttft, o.ttft)
+	mergeCounts(&t.counts, &o.counts)
 }
 
 func (t *totals) snapshot() Totals {

@@ -18,15 +18,19 @@ type Subject struct {
 	Requests          uint64
 	regions           map[string]*region
 	all               side
+	price             *expr.Formula
+	scores            map[string]scored
 }
 
 // Measure answers one metric. Its interval is that of a sequence of looks within a minute
 // (deploy.GateAlpha); windows slide, so over hours a healthy version may be outside now and
 // then: what follows from it should tell people, not change traffic.
-func (s *Subject) Measure(name string) expr.Measure { return measure(name, s.regions, s.all) }
+func (s *Subject) Measure(name string) expr.Measure {
+	return measure(name, s.regions, &s.all, told{s.price, func(metric string) scored { return s.scores[metric] }})
+}
 
-// Subjects are the versions that have answered requests within the last minute, sorted by
-// model and version. Requests that the split did not assign count, too; copies (shadows) do not. It costs a merge of
+// Subjects are the versions that have answered requests within the last minute, or about
+// which applications told something, sorted by model and version. Requests that the split did not assign count, too; copies (shadows) do not. It costs a merge of
 // sketches per cell; the lock on counts is held for one version at a time.
 func (m *Monitor) Subjects() []Subject {
 	now := m.opts.Now()
@@ -37,8 +41,8 @@ func (m *Monitor) Subjects() []Subject {
 		baseline[versionKey{model: r.Model, version: r.Candidate}] = [2]string{r.ID, r.LastGood}
 	}
 	var out []Subject
-	for _, key := range m.counts.recent(now) {
-		s := Subject{Model: key.model, Version: key.version, regions: make(map[string]*region)}
+	for _, key := range m.recent(now) {
+		s := Subject{Model: key.model, Version: key.version, regions: make(map[string]*region), price: m.price(key.model), scores: m.scores.lately(key, now)}
 		if b, ok := baseline[key]; ok {
 			s.Rollout, s.Baseline = b[0], b[1]
 		}
@@ -49,23 +53,18 @@ func (m *Monitor) Subjects() []Subject {
 		for _, r := range s.regions {
 			s.all.add(r.candidate)
 		}
-		if s.Requests = s.all.requests; s.Requests > 0 {
+		if s.Requests = s.all.requests; s.Requests > 0 || s.scores != nil {
 			out = append(out, s)
 		}
 	}
 	return out
 }
 
-// recent lists the versions with a cell that was heard of within the window.
-func (c *counts) recent(now time.Time) []versionKey {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+// recent lists the versions that were heard of within the window.
+func (m *Monitor) recent(now time.Time) []versionKey {
 	found := make(map[versionKey]bool)
-	for key, t := range c.cells {
-		if !key.shadow && now.Sub(t.lastSeen) <= slots*slotSeconds*time.Second {
-			found[versionKey{model: key.model, version: key.version}] = true
-		}
-	}
+	m.counts.recent(now, found)
+	m.scores.recentVersions(now, found)
 	out := make([]versionKey, 0, len(found))
 	for key := range found {
 		out = append(out, key)
@@ -74,6 +73,17 @@ func (c *counts) recent(now time.Time) []versionKey {
 		return cmp.Or(cmp.Compare(a.model, b.model), cmp.Compare(a.version, b.version))
 	})
 	return out
+}
+
+// recent adds the versions with a cell that was heard of within the window.
+func (c *counts) recent(now time.Time, found map[versionKey]bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for key, t := range c.cells {
+		if !key.shadow && now.Sub(t.lastSeen) <= Window {
+			found[versionKey{model: key.model, version: key.version}] = true
+		}
+	}
 }
 
 // lately adds the last minute of one version to a side of each region.
@@ -93,6 +103,6 @@ func (c *counts) lately(version versionKey, regions map[string]*region, of func(
 			regions[key.region] = new(region)
 		}
 		of(regions[key.region]).add(side{requests: last.Requests, failed: min(last.units, last.Requests), latency: last.latency,
-			recent: last.Requests, bad: last.Failures})
+			recent: last.Requests, bad: last.Failures, counts: last.counts})
 	}
 }

@@ -215,8 +215,10 @@ func (b *builder) gates(in seedconfig.Phase, p *deploy.Phase) {
 
 func (b *builder) criterion(in seedconfig.Phase, p *deploy.Phase, c seedconfig.Condition) {
 	switch c.Metric {
-	case "user_satisfaction", "accuracy", "cost_per_request":
+	case deploy.MetricSatisfaction, deploy.MetricAccuracy:
 		b.note(c.At, Unprovable, "phase %s: %s is inconclusive, and the phase waits, until applications report %s", in.Name, c, c.Metric)
+	case deploy.MetricCost:
+		b.note(c.At, Unprovable, "phase %s: %s is inconclusive, and the phase waits, until the model has a cost formula or applications report it", in.Name, c)
 	}
 	for _, s := range p.RollbackWhen {
 		var at float64
@@ -260,7 +262,7 @@ func AlertRules(f seedconfig.File) ([]alerting.Rule, error) {
 }
 
 // lessIsWorse are the metrics whose critical level lies below the warning.
-var lessIsWorse = []string{"success_rate", "user_satisfaction", "accuracy"}
+var lessIsWorse = []string{"success_rate", deploy.MetricSatisfaction, deploy.MetricAccuracy}
 
 // alerts compares the levels of alerts with each other.
 func (b *builder) alerts() error {

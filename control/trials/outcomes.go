@@ -28,7 +28,9 @@ const (
 // Record counts late outcomes. Every outcome belongs to the arm its unit was exposed to,
 // whoever reports it; a unit no sidecar has reported is not_found, and may be tried again,
 // since reports take a second. Outcomes are taken from the start of the experiment until
-// Options.Late after its end. The error is that of the batch (kind Invalid: empty or too
+// Options.Late after its end. One of deploy.Reported also counts for the version of the arm,
+// unless the unit was seen in several; one without an experiment counts for the model's
+// version it names only, or that its unit is assigned to. The error is that of the batch (kind Invalid: empty or too
 // long); what is wrong with one outcome stands in the answer, and only the others count.
 func (s *Service) Record(_ context.Context, r *pb.RecordOutcomesRequest) (*pb.RecordOutcomesResponse, error) {
 	if n := len(r.GetOutcomes()); n == 0 || n > MaxBatch {
@@ -71,27 +73,39 @@ func (s *Service) record(f *facts.Facts, o *pb.OutcomeRecord, id string, now tim
 	case o.GetAt() != nil && o.GetAt().CheckValid() != nil:
 		return false, outrigger.Errorf(outrigger.Invalid, "at is no time: %v", o.GetAt().CheckValid())
 	}
+	if o.GetExperiment() == "" && o.GetModel() != "" {
+		return s.direct(f, o, id, now)
+	}
 	e := f.Experiment(o.GetExperiment())
-	if e == nil {
+	switch {
+	case e == nil:
 		return false, outrigger.Errorf(outrigger.NotFound, "experiment %q not found", o.GetExperiment())
+	case o.GetModel() != "" && o.GetModel() != e.Model:
+		return false, outrigger.Errorf(outrigger.Invalid, "experiment %q is about model %q, not %q", e.Name, e.Model, o.GetModel())
+	case o.GetVersion() != "":
+		return false, outrigger.Errorf(outrigger.Invalid, "the arm of experiment %q says which version answered; leave version out", e.Name)
 	}
 	t, err := s.open(e, now)
 	if err != nil {
 		return false, err
 	}
-	if at := o.GetAt(); at != nil {
-		switch at := at.AsTime(); {
-		case at.Before(e.Life.StartedAt):
-			return false, outrigger.Errorf(outrigger.Invalid, "at is %v, before the start of experiment %q at %v", at, e.Name, e.Life.StartedAt)
-		case at.After(now.Add(maxClockAhead)):
-			return false, outrigger.Errorf(outrigger.Invalid, "at is %v, and it is %v now; at most %v ahead are taken", at, now, maxClockAhead)
-		}
+	at, err := outcomeTime(o, now)
+	if err != nil {
+		return false, err
+	}
+	if o.GetAt() != nil && at.Before(e.Life.StartedAt) {
+		return false, outrigger.Errorf(outrigger.Invalid, "at is %v, before the start of experiment %q at %v", at, e.Name, e.Life.StartedAt)
 	}
 	m, err := t.metric(o.GetMetric())
 	if err != nil {
 		return false, err
 	}
-	return t.ledger.outcome(experiments.UnitHash(facts.ExperimentSalt(e.Name), o.GetUnit()), m, sample{1, o.GetValue()}, id)
+	v := sample{1, o.GetValue()}
+	arm, repeated, err := t.ledger.outcome(experiments.UnitHash(facts.ExperimentSalt(e.Name), o.GetUnit()), m, v, id)
+	if err == nil && !repeated {
+		s.answered(e, arm, o.GetMetric(), o.GetUnit(), v, at)
+	}
+	return repeated, err
 }
 
 // open returns the evidence of an experiment that still takes some. Kinds: Locked for one
@@ -123,14 +137,15 @@ func (t *trial) metric(name string) (int, error) {
 	return 0, outrigger.Errorf(outrigger.NotFound, "metric %q not found in the plan of experiment %q; it has %q", name, t.name, known)
 }
 
-// outcome adds values of one metric to a unit that was exposed. With an id it counts once.
-func (l *ledger) outcome(u uint32, metric int, v sample, id string) (repeated bool, err error) {
+// outcome adds values of one metric to a unit that was exposed, and says to which arm; −1 for
+// a unit seen in several. With an id it counts once.
+func (l *ledger) outcome(u uint32, metric int, v sample, id string) (arm int, repeated bool, err error) {
 	sh := &l.shards[u%shards]
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	known := sh.units[u]
 	if known == nil {
-		return false, outrigger.Errorf(outrigger.NotFound, "unit not found: no sidecar has reported that it was exposed (reports take a second)")
+		return -1, false, outrigger.Errorf(outrigger.NotFound, "unit not found: no sidecar has reported that it was exposed (reports take a second)")
 	}
 	var hash uint64
 	if id != "" {
@@ -139,18 +154,18 @@ func (l *ledger) outcome(u uint32, metric int, v sample, id string) (repeated bo
 		hash = h.Sum64()
 		if _, dup := sh.ids[hash]; dup {
 			l.repeated.Add(1)
-			return true, nil
+			return -1, true, nil
 		}
 	}
 	if known.values == nil {
 		if !l.take(sh, l.valuesCost()) {
-			return false, outrigger.Errorf(outrigger.Exhausted, "the unit ledger is full; end another experiment or raise the limit")
+			return -1, false, outrigger.Errorf(outrigger.Exhausted, "the unit ledger is full; end another experiment or raise the limit")
 		}
 		known.values = make([]sample, l.named)
 	}
 	was := &known.values[metric]
 	if sum := was.sum + v.sum; !(math.Abs(sum) <= maxTotal) {
-		return false, outrigger.Errorf(outrigger.Invalid, "value %v takes the sum of the unit to %v; the limit is %g", v.sum, sum, float64(maxTotal))
+		return -1, false, outrigger.Errorf(outrigger.Invalid, "value %v takes the sum of the unit to %v; the limit is %g", v.sum, sum, float64(maxTotal))
 	}
 	was.n, was.sum = was.n+v.n, was.sum+v.sum
 	if id != "" {
@@ -158,7 +173,10 @@ func (l *ledger) outcome(u uint32, metric int, v sample, id string) (repeated bo
 	}
 	l.outcomes.Add(v.n)
 	l.changed.Store(true)
-	return false, nil
+	if known.multiple {
+		return -1, false, nil
+	}
+	return int(known.arm), false, nil
 }
 
 // remember keeps an id, and forgets the oldest beyond the bound.
@@ -213,7 +231,10 @@ func (s *Service) Observe(o otlp.Observation, now time.Time) error {
 		if len(o.Unit) > maxUnitBytes {
 			return outrigger.Errorf(outrigger.Invalid, "unit is %d bytes long; give 1 to %d", len(o.Unit), maxUnitBytes)
 		}
-		_, err = t.ledger.outcome(experiments.UnitHash(facts.ExperimentSalt(e.Name), o.Unit), m, v, "")
+		arm, _, err := t.ledger.outcome(experiments.UnitHash(facts.ExperimentSalt(e.Name), o.Unit), m, v, "")
+		if err == nil {
+			s.answered(e, arm, o.Metric, o.Unit, v, now)
+		}
 		return err
 	}
 	arm := slices.IndexFunc(t.arms, func(w experiments.Weighted) bool { return w.Name == o.Arm })

@@ -18,7 +18,9 @@
 // Record adds outcomes that come from elsewhere and later (an order, a rating): values of
 // the metrics that the plan names and sidecars do not report. They belong to units that
 // were exposed, and an outcome with an id counts once; the last 131,072 ids of an
-// experiment are remembered.
+// experiment are remembered. An outcome that says how well a version answers (its metric is one
+// of deploy.Reported) is handed on to Answers: for the version of the arm; or, without an
+// experiment, for the version it names or its unit is assigned to.
 //
 // # Decisions
 //
@@ -78,6 +80,9 @@ type Options struct {
 	// it is stored while there is news, default 30 s, and at the end of Run.
 	Snapshots Snapshots
 	SaveEvery time.Duration
+	// Answers is told outcomes that say how well a version answers, and reports whether one
+	// was told before, by its id. It must not block. nil = nobody wants to know.
+	Answers func(Answer) (repeated bool, err error)
 	// MaxUnits bounds the units of all experiments. Default 1 000 000.
 	MaxUnits int
 	Now      func() time.Time // default time.Now

@@ -76,14 +76,21 @@ func (x *RecordOutcomesRequest) GetRequestId() string {
 	return ""
 }
 
+// OutcomeRecord is about a unit of an experiment, or about what a version of a model did.
 type OutcomeRecord struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Experiment    string                 `protobuf:"bytes,1,opt,name=experiment,proto3" json:"experiment,omitempty"`
-	Unit          string                 `protobuf:"bytes,2,opt,name=unit,proto3" json:"unit,omitempty"`     // as the sidecar saw it, for instance the user id
-	Metric        string                 `protobuf:"bytes,3,opt,name=metric,proto3" json:"metric,omitempty"` // of the experiment's plan, not one that sidecars report
-	Value         float64                `protobuf:"fixed64,4,opt,name=value,proto3" json:"value,omitempty"`
-	At            *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"` // when it happened; unset = now
-	Id            string                 `protobuf:"bytes,6,opt,name=id,proto3" json:"id,omitempty"` // a repetition with the same id, unit and metric counts once; empty = counts always
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Experiment string                 `protobuf:"bytes,1,opt,name=experiment,proto3" json:"experiment,omitempty"` // empty: model says what it is about
+	Unit       string                 `protobuf:"bytes,2,opt,name=unit,proto3" json:"unit,omitempty"`             // as the sidecar saw it, for instance the user id
+	// metric is one of the experiment's plan that sidecars do not report. Without an
+	// experiment: user_satisfaction, accuracy (0 to 1) or cost_per_request (not negative).
+	Metric string                 `protobuf:"bytes,3,opt,name=metric,proto3" json:"metric,omitempty"`
+	Value  float64                `protobuf:"fixed64,4,opt,name=value,proto3" json:"value,omitempty"`
+	At     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"` // when it happened; unset = now
+	Id     string                 `protobuf:"bytes,6,opt,name=id,proto3" json:"id,omitempty"` // a repetition with the same id, unit and metric counts once; empty = counts always
+	// model and version that answered, as x-outrigger-model and x-outrigger-version say.
+	// Without a version: the one that the unit is assigned to now.
+	Model         string `protobuf:"bytes,7,opt,name=model,proto3" json:"model,omitempty"`
+	Version       string `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -156,6 +163,20 @@ func (x *OutcomeRecord) GetAt() *timestamppb.Timestamp {
 func (x *OutcomeRecord) GetId() string {
 	if x != nil {
 		return x.Id
+	}
+	return ""
+}
+
+func (x *OutcomeRecord) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *OutcomeRecord) GetVersion() string {
+	if x != nil {
+		return x.Version
 	}
 	return ""
 }
@@ -288,7 +309,7 @@ const file_outrigger_v1_outcomes_proto_rawDesc = "" +
 	"\x15RecordOutcomesRequest\x127\n" +
 	"\boutcomes\x18\x01 \x03(\v2\x1b.outrigger.v1.OutcomeRecordR\boutcomes\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x02 \x01(\tR\trequestId\"\xad\x01\n" +
+	"request_id\x18\x02 \x01(\tR\trequestId\"\xdd\x01\n" +
 	"\rOutcomeRecord\x12\x1e\n" +
 	"\n" +
 	"experiment\x18\x01 \x01(\tR\n" +
@@ -297,7 +318,9 @@ const file_outrigger_v1_outcomes_proto_rawDesc = "" +
 	"\x06metric\x18\x03 \x01(\tR\x06metric\x12\x14\n" +
 	"\x05value\x18\x04 \x01(\x01R\x05value\x12*\n" +
 	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x0e\n" +
-	"\x02id\x18\x06 \x01(\tR\x02id\"\x82\x01\n" +
+	"\x02id\x18\x06 \x01(\tR\x02id\x12\x14\n" +
+	"\x05model\x18\a \x01(\tR\x05model\x12\x18\n" +
+	"\aversion\x18\b \x01(\tR\aversion\"\x82\x01\n" +
 	"\x16RecordOutcomesResponse\x12\x18\n" +
 	"\acounted\x18\x01 \x01(\rR\acounted\x12\x1a\n" +
 	"\brepeated\x18\x02 \x01(\rR\brepeated\x122\n" +
