@@ -395,6 +395,12 @@ func (s *Server) Handler() http.Handler {
 	return mux
 }
 
+// Drain hands the xDS clients of this replica over before it stops: see adsserver.Server.Drain.
+// Run goes on meanwhile, so that those who are still here hear of changes.
+func (s *Server) Drain(ctx context.Context, pause time.Duration) error {
+	return s.ads.Drain(ctx, pause)
+}
+
 func plain(w http.ResponseWriter, err error) {
 	if err != nil {
 		status.WriteHTTP(w, err)

@@ -230,7 +230,8 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 	if err != nil {
 		return configError{err}
 	}
-	p.serveGRPC(gl, c.grpcServer(p, s), c.grace)
+	calls := newInFlight()
+	p.serveReplica(gl, c.grpcServer(p, s, calls), calls, s.Drain, c.grace)
 	p.serveHTTP(hl, s.Handler(), c.grace)
 	p.run("control", s.Run)
 	p.run("heap", func(ctx context.Context) error { heap.Keep(ctx, 64<<20); return nil })
@@ -297,8 +298,8 @@ func (c *controlFlags) sessionKeys(p *process, follow *control.Following) (*iden
 }
 
 // grpcServer carries every service; keep-alives find peers that vanished.
-func (c *controlFlags) grpcServer(p *process, s *control.Server) *grpc.Server {
-	gs := grpc.NewServer(append(slices.Concat(variables.TransportOptions(), adsserver.TransportOptions()), p.tel.GRPCServer(),
+func (c *controlFlags) grpcServer(p *process, s *control.Server, calls *inFlight) *grpc.Server {
+	gs := grpc.NewServer(append(slices.Concat(variables.TransportOptions(), adsserver.TransportOptions()), p.tel.GRPCServer(), grpc.UnaryInterceptor(calls.count),
 		grpc.Creds(s.Credentials(insecure.NewCredentials())),
 		grpc.MaxRecvMsgSize(16<<20), grpc.MaxConcurrentStreams(4096),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),

@@ -45,9 +45,12 @@ type process struct {
 	end   context.CancelFunc
 	// drainDelay is how long the process serves on, not ready, once it was asked to stop.
 	drainDelay time.Duration
-	inherited  *inherited // what the process before this one handed over; nil = nothing
-	ready      atomic.Bool
-	bound      map[string]string // listener name → address
+	// handOver is what is done after that and before anything ends, within a limit of its own;
+	// nil = nothing.
+	handOver  func()
+	inherited *inherited // what the process before this one handed over; nil = nothing
+	ready     atomic.Bool
+	bound     map[string]string // listener name → address
 
 	// dialTCP opens connections to the mesh; nil = grpc's own way.
 	dialTCP func(ctx context.Context, address string) (net.Conn, error)
@@ -78,15 +81,17 @@ func (p *process) stopping() error {
 		return nil
 	}
 	p.ready.Store(false)
-	if p.drainDelay <= 0 {
-		return nil
+	if p.drainDelay > 0 {
+		p.log.Info("stopping: not ready any more, serving on", "drain-delay", p.drainDelay)
+		t := time.NewTimer(p.drainDelay)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-p.ctx.Done():
+		}
 	}
-	p.log.Info("stopping: not ready any more, serving on", "drain-delay", p.drainDelay)
-	t := time.NewTimer(p.drainDelay)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-p.ctx.Done():
+	if p.handOver != nil && p.ctx.Err() == nil {
+		p.handOver()
 	}
 	return nil
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -23,17 +22,7 @@ import (
 // OUTRIGGER_LONG=1 holds the third state for longer than any timer of a client, and kills it
 // more often.
 func TestControlDiesUnderEveryClient(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts processes")
-	}
-	root := filepath.Join("..", "..")
-	if out, err := exec.Command("bash", filepath.Join(root, ".ci", "node")).CombinedOutput(); err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatalf("%s", out)
-		}
-		t.Skipf("skipped: %s", out)
-	}
-	envoyProgram(t) // skips where there is none
+	root := realClients(t)
 	kills, hold, calls := 1, time.Duration(0), int64(30)
 	if os.Getenv("OUTRIGGER_LONG") == "1" {
 		kills, hold, calls = 3, 40*time.Second, 60
@@ -41,9 +30,7 @@ func TestControlDiesUnderEveryClient(t *testing.T) {
 	p := newMortal(t)
 	p.register("v1")
 	l := newLoad(t)
-	clients := []*stream{p.envoy(), p.grpcGo(),
-		p.grpcProgram("grpc-python", filepath.Join(root, ".cache", "venv", "bin", "python"), filepath.Join(root, "xds", "adsserver", "testdata", "client.py")),
-		p.grpcProgram("grpc-node", "node", filepath.Join(root, "xds", "adsserver", "testdata", "client.cjs"), filepath.Join(root, ".cache", "npm", "node_modules"))}
+	clients := []*stream{p.envoy(), p.grpcGo(), p.python(root), p.node(root)}
 	steady, _ := p.sidecar("steady")
 	restarted, kill := p.sidecar("restarted")
 	for _, s := range append(clients, steady) {

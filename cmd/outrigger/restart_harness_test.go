@@ -37,6 +37,9 @@ import (
 type mortal struct {
 	t                             *testing.T
 	dir, address, egress, capture string
+	data                          string   // its directory
+	flags                         []string // beside those every one has
+	control                       string   // what clients are given as its address
 	cmd                           *exec.Cmd
 	log                           bytes.Buffer // of the process that runs; read when it has ended
 	stopped                       bool
@@ -63,7 +66,17 @@ func quietPort(t *testing.T) string {
 
 func newMortal(t *testing.T) *mortal {
 	t.Helper()
-	p := &mortal{t: t, dir: t.TempDir(), address: quietPort(t), egress: quietPort(t), capture: quietPort(t), upstreams: map[string]*counted{}}
+	p := unborn(t)
+	t.Cleanup(p.kill)
+	p.start()
+	return p
+}
+
+// unborn is a mortal that has not been started.
+func unborn(t *testing.T) *mortal {
+	t.Helper()
+	p := &mortal{t: t, dir: t.TempDir(), data: "data", address: quietPort(t), egress: quietPort(t), capture: quietPort(t), stopped: true, upstreams: map[string]*counted{}}
+	p.control = p.address
 	self, err := os.Executable()
 	must(t, err)
 	must(t, os.Symlink(self, filepath.Join(p.dir, "outrigger")))
@@ -81,8 +94,6 @@ func newMortal(t *testing.T) *mortal {
 		t.Cleanup(func() { gs.Stop(); <-done })
 		p.upstreams["web/"+version], p.upstreams["chat/"+version] = web, chat
 	}
-	t.Cleanup(p.kill)
-	p.start()
 	return p
 }
 
@@ -106,8 +117,8 @@ func (c *counted) Check(context.Context, *grpc_health_v1.HealthCheckRequest) (*g
 func (p *mortal) start() {
 	p.t.Helper()
 	p.log.Reset()
-	p.cmd, p.stopped = p.process(&p.log, "control", "--listen", p.address, "--http", "127.0.0.1:0", "--data", "data",
-		"--envoy-egress", p.egress, "--envoy-capture", p.capture), false
+	p.cmd, p.stopped = p.process(&p.log, append([]string{"control", "--listen", p.address, "--http", "127.0.0.1:0", "--data", p.data,
+		"--envoy-egress", p.egress, "--envoy-capture", p.capture}, p.flags...)...), false
 	eventually(p.t, "the control plane answers", func() bool { _, err := p.try("status"); return err == nil })
 }
 
@@ -136,7 +147,7 @@ func (p *mortal) kill() {
 func tail(b []byte, n int) []byte { return b[max(0, len(b)-n):] }
 
 // loseDisk takes everything away that the control plane had written.
-func (p *mortal) loseDisk() { must(p.t, os.RemoveAll(filepath.Join(p.dir, "data"))) }
+func (p *mortal) loseDisk() { must(p.t, os.RemoveAll(filepath.Join(p.dir, p.data))) }
 
 // verb runs an operator's verb against the control plane and returns what it printed.
 func (p *mortal) verb(args ...string) string {
@@ -307,12 +318,38 @@ func overHTTP(t *testing.T, address string) func() error {
 	}
 }
 
+// realClients skips the test where they cannot be had, and returns where the repository is.
+func realClients(t *testing.T) (root string) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts processes")
+	}
+	root = filepath.Join("..", "..")
+	if out, err := exec.Command("bash", filepath.Join(root, ".ci", "node")).CombinedOutput(); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("%s", out)
+		}
+		t.Skipf("skipped: %s", out)
+	}
+	envoyProgram(t) // skips where there is none
+	return root
+}
+
+// python and node are the client programs of package adsserver's tests.
+func (p *mortal) python(root string) *stream {
+	return p.grpcProgram("grpc-python", filepath.Join(root, ".cache", "venv", "bin", "python"), filepath.Join(root, "xds", "adsserver", "testdata", "client.py"))
+}
+
+func (p *mortal) node(root string) *stream {
+	return p.grpcProgram("grpc-node", "node", filepath.Join(root, "xds", "adsserver", "testdata", "client.cjs"), filepath.Join(root, ".cache", "npm", "node_modules"))
+}
+
 // envoy is the real one, of the Python wheel.
 func (p *mortal) envoy() *stream {
 	t := p.t
 	program := envoyProgram(t)
 	file := filepath.Join(p.dir, "envoy.json")
-	raw, err := translate.Bootstrap(translate.KindEnvoy, translate.BootstrapOptions{Control: p.address, Node: outrigger.Node{ID: "envoy", Region: "local"}})
+	raw, err := translate.Bootstrap(translate.KindEnvoy, translate.BootstrapOptions{Control: p.control, Node: outrigger.Node{ID: "envoy", Region: "local"}})
 	must(t, err)
 	must(t, os.WriteFile(file, raw, 0o600))
 	// The shell kills it when its input closes, however this process ends.
@@ -334,7 +371,7 @@ func (p *mortal) envoy() *stream {
 }
 
 func (p *mortal) bootstrap(id string) []byte {
-	raw, err := translate.Bootstrap(translate.KindGRPC, translate.BootstrapOptions{Control: p.address, Node: outrigger.Node{ID: id, Region: "local"}})
+	raw, err := translate.Bootstrap(translate.KindGRPC, translate.BootstrapOptions{Control: p.control, Node: outrigger.Node{ID: id, Region: "local"}})
 	must(p.t, err)
 	return raw
 }
@@ -407,7 +444,7 @@ func (p *mortal) sidecar(id string) (s *stream, kill func()) {
 	t := p.t
 	address := quietPort(t)
 	var log bytes.Buffer
-	cmd := p.process(&log, "sidecar", "--listen", address, "--http", "127.0.0.1:0", "--control", p.address, "--node-id", id, "--state-dir", id+"-state")
+	cmd := p.process(&log, "sidecar", "--listen", address, "--http", "127.0.0.1:0", "--control", p.control, "--node-id", id, "--state-dir", id+"-state")
 	ended := false
 	kill = func() {
 		if ended {

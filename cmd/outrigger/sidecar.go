@@ -30,6 +30,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/proxy/variable"
 	"github.com/outrigger-mesh/outrigger/xds/adsclient"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
+	"github.com/outrigger-mesh/outrigger/xds/translate"
 )
 
 // quickBackoff reconnects within the mesh: quickly at first, never a storm.
@@ -74,7 +75,7 @@ losing a connection.`}
 	f := cmd.Flags()
 	f.StringVar(&s.listen, "listen", "127.0.0.1:50051", "where the application connects: HTTP/1 and gRPC on one port")
 	f.StringVar(&s.http, "http", "127.0.0.1:0", "/metrics, /healthz, /readyz, /stats")
-	f.StringVar(&s.control, "control", "127.0.0.1:7400", "control plane, host:port; several replicas with commas, tried in order")
+	f.StringVar(&s.control, "control", "127.0.0.1:7400", "control plane, host:port; several replicas with commas, of which every sidecar follows the policy of another one first")
 	f.StringSliceVar(&s.fallback, "fallback", nil, "further control planes for policy, tried in order")
 	f.StringVar(&s.agentDir, "agent-dir", "", "the node agent's --dir; empty = no agent, a private cache instead")
 	f.StringVar(&s.nodeID, "node-id", hostname()+"/pod", "name of this sidecar, unique in the mesh")
@@ -305,7 +306,7 @@ func (s *sidecarFlags) policyClient(p *process, self outrigger.Node) (*adsclient
 // force, see adsclient.Options.OnPolicy; nil tells nobody.
 func (s *sidecarFlags) policyFollower(p *process, self outrigger.Node, told func(*policy.Policy)) (*adsclient.Client, error) {
 	o := adsclient.Options{Node: self, Dir: s.stateDir, Logger: p.log, Meter: p.tel.Meter("xds/adsclient"), OnPolicy: told}
-	for _, target := range append(targets(s.control), s.fallback...) {
+	for _, target := range append(translate.Servers(s.control, s.nodeID), s.fallback...) {
 		o.Dial = append(o.Dial, func(context.Context) (grpc.ClientConnInterface, io.Closer, error) {
 			conn, err := p.dialMesh(target)
 			if err != nil {

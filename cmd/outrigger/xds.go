@@ -44,7 +44,7 @@ GRPC_XDS_BOOTSTRAP. It asks nobody; the control plane need not run.`,
 		}}
 	f := cmd.Flags()
 	f.StringVar(&kind, "kind", string(translate.KindEnvoy), "envoy or grpc")
-	f.StringVar(&o.Control, "control", "127.0.0.1:7400", "the control plane's gRPC address")
+	f.StringVar(&o.Control, "control", "127.0.0.1:7400", "the control plane's gRPC address; those of several replicas with commas")
 	f.StringVar(&o.Node.ID, "node", "", "unique name that stays the same over restarts (default <host>/<kind>)")
 	f.StringVar(&o.Node.Region, "region", "", "region of the client")
 	f.StringVar(&o.Node.Zone, "zone", "", "zone of the client")

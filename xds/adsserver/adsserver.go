@@ -41,6 +41,8 @@
 //     drop it by themselves when this server is dead, stopped or cut off. A heartbeat is one
 //     response and one answer, about 200 bytes together; it counts as no push anywhere. Streams
 //     of the other protocol are not given such a resource at all.
+//   - A server that stops hands its clients over (Drain): their streams end spread over a
+//     time, while there is somebody to go to.
 //   - The ledger counts a position as accepted by a sidecar when every response of that
 //     push was ACKed and no rejection stands.
 //
@@ -126,14 +128,16 @@ const (
 
 // Server is the xDS server of one control plane replica.
 type Server struct {
-	opt     Options
-	log     *slog.Logger
-	metrics *metrics
-	ledger  *ledger
-	tellNow int           // the constant, but for tests
-	ids     atomic.Uint64 // of typeStates
-	streams atomic.Int64
-	source  atomic.Pointer[func(model, version string) bool] // see Know
+	opt      Options
+	log      *slog.Logger
+	metrics  *metrics
+	ledger   *ledger
+	tellNow  int           // the constant, but for tests
+	ids      atomic.Uint64 // of typeStates
+	streams  atomic.Int64
+	draining atomic.Bool                                      // see drain.go
+	empty    chan struct{}                                    // capacity 1: the last stream of a draining server has ended
+	source   atomic.Pointer[func(model, version string) bool] // see Know
 
 	loads       loads
 	loadStreams atomic.Int64
@@ -160,7 +164,7 @@ func New(opt Options) *Server {
 	return &Server{
 		opt: opt, log: opt.Logger, metrics: newMetrics(opt.Meter), tellNow: tellNow,
 		ledger: newLedger(max(ledgerRetention, opt.Isolation), opt.MaxStreams), groups: make(map[string]*group),
-		loads: loads{rows: make(map[loadKey]*Load)},
+		empty: make(chan struct{}, 1), loads: loads{rows: make(map[loadKey]*Load)},
 	}
 }
 
@@ -253,18 +257,34 @@ func (s *Server) Acked(position uint64) (acked, laggards []string, done bool) {
 func (s *Server) Changed() <-chan struct{} { return s.ledger.wait() }
 
 func (s *Server) open(ctx context.Context, delta bool) (*session, error) {
+	if s.draining.Load() {
+		return nil, errStopping
+	}
 	if n := s.streams.Add(1); n > int64(s.opt.MaxStreams) {
-		s.streams.Add(-1)
+		s.left()
 		return nil, outrigger.Errorf(outrigger.Exhausted, "%d streams are open, the limit is %d; use another replica", n-1, s.opt.MaxStreams)
 	}
 	s.metrics.streams(ctx, 1)
-	return &session{srv: s, ctx: ctx, delta: delta, types: make(map[string]*typeSub)}, nil
+	ctx, cancel := context.WithCancel(ctx)
+	return &session{srv: s, ctx: ctx, cancel: cancel, delta: delta, types: make(map[string]*typeSub)}, nil
+}
+
+// left counts a stream out.
+func (s *Server) left() {
+	if s.streams.Add(-1) == 0 && s.draining.Load() {
+		select {
+		case s.empty <- struct{}{}:
+		default:
+		}
+	}
 }
 
 func (s *Server) done(sess *session) {
 	sess.close()
-	s.streams.Add(-1)
+	sess.cancel()
+	sess.tellTraffic()
 	s.metrics.streams(sess.ctx, -1)
+	s.left()
 }
 
 // group returns the group of that name, made on first use.

@@ -23,14 +23,30 @@ func (s *session) buildDelta(t *typeSub) *discovery.DeltaDiscoveryResponse {
 	if !t.answered {
 		t.rejoin(next)
 	}
+	resent := 0
 	if simple := t.wildcard && len(t.force) == 0 && len(t.rejected) == 0; simple {
 		s.wire = t.shared(next, out)
 	} else {
 		out.Resources, out.RemovedResources = t.difference(next)
+		resent = t.repeats(out.Resources)
 	}
+	sent := len(out.Resources)
 	alone := s.pulse(t, next, out)
+	if !alone {
+		s.account(t, sent, resent)
+	}
 	s.built(t, response{resources: out.Resources, state: next, beat: alone})
 	return out
+}
+
+// repeats counts resources that the client holds at the version they are sent at.
+func (t *typeSub) repeats(sent []*discovery.Resource) (n int) {
+	for _, r := range sent {
+		if t.held(r.GetName()) == r.GetVersion() {
+			n++
+		}
+	}
+	return n
 }
 
 // shared answers the common cases with what all streams share: nothing, everything, or
@@ -171,8 +187,26 @@ func (s *session) buildSotw(t *typeSub) *discovery.DiscoveryResponse {
 			out.Resources[i] = next.entries[name].any
 		}
 	}
+	s.account(t, len(names), t.repeatsSotw(next, names))
+	if !t.answered && t.claimed != "" && t.claimed == next.version {
+		s.traffic.refreshed++
+	}
 	s.built(t, response{names: names, state: next})
 	return out
+}
+
+// repeatsSotw is repeats of the other protocol, in which a response of some types has to list
+// what did not change beside what did.
+func (t *typeSub) repeatsSotw(next *typeState, names []string) (n int) {
+	if t.base == nil || (t.wildcard || fullState(t.typeURL)) && t.base.version != next.version {
+		return 0
+	}
+	for _, name := range names {
+		if t.held(name) == next.versionOf(name) {
+			n++
+		}
+	}
+	return n
 }
 
 // selectSotw lists what a named subscription is sent: all of it for LDS and CDS, what

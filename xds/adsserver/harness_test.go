@@ -221,6 +221,7 @@ type sotwClient struct {
 	last    map[string]*discovery.DiscoveryResponse
 	version map[string]string // last accepted
 	node    *core.Node
+	hangUp  context.CancelFunc
 }
 
 func (w *world) sotw(id string) *sotwClient {
@@ -231,7 +232,7 @@ func (w *world) sotw(id string) *sotwClient {
 		w.t.Fatal(err)
 	}
 	c := &sotwClient{w: w, stream: st, got: make(chan *discovery.DiscoveryResponse, 1000),
-		last: map[string]*discovery.DiscoveryResponse{}, version: map[string]string{}, node: &core.Node{Id: id}}
+		last: map[string]*discovery.DiscoveryResponse{}, version: map[string]string{}, node: &core.Node{Id: id}, hangUp: cancel}
 	w.closers = append(w.closers, cancel)
 	go func() {
 		for {

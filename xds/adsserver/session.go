@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -34,25 +35,29 @@ const (
 // Lock order: group shard (released before) → session.mu → ledger.mu.
 type session struct {
 	// Immutable after identify, which runs before the session is visible to others.
-	srv   *Server
-	ctx   context.Context
-	delta bool
-	node  outrigger.Node
-	group *group
+	srv    *Server
+	ctx    context.Context // of the stream, and ended by cancel
+	delta  bool
+	cancel context.CancelFunc
+	node   outrigger.Node
+	group  *group
 
 	// wire is the bytes of the response being sent, if other streams send the same; nil
 	// if not. Only the stream's own goroutine uses it.
 	wire []byte
 
-	mu     sync.Mutex
-	closed bool
-	target *generation // the one push this stream is being given or holds
-	types  map[string]*typeSub
-	open   int // responses fired or sent and not yet answered
-	late   int // of these, how many are not waited for any more; see hurry
-	timer  *time.Timer
-	acked  uint64 // serial of the last push that is settled
-	pushed bool   // the target was pushed to the open stream
+	ending atomic.Bool // the server has ended it, see drain.go
+
+	mu      sync.Mutex
+	closed  bool
+	traffic traffic
+	target  *generation // the one push this stream is being given or holds
+	types   map[string]*typeSub
+	open    int // responses fired or sent and not yet answered
+	late    int // of these, how many are not waited for any more; see hurry
+	timer   *time.Timer
+	acked   uint64 // serial of the last push that is settled
+	pushed  bool   // the target was pushed to the open stream
 	// owes is the push whose retained clusters wait for this stream; see retain.go.
 	owes *generation
 	// drop is a push whose retained clusters nobody needs any more; the stream's
@@ -152,6 +157,9 @@ func (s *session) identify(n *core.Node) error {
 	s.node, s.group = node, s.srv.group(s.srv.opt.Group(node))
 	s.srv.ledger.connect(s, time.Now())
 	s.group.add(s)
+	if s.srv.draining.Load() { // after it was added: Drain sees it, or it sees Drain
+		return errStopping
+	}
 	return nil
 }
 

@@ -36,8 +36,8 @@ func (a *ads) DeltaAggregatedResources(st discovery.AggregatedDiscoveryService_D
 	}
 	defer a.srv.done(s)
 	w := &watcher{s}
-	srv := deltasrv.NewServer(st.Context(), w, deltaCallbacks{s}, deltasrv.DeactivateLegacyWildcardForTypes(namedOnly()))
-	return status.ToGRPC(srv.DeltaStreamHandler(deltaStream{st, s}, ""))
+	srv := deltasrv.NewServer(s.ctx, w, deltaCallbacks{s}, deltasrv.DeactivateLegacyWildcardForTypes(namedOnly()))
+	return s.outcome(srv.DeltaStreamHandler(deltaStream{st, s}, ""))
 }
 
 // StreamAggregatedResources serves gRPC clients. Ordered: one channel per stream, so
@@ -49,8 +49,8 @@ func (a *ads) StreamAggregatedResources(st discovery.AggregatedDiscoveryService_
 	}
 	defer a.srv.done(s)
 	w := &watcher{s}
-	srv := sotwsrv.NewServer(st.Context(), w, sotwCallbacks{s}, sotwsrv.WithOrderedADS(), sotwsrv.DeactivateLegacyWildcardForTypes(namedOnly()))
-	return status.ToGRPC(srv.StreamHandler(st, ""))
+	srv := sotwsrv.NewServer(s.ctx, w, sotwCallbacks{s}, sotwsrv.WithOrderedADS(), sotwsrv.DeactivateLegacyWildcardForTypes(namedOnly()))
+	return s.outcome(srv.StreamHandler(st, ""))
 }
 
 // watcher is the cache.ConfigWatcher of one stream.
@@ -74,6 +74,7 @@ func (w *watcher) CreateDeltaWatch(req *cache.DeltaRequest, sub cache.Subscripti
 	if nonce := req.GetResponseNonce(); nonce != "" {
 		s.answer(t, nonce, req.GetErrorDetail())
 	}
+	s.traffic.resumed = s.traffic.resumed || first && len(req.GetInitialResourceVersions()) > 0
 	due, err := t.subscribeDelta(sub, first, req.GetResourceNamesSubscribe(), req.GetResourceNamesUnsubscribe(), req.GetInitialResourceVersions())
 	if err != nil {
 		return nil, err
@@ -105,6 +106,7 @@ func (w *watcher) CreateWatch(req *cache.Request, sub cache.Subscription, out ch
 	nonce := req.GetResponseNonce()
 	if first && nonce == "" {
 		t.claimed = req.GetVersionInfo()
+		s.traffic.resumed = s.traffic.resumed || t.claimed != ""
 	}
 	repeated := nonce != "" && nonce == t.lastSeen && req.GetErrorDetail() == nil
 	if nonce != "" {

@@ -1,7 +1,11 @@
 package translate
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"encoding/json"
+	"slices"
+	"strings"
 	"time"
 
 	bootstrap "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
@@ -12,6 +16,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/outrigger-mesh/outrigger"
 	"github.com/outrigger-mesh/outrigger/xds"
@@ -20,7 +25,8 @@ import (
 
 // BootstrapOptions say who the client is and where the control plane is.
 type BootstrapOptions struct {
-	// Control is the control plane's gRPC address, host:port. Required.
+	// Control is the control plane's gRPC address, host:port; those of several replicas with
+	// commas. Required.
 	Control string
 	// Node names the client; its Kind is not used. Its ID is required.
 	Node outrigger.Node
@@ -33,6 +39,7 @@ const (
 	connectTimeout    = 5 * time.Second
 	keepaliveInterval = 10 * time.Second // the server refuses pings more often than every 5 s
 	keepaliveTimeout  = 5 * time.Second
+	ejection          = 2 * time.Second // of a replica that cannot be reached
 )
 
 // controlCluster is the one cluster an Envoy has before it has asked for any.
@@ -45,36 +52,69 @@ func Bootstrap(kind Kind, o BootstrapOptions) ([]byte, error) {
 	if o.Node.ID == "" {
 		return nil, outrigger.Errorf(outrigger.Invalid, "the node has no id; give one that is unique and stays the same over restarts")
 	}
-	if _, _, err := policy.SplitAddress(o.Control); err != nil {
-		return nil, outrigger.Wrap(outrigger.Invalid, err, "control plane")
+	servers := Servers(o.Control, o.Node.ID)
+	if len(servers) == 0 {
+		return nil, outrigger.Errorf(outrigger.Invalid, "no control plane is named; give host:port")
+	}
+	for _, address := range servers {
+		if _, _, err := policy.SplitAddress(address); err != nil {
+			return nil, outrigger.Wrap(outrigger.Invalid, err, "control plane")
+		}
 	}
 	switch kind {
 	case KindEnvoy:
-		return envoyBootstrap(o)
+		return envoyBootstrap(o, servers)
 	case KindGRPC:
-		return grpcBootstrap(o)
+		return grpcBootstrap(o, servers)
 	}
 	return nil, outrigger.Errorf(outrigger.Invalid, "client kind %q has no bootstrap; one of %s, %s", string(kind), KindEnvoy, KindGRPC)
 }
 
+// Servers are the addresses of control, which has several with commas between them, in the
+// order in which a node is to try them: the same over its restarts, and another one for every
+// node, so that the replicas have equal shares of the nodes, and each of the others an equal
+// share of one that goes away (rendezvous hashing: Thaler and Ravishankar, "A name-based mapping
+// scheme for rendezvous", 1996).
+func Servers(control, node string) []string {
+	var out []string
+	for address := range strings.SplitSeq(control, ",") {
+		if address = strings.TrimSpace(address); address != "" {
+			out = append(out, address)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b string) int { return bytes.Compare(weight(a, node), weight(b, node)) })
+	return out
+}
+
+func weight(address, node string) []byte {
+	sum := sha256.Sum256([]byte(node + "\x00" + address))
+	return sum[:]
+}
+
 // grpcBootstrap is the JSON of gRFC A27. A resource that vanishes from the control
-// plane is kept (A53), because the alternative is that every call fails.
-func grpcBootstrap(o BootstrapOptions) ([]byte, error) {
+// plane is kept (A53), because the alternative is that every call fails. Of several
+// servers a client uses the first that it reaches, as far as it lacks anything (A71); gRPC for
+// Node knows the first only, and is better given one address behind which are all.
+func grpcBootstrap(o BootstrapOptions, servers []string) ([]byte, error) {
 	type object = map[string]any
-	return indented(object{
-		"xds_servers": []object{{
-			"server_uri": o.Control, "channel_creds": []object{{"type": "insecure"}},
+	var list []object
+	for _, address := range servers {
+		list = append(list, object{
+			"server_uri": address, "channel_creds": []object{{"type": "insecure"}},
 			"server_features": []string{"xds_v3", "ignore_resource_deletion"},
-		}},
-		"node": object{"id": o.Node.ID, "cluster": "outrigger", "locality": object{"region": o.Node.Region, "zone": o.Node.Zone}},
+		})
+	}
+	return indented(object{
+		"xds_servers": list,
+		"node":        object{"id": o.Node.ID, "cluster": "outrigger", "locality": object{"region": o.Node.Region, "zone": o.Node.Zone}},
 	})
 }
 
-func envoyBootstrap(o BootstrapOptions) ([]byte, error) {
+func envoyBootstrap(o BootstrapOptions, servers []string) ([]byte, error) {
 	node := Node(o.Node)
 	node.UserAgentName, node.Cluster = "", "outrigger" // Envoy says itself what it is
 	delete(node.Metadata.Fields, nodeKind)
-	control, err := controlPlane(o.Control)
+	control, err := controlPlane(servers)
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +170,9 @@ func controlService() []*core.GrpcService {
 	}}}
 }
 
-func controlPlane(address string) (*cluster.Cluster, error) {
+// controlPlane has a stream to one of the replicas, and goes on with another when it ends; one
+// that cannot be reached is left out for some seconds, if there are others.
+func controlPlane(servers []string) (*cluster.Cluster, error) {
 	http2, err := pack(&upstreamhttp.HttpProtocolOptions{UpstreamProtocolOptions: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_{
 		ExplicitHttpConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig{
 			ProtocolConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
@@ -144,13 +186,20 @@ func controlPlane(address string) (*cluster.Cluster, error) {
 	if err != nil {
 		return nil, outrigger.Wrap(outrigger.Internal, err, "bootstrap")
 	}
+	var hosts []*endpoint.LbEndpoint
+	for _, address := range servers {
+		hosts = append(hosts, &endpoint.LbEndpoint{HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: socket(address)}}})
+	}
+	var outliers *cluster.OutlierDetection
+	if len(hosts) > 1 {
+		outliers = &cluster.OutlierDetection{Consecutive_5Xx: wrapperspb.UInt32(1), Interval: durationpb.New(time.Second),
+			BaseEjectionTime: durationpb.New(ejection), MaxEjectionTime: durationpb.New(2 * ejection), MaxEjectionPercent: wrapperspb.UInt32(50)}
+	}
 	return &cluster.Cluster{
-		Name: controlCluster, ConnectTimeout: durationpb.New(connectTimeout),
+		Name: controlCluster, OutlierDetection: outliers, ConnectTimeout: durationpb.New(connectTimeout),
 		ClusterDiscoveryType:          &cluster.Cluster_Type{Type: cluster.Cluster_STRICT_DNS},
 		TypedExtensionProtocolOptions: map[string]*anypb.Any{protocolOptions: http2},
-		LoadAssignment: &endpoint.ClusterLoadAssignment{ClusterName: controlCluster, Endpoints: []*endpoint.LocalityLbEndpoints{{
-			LbEndpoints: []*endpoint.LbEndpoint{{HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: socket(address)}}}},
-		}}},
+		LoadAssignment:                &endpoint.ClusterLoadAssignment{ClusterName: controlCluster, Endpoints: []*endpoint.LocalityLbEndpoints{{LbEndpoints: hosts}}},
 	}, nil
 }
 

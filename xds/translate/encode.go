@@ -133,7 +133,7 @@ func (e *encoder) model(m *policy.Model, changedAt uint64) error {
 		e.res.Put(xds.TypeModelPolicy, m.Name, encodeModelPolicy(m, changedAt))
 	case KindEnvoy:
 		if m.Name != noModel { // that name is taken by requests of no model
-			e.scope(m.Name, ListenerName(m.Name))
+			e.scope(ListenerName(m.Name), m.Name, ListenerName(m.Name))
 		}
 	}
 	return nil

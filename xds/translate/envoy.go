@@ -64,7 +64,7 @@ func (e *encoder) envoyBase() error {
 	if err := e.listeners(); err != nil {
 		return err
 	}
-	e.scope(noModel, passthrough)
+	e.scope(passthrough, noModel, passthrough)
 	e.res.Put(xds.TypeRoute, passthrough, passthroughRoutes())
 	e.res.Put(xds.TypeCluster, originalDst, &cluster.Cluster{
 		Name: originalDst, ConnectTimeout: durationpb.New(e.opt.ConnectTimeout), LbPolicy: cluster.Cluster_CLUSTER_PROVIDED,
@@ -74,10 +74,11 @@ func (e *encoder) envoyBase() error {
 }
 
 // scope says which requests use which routes, so that a change of one model's routes
-// is the push of one small table.
-func (e *encoder) scope(key, routes string) {
-	e.res.Put(xds.TypeScopedRoute, key, &route.ScopedRouteConfiguration{
-		Name: key, RouteConfigurationName: routes,
+// is the push of one small table. The name must not be "*": to delta xDS that is no name, and
+// an Envoy that comes back does not say that it has what is called so.
+func (e *encoder) scope(name, key, routes string) {
+	e.res.Put(xds.TypeScopedRoute, name, &route.ScopedRouteConfiguration{
+		Name: name, RouteConfigurationName: routes,
 		Key: &route.ScopedRouteConfiguration_Key{Fragments: []*route.ScopedRouteConfiguration_Key_Fragment{{
 			Type: &route.ScopedRouteConfiguration_Key_Fragment_StringKey{StringKey: key},
 		}}},

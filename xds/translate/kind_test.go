@@ -1,6 +1,7 @@
 package translate_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -76,10 +77,17 @@ func TestBootstrap(t *testing.T) {
 			t.Fatal(err)
 		}
 		golden(t, "bootstrap/"+string(kind)+".json", raw)
+		several := o
+		several.Control = "control-0.example:7400, control-1.example:7400,control-2.example:7400"
+		if raw, err = translate.Bootstrap(kind, several); err != nil {
+			t.Fatal(err)
+		}
+		golden(t, "bootstrap/"+string(kind)+"-several.json", raw)
 	}
 	for name, breakIt := range map[string]func(*translate.BootstrapOptions){
 		"no id":            func(o *translate.BootstrapOptions) { o.Node.ID = "" },
-		"no control plane": func(o *translate.BootstrapOptions) { o.Control = "" },
+		"no control plane": func(o *translate.BootstrapOptions) { o.Control = " , " },
+		"one without port": func(o *translate.BootstrapOptions) { o.Control = "a:1,b" },
 		"named admin":      func(o *translate.BootstrapOptions) { o.Admin = "localhost:9901" },
 	} {
 		bad := o
@@ -90,6 +98,32 @@ func TestBootstrap(t *testing.T) {
 	}
 	if _, err := translate.Bootstrap(translate.KindSidecar, o); !outrigger.IsKind(err, outrigger.Invalid) {
 		t.Errorf("sidecar: %v, want Invalid", err)
+	}
+}
+
+// Every replica is the first of its share of the nodes, and when it goes away each of the
+// others has its share of these; a node's order does not depend on how it was written.
+func TestServersSpread(t *testing.T) {
+	const nodes = 3000
+	first, second := map[string]int{}, map[string]int{}
+	for i := range nodes {
+		id := fmt.Sprintf("node-%d/pod", i)
+		got := translate.Servers("a:1,b:1,c:1", id)
+		if again := translate.Servers(" c:1, a:1,,b:1", id); !slices.Equal(got, again) {
+			t.Fatalf("%s: %q and %q", id, got, again)
+		}
+		first[got[0]]++
+		if got[0] == "a:1" {
+			second[got[1]]++
+		}
+	}
+	for _, address := range []string{"a:1", "b:1", "c:1"} {
+		if n := first[address]; n < nodes/3-150 || n > nodes/3+150 {
+			t.Errorf("%s is the first of %d of %d nodes", address, n, nodes)
+		}
+	}
+	if b, c := second["b:1"], second["c:1"]; b < 400 || c < 400 || len(second) != 2 {
+		t.Errorf("with a gone, its nodes go to %v", second)
 	}
 }
 

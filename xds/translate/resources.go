@@ -103,7 +103,7 @@ func ModelOf(typeURL, name string) (string, bool) {
 	switch typeURL {
 	case xds.TypeModelPolicy:
 		return name, true
-	case xds.TypeListener, xds.TypeRoute:
+	case xds.TypeListener, xds.TypeRoute, xds.TypeScopedRoute:
 		return strings.CutPrefix(name, modelPrefix)
 	case xds.TypeCluster, xds.TypeEndpoint:
 		rest, ok := strings.CutPrefix(name, modelPrefix)
@@ -120,8 +120,6 @@ func ModelOf(typeURL, name string) (string, bool) {
 // assignments one of its versions, else "". false for what no model has of its own.
 func SubjectOf(typeURL, name string) (model, version string, ok bool) {
 	switch typeURL {
-	case xds.TypeScopedRoute:
-		return name, "", name != noModel
 	case xds.TypeCluster, xds.TypeEndpoint:
 		if rest, aggregate := strings.CutPrefix(name, failoverPrefix); aggregate {
 			name = modelPrefix + rest

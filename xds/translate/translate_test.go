@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -390,11 +391,27 @@ func BenchmarkDecode(b *testing.B) {
 	}
 }
 
+// To delta xDS "*" is no resource but all of them: a client that holds one of that name does
+// not say so when it comes back.
+func TestNothingIsNamedLikeTheWildcard(t *testing.T) {
+	for _, kind := range translate.Kinds() {
+		res, err := translate.EncodeFor(kind, load(t, "split.yaml"), translate.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, typeURL := range xds.Pushed() {
+			if slices.Contains(res.Names(typeURL), xds.Wildcard) {
+				t.Errorf("%s for %s has a resource named %q", typeURL, kind, xds.Wildcard)
+			}
+		}
+	}
+}
+
 func TestSubjectOf(t *testing.T) {
 	for _, c := range []struct{ typeURL, name, model, version string }{
-		{xds.TypeModelPolicy, "org/m", "org/m", ""}, {xds.TypeListener, "model/org/m", "org/m", ""}, {xds.TypeScopedRoute, "m", "m", ""},
+		{xds.TypeModelPolicy, "org/m", "org/m", ""}, {xds.TypeListener, "model/org/m", "org/m", ""}, {xds.TypeScopedRoute, "model/org/m", "org/m", ""},
 		{xds.TypeCluster, "model/org/m/v1", "org/m", "v1"}, {xds.TypeEndpoint, "model/m/v1", "m", "v1"}, {xds.TypeCluster, "failover/org/m/v1", "org/m", "v1"},
-		{xds.TypeCluster, "envoy/original-dst", "", ""}, {xds.TypeListener, "envoy/egress", "", ""}, {xds.TypeScopedRoute, "*", "", ""},
+		{xds.TypeCluster, "envoy/original-dst", "", ""}, {xds.TypeListener, "envoy/egress", "", ""}, {xds.TypeScopedRoute, "envoy/passthrough", "", ""},
 		{xds.TypeRuntime, xds.RuntimeName, "", ""}, {xds.TypeMeshPolicy, "mesh", "", ""},
 	} {
 		model, version, ok := translate.SubjectOf(c.typeURL, c.name)
