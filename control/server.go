@@ -141,7 +141,9 @@ type Options struct {
 	// Envoy is where Envoys take requests; replicas over one log must agree on it.
 	Envoy translate.EnvoyOptions
 	// AlertRoutes are who is told about alerts beside the log: see package control/alerts.
-	AlertRoutes []alerts.Route
+	// AlertRoutesAgain, if it is not nil, reads them again every 2 s.
+	AlertRoutes      []alerts.Route
+	AlertRoutesAgain func() ([]alerts.Route, error)
 	// Late is how long after its end an experiment takes reports and outcomes; 0 = 10 min.
 	Late time.Duration
 
@@ -251,7 +253,7 @@ func (s *Server) wireParts() (err error) {
 	if s.monitor, err = monitor.New(m); err != nil {
 		return err
 	}
-	s.alerts, err = alerts.New(alerts.Options{Log: s.opts.Log, Facts: s.facts, Subjects: s.monitor.Subjects, Routes: s.opts.AlertRoutes,
+	s.alerts, err = alerts.New(alerts.Options{Log: s.opts.Log, Facts: s.facts, Subjects: s.monitor.Subjects, Routes: s.opts.AlertRoutes, Reread: s.opts.AlertRoutesAgain,
 		Region: s.opts.Region.GetName(), Tick: m.Tick, Now: s.opts.Now, Logger: s.opts.Logger, Meter: s.opts.Meter})
 	return err
 }

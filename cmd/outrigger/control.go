@@ -95,7 +95,7 @@ makes the copy a log of its own.`}
 	f.StringVar(&c.consulTokenFile, "consul-token-file", "", "file with the Consul ACL token")
 	f.StringVar(&c.deployment, "deployment", "", "deployment plan that rollouts follow which name no phases; looked at every 2 s, a bad file changes nothing")
 	f.StringVar(&c.artifacts, "artifacts", "", "store of model artifacts, file:///DIRECTORY or s3://BUCKET?region=… (default: the directory artifacts in --data)")
-	f.StringVar(&c.alertRoutes, "alert-routes", "", "file with who is told about alerts: webhooks, Alertmanager, Slack; without one they are only logged and shown")
+	f.StringVar(&c.alertRoutes, "alert-routes", "", "file with who is told about alerts: webhooks, Alertmanager, Slack; without one they are only logged and shown; read again every 2 s")
 	f.StringVar(&c.replica.leader, "leader", "", "serve the log of the control plane at this host:port: keep a copy in --data, write there")
 	f.StringVar(&c.replica.leaderTokenFile, "leader-token-file", "", "file with an administrator's token at the leader")
 	f.StringVar(&c.replica.name, "replica", "", "name of this replica, unique among those of a leader (default: host name and port)")
@@ -218,12 +218,12 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 		return err
 	}
 	defer store.Close()
-	routes, err := c.routes()
+	routes, again, err := c.routes()
 	if err != nil {
 		return err
 	}
 	s, err := control.New(control.Options{
-		Log: log, Follow: follow, AlertRoutes: routes, Artifacts: store, AdminToken: token, Access: access.policy, Hosts: c.hosts, DeadMan: c.deadMan, AllowExec: c.allowExec, AdoptClients: c.adopt, Envoy: c.envoy, GlassFile: filepath.Join(c.data, "emergency.json"), Late: c.late, Regions: topo.view, Metrics: p.tel.Handler(),
+		Log: log, Follow: follow, AlertRoutes: routes, AlertRoutesAgain: again, Artifacts: store, AdminToken: token, Access: access.policy, Hosts: c.hosts, DeadMan: c.deadMan, AllowExec: c.allowExec, AdoptClients: c.adopt, Envoy: c.envoy, GlassFile: filepath.Join(c.data, "emergency.json"), Late: c.late, Regions: topo.view, Metrics: p.tel.Handler(),
 		Region:    &pb.Region{Name: c.region, Gateway: c.gateway, Latitude: c.latitude, Longitude: c.longitude},
 		Variables: variables.Options{SessionKeys: keys.Keys},
 		Monitor:   monitor.Options{Tick: c.tick}, Logger: p.log, Meter: p.tel.Meter("control")})
@@ -266,16 +266,17 @@ func (c *controlFlags) openArtifacts(p *process) (*artifacts.Store, error) {
 	return store, nil
 }
 
-// routes are who is told about alerts.
-func (c *controlFlags) routes() ([]alerts.Route, error) {
+// routes are who is told about alerts, and what reads them again.
+func (c *controlFlags) routes() ([]alerts.Route, func() ([]alerts.Route, error), error) {
 	if c.alertRoutes == "" {
-		return nil, nil
+		return nil, nil, nil
 	}
-	routes, err := alerts.ReadRoutes(c.alertRoutes)
+	read := func() ([]alerts.Route, error) { return alerts.ReadRoutes(c.alertRoutes) }
+	routes, err := read()
 	if err != nil {
-		return nil, configError{fmt.Errorf("--alert-routes: %w", err)}
+		return nil, nil, configError{fmt.Errorf("--alert-routes: %w", err)}
 	}
-	return routes, nil
+	return routes, read, nil
 }
 
 // sessionKeys are the keys of session tokens: those of the file named, else the data

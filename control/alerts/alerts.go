@@ -25,7 +25,8 @@
 //
 // What became of telling a route is an event, too (alert_notified), so nobody is told again
 // after a restart. Delivery is at least once: a crash between the two, or several replicas
-// over one log, tell twice; webhooks carry an Idempotency-Key.
+// over one log, tell twice; webhooks carry an Idempotency-Key. Routes may change while the
+// service runs: one that is new or changed is told what stands and its name was not told yet.
 //
 // # Bounds and failure
 //
@@ -65,8 +66,11 @@ type Options struct {
 	Log      eventlog.Appender
 	Facts    *facts.Projection
 	Subjects func() []monitor.Subject
-	// Routes are who is told; ReadRoutes reads them from a file.
+	// Routes are who is told; ReadRoutes reads them from a file. Reread, if it is not nil, is
+	// called every 2 s: what it returns replaces them, what it refuses is the alert
+	// alert-routes.
 	Routes []Route
+	Reread func() ([]Route, error)
 	// Region is where this is, for receivers.
 	Region string
 	// Tick is how often rules and routes are looked at. Default 1 s.
@@ -90,10 +94,11 @@ type Service struct {
 
 	// Only the goroutine of routes.
 	logged map[string]string // what was logged about an alert, by its id
-	roads  []road
+	roads  []*road
 
-	mu    sync.Mutex
-	tries map[target]try // messages that are not settled in the facts
+	mu     sync.Mutex
+	routes []Route        // in force; replaced, never modified
+	tries  map[target]try // messages that are not settled in the facts
 }
 
 // New starts nothing. Errors have kind Invalid, or are those of the Meter.
@@ -114,13 +119,10 @@ func New(o Options) (*Service, error) {
 	if o.Meter == nil {
 		o.Meter = noop.Meter{}
 	}
-	s := &Service{opts: o, tracked: make(map[string]tracked), logged: make(map[string]string), tries: make(map[target]try)}
+	s := &Service{opts: o, tracked: make(map[string]tracked), logged: make(map[string]string), tries: make(map[target]try), routes: o.Routes}
 	// A redirect would carry the token elsewhere.
 	s.client = &http.Client{Timeout: attemptTimeout, Transport: o.Transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	for i := range o.Routes {
-		s.roads = append(s.roads, road{Route: &o.Routes[i]})
-	}
 	var err error
 	s.inst, err = newInstruments(o.Meter)
 	return s, err
@@ -137,6 +139,9 @@ func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.every(ctx, s.lookAtRules) })
 	g.Go(func() error { return s.notify(ctx) })
+	if s.opts.Reread != nil {
+		g.Go(func() error { return s.follow(ctx) })
+	}
 	return g.Wait()
 }
 

@@ -54,12 +54,18 @@ type mesh struct {
 // run starts the service over a log; stop ends it.
 func run(t *testing.T, log *memory.Log, tick time.Duration, transport http.RoundTripper, routes ...alerts.Route) *mesh {
 	t.Helper()
+	return runWith(t, log, tick, transport, nil, routes...)
+}
+
+// runWith is run with routes that are read again.
+func runWith(t *testing.T, log *memory.Log, tick time.Duration, transport http.RoundTripper, again func() ([]alerts.Route, error), routes ...alerts.Route) *mesh {
+	t.Helper()
 	m := &mesh{t: t, log: log, facts: facts.NewProjection(log), logged: new(bytes.Buffer)}
 	var err error
 	if m.monitor, err = monitor.New(monitor.Options{Log: log, Rollouts: nobody{}, Ledger: nobody{}}); err != nil {
 		t.Fatal(err)
 	}
-	m.service, err = alerts.New(alerts.Options{Log: log, Facts: m.facts, Subjects: m.monitor.Subjects, Routes: routes, Region: "eu",
+	m.service, err = alerts.New(alerts.Options{Log: log, Facts: m.facts, Subjects: m.monitor.Subjects, Routes: routes, Reread: again, Region: "eu",
 		Tick: tick, Transport: transport, Logger: slog.New(slog.NewJSONHandler(m.logged, nil))})
 	if err != nil {
 		t.Fatal(err)

@@ -83,12 +83,13 @@ type result struct {
 
 // notify tells the routes what is due until ctx ends.
 func (s *Service) notify(ctx context.Context) error {
-	results := make(chan result, max(1, len(s.roads)))
+	results := make(chan result, MaxRoutes)
 	tick := time.NewTicker(s.opts.Tick)
 	defer tick.Stop()
 	under := 0
 	for {
 		f := s.opts.Facts.Facts()
+		s.repave()
 		s.log(f)
 		s.forget(f)
 		under += s.dispatch(ctx, f, results)
@@ -110,7 +111,7 @@ func (s *Service) notify(ctx context.Context) error {
 func (s *Service) dispatch(ctx context.Context, f *facts.Facts, results chan<- result) (started int) {
 	now := s.opts.Now()
 	for i := range s.roads {
-		r := &s.roads[i]
+		r := s.roads[i]
 		if r.busy || now.Before(r.next) {
 			continue
 		}
@@ -207,7 +208,7 @@ func (s *Service) settle(ctx context.Context, r result) {
 	now := s.opts.Now()
 	what := "delivered"
 	for i := range s.roads {
-		if road := &s.roads[i]; road.Route == r.Route {
+		if road := s.roads[i]; road.Route == r.Route {
 			road.busy = false
 			if r.pause == 0 {
 				road.failures = 0
@@ -383,8 +384,8 @@ func (s *Service) Deliveries(f *facts.Facts, a *facts.Alert) (notify []string, o
 	unreached := slices.Clone(contacts)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for i := range s.opts.Routes {
-		r := &s.opts.Routes[i]
+	for i := range s.routes {
+		r := &s.routes[i]
 		reached, _ := reach(r, contacts)
 		unreached = slices.DeleteFunc(unreached, func(c contact) bool { return slices.Contains(reached, c) })
 		d, x := a.Delivery(r.Name), s.tries[target{r.Name, a.ID, a.Since}]
@@ -396,7 +397,7 @@ func (s *Service) Deliveries(f *facts.Facts, a *facts.Alert) (notify []string, o
 		}
 	}
 	for i := range a.Deliveries { // by routes there are no more
-		if d := &a.Deliveries[i]; !slices.ContainsFunc(s.opts.Routes, func(r Route) bool { return r.Name == d.GetRoute() }) {
+		if d := &a.Deliveries[i]; !slices.ContainsFunc(s.routes, func(r Route) bool { return r.Name == d.GetRoute() }) {
 			out = append(out, deliveryPB(d))
 		}
 	}
