@@ -185,3 +185,35 @@ func TestGoldenLayout(t *testing.T) {
 		t.Errorf("layout changed; raise layoutVersion and run with -update:\n%s", got.String())
 	}
 }
+
+// Looking for what a little used table holds makes no page of it real: those that nobody
+// wrote stay without memory.
+func TestScanTakesNoMemory(t *testing.T) {
+	w := mustCreate(t, Options{Bytes: 64 << 20})
+	for i := range 100 {
+		mustPut(t, w, fmt.Sprintf("key-%d", i), Present, strings.Repeat("v", 200))
+	}
+	f, err := w.Descriptor()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	blocks := func() int64 {
+		var st unix.Stat_t
+		if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Blocks
+	}
+	r, err := Open(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := blocks()
+	if got := r.Scan(0, 0).all(); len(got) != 100 {
+		t.Errorf("%d keys found", len(got))
+	}
+	if after := blocks(); after != before {
+		t.Errorf("the table had %d KiB, and %d after a scan", before/2, after/2)
+	}
+}

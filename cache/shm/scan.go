@@ -16,19 +16,28 @@ type Scan struct {
 	r         *Reader
 	front     uint64 // intent when the scan began: positions count back from here
 	near, far uint64 // distances from front, in words, of the records that are wanted
-	slot      uint64 // the next one to look at
+	records   bool   // walk the records up to front, not the slots
+	at        uint64 // the next record then, in words from the arena's start
+	slot      uint64 // the next slot else
 	buf       []byte
 }
 
 // Scan begins a walk over the keys whose records were written among the last far bytes of
 // the arena, but not among the last near bytes; a far of 0 means all of it. The arena is
 // written in order: near records are the newest ones or, once the arena is full, those that
-// were moved lately to make room. Each walk reads the whole index, 32 bytes for each slot at
-// most.
+// were moved lately to make room.
+//
+// While the records written so far take less room than the index, a walk goes along them and
+// reads only memory that was written: a page nobody wrote that is read becomes a real one, of
+// whoever read it, and the index of a table for many variables is megabytes. Else it reads
+// the index, 24 bytes for each slot.
 func (r *Reader) Scan(near, far int64) *Scan {
 	s := &Scan{r: r, front: atomic.LoadUint64(&r.hdr[hdrIntent]), near: uint64(max(0, near)) / 8, far: uint64(max(0, far)) / 8}
 	if s.far == 0 || s.far > r.geo.arenaWords {
 		s.far = r.geo.arenaWords
+	}
+	if s.records = s.front <= min(r.geo.arenaWords, r.geo.slots*slotWords); s.records && s.near >= s.front {
+		s.at = s.front // nothing lies that far back
 	}
 	runtime.KeepAlive(r)
 	return s
@@ -37,10 +46,22 @@ func (r *Reader) Scan(near, far int64) *Scan {
 // ArenaBytes returns the size of the arena: no record lies further back than that.
 func (r *Reader) ArenaBytes() int64 { return int64(r.geo.arenaWords) * 8 }
 
-// Next looks at up to that many slots, from where the call before ended, and passes each
-// key it finds in state Present or Negative to found. It returns false once all slots
+// Next looks at up to that many slots, or records, from where the call before ended, and
+// passes each key it finds in state Present or Negative to found. It returns false once all
 // were looked at; found is not called any more then. It allocates only the keys.
 func (s *Scan) Next(slots int, found func(key string)) bool {
+	for ; s.records && slots > 0; slots-- {
+		if s.at >= s.front {
+			return false
+		}
+		if key, ok := s.record(); ok {
+			found(key)
+		}
+	}
+	if s.records {
+		runtime.KeepAlive(s.r)
+		return s.at < s.front
+	}
 	end := min(s.slot+uint64(max(0, slots)), s.r.geo.slots)
 	for ; s.slot < end; s.slot++ {
 		if key, ok := s.key(s.slot); ok {
@@ -49,6 +70,32 @@ func (s *Scan) Next(slots int, found func(key string)) bool {
 	}
 	runtime.KeepAlive(s.r)
 	return s.slot < s.r.geo.slots
+}
+
+// record reads the key of the record at s.at, if its slot still points there and it is
+// wanted, and moves on. What cannot be a record, after the writer has lapped the scan or of
+// a damaged table, makes the scan begin anew with the slots; keys may be found twice then.
+func (s *Scan) record() (string, bool) {
+	r, loc := s.r, s.at
+	m := atomic.LoadUint64(&r.arena[loc+recMeta])
+	if m == 0 { // being written: it is the last
+		s.at = s.front
+		return "", false
+	}
+	slot, klen, vlen := unpackMeta(m)
+	size := recordWords(klen, vlen)
+	if slot == padSlot {
+		size = m & padSlot
+	}
+	if size == 0 || size > s.front-loc || slot != padSlot && slot >= r.geo.slots || !r.intact(loc) {
+		s.records = false
+		return "", false
+	}
+	s.at += size
+	if slot == padSlot || atomic.LoadUint64(&r.index[slot*slotWords+slotLocation]) != loc {
+		return "", false // what a key left behind
+	}
+	return s.key(slot)
 }
 
 // key reads the key in slot i, if its record is wanted.

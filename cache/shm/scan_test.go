@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -16,9 +17,25 @@ func (s *Scan) all() map[string]int {
 }
 
 // A scan finds every key that is present or negative once, and no other, whatever the
-// steps; bands by distance divide them from the newest to the oldest.
+// steps; bands by distance divide them from the newest to the oldest. An index larger than
+// what was written is walked by records, another by slots.
 func TestScan(t *testing.T) {
-	w := mustCreate(t, Options{Heap: true, Bytes: 1 << 16})
+	for _, c := range []struct {
+		name    string
+		slots   int
+		records bool
+	}{{"slots", 0, false}, {"records", 1 << 14, true}} {
+		t.Run(c.name, func(t *testing.T) {
+			w := mustCreate(t, Options{Heap: true, Bytes: 1 << 16, Slots: c.slots})
+			testScan(t, w)
+			if s := w.Reader().Scan(0, 0); s.records != c.records {
+				t.Errorf("walks by records: %v", s.records)
+			}
+		})
+	}
+}
+
+func testScan(t *testing.T, w *Writer) {
 	const keys = 200
 	want := map[string]int{}
 	for i := range keys {
@@ -26,6 +43,7 @@ func TestScan(t *testing.T) {
 		mustPut(t, w, k, State(1+i%2), strings.Repeat("v", i))
 		want[k] = 1
 	}
+	mustPut(t, w, "key-199x", Present, "anew") // leaves a record behind
 	w.Remove("key-000")
 	delete(want, "key-000")
 	if _, _, ok := w.Invalidate("key-001x"); !ok {
@@ -90,5 +108,32 @@ func TestScanOfALappedArena(t *testing.T) {
 	got := r.Scan(0, 0).all()
 	if found == 0 || len(got) != w.Len() || got[name(puts-1)] != 1 {
 		t.Errorf("%d found on the way; at the end %d of %d keys", found, len(got), w.Len())
+	}
+}
+
+// A record that cannot be one does not end a scan: the slots know all keys.
+func TestScanOfDamagedRecords(t *testing.T) {
+	for name, meta := range map[string]uint64{
+		"longer than what was written": packMeta(1, 3, MaxValueBytes),
+		"an empty pad":                 padSlot << 32,
+		"a slot beyond the index":      packMeta(1<<20, 3, 8),
+	} {
+		w := mustCreate(t, Options{Heap: true, Bytes: 1 << 16, Slots: 1 << 14})
+		for i := range 20 {
+			mustPut(t, w, fmt.Sprintf("key-%d", i), Present, "value")
+		}
+		w.Remove("key-3")
+		r := w.Reader()
+		at := uint64(0)
+		for range 3 {
+			at += w.wordsAt(at)
+		}
+		atomic.StoreUint64(&w.record(at)[recMeta], meta)
+		got := r.Scan(0, 0).all()
+		for i := range 20 {
+			if n := got[fmt.Sprintf("key-%d", i)]; (n == 0) != (i == 3) {
+				t.Errorf("%s: key-%d was found %d times", name, i, n)
+			}
+		}
 	}
 }
