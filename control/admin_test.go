@@ -89,7 +89,7 @@ func TestRefusals(t *testing.T) {
 		text string
 	}{
 		{"register: no model", reg(register("", "v1", "h:1")), outrigger.Invalid, "model is empty"},
-		{"register: slash", reg(register("a/b", "v1", "h:1")), outrigger.Invalid, `"a/b"`},
+		{"register: control character", reg(register("a\tb", "v1", "h:1")), outrigger.Invalid, `"a\tb"`},
 		{"register: long name", reg(register(strings.Repeat("x", 201), "v1", "h:1")), outrigger.Invalid, "limit is 200"},
 		{"register: no endpoint", reg(register("chat", "v9")), outrigger.Invalid, "endpoints has 0"},
 		{"register: no port", reg(register("chat", "v9", "host")), outrigger.Invalid, "host:port"},

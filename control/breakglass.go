@@ -207,7 +207,7 @@ func (b *breakGlass) record(ctx context.Context, f *facts.Facts, k kill) error {
 			ReturnPhase: uint32(ro.ReturnPhase), Notify: ro.Notify, Metadata: meta}}}))
 	}
 	writes = append(writes, toModel(f, k.Model, versionState(k.Version, facts.Quarantined, "emergency: "+k.Reason)),
-		eventlog.Write{Aggregate: facts.AlertPrefix + "emergency-" + k.Model, Expect: eventlog.Any, Events: []*pb.Event{{Payload: &pb.Event_AlertRaised{
+		eventlog.Write{Aggregate: facts.AlertPrefix + "emergency-" + nameOf(k.Model), Expect: eventlog.Any, Events: []*pb.Event{{Payload: &pb.Event_AlertRaised{
 			AlertRaised: &pb.AlertRaised{Severity: "critical", Summary: k.Actor + " took version " + k.Version + " of model " + k.Model + " out: " + k.Reason, Numbers: meta}}}}})
 	stamp(ctx, k.Actor, "", writes)
 	done, err := b.log.Append(ctx, "glass/"+k.Model+"/"+k.Version+"/"+k.At.UTC().Format(time.RFC3339Nano), writes...)

@@ -162,7 +162,7 @@ func reasonMetadata(reason string) map[string]string {
 // nextRolloutID is "<model>-<candidate>-<n>" with the smallest free n.
 func nextRolloutID(f *facts.Facts, model, candidate string) string {
 	for n := 1; ; n++ {
-		if id := fmt.Sprintf("%s-%s-%d", model, candidate, n); f.Rollout(id) == nil {
+		if id := fmt.Sprintf("%s-%s-%d", nameOf(model), candidate, n); f.Rollout(id) == nil {
 			return id
 		}
 	}

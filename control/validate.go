@@ -35,14 +35,17 @@ func locked(format string, args ...any) error {
 	return outrigger.Errorf(outrigger.Locked, format, args...)
 }
 
-// checkModelName: a logical model name is one path segment everywhere it appears. What an
-// endpoint calls the model (upstream_model) may hold '/'.
+// checkModelName allows '/', since applications ask for published models by names that hold
+// it; where a name has to be one path segment (ids of rollouts and alerts), nameOf makes it one.
 func checkModelName(s string) error {
 	if len(s) > MaxModelName {
 		return invalid("model is %d bytes long, the limit is %d; shorten it", len(s), MaxModelName)
 	}
-	return outrigger.CheckName("model", s)
+	return outrigger.CheckName("model", nameOf(s))
 }
+
+// nameOf is a model's name with '-' for '/', which names of other things must not hold.
+func nameOf(model string) string { return strings.ReplaceAll(model, "/", "-") }
 
 func checkReason(s string) error {
 	if len(s) > MaxReasonBytes || !utf8.ValidString(s) {

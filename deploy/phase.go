@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -91,7 +92,8 @@ func Start(req *pb.StartRolloutRequest, lastGood string) (*pb.RolloutStarted, er
 		}
 	}
 	for _, f := range []struct{ field, value string }{
-		{"model", req.GetModel()}, {"candidate", req.GetCandidate()}, {"last_good", lastGood},
+		{"model", strings.ReplaceAll(req.GetModel(), "/", "-")}, // models may have '/' in their names
+		{"candidate", req.GetCandidate()}, {"last_good", lastGood},
 	} {
 		if err := outrigger.CheckName(f.field, f.value); err != nil {
 			return nil, err

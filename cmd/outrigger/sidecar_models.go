@@ -19,6 +19,7 @@ type modelFlags struct {
 	hedgeAfter      time.Duration
 	adaptive        bool
 	inFlight        int
+	maxBody         int64
 	answerBytes     int64
 	answerTTL       time.Duration
 	answerUndecided bool
@@ -32,6 +33,7 @@ func (m *modelFlags) bind(f *pflag.FlagSet) {
 	f.DurationVar(&m.hedgeAfter, "model-hedge-after", 0, "ask a second endpoint when the first has not begun to answer for that long, for calls that change nothing; 0 = never")
 	f.BoolVar(&m.adaptive, "model-adaptive-concurrency", false, "give a version no more requests at once than it was seen to take")
 	f.IntVar(&m.inFlight, "model-max-in-flight", inference.DefaultMaxInFlight, "model calls at once, open streams included; more are answered 503")
+	f.Int64Var(&m.maxBody, "model-max-body", inference.DefaultMaxBody, "largest request body of a model call in bytes; larger ones are answered 413. Bodies over 1 MiB have together 8 times this")
 	f.Int64Var(&m.answerBytes, "answer-cache-bytes", 0, "size of the cache of model answers, at least 1 MiB, shared with the other pods of the node if the agent of --agent-dir has --answer-cache-bytes too; 0 = no such cache")
 	f.DurationVar(&m.answerTTL, "answer-cache-ttl", answers.DefaultTTL, "limit on the age of a cached answer")
 	f.BoolVar(&m.answerUndecided, "answer-cache-all", false, "cache answers to questions that are not deterministic too")
@@ -47,10 +49,13 @@ func (m *modelFlags) options() (o inference.Options, err error) {
 	if m.inFlight < 1 {
 		return o, fmt.Errorf("--model-max-in-flight is %d; give at least 1", m.inFlight)
 	}
+	if m.maxBody < 1<<10 || m.maxBody > 1<<30 {
+		return o, fmt.Errorf("--model-max-body is %d; give 1024 to 1073741824", m.maxBody)
+	}
 	if m.shadows < 0 {
 		return o, fmt.Errorf("--model-shadows is %d; give 0 or more", m.shadows)
 	}
-	o = inference.Options{MaxInFlight: m.inFlight, Shadows: m.shadows, DefaultModel: m.defaultModel, TryTimeout: m.tryTimeout, HedgeAfter: m.hedgeAfter, Adaptive: m.adaptive, AnswerAll: m.answerUndecided}
+	o = inference.Options{MaxInFlight: m.inFlight, MaxBody: m.maxBody, Shadows: m.shadows, DefaultModel: m.defaultModel, TryTimeout: m.tryTimeout, HedgeAfter: m.hedgeAfter, Adaptive: m.adaptive, AnswerAll: m.answerUndecided}
 	if m.answerBytes != 0 {
 		if o.Answers, err = answers.New(answers.Options{Bytes: m.answerBytes, TTL: m.answerTTL}); err != nil {
 			return o, fmt.Errorf("--answer-cache-bytes, --answer-cache-ttl: %w", err)

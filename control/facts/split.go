@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/outrigger-mesh/outrigger"
 	"github.com/outrigger-mesh/outrigger/experiments"
@@ -23,6 +24,11 @@ const (
 	saltModel      = "model:"
 	saltExperiment = "experiment:"
 )
+
+// modelSalt is the salt of a model's split. Names of models may hold '/', salts may not;
+// that two names could come to share one does no harm, as buckets of different models
+// need not be independent.
+func modelSalt(model string) string { return saltModel + strings.ReplaceAll(model, "/", ":") }
 
 // Split is how the requests of one model are divided. Arms together cover the buckets
 // [0, experiments.Buckets) exactly once, or there are none and Problem says why.
@@ -91,7 +97,7 @@ func sameTargets(a, b []policy.Arm) bool {
 // split decides, in this order: an unfinished rollout, a running experiment, the
 // champion.
 func (d *draft) split(m *Model) Split {
-	s := Split{Salt: saltModel + m.Name}
+	s := Split{Salt: modelSalt(m.Name)}
 	stable := m.stable()
 	if r := d.rollouts[m.Rollout]; r != nil {
 		return d.splitRollout(m, r, stable)
@@ -118,7 +124,7 @@ func (d *draft) split(m *Model) Split {
 // A growing weight extends the candidate's one range, so nobody who has seen the
 // candidate goes back while it grows.
 func (d *draft) splitRollout(m *Model, r *Rollout, stable string) Split {
-	s := Split{Salt: saltModel + m.Name}
+	s := Split{Salt: modelSalt(m.Name)}
 	weight := min(r.CandidateWeight(), experiments.Buckets)
 	if !m.Version(r.Candidate).Servable() {
 		weight = 0

@@ -199,6 +199,10 @@ func answerVersion(m *pb.Model, name string, err error) (any, error) {
 }
 
 func createModel(c *call) (any, error) {
+	// As MLflow's own server: its clients name versions by models:/NAME/VERSION.
+	if strings.Contains(c.in.Name, "/") {
+		return nil, outrigger.Errorf(outrigger.Invalid, "name %q contains '/', which names of registered models cannot", c.in.Name)
+	}
 	req := &pb.CreateModelRequest{Model: c.in.Name, Tags: tagMap(c.in.Tags)}
 	if c.in.Description != nil {
 		req.Description = *c.in.Description

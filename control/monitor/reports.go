@@ -154,7 +154,7 @@ func (m *Monitor) parse(ctx context.Context, d *pb.Delta) (p parsed) {
 
 // check refuses names no policy could hold and counts that cannot be.
 func (k cellKey) check(o *pb.OutcomeDelta) error {
-	if err := outrigger.CheckName("model", k.model); err != nil {
+	if err := policy.CheckModelName(k.model); err != nil {
 		return err
 	}
 	if err := outrigger.CheckName("version", k.version); err != nil {

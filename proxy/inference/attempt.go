@@ -209,6 +209,9 @@ func (c *call) outgoing(ctx context.Context, t *target) *http.Request {
 	// The answer must stay readable for usage and events, and the whole body is here.
 	delete(h, "Accept-Encoding")
 	delete(h, "Expect")
+	if c.encoded != nil {
+		delete(h, hdrEncoding)
+	}
 	if _, ok := h["User-Agent"]; !ok {
 		h["User-Agent"] = []string{""} // do not invent one
 	}

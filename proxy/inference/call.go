@@ -33,8 +33,10 @@ type call struct {
 	status PolicyStatus
 	dry    *dryRun // of a call that is only explained; nil = it is served
 
-	body []byte
-	env  shape.Envelope
+	body    []byte
+	encoded []byte // the body as it came, if it was encoded
+	large   int64  // what the body has of the room for large ones
+	env     shape.Envelope
 
 	streams  bool            // the request asks for a stream
 	timeout  time.Duration   // the caller's own limit; 0 = none
@@ -99,6 +101,10 @@ func (c *call) serveInference() {
 // false.
 func (c *call) accept() bool {
 	if want := c.api.Method(); c.r.Method != want {
+		if c.passes() { // lists of stored answers, questions of browsers (OPTIONS): not inference
+			c.passThrough(nil)
+			return false
+		}
 		c.w.Header()["Allow"] = []string{want}
 		c.refuse(apiError{status: http.StatusMethodNotAllowed, kind: invalidRequest, code: "method_not_allowed", message: c.r.URL.Path + " takes " + want})
 		return false
@@ -114,11 +120,6 @@ func (c *call) accept() bool {
 	}
 	if c.h.o.Policy == nil && c.passes() {
 		c.passThrough(nil)
-		return false
-	}
-	if enc := first(c.r.Header, "Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
-		c.refuse(apiError{status: http.StatusUnsupportedMediaType, kind: invalidRequest, code: "unsupported_encoding",
-			message: "the request body is encoded (" + enc + "); the model cannot be read from it. Send it without Content-Encoding"})
 		return false
 	}
 	var err error
@@ -207,35 +208,6 @@ func badRequest(err error) apiError {
 	return apiError{status: http.StatusBadRequest, kind: invalidRequest, code: "invalid_body", message: msg, retry: retryNo}
 }
 
-// readBody reads the whole body within the limit; it has answered if it returns false.
-func (c *call) readBody() bool {
-	if c.api.Get {
-		return true
-	}
-	limit := c.h.o.MaxBody
-	tooLarge := apiError{status: http.StatusRequestEntityTooLarge, kind: invalidRequest, code: "request_too_large", retry: retryNo,
-		message: "request body exceeds the limit of " + strconv.FormatInt(limit, 10) + " bytes"}
-	if c.r.ContentLength > limit {
-		c.w.Header()["Connection"] = []string{"close"} // rather than reading the rest
-		c.refuse(tooLarge)
-		return false
-	}
-	// The buffer grows with what arrives: a claimed length must not reserve memory.
-	room := min(max(c.r.ContentLength, 0)+1, 64<<10)
-	body, whole, err := readUpTo(c.r.Body, make([]byte, 0, room), int(limit)+1)
-	c.body, c.asked, c.again = body, len(body), isClientRetry(c.r.Header)
-	if err == nil && !whole {
-		c.w.Header()["Connection"] = []string{"close"}
-		c.refuse(tooLarge)
-		return false
-	}
-	if err != nil {
-		c.refuse(apiError{status: http.StatusBadRequest, kind: invalidRequest, code: "body_incomplete", message: "the request body ended early"})
-		return false
-	}
-	return true
-}
-
 // route finds the model, version and arm; it has answered if it returns false.
 func (c *call) route() bool {
 	if c.policy == nil {
@@ -301,6 +273,9 @@ func (c *call) passThrough(body []byte) {
 	r := c.r.WithContext(c.r.Context())
 	r.Header = c.r.Header.Clone()
 	stripOurs(r.Header)
+	if c.encoded != nil {
+		body = c.encoded
+	}
 	if body != nil {
 		r.Body = io.NopCloser(bytes.NewReader(body))
 	}

@@ -85,6 +85,7 @@ func (h *Handler) Explain(r *http.Request, body []byte) Explanation {
 	dry := &dryRun{}
 	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 	c := &call{h: h, w: nowhere{http.Header{}}, r: r, start: h.now(), dry: dry}
+	defer c.release()
 	matched := h.match(r, &c.path)
 	c.api = c.path.API
 	if h.o.Policy != nil {

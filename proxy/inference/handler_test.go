@@ -36,7 +36,7 @@ func TestRefusals(t *testing.T) {
 		{"unknown model", "POST", chatPath, `{"model":"nope"}`, nil, withPolicy, 404, "model_not_found"},
 		{"unprintable model", "POST", chatPath, `{"model":"\u0007"}`, nil, withPolicy, 404, "model_not_found"},
 		{"huge", "POST", chatPath, `{"model":"gpt","x":"` + strings.Repeat("x", 2000) + `"}`, nil, withPolicy, 413, "request_too_large"},
-		{"encoded", "POST", chatPath, `{"model":"gpt"}`, []string{"Content-Encoding", "gzip"}, withPolicy, 415, "unsupported_encoding"},
+		{"encoded", "POST", chatPath, `{"model":"gpt"}`, []string{"Content-Encoding", "br"}, withPolicy, 415, "unsupported_encoding"},
 		{"connection names identity", "POST", chatPath, `{"model":"gpt"}`, []string{"Connection", "x-user-id"}, withPolicy, 400, "invalid_body"},
 		{"GET", "GET", chatPath, ``, nil, withPolicy, 405, "method_not_allowed"},
 		{"POST to models", "POST", "/v1/models", ``, nil, withPolicy, 405, "method_not_allowed"},

@@ -45,8 +45,8 @@
 //     as they are known. Client-supplied x-outrigger-* request fields go no further.
 //
 // Our own errors have the form of the protocol spoken. Bad input is refused: 400 for JSON that is malformed, nested
-// deeper than 512, or ambiguous (a routing key twice); 413 over MaxBody; 415 for encoded
-// bodies. Unknown models are 404 model_not_found, or go to Passthrough if there is one.
+// deeper than 512, or ambiguous (a routing key twice); 413 over MaxBody; 415 for bodies in
+// another coding than gzip and deflate, which reach the model decoded. Unknown models are 404 model_not_found, or go to Passthrough if there is one.
 // Overload: more than MaxInFlight requests, or a version's MaxRequests, is 503; beyond a
 // version's MaxConnections requests of HTTP/1.1 wait, in the order they came and as long as
 // they may take, and beyond its MaxPending that is 503, too; a retry or hedge beyond
@@ -92,8 +92,9 @@
 // while nobody taps, a call pays one atomic load for that.
 //
 // New starts nothing; the handler runs on its callers' goroutines only and is safe for
-// any number of them. Memory: one request body (MaxBody) and one answer buffer (1 MiB,
-// or one event of at most 8 MiB) per request in flight.
+// any number of them. Memory per request in flight: a body of 1 MiB and one answer buffer (1 MiB,
+// or one event of at most 8 MiB); larger bodies, of at most MaxBody, have together 8 times
+// MaxBody, beyond which requests with one are answered 503.
 package inference
 
 import (
@@ -116,7 +117,7 @@ import (
 
 // Defaults of Options.
 const (
-	DefaultMaxBody     = 8 << 20
+	DefaultMaxBody     = 32 << 20
 	DefaultMaxInFlight = 4096
 	DefaultTimeout     = 10 * time.Minute // of a logical request, when the policy has none
 )
@@ -180,7 +181,7 @@ type Options struct {
 	// Shadows bounds the copies of requests that are under way to shadow versions; they are
 	// sent while RunShadows runs. 0 = none are made.
 	Shadows int
-	// MaxBody bounds a request body in bytes, MaxInFlight the requests at one time.
+	// MaxBody bounds a request body in bytes, decoded, MaxInFlight the requests at one time.
 	MaxBody     int64
 	MaxInFlight int
 }
@@ -199,6 +200,7 @@ type Handler struct {
 	shadows  *shadows // nil = no copies are made
 	buffers  buffers  // of answers
 	inflight atomic.Int64
+	large    atomic.Int64 // bytes of request bodies that are large, or may become so
 	taps     taps
 	plan     atomic.Pointer[plan]
 	compile  sync.Mutex // held while a new plan is made; never during I/O
@@ -279,6 +281,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer h.inflight.Add(-1)
 	switch {
 	case matched:
+		defer c.release()
 		c.serveInference()
 		return
 	case isModelsPath(r.URL.Path):

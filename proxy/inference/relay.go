@@ -63,6 +63,9 @@ func (c *call) relayBody(ctx context.Context, t *target, resp *http.Response, re
 	if c.streams && (!isJSON(resp) || c.api.Family == shape.Gemini) {
 		limit = 0 // a stream in a form we do not cut into events: pass on what there is
 	}
+	if c.api.Played && resp.StatusCode < 300 {
+		limit = 0
+	}
 	buf, whole, err := readUpTo(resp.Body, (*p)[:0], limit)
 	*p = buf
 	if err != nil {

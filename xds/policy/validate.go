@@ -75,7 +75,7 @@ func (p *Policy) Validate() error {
 // Validate reports the first rule one model breaks; see Policy.Validate.
 func (m *Model) Validate() error {
 	checks := []func() error{
-		func() error { return checkModelName(m.Name) },
+		func() error { return CheckModelName(m.Name) },
 		func() error { return outrigger.CheckName("salt", m.Salt) },
 		m.validateUnit,
 		func() error { return duration("dead_man", m.DeadMan) },
@@ -410,9 +410,10 @@ func JoinAddress(host string, port uint32) string {
 	return host + ":" + strconv.FormatUint(uint64(port), 10)
 }
 
-// checkModelName allows '/' beside what CheckName allows, because published model
-// names hold it ("organisation/model").
-func checkModelName(s string) error { return checkText("name", s) }
+// CheckModelName is what a logical model name must be: outrigger.CheckName's rules, but '/'
+// is allowed, because published models have it in their names ("organisation/model") and
+// applications ask for them by that name. Errors have kind Invalid.
+func CheckModelName(s string) error { return checkText("name", s) }
 
 // checkText is CheckName without the rule against '/'.
 func checkText(field, s string) error {

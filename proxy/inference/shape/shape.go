@@ -8,8 +8,8 @@
 //	path := route.Rewrite("llama-3.1@v7")
 //	kind := route.API.Classify(event)
 //
-// It covers OpenAI (chat, completions, embeddings, responses) and Azure's deployments of
-// the same; Open Inference Protocol v2 over HTTP with Triton's generate endpoints and
+// It covers OpenAI (chat, completions, embeddings, responses, images, speech, moderations;
+// below /v1 and the bases of some providers) and Azure's deployments of the first three; Open Inference Protocol v2 over HTTP with Triton's generate endpoints and
 // binary tensors, and over gRPC (see Names); TGI; vLLM's own paths; Anthropic messages;
 // Gemini; Ollama. Protocols are never translated into each other.
 //
@@ -74,6 +74,9 @@ type API struct {
 	Get bool
 	// Tensors: what goes in and out is not text, so its size says nothing about LLM tokens.
 	Tensors bool
+	// Played: the answer is bytes to be played while they come, so nothing may wait for their
+	// end.
+	Played bool
 	// Meta: the request asks about a model, not for inference; it is routed but not counted.
 	Meta bool
 }
@@ -106,6 +109,9 @@ var (
 	openaiCompletion = API{Operation: "text_completion", Streaming: ByBody, HasEnd: true}
 	openaiEmbeddings = API{Operation: "embeddings", Idempotent: true}
 	openaiResponses  = API{Operation: "responses", Streaming: ByBody, Named: true}
+	openaiImages     = API{Operation: "image_generation", Streaming: ByBody, Named: true, Tensors: true}
+	openaiSpeech     = API{Operation: "speech", Tensors: true, Played: true}
+	openaiModeration = API{Operation: "moderation", Idempotent: true}
 
 	azureChat       = API{Family: Azure, Operation: "chat", Streaming: ByBody, HasEnd: true}
 	azureCompletion = API{Family: Azure, Operation: "text_completion", Streaming: ByBody, HasEnd: true}
@@ -169,7 +175,49 @@ func Match(path string) (Route, bool) {
 			return r, ok
 		}
 	}
+	if a := elsewhere(path); a != nil {
+		return Route{API: a}, true
+	}
 	return Route{}, false
+}
+
+// bases are where providers and servers have OpenAI's API other than below /v1: Azure's v1
+// API and Groq, OpenRouter, Fireworks, DashScope, Gemini's compatible one.
+var bases = [...]string{"/openai/v1/", "/api/v1/", "/inference/v1/", "/compatible-mode/v1/", "/v1beta/openai/"}
+
+// elsewhere finds OpenAI's operations below other bases than /v1. Without any (DeepSeek,
+// llama.cpp) only those are taken whose paths say what they are.
+func elsewhere(path string) *API {
+	switch path {
+	case "/chat/completions":
+		return &openaiChat
+	case "/completions":
+		return &openaiCompletion
+	case "/embeddings":
+		return &openaiEmbeddings
+	}
+	for _, base := range bases {
+		if operation, ok := strings.CutPrefix(path, base); ok {
+			switch operation {
+			case "chat/completions":
+				return &openaiChat
+			case "completions":
+				return &openaiCompletion
+			case "embeddings":
+				return &openaiEmbeddings
+			case "responses":
+				return &openaiResponses
+			case "images/generations":
+				return &openaiImages
+			case "audio/speech":
+				return &openaiSpeech
+			case "moderations":
+				return &openaiModeration
+			}
+			return nil
+		}
+	}
+	return nil
 }
 
 // exact finds the APIs whose path is fixed.
@@ -183,6 +231,12 @@ func exact(path string) *API {
 		return &openaiEmbeddings
 	case "/v1/responses":
 		return &openaiResponses
+	case "/v1/images/generations":
+		return &openaiImages
+	case "/v1/audio/speech":
+		return &openaiSpeech
+	case "/v1/moderations":
+		return &openaiModeration
 	case "/v1/messages", "/anthropic/v1/messages":
 		return &anthropicMessages
 	case "/v1/messages/count_tokens", "/anthropic/v1/messages/count_tokens":

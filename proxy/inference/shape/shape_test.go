@@ -19,6 +19,12 @@ func TestMatchAndRewrite(t *testing.T) {
 		{"/anthropic/v1/messages/count_tokens", "", "count_tokens", Anthropic, ""},
 		{"/api/chat", "", "chat", Ollama, ""},
 		{"/generate_stream", "", "generate", TGI, ""},
+		{"/openai/v1/responses", "", "responses", OpenAI, ""},
+		{"/api/v1/chat/completions", "", "chat", OpenAI, ""},
+		{"/v1beta/openai/embeddings", "", "embeddings", OpenAI, ""},
+		{"/chat/completions", "", "chat", OpenAI, ""},
+		{"/v1/images/generations", "", "image_generation", OpenAI, ""},
+		{"/inference/v1/audio/speech", "", "speech", OpenAI, ""},
 		{"/v2/rerank", "", "rerank", VLLM, ""},
 		{"/v2/models/resnet/infer", "resnet", "infer", OIP, "/v2/models/org%2Fm:2/versions/7/infer"},
 		{"/v2/models/a%2Fb/versions/3/infer", "a/b", "infer", OIP, "/v2/models/org%2Fm:2/versions/7/infer"},
@@ -49,7 +55,7 @@ func TestMatchAndRewrite(t *testing.T) {
 		"/", "", "/v1/models", "/v1/models/gpt", "/v1/chat/completions/", "/v1/responses/r1", "/v2", "/v2/models", "/v2/models/", "/v2/models//infer",
 		"/v2/models/m/versions/", "/v2/models/m/versions//infer", "/v2/models/m/unload", "/v2/models/%zz/infer", "/v2/repository/index",
 		"/openai/deployments//chat/completions", "/openai/deployments/d/audio/speech", "/v1beta/models/a/b:generateContent", "/v1beta/models/:generateContent",
-		"/v1beta/models/m:other", "/api/tags", "/V1/chat/completions",
+		"/v1beta/models/m:other", "/openai/v1/chat", "/openai/v1/chat/completions/x", "/responses", "/x/v1/chat/completions", "/api/tags", "/V1/chat/completions",
 	} {
 		if r, ok := Match(path); ok {
 			t.Errorf("%q matched %s of %s", path, r.API.Operation, r.API.Family.Provider())
