@@ -100,6 +100,14 @@ func TestPassthrough(t *testing.T) {
 		if want := tt.path + " " + tt.body + " []Bearer k"; got != want {
 			t.Errorf("%s: %q, want %q", tt.name, got, want)
 		}
+		// Browsers ask with OPTIONS; GET lists what OpenAI has stored.
+		for _, method := range []string{http.MethodOptions, http.MethodGet} {
+			got = ""
+			h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(method, tt.path+"?limit=2", nil))
+			if got != tt.path+"  []" {
+				t.Errorf("%s, %s: %q", tt.name, method, got)
+			}
+		}
 	}
 }
 
