@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 
 	"github.com/outrigger-mesh/outrigger"
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/control/eventlog/memory"
 	"github.com/outrigger-mesh/outrigger/control/variables"
 )
@@ -55,5 +56,31 @@ func testFollowerProvesItsFeed(t *testing.T) {
 		n.beat(9)
 		n.expect("ack 9 head 3")
 		n.close()
+	})
+}
+
+// A watch at a replica that keeps a copy does not begin with values older than what its watcher
+// may have been told by the leader.
+func TestFollowerWatchBeginsCurrent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var away atomic.Bool
+		var ahead atomic.Uint64 // what the leader has and the copy has not
+		log := memory.New()
+		w := startWorld(t, log, variables.Options{Confirm: func(context.Context) (uint64, error) {
+			if away.Load() {
+				return 0, outrigger.Errorf(outrigger.Unavailable, "away")
+			}
+			return log.Head() + ahead.Load(), nil
+		}})
+		w.session("shop")
+		w.register("shop", "n", value(outrigger.Integer, "0"))
+		ahead.Store(1)
+		x := w.watch(&pb.WatchRequest{Session: "shop", IncludeInitial: true})
+		synctest.Wait()
+		w.set("shop", "n", "5") // now it has it
+		x.expect("INITIAL n=5@1 ")
+		x.close()
+		away.Store(true)
+		w.watch(&pb.WatchRequest{Session: "shop", IncludeInitial: true}).expect("away")
 	})
 }

@@ -135,7 +135,8 @@ func (w *watcher) take() (out []pending, ended bool) {
 
 // Watch implements pb.VariablesServer. The watcher is registered before the present
 // values are read, so nothing falls between them. A change that leaves the value as the
-// watcher last saw it is not sent. While it is open the session counts as used. The
+// watcher last saw it is not sent. At a replica that keeps a copy it begins with what was
+// acknowledged anywhere before the call, or fails if that cannot be known. While it is open the session counts as used. The
 // stream ends with NotFound when the session is deleted, after a DELETED for each
 // variable.
 func (s *Service) Watch(req *pb.WatchRequest, stream grpc.ServerStreamingServer[pb.WatchEvent]) error {
@@ -145,6 +146,11 @@ func (s *Service) Watch(req *pb.WatchRequest, stream grpc.ServerStreamingServer[
 func (s *Service) watch(req *pb.WatchRequest, stream grpc.ServerStreamingServer[pb.WatchEvent]) error {
 	id, err := s.enter(req.GetTenant(), req.GetSession())
 	if err != nil {
+		return err
+	}
+	// A replica that keeps a copy may be behind what the watcher was told elsewhere; from here on
+	// it sees no older value than at its leader.
+	if err := s.Current(stream.Context()); err != nil {
 		return err
 	}
 	w, err := s.newWatcher(id, req.GetIdentifiers())

@@ -41,6 +41,8 @@
 //     drop it by themselves when this server is dead, stopped or cut off. A heartbeat is one
 //     response and one answer, about 200 bytes together; it counts as no push anywhere. Streams
 //     of the other protocol are not given such a resource at all.
+//   - An Envoy that comes back is told of removed clusters once it has acknowledged routes
+//     that do without them (see part.go).
 //   - A server that stops hands its clients over (Drain): their streams end spread over a
 //     time, while there is somebody to go to.
 //   - The ledger counts a position as accepted by a sidecar when every response of that

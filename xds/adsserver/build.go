@@ -30,6 +30,10 @@ func (s *session) buildDelta(t *typeSub) *discovery.DeltaDiscoveryResponse {
 		out.Resources, out.RemovedResources = t.difference(next)
 		resent = t.repeats(out.Resources)
 	}
+	if s.postpones(t) {
+		s.postpone(t, out.RemovedResources)
+		out.RemovedResources, s.wire = nil, nil
+	}
 	sent := len(out.Resources)
 	alone := s.pulse(t, next, out)
 	if !alone {

@@ -69,6 +69,7 @@ type session struct {
 	waits   bool
 	held    string
 	warming warming // what new clusters hold back
+	parting parting // what a first response left for later
 	// beats is the next heartbeat of what the stream is leased; nil = nothing is. See lease.go.
 	beats *time.Timer
 }
@@ -170,7 +171,7 @@ func (s *session) close() {
 	}
 	s.mu.Lock()
 	s.closed = true
-	for _, timer := range []*time.Timer{s.timer, s.beats, s.warming.timer} {
+	for _, timer := range []*time.Timer{s.timer, s.beats, s.warming.timer, s.parting.timer} {
 		if timer != nil {
 			timer.Stop()
 		}
@@ -260,7 +261,7 @@ func (s *session) advance() {
 		s.launchAll(latest)
 		s.closePush()
 	}
-	if s.open == 0 && !s.waits && !s.warming.holds {
+	if s.part(); s.open == 0 && !s.waits && !s.warming.holds && s.parting.names == nil {
 		s.settle()
 	}
 }

@@ -3,6 +3,7 @@ package adsserver_test
 import (
 	"strings"
 	"testing"
+	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -162,8 +163,12 @@ func TestLostDiskBeforeAnEnvoy(t *testing.T) {
 		both := chat(3, "v1")
 		both.Models = append(both.Models, other.Models...)
 		w.remember(both, "other/v1", "chat/v1")
-		c.want("Runtime +"+xds.RuntimeName+" +"+xds.LeaseName, "Cluster +envoy/original-dst +model/chat/v1 +model/other/v1 -failover/chat/v1")
+		c.want("Runtime +"+xds.RuntimeName+" +"+xds.LeaseName, "Cluster +envoy/original-dst +model/chat/v1 +model/other/v1")
 		w.held("")
+		c.ack(xds.TypeRuntime)
+		c.ack(xds.TypeCluster)
+		time.Sleep(3 * time.Second) // it asks for no routes
+		c.want("Cluster -failover/chat/v1")
 	})
 }
 
