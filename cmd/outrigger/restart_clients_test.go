@@ -72,6 +72,13 @@ func TestControlDiesUnderEveryClient(t *testing.T) {
 		out := p.verb("alert", "list")
 		return strings.Contains(out, "unknown-configuration") && strings.Contains(out, "never had")
 	})
+	eventually(t, "xds status says who holds what, and what can be done", func() bool {
+		out := p.verb("xds", "status")
+		return strings.Contains(out, "6 clients hold what this control plane's log never had") && strings.Contains(out, "  steady: ") && strings.Contains(out, "--adopt-clients")
+	})
+	if _, err := p.try("xds", "status", "--check"); err == nil {
+		t.Error("xds status --check finds nothing wrong")
+	}
 	for began := time.Now(); ; {
 		l.more(calls)
 		if time.Since(began) >= hold {

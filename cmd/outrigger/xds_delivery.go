@@ -41,8 +41,11 @@ func xdsStatus(c *clientFlags) *cobra.Command {
 	cmd := &cobra.Command{Use: "status [NODE]", Short: "Print what every client was sent and accepted", Args: optionalArg("NODE"),
 		Long: `Status prints one line per xDS client of the control plane, those in trouble first: the
 newest push it was sent and accepted, for how long it has lacked what its group has, and
-the rejection that stands. With NODE it prints every resource type of that client.
-Exit code 1 with --check if any connected client is behind or rejects something.`}
+the rejection that stands. With NODE it prints every resource type of that client. A client
+that came back with something this control plane's log never had is sent nothing; it is
+named at the end, with what that is, since when, and what can be done.
+Exit code 1 with --check if any connected client is behind, rejects something or is sent
+nothing.`}
 	f := cmd.Flags()
 	f.StringVar(&r.Group, "group", "", "only this group: default (sidecars), envoy, grpc")
 	f.BoolVar(&r.Troubled, "troubled", false, "only clients that reject something, are behind or are gone")
@@ -59,7 +62,7 @@ Exit code 1 with --check if any connected client is behind or rejects something.
 		if err := cl.out.message(out, func(w io.Writer) { xdsStatusText(w, out, r.Node != "") }); err != nil {
 			return err
 		}
-		if check && out.Behind+out.Rejecting > 0 {
+		if check && out.Behind+out.Rejecting+out.Held > 0 {
 			return answerError{}
 		}
 		return nil
@@ -91,6 +94,22 @@ func xdsStatusText(w io.Writer, s *pb.XdsStatusResponse, types bool) {
 		}
 	}
 	fmt.Fprintf(w, "\n%d clients, %d behind, %d rejecting\n", s.Total, s.Behind, s.Rejecting)
+	heldText(w, s)
+}
+
+// heldText names the clients that are sent nothing, and the remedy.
+func heldText(w io.Writer, s *pb.XdsStatusResponse) {
+	if s.Held == 0 {
+		return
+	}
+	fmt.Fprintf(w, "\n%d clients hold what this control plane's log never had; they are sent nothing and go on with what they have:\n", s.Held)
+	for _, n := range s.Nodes {
+		if n.Held != "" {
+			since := n.HeldSince.AsTime()
+			fmt.Fprintf(w, "  %s: %s, since %s (%v)\n", n.Node.GetId(), n.Held, since.Format(time.RFC3339), s.Now.AsTime().Sub(since).Round(time.Second))
+		}
+	}
+	fmt.Fprintln(w, "If the log was lost, restore its directory or register those versions again; if what they have\nis to go, restart the control plane with --adopt-clients.")
 }
 
 func connectedText(n *pb.XdsNode, now *timestamppb.Timestamp) string {

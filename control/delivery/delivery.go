@@ -96,6 +96,9 @@ func (s *Service) XdsStatus(_ context.Context, r *pb.XdsStatusRequest) (*pb.XdsS
 		if n.Nack != nil {
 			out.Rejecting++
 		}
+		if n.Held != "" {
+			out.Held++
+		}
 		out.Nodes = append(out.Nodes, nodePB(&n))
 	}
 	if r.GetNode() != "" && len(out.Nodes) == 0 && !r.GetTroubled() {
@@ -108,6 +111,8 @@ func (s *Service) XdsStatus(_ context.Context, r *pb.XdsStatusRequest) (*pb.XdsS
 
 func trouble(n *adsserver.NodeDelivery) int {
 	switch {
+	case n.Held != "":
+		return 4
 	case n.Nack != nil:
 		return 3
 	case n.Connected && n.Behind > 0:
@@ -120,6 +125,8 @@ func trouble(n *adsserver.NodeDelivery) int {
 
 func troublePB(n *pb.XdsNode) int {
 	switch {
+	case n.Held != "":
+		return 4
 	case n.Nack != nil:
 		return 3
 	case n.Connected && n.BehindSeconds > 0:
@@ -133,7 +140,10 @@ func troublePB(n *pb.XdsNode) int {
 func nodePB(n *adsserver.NodeDelivery) *pb.XdsNode {
 	out := &pb.XdsNode{Node: wire.NodePB(n.Node), Group: n.Group, Connected: n.Connected, Since: wire.TimePB(n.Since),
 		SentPosition: n.Sent, AckedPosition: n.Acked, SentPush: n.SentPush, AckedPush: n.AckedPush,
-		BehindSeconds: n.Behind.Seconds(), Nack: nackPB(n.Nack)}
+		BehindSeconds: n.Behind.Seconds(), Nack: nackPB(n.Nack), Held: n.Held}
+	if n.Held != "" {
+		out.HeldSince = wire.TimePB(n.HeldSince)
+	}
 	for _, t := range n.Types {
 		out.Types = append(out.Types, &pb.XdsType{Type: t.Type, Wildcard: t.Wildcard, Names: uint32(t.Names), Sent: t.Sent, Acked: t.Acked,
 			SentAt: wire.TimePB(t.SentAt), AckedAt: wire.TimePB(t.AckedAt), Unanswered: uint32(t.Unanswered), Nack: nackPB(t.Nack)})

@@ -117,6 +117,25 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+// Clients that are sent nothing come first, counted, with what it is that they hold.
+func TestStatusOfHeld(t *testing.T) {
+	src := &recorded{nodes: []adsserver.NodeDelivery{node("a", true, 0, ""), node("d", true, 0, "bad"), node("h", true, time.Minute, "")}}
+	src.nodes[2].Held, src.nodes[2].HeldSince = "Cluster model/chat/v1", time.Unix(40, 0)
+	got, err := New(src, func() time.Time { return time.Unix(100, 0) }).XdsStatus(context.Background(), &pb.XdsStatusRequest{Troubled: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Nodes) != 2 || got.Held != 1 {
+		t.Fatalf("%d nodes, %d held, want 2 and 1", len(got.Nodes), got.Held)
+	}
+	if h := got.Nodes[0]; h.GetNode().GetId() != "h" || h.Held != "Cluster model/chat/v1" || h.HeldSince.GetSeconds() != 40 {
+		t.Errorf("the first is %v", h)
+	}
+	if d := got.Nodes[1]; d.Held != "" || d.HeldSince != nil {
+		t.Errorf("the second is %v", d)
+	}
+}
+
 // secret is a cluster whose transport socket holds a private key.
 func secret(t *testing.T, key string) *anypb.Any {
 	return pack(t, &cluster.Cluster{Name: "model/chat/v1", TransportSocket: &core.TransportSocket{Name: "tls",

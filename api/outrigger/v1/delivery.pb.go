@@ -547,6 +547,7 @@ type XdsStatusResponse struct {
 	Behind        uint32                 `protobuf:"varint,3,opt,name=behind,proto3" json:"behind,omitempty"` // connected and without the newest push
 	Rejecting     uint32                 `protobuf:"varint,4,opt,name=rejecting,proto3" json:"rejecting,omitempty"`
 	Now           *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=now,proto3" json:"now,omitempty"`
+	Held          uint32                 `protobuf:"varint,6,opt,name=held,proto3" json:"held,omitempty"` // sent nothing, see XdsNode.held
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -616,6 +617,13 @@ func (x *XdsStatusResponse) GetNow() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *XdsStatusResponse) GetHeld() uint32 {
+	if x != nil {
+		return x.Held
+	}
+	return 0
+}
+
 type XdsNode struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -629,6 +637,10 @@ type XdsNode struct {
 	BehindSeconds float64                `protobuf:"fixed64,9,opt,name=behind_seconds,json=behindSeconds,proto3" json:"behind_seconds,omitempty"` // how long it has lacked what its group has
 	Nack          *XdsNack               `protobuf:"bytes,10,opt,name=nack,proto3" json:"nack,omitempty"`                                         // the rejection that stands
 	Types         []*XdsType             `protobuf:"bytes,11,rep,name=types,proto3" json:"types,omitempty"`                                       // in push order
+	// The first thing it came back with that this log never had, with its type: it is sent nothing
+	// and keeps what it has; empty if that is not so. And since when.
+	Held          string                 `protobuf:"bytes,12,opt,name=held,proto3" json:"held,omitempty"`
+	HeldSince     *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=held_since,json=heldSince,proto3" json:"held_since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -736,6 +748,20 @@ func (x *XdsNode) GetNack() *XdsNack {
 func (x *XdsNode) GetTypes() []*XdsType {
 	if x != nil {
 		return x.Types
+	}
+	return nil
+}
+
+func (x *XdsNode) GetHeld() string {
+	if x != nil {
+		return x.Held
+	}
+	return ""
+}
+
+func (x *XdsNode) GetHeldSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.HeldSince
 	}
 	return nil
 }
@@ -2133,13 +2159,14 @@ const file_outrigger_v1_delivery_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
 	"\x05group\x18\x02 \x01(\tR\x05group\x12\x1a\n" +
 	"\btroubled\x18\x03 \x01(\bR\btroubled\x12\x14\n" +
-	"\x05limit\x18\x04 \x01(\x05R\x05limit\"\xba\x01\n" +
+	"\x05limit\x18\x04 \x01(\x05R\x05limit\"\xce\x01\n" +
 	"\x11XdsStatusResponse\x12+\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x15.outrigger.v1.XdsNodeR\x05nodes\x12\x14\n" +
 	"\x05total\x18\x02 \x01(\rR\x05total\x12\x16\n" +
 	"\x06behind\x18\x03 \x01(\rR\x06behind\x12\x1c\n" +
 	"\trejecting\x18\x04 \x01(\rR\trejecting\x12,\n" +
-	"\x03now\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x03now\"\x9e\x03\n" +
+	"\x03now\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x03now\x12\x12\n" +
+	"\x04held\x18\x06 \x01(\rR\x04held\"\xed\x03\n" +
 	"\aXdsNode\x12&\n" +
 	"\x04node\x18\x01 \x01(\v2\x12.outrigger.v1.NodeR\x04node\x12\x14\n" +
 	"\x05group\x18\x02 \x01(\tR\x05group\x12\x1c\n" +
@@ -2153,7 +2180,10 @@ const file_outrigger_v1_delivery_proto_rawDesc = "" +
 	"\x0ebehind_seconds\x18\t \x01(\x01R\rbehindSeconds\x12)\n" +
 	"\x04nack\x18\n" +
 	" \x01(\v2\x15.outrigger.v1.XdsNackR\x04nack\x12+\n" +
-	"\x05types\x18\v \x03(\v2\x15.outrigger.v1.XdsTypeR\x05types\"\xb0\x02\n" +
+	"\x05types\x18\v \x03(\v2\x15.outrigger.v1.XdsTypeR\x05types\x12\x12\n" +
+	"\x04held\x18\f \x01(\tR\x04held\x129\n" +
+	"\n" +
+	"held_since\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\theldSince\"\xb0\x02\n" +
 	"\aXdsType\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x1a\n" +
 	"\bwildcard\x18\x02 \x01(\bR\bwildcard\x12\x14\n" +
@@ -2339,46 +2369,47 @@ var file_outrigger_v1_delivery_proto_depIdxs = []int32{
 	28, // 11: outrigger.v1.XdsNode.since:type_name -> google.protobuf.Timestamp
 	5,  // 12: outrigger.v1.XdsNode.nack:type_name -> outrigger.v1.XdsNack
 	9,  // 13: outrigger.v1.XdsNode.types:type_name -> outrigger.v1.XdsType
-	28, // 14: outrigger.v1.XdsType.sent_at:type_name -> google.protobuf.Timestamp
-	28, // 15: outrigger.v1.XdsType.acked_at:type_name -> google.protobuf.Timestamp
-	5,  // 16: outrigger.v1.XdsType.nack:type_name -> outrigger.v1.XdsNack
-	12, // 17: outrigger.v1.XdsConfigResponse.resources:type_name -> outrigger.v1.XdsResource
-	5,  // 18: outrigger.v1.XdsResource.nack:type_name -> outrigger.v1.XdsNack
-	15, // 19: outrigger.v1.XdsDiffResponse.changes:type_name -> outrigger.v1.XdsChange
-	18, // 20: outrigger.v1.XdsPushLogResponse.pushes:type_name -> outrigger.v1.XdsPush
-	28, // 21: outrigger.v1.XdsPush.at:type_name -> google.protobuf.Timestamp
-	19, // 22: outrigger.v1.XdsPush.nodes:type_name -> outrigger.v1.XdsDelivery
-	28, // 23: outrigger.v1.XdsDelivery.sent_at:type_name -> google.protobuf.Timestamp
-	5,  // 24: outrigger.v1.XdsDelivery.nack:type_name -> outrigger.v1.XdsNack
-	22, // 25: outrigger.v1.XdsExplainResponse.answers:type_name -> outrigger.v1.XdsExplanation
-	12, // 26: outrigger.v1.XdsExplanation.resource:type_name -> outrigger.v1.XdsResource
-	28, // 27: outrigger.v1.XdsExplanation.since:type_name -> google.protobuf.Timestamp
-	25, // 28: outrigger.v1.XdsLoadResponse.rows:type_name -> outrigger.v1.XdsLoadRow
-	26, // 29: outrigger.v1.XdsLoadRow.metrics:type_name -> outrigger.v1.XdsLoadMetric
-	28, // 30: outrigger.v1.XdsLoadRow.at:type_name -> google.protobuf.Timestamp
-	6,  // 31: outrigger.v1.Delivery.XdsStatus:input_type -> outrigger.v1.XdsStatusRequest
-	10, // 32: outrigger.v1.Delivery.XdsConfig:input_type -> outrigger.v1.XdsConfigRequest
-	13, // 33: outrigger.v1.Delivery.XdsDiff:input_type -> outrigger.v1.XdsDiffRequest
-	16, // 34: outrigger.v1.Delivery.XdsPushLog:input_type -> outrigger.v1.XdsPushLogRequest
-	20, // 35: outrigger.v1.Delivery.XdsExplain:input_type -> outrigger.v1.XdsExplainRequest
-	23, // 36: outrigger.v1.Delivery.XdsLoad:input_type -> outrigger.v1.XdsLoadRequest
-	0,  // 37: outrigger.v1.Delivery.XdsCanary:input_type -> outrigger.v1.XdsCanaryRequest
-	1,  // 38: outrigger.v1.Delivery.XdsCanaryStart:input_type -> outrigger.v1.XdsCanaryStartRequest
-	2,  // 39: outrigger.v1.Delivery.XdsCanaryEnd:input_type -> outrigger.v1.XdsCanaryEndRequest
-	7,  // 40: outrigger.v1.Delivery.XdsStatus:output_type -> outrigger.v1.XdsStatusResponse
-	11, // 41: outrigger.v1.Delivery.XdsConfig:output_type -> outrigger.v1.XdsConfigResponse
-	14, // 42: outrigger.v1.Delivery.XdsDiff:output_type -> outrigger.v1.XdsDiffResponse
-	17, // 43: outrigger.v1.Delivery.XdsPushLog:output_type -> outrigger.v1.XdsPushLogResponse
-	21, // 44: outrigger.v1.Delivery.XdsExplain:output_type -> outrigger.v1.XdsExplainResponse
-	24, // 45: outrigger.v1.Delivery.XdsLoad:output_type -> outrigger.v1.XdsLoadResponse
-	3,  // 46: outrigger.v1.Delivery.XdsCanary:output_type -> outrigger.v1.XdsCanaryResponse
-	3,  // 47: outrigger.v1.Delivery.XdsCanaryStart:output_type -> outrigger.v1.XdsCanaryResponse
-	3,  // 48: outrigger.v1.Delivery.XdsCanaryEnd:output_type -> outrigger.v1.XdsCanaryResponse
-	40, // [40:49] is the sub-list for method output_type
-	31, // [31:40] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	28, // 14: outrigger.v1.XdsNode.held_since:type_name -> google.protobuf.Timestamp
+	28, // 15: outrigger.v1.XdsType.sent_at:type_name -> google.protobuf.Timestamp
+	28, // 16: outrigger.v1.XdsType.acked_at:type_name -> google.protobuf.Timestamp
+	5,  // 17: outrigger.v1.XdsType.nack:type_name -> outrigger.v1.XdsNack
+	12, // 18: outrigger.v1.XdsConfigResponse.resources:type_name -> outrigger.v1.XdsResource
+	5,  // 19: outrigger.v1.XdsResource.nack:type_name -> outrigger.v1.XdsNack
+	15, // 20: outrigger.v1.XdsDiffResponse.changes:type_name -> outrigger.v1.XdsChange
+	18, // 21: outrigger.v1.XdsPushLogResponse.pushes:type_name -> outrigger.v1.XdsPush
+	28, // 22: outrigger.v1.XdsPush.at:type_name -> google.protobuf.Timestamp
+	19, // 23: outrigger.v1.XdsPush.nodes:type_name -> outrigger.v1.XdsDelivery
+	28, // 24: outrigger.v1.XdsDelivery.sent_at:type_name -> google.protobuf.Timestamp
+	5,  // 25: outrigger.v1.XdsDelivery.nack:type_name -> outrigger.v1.XdsNack
+	22, // 26: outrigger.v1.XdsExplainResponse.answers:type_name -> outrigger.v1.XdsExplanation
+	12, // 27: outrigger.v1.XdsExplanation.resource:type_name -> outrigger.v1.XdsResource
+	28, // 28: outrigger.v1.XdsExplanation.since:type_name -> google.protobuf.Timestamp
+	25, // 29: outrigger.v1.XdsLoadResponse.rows:type_name -> outrigger.v1.XdsLoadRow
+	26, // 30: outrigger.v1.XdsLoadRow.metrics:type_name -> outrigger.v1.XdsLoadMetric
+	28, // 31: outrigger.v1.XdsLoadRow.at:type_name -> google.protobuf.Timestamp
+	6,  // 32: outrigger.v1.Delivery.XdsStatus:input_type -> outrigger.v1.XdsStatusRequest
+	10, // 33: outrigger.v1.Delivery.XdsConfig:input_type -> outrigger.v1.XdsConfigRequest
+	13, // 34: outrigger.v1.Delivery.XdsDiff:input_type -> outrigger.v1.XdsDiffRequest
+	16, // 35: outrigger.v1.Delivery.XdsPushLog:input_type -> outrigger.v1.XdsPushLogRequest
+	20, // 36: outrigger.v1.Delivery.XdsExplain:input_type -> outrigger.v1.XdsExplainRequest
+	23, // 37: outrigger.v1.Delivery.XdsLoad:input_type -> outrigger.v1.XdsLoadRequest
+	0,  // 38: outrigger.v1.Delivery.XdsCanary:input_type -> outrigger.v1.XdsCanaryRequest
+	1,  // 39: outrigger.v1.Delivery.XdsCanaryStart:input_type -> outrigger.v1.XdsCanaryStartRequest
+	2,  // 40: outrigger.v1.Delivery.XdsCanaryEnd:input_type -> outrigger.v1.XdsCanaryEndRequest
+	7,  // 41: outrigger.v1.Delivery.XdsStatus:output_type -> outrigger.v1.XdsStatusResponse
+	11, // 42: outrigger.v1.Delivery.XdsConfig:output_type -> outrigger.v1.XdsConfigResponse
+	14, // 43: outrigger.v1.Delivery.XdsDiff:output_type -> outrigger.v1.XdsDiffResponse
+	17, // 44: outrigger.v1.Delivery.XdsPushLog:output_type -> outrigger.v1.XdsPushLogResponse
+	21, // 45: outrigger.v1.Delivery.XdsExplain:output_type -> outrigger.v1.XdsExplainResponse
+	24, // 46: outrigger.v1.Delivery.XdsLoad:output_type -> outrigger.v1.XdsLoadResponse
+	3,  // 47: outrigger.v1.Delivery.XdsCanary:output_type -> outrigger.v1.XdsCanaryResponse
+	3,  // 48: outrigger.v1.Delivery.XdsCanaryStart:output_type -> outrigger.v1.XdsCanaryResponse
+	3,  // 49: outrigger.v1.Delivery.XdsCanaryEnd:output_type -> outrigger.v1.XdsCanaryResponse
+	41, // [41:50] is the sub-list for method output_type
+	32, // [32:41] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_delivery_proto_init() }
