@@ -3,6 +3,7 @@ package adsserver_test
 import (
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -168,6 +169,7 @@ func TestLostDiskBeforeAnEnvoy(t *testing.T) {
 		c.ack(xds.TypeRuntime)
 		c.ack(xds.TypeCluster)
 		time.Sleep(3 * time.Second) // it asks for no routes
+		synctest.Wait()
 		c.want("Cluster -failover/chat/v1")
 	})
 }
