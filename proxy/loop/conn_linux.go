@@ -49,6 +49,7 @@ type conn struct {
 	used      int
 	pending   bool // readable meanwhile
 	ends      bool // closed after the answer
+	left      bool // the client has half-closed; an edge tells it once, and it stays so
 	waiting   bool // for the rest of a body, which the loop would relay
 	impatient bool // it has waited long enough
 
@@ -92,7 +93,6 @@ func (l *loop) due(t *timer) {
 	case c.deadline > l.now:
 		l.wheel.set(t, c.deadline)
 	case c.waiting:
-		l.hup = false
 		l.impatience(c)
 	default:
 		l.drop(c)
@@ -125,8 +125,9 @@ func (l *loop) unlink(c *conn) {
 // ready handles readiness of a connection that belongs to the loop. exhaust says to read
 // until nothing comes, because an earlier report may have been lost.
 func (l *loop) ready(c *conn, ev uint32, exhaust bool) {
+	c.left = c.left || ev&gone != 0
 	if c.call != nil {
-		if c.pending = true; ev&gone != 0 {
+		if c.pending = true; c.left {
 			l.drop(c) // nobody waits for the answer
 		}
 		return
@@ -151,15 +152,14 @@ func (l *loop) ready(c *conn, ev uint32, exhaust bool) {
 		case e == unix.EINTR:
 			continue
 		case (e != 0 || n == 0) && c.waiting:
-			l.hup = true
+			c.left = true
 			l.impatience(c)
 			return
 		case e != 0, n == 0:
 			l.drop(c) // also with half a head, to which there is no answer
 			return
 		}
-		l.hup = ev&gone != 0
-		l.more = exhaust || l.hup || len(data) == cap(data)
+		l.more = exhaust || c.left || len(data) == cap(data)
 		if !l.process(c, data) || !l.more {
 			return
 		}
@@ -338,7 +338,7 @@ func (l *loop) writable(c *conn) {
 		return
 	}
 	c.heading = false
-	l.more, l.hup = true, false
+	l.more = true
 	if len(c.in) > 0 {
 		l.process(c, c.in)
 		return
@@ -397,7 +397,7 @@ func (l *loop) handOff(c *conn, data []byte) {
 	l.handed = true
 	x := l.s.newExchange(c, l.st, &l.req, data)
 	c.in, c.seen, c.heading = nil, 0, false
-	c.lend(l.more, l.hup)
+	c.lend(l.more, c.left)
 	l.s.workers.run(func() { c.serve(x) })
 }
 
@@ -406,7 +406,7 @@ func (l *loop) other(c *conn, data []byte) {
 	l.st.other.Add(1)
 	l.handed = true
 	first := append([]byte(nil), data...)
-	c.lend(l.more, l.hup)
+	c.lend(l.more, c.left)
 	l.s.workers.run(func() {
 		nc, err := c.detach()
 		if err != nil {
@@ -439,7 +439,7 @@ func (l *loop) returned(c *conn, o outcome) {
 		return
 	}
 	c.heading = false
-	l.more, l.hup = true, c.hup
+	l.more, c.left = true, c.left || c.hup // the worker was told in the loop's place
 	if len(c.in) > 0 && !l.process(c, c.in) {
 		return
 	}

@@ -75,7 +75,6 @@ type loop struct {
 	now      int64 // since g.start, as of the last wake-up
 	again    []*conn
 	more     bool // the socket being handled may hold more than was read
-	hup      bool // and its client has half-closed
 	handed   bool // a goroutine was given work since the last yield
 	owed     int  // rounds since then
 	draining bool

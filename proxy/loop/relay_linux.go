@@ -47,7 +47,7 @@ func (l *loop) relay(c *conn, data []byte, n int) (r relayed) {
 	q := &l.req
 	size := q.ContentLength()
 	if size <= 0 || size > maxRelayBody || q.Minor() != 1 || q.Form() != http1.Origin || q.ExpectContinue() || q.Upgrade() != http1.UpgradeNone ||
-		l.draining || l.hup || c.impatient || string(q.Method()) != http.MethodPost || !l.s.o.Relay.Wants(q) {
+		l.draining || c.left || c.impatient || string(q.Method()) != http.MethodPost || !l.s.o.Relay.Wants(q) {
 		return relayNot
 	}
 	total := n + int(size)
@@ -361,7 +361,7 @@ func (l *loop) settle(k *link, out []byte, keep bool) {
 		l.finish(c)
 		return
 	}
-	l.more, l.hup = more, false
+	l.more = more
 	if len(c.in) == 0 {
 		l.rest(c)
 	} else if !l.process(c, c.in) {
@@ -440,7 +440,7 @@ func (l *loop) surrenderWith(k *link, read []byte, stale bool, unsent []byte) {
 	c.in, c.seen, c.heading = nil, 0, false
 	more := c.pending
 	c.pending = false
-	c.lend(more, false)
+	c.lend(more, c.left)
 	l.s.workers.run(func() { c.serve(x) })
 }
 

@@ -418,3 +418,55 @@ func TestRelayLost(t *testing.T) {
 		<-time.NewTimer(time.Millisecond).C
 	}
 }
+
+// A client that half-closes while a worker has its connection is told of once, by an edge
+// that the worker sees. A call it had sent before that is not begun by the loop, which
+// would never hear that nobody waits for it.
+func TestRelayLeftMeanwhile(t *testing.T) {
+	begun := make(chan struct{}, 1)
+	r := &testRelay{server: answerer(t, func(_ int, c net.Conn, br *bufio.Reader) {
+		_, _ = http.ReadRequest(br)
+		begun <- struct{}{}
+		_, _ = io.Copy(io.Discard, br)
+	})}
+	ended := make(chan struct{})
+	s, err := New(Options{Relay: r, Loops: 1, Slow: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet {
+			w.Header().Set("Content-Length", "2")
+			io.WriteString(w, "ok")
+			http.NewResponseController(w).Flush()
+			<-r.Context().Done() // the loop has seen the client half-close
+			return
+		}
+		_, _ = io.ReadAll(r.Body)
+		<-r.Context().Done()
+		close(ended)
+	})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	over := make(chan error, 1)
+	go func() { over <- s.Run(ctx, l) }()
+	t.Cleanup(func() { cancel(); <-over })
+	c, br := dialRelay(t, l.Addr().String())
+	io.WriteString(c, "GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+	if got := readBody(t, br); got != "ok" {
+		t.Fatalf("%q", got)
+	}
+	io.WriteString(c, relayRequest("x"))
+	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-ended:
+	case <-begun:
+		t.Error("the loop began a call for a client that had left")
+	case <-time.NewTimer(time.Minute).C:
+		t.Error("the call did not end")
+	}
+}
