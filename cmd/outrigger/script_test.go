@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/outrigger-mesh/outrigger/proxy/variable"
 )
 
 var update = flag.Bool("update", false, "rewrite expected outputs in the scripts")
@@ -19,7 +21,8 @@ var update = flag.Bool("update", false, "rewrite expected outputs in the scripts
 // processes `up` starts run it under its own name.
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
-		"outrigger": func() {
+		"outrigger": func() { // as main
+			variable.RegisterDeflate()
 			ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 			code := Main{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Environ: os.Environ()}.Run(ctx, os.Args[1:])
 			stop()

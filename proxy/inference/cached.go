@@ -310,7 +310,7 @@ func (c *call) cutShort() {
 	if !c.streams {
 		panic(http.ErrAbortHandler) // part of a JSON answer is out
 	}
-	e := apiError{code: "upstream_lost", message: "the connection to the model was lost in the middle of the answer"}
+	e := apiError{status: http.StatusBadGateway, code: "upstream_lost", message: "the connection to the model was lost in the middle of the answer"}
 	_, _ = c.w.Write(c.api.Event(e.words()))
 }
 

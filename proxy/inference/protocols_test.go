@@ -282,7 +282,9 @@ func TestCommitPointPerProtocol(t *testing.T) {
 	tests := []struct{ path, body, ctype, early, good, late string }{
 		{"/v1/messages", `{"model":"gpt","stream":true}`, sse, "event: message_start\ndata: {\"type\":\"message_start\"}\n\nevent: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"overloaded_error\"}}\n\n",
 			"event: content_block_delta\ndata: {\"type\":\"content_block_delta\"}\n\n", `event: error` + "\n" + `data: {"type":"error"`},
-		{"/generate_stream", `{}`, sse, "data:{\"error\":\"x\",\"error_type\":\"generation\"}\n\n", "data:{\"token\":{\"id\":1}}\n\n", `data: {"error":"the connection`},
+		{"/generate_stream", `{}`, sse, "data:{\"error\":\"x\",\"error_type\":\"generation\"}\n\n", "data:{\"token\":{\"id\":1}}\n\n", `data: {"error":"the connection to the model was lost in the middle of the answer","error_type":"generation"}` + "\n\n"},
+		{"/v1beta/models/gpt:streamGenerateContent", `{}`, sse, "data: {\"error\":{\"code\":503,\"message\":\"x\",\"status\":\"UNAVAILABLE\"}}\n\n", "data: {\"candidates\":[{}]}\n\n",
+			`data: {"error":{"code":502,"message":"the connection to the model was lost in the middle of the answer","status":"UNAVAILABLE"}}` + "\n\n"},
 		{"/api/chat", `{"model":"gpt"}`, "application/x-ndjson", "{\"message\":{\"content\":\"\"},\"done\":false}\n{\"error\":\"x\"}\n", "{\"message\":{\"content\":\"a\"},\"done\":false}\n", `{"error":"the connection`},
 	}
 	for _, tt := range tests {

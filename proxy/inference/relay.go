@@ -308,11 +308,11 @@ func (s *stream) end(ctx context.Context, t *target, resp *http.Response, report
 	}
 	c.penalise(t)
 	report(errEndpoint)
-	e := apiError{code: "upstream_lost", message: "the connection to the model was lost in the middle of the answer"}
+	e := apiError{status: http.StatusBadGateway, code: "upstream_lost", message: "the connection to the model was lost in the middle of the answer"}
 	tag := "stream_lost"
 	switch {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		e.code, e.message, tag = "timeout", "the answer did not end within the policy's time limit", "timeout"
+		e.status, e.code, e.message, tag = http.StatusGatewayTimeout, "timeout", "the answer did not end within the policy's time limit", "timeout"
 	case outrigger.IsKind(err, outrigger.Exhausted):
 		c.h.log.Warn("stream event refused", "endpoint", t.key.address, "error", err)
 		e.code, e.message = "event_too_large", err.Error()

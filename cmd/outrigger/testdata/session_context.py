@@ -174,6 +174,14 @@ def main():
     v = stub.GetVariable(pb.GetVariableRequest(session_id="py-job", variable_identifier="blob")).variable
     check("binary", (v.binary_value == blob, v.value.type_url, v.value.value), (True, about.type_url, about.value))
 
+    # Whatever compression grpcio can be told to use.
+    text = "wort " * 5000
+    ctx.prompt = "kurz"
+    for coding in (grpc.Compression.Gzip, grpc.Compression.Deflate):
+        r = stub.SetVariable(pb.SetVariableRequest(session_id="py-job", variable_identifier="prompt", value=encode("string", text)), compression=coding)
+        v = stub.GetVariable(pb.GetVariableRequest(session_id="py-job", variable_identifier="prompt"), compression=coding).variable
+        check("compressed by %s" % coding, (r.success, json.loads(v.value.value) == text), (True, True))
+
     # Watch from another thread.
     updates = stub.WatchVariables(pb.WatchVariablesRequest(session_id="py-job", variable_identifiers=["temperature"], include_initial_values=True), timeout=20)
     first = next(updates)
