@@ -140,7 +140,7 @@ func pureTarget(dir, target string) bool {
 	if dir == "deploy" && slices.Contains([]string{"experiments", "internal/expr"}, target) {
 		return true
 	}
-	if dir == "deploy/alerting" && slices.Contains([]string{"deploy", "internal/expr"}, target) {
+	if dir == "deploy/alerting" && slices.Contains([]string{"deploy", "experiments", "internal/expr"}, target) {
 		return true
 	}
 	if dir == "experiments/algorithms" && target == "experiments" {

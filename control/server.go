@@ -253,7 +253,7 @@ func (s *Server) wireParts() (err error) {
 	if s.monitor, err = monitor.New(m); err != nil {
 		return err
 	}
-	s.alerts, err = alerts.New(alerts.Options{Log: s.opts.Log, Facts: s.facts, Subjects: s.monitor.Subjects, Routes: s.opts.AlertRoutes, Reread: s.opts.AlertRoutesAgain,
+	s.alerts, err = alerts.New(alerts.Options{Log: s.opts.Log, Facts: s.facts, Subjects: s.monitor.Subjects, Spent: s.monitor.Spent, Routes: s.opts.AlertRoutes, Reread: s.opts.AlertRoutesAgain,
 		Region: s.opts.Region.GetName(), Tick: m.Tick, Now: s.opts.Now, Logger: s.opts.Logger, Meter: s.opts.Meter})
 	return err
 }

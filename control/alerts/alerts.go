@@ -14,6 +14,10 @@
 // stand in the log are taken over. At most maxStanding of them stand at a time; more at once
 // are one incident, and a log line says so.
 //
+// Objectives of the plan (monitoring.objectives) are read each tick, too, over what a model's
+// requests came to in the windows of alerting.Burns: burn-<1h, 6h or 3d>-<model> is raised
+// while the error budget is spent too fast and resolves when the short window says so.
+//
 // # Routes
 //
 // A Route is told about every alert of the log (rollbacks, rejections and freshness
@@ -59,6 +63,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/control/eventlog"
 	"github.com/outrigger-mesh/outrigger/control/facts"
 	"github.com/outrigger-mesh/outrigger/control/monitor"
+	"github.com/outrigger-mesh/outrigger/deploy/alerting"
 )
 
 // Options of a Service. Log, Facts and Subjects are required.
@@ -66,6 +71,9 @@ type Options struct {
 	Log      eventlog.Appender
 	Facts    *facts.Projection
 	Subjects func() []monitor.Subject
+	// Spent says what a model's requests came to in a window; nil = objectives of the plan
+	// are not looked at.
+	Spent func(model string, window time.Duration) alerting.Spent
 	// Routes are who is told; ReadRoutes reads them from a file. Reread, if it is not nil, is
 	// called every 2 s: what it returns replaces them, what it refuses is the alert
 	// alert-routes.
@@ -91,6 +99,7 @@ type Service struct {
 	// Only the goroutine of rules.
 	tracked map[string]tracked
 	rules   ruleSet
+	burning map[string]alerting.Status // by alert
 
 	// Only the goroutine of routes.
 	logged map[string]string // what was logged about an alert, by its id
@@ -119,7 +128,7 @@ func New(o Options) (*Service, error) {
 	if o.Meter == nil {
 		o.Meter = noop.Meter{}
 	}
-	s := &Service{opts: o, tracked: make(map[string]tracked), logged: make(map[string]string), tries: make(map[target]try), routes: o.Routes}
+	s := &Service{opts: o, tracked: make(map[string]tracked), burning: make(map[string]alerting.Status), logged: make(map[string]string), tries: make(map[target]try), routes: o.Routes}
 	// A redirect would carry the token elsewhere.
 	s.client = &http.Client{Timeout: attemptTimeout, Transport: o.Transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
@@ -137,12 +146,17 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	s.adopt()
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.every(ctx, s.lookAtRules) })
+	g.Go(func() error { return s.every(ctx, s.lookAtAll) })
 	g.Go(func() error { return s.notify(ctx) })
 	if s.opts.Reread != nil {
 		g.Go(func() error { return s.follow(ctx) })
 	}
 	return g.Wait()
+}
+
+func (s *Service) lookAtAll(ctx context.Context) {
+	s.lookAtRules(ctx)
+	s.lookAtBudgets(ctx)
 }
 
 func (s *Service) every(ctx context.Context, look func(context.Context)) error {

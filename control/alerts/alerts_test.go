@@ -65,7 +65,7 @@ func runWith(t *testing.T, log *memory.Log, tick time.Duration, transport http.R
 	if m.monitor, err = monitor.New(monitor.Options{Log: log, Rollouts: nobody{}, Ledger: nobody{}}); err != nil {
 		t.Fatal(err)
 	}
-	m.service, err = alerts.New(alerts.Options{Log: log, Facts: m.facts, Subjects: m.monitor.Subjects, Routes: routes, Reread: again, Region: "eu",
+	m.service, err = alerts.New(alerts.Options{Log: log, Facts: m.facts, Subjects: m.monitor.Subjects, Spent: m.monitor.Spent, Routes: routes, Reread: again, Region: "eu",
 		Tick: tick, Transport: transport, Logger: slog.New(slog.NewJSONHandler(m.logged, nil))})
 	if err != nil {
 		t.Fatal(err)

@@ -57,6 +57,9 @@ func alertID(rule, model, version string) string {
 func (s *Service) adopt() {
 	for _, a := range s.opts.Facts.Facts().Alerts() {
 		severity, err := alerting.ParseSeverity(a.Severity)
+		if strings.HasPrefix(a.ID, burnPrefix) && a.ResolvedAt.IsZero() && err == nil {
+			s.burning[a.ID] = alerting.Status{State: alerting.Firing, Severity: severity, Since: a.Since}
+		}
 		if !strings.HasPrefix(a.ID, rulePrefix) || !a.ResolvedAt.IsZero() || err != nil {
 			continue
 		}

@@ -61,6 +61,7 @@ type counts struct {
 	// gone holds the lifetime totals of cells that made room, by version, so that a
 	// version's totals never fall.
 	gone   map[versionKey]*totals
+	pasts  map[string]*past // by model
 	nodes  map[string]*nodeCache
 	caches nodeCache // all nodes, also those forgotten
 }
@@ -75,7 +76,7 @@ func newCounts(opts Options) (*counts, error) {
 		return nil, outrigger.Errorf(outrigger.Invalid, "MaxReporters %d, MaxCells %d and MaxUnits %d must be at least 1", opts.MaxReporters, opts.MaxCells, opts.MaxUnits)
 	}
 	return &counts{opts: opts, reporters: make(map[string]*reporter), cells: make(map[cellKey]*cell),
-		gone: make(map[versionKey]*totals), nodes: make(map[string]*nodeCache)}, nil
+		gone: make(map[versionKey]*totals), nodes: make(map[string]*nodeCache), pasts: make(map[string]*past)}, nil
 }
 
 // added says what became of a delta.
@@ -103,6 +104,7 @@ func (c *counts) add(d *pb.Delta, p parsed, now time.Time) (res added, err error
 		r.node = proto.CloneOf(d.GetNode()) // the same for the whole life of a reporter
 	}
 	for _, o := range p.outcomes {
+		c.remember(o, now)
 		t := c.cell(o.key, now)
 		if t == nil {
 			res.cellsFull++

@@ -19,6 +19,7 @@
 //
 //	monitoring.alerts           rules of alerts (package deploy/alerting); without any the
 //	                            published thresholds
+//	monitoring.objectives       error budgets of models: alerting.Burns of each
 //
 // experiments and monitoring.dashboards are read and checked here; packages trials and
 // dashboard use them.
@@ -32,6 +33,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -99,6 +101,9 @@ func Of(f seedconfig.File) (Plan, error) {
 		phases = deploy.StandardPhases()
 	}
 	if err := b.alerts(); err != nil {
+		return Plan{}, err
+	}
+	if err := b.checkObjectives(); err != nil {
 		return Plan{}, err
 	}
 	b.Phases = deploy.PhasesPB(phases)
@@ -259,6 +264,31 @@ func AlertRules(f seedconfig.File) ([]alerting.Rule, error) {
 		rules = append(rules, r)
 	}
 	return alerting.Compile(rules)
+}
+
+// defaultPeriod is that of an objective that gives none.
+const defaultPeriod = 30 * 24 * time.Hour
+
+// Objectives are the service level objectives of a file.
+func Objectives(f seedconfig.File) (out []alerting.Objective) {
+	for _, o := range f.Objectives {
+		out = append(out, alerting.Objective{Model: o.Model, Target: o.Target, Period: cmp.Or(o.Period, defaultPeriod)})
+	}
+	return out[:min(len(out), alerting.MaxObjectives)]
+}
+
+// checkObjectives refuses what cannot be watched.
+func (b *builder) checkObjectives() error {
+	if n := len(b.file.Objectives); n > alerting.MaxObjectives {
+		return outrigger.Errorf(outrigger.Invalid, "%d objectives; the limit is %d", n, alerting.MaxObjectives)
+	}
+	for i, o := range Objectives(b.file) {
+		if err := o.Check(); err != nil {
+			at := b.file.Objectives[i].At
+			return outrigger.Wrap(outrigger.Invalid, err, fmt.Sprintf("%d:%d", at.Line, at.Column))
+		}
+	}
+	return nil
 }
 
 // lessIsWorse are the metrics whose critical level lies below the warning.

@@ -7,7 +7,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/outrigger-mesh/outrigger"
 	"github.com/outrigger-mesh/outrigger/deploy"
+	"github.com/outrigger-mesh/outrigger/deploy/alerting"
 	"github.com/outrigger-mesh/outrigger/internal/seedconfig"
 )
 
@@ -90,6 +92,27 @@ func TestStepsAndRefusals(t *testing.T) {
 		"deployment:\n  phases:\n    canary: {}\n  rollback:\n    automatic_triggers: [full_moon]": "undeclared reference to 'full_moon'",
 	} {
 		if _, err := read(t, text); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", text, err, want)
+		}
+	}
+}
+
+// Objectives are checked where they stand; without a period they are of 30 days.
+func TestObjectives(t *testing.T) {
+	parse := func(text string) seedconfig.File {
+		f, err := seedconfig.Parse("plan.yaml", []byte("deployment:\n  monitoring:\n    objectives:\n"+text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	f := parse("      chat: {target: 0.999}\n      vision: {target: 0.9, period: 7d}\n")
+	want := []alerting.Objective{{Model: "chat", Target: .999, Period: 30 * 24 * time.Hour}, {Model: "vision", Target: .9, Period: 7 * 24 * time.Hour}}
+	if _, err := Of(f); err != nil || !slices.Equal(Objectives(f), want) {
+		t.Errorf("%v, %v", Objectives(f), err)
+	}
+	for text, want := range map[string]string{"      chat: {target: 1}\n": "4:13", "      chat: {target: 0.9, period: 1h}\n": "periods 168h", "      'a b\tc': {target: 0.99}\n": "model"} {
+		if _, err := Of(parse(text)); !outrigger.IsKind(err, outrigger.Invalid) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", text, err, want)
 		}
 	}

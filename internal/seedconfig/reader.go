@@ -156,6 +156,7 @@ func (r *reader) deployment(n *yaml.Node) (f File) {
 		"monitoring": func(n *yaml.Node) {
 			r.mapping(n, fields{
 				"alerts":     func(n *yaml.Node) { f.Alerts = r.alerts(n) },
+				"objectives": func(n *yaml.Node) { f.Objectives = r.objectives(n) },
 				"dashboards": func(n *yaml.Node) { f.Dashboards = r.texts(n) },
 			})
 		},
@@ -247,6 +248,18 @@ func (r *reader) alerts(n *yaml.Node) (out []Alert) {
 			"severity":  func(n *yaml.Node) { a.Severity = r.text(n) },
 		})
 		out = append(out, a)
+	})
+	return out
+}
+
+func (r *reader) objectives(n *yaml.Node) (out []Objective) {
+	r.each(n, func(model string, _, v *yaml.Node) {
+		o := Objective{Model: model, At: at(v)}
+		r.mapping(v, fields{
+			"target": func(n *yaml.Node) { o.Target = r.number(n, 1) },
+			"period": func(n *yaml.Node) { o.Period = r.duration(n) },
+		})
+		out = append(out, o)
 	})
 	return out
 }

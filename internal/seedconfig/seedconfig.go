@@ -25,6 +25,8 @@
 // An alert (monitoring.alerts) is a metric with warning and critical, or any name with a
 // condition and a severity; both may have for, a duration.
 //
+// monitoring.objectives maps a model to its target, a share, and period, a duration.
+//
 // Everything else is strict. A key nobody knows, a value of another type, a weight
 // below 0, a name given twice: each is refused with file, line and column, kind Invalid,
 // and nothing is returned. Lists and mappings keep the order of the file.
@@ -59,6 +61,7 @@ type File struct {
 	Alerts      []Alert
 	Dashboards  []string
 	Rollback    Rollback
+	Objectives  []Objective `json:",omitempty"`
 }
 
 // Position is a place in the file, from 1.
@@ -128,6 +131,15 @@ type Alert struct {
 	// For is how long it must hold; 0 = at once.
 	For                 time.Duration `json:",omitempty"`
 	Condition, Severity string        `json:",omitempty"`
+}
+
+// Objective is a service level objective of a model: the share of requests over a period
+// that must not fail.
+type Objective struct {
+	Model  string
+	Target float64
+	Period time.Duration // 0 = 30 days
+	At     Position      `json:"-"`
 }
 
 // Quantity is a number, in milliseconds when Duration is set.
