@@ -107,6 +107,10 @@ type Options struct {
 	// Access are the people that may operate and what they may do, asked at every call, so
 	// that they can change while the server runs; nil = nobody beside AdminToken.
 	Access func() authz.Policy
+	// RequirePeer refuses everybody without a verified client certificate (package
+	// internal/identity), but for operators with a token and health. ServerOptions and
+	// Credentials must be the gRPC server's then.
+	RequirePeer bool
 	// Hosts are names beside localhost that HTTP callers may use for this server.
 	Hosts []string
 	// Debounce is the longest pause between pushes of a burst; 0 = DefaultDebounce.
@@ -218,6 +222,7 @@ func New(o Options) (*Server, error) {
 // wireParts builds what serves sidecars.
 func (s *Server) wireParts() (err error) {
 	v := s.opts.Variables
+	v.FeedPeers = s.feedPeer
 	v.Region, v.Now, v.Logger, v.Meter = s.opts.Region.GetName(), s.opts.Now, s.opts.Logger, s.opts.Meter
 	if f := s.opts.Follow; f != nil {
 		v.SweepEvery, v.Confirm = -1, f.Log.Confirm // the leader knows which sessions are used

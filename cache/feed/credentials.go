@@ -11,12 +11,15 @@ import (
 // Credentials are those of a gRPC server that serves feeds on the same port: inner's, and
 // after inner's handshake a connection that does not begin as HTTP/2 does is handed to
 // serve, which owns it from there on and must not block. So whoever inner refuses is refused, whatever it speaks.
-func Credentials(inner credentials.TransportCredentials, serve func(net.Conn)) credentials.TransportCredentials {
-	return &switched{inner, serve}
+// admit is asked before serve is given a connection, which is closed if it errs: a client then
+// asks by gRPC and is told why there. nil admits everybody.
+func Credentials(inner credentials.TransportCredentials, admit func(credentials.AuthInfo) error, serve func(net.Conn)) credentials.TransportCredentials {
+	return &switched{inner, admit, serve}
 }
 
 type switched struct {
 	credentials.TransportCredentials
+	admit func(credentials.AuthInfo) error
 	serve func(net.Conn)
 }
 
@@ -35,13 +38,19 @@ func (s *switched) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo
 	if first == 'P' { // PRI * HTTP/2.0; no other method begins like this that is served here
 		return conn, info, nil
 	}
+	if s.admit != nil {
+		if err := s.admit(info); err != nil {
+			conn.Close()
+			return nil, nil, err
+		}
+	}
 	s.serve(conn)
 	return nil, nil, credentials.ErrConnDispatched
 }
 
 // Clone implements credentials.TransportCredentials.
 func (s *switched) Clone() credentials.TransportCredentials {
-	return &switched{s.TransportCredentials.Clone(), s.serve}
+	return &switched{s.TransportCredentials.Clone(), s.admit, s.serve}
 }
 
 // peek returns the first byte that comes and a connection it is still to be read from.

@@ -183,11 +183,15 @@ func TestCredentials(t *testing.T) {
 		for _, c := range []struct {
 			first, rest string
 			want        string
+			admit       func(credentials.AuthInfo) error
 		}{
-			{"pass", "GET x", "feed GET x"},
-			{"pass", "PRI *", "grpc PRI *"},
-			{"fail", "GET x", "refused"},
-			{"pass", "", "refused"}, // it closes
+			{"pass", "GET x", "feed GET x", nil},
+			{"pass", "GET x", "refused", func(credentials.AuthInfo) error { return io.ErrNoProgress }},
+			{"pass", "GET x", "feed GET x", func(credentials.AuthInfo) error { return nil }},
+			{"pass", "PRI *", "grpc PRI *", func(credentials.AuthInfo) error { return io.ErrNoProgress }},
+			{"pass", "PRI *", "grpc PRI *", nil},
+			{"fail", "GET x", "refused", nil},
+			{"pass", "", "refused", nil}, // it closes
 		} {
 			near, far := pair(t)
 			go func() {
@@ -204,7 +208,7 @@ func TestCredentials(t *testing.T) {
 				return string(b)
 			}
 			got := "refused"
-			creds := Credentials(strict{insecure.NewCredentials()}, func(conn net.Conn) { got = "feed " + read(conn) }).Clone()
+			creds := Credentials(strict{insecure.NewCredentials()}, c.admit, func(conn net.Conn) { got = "feed " + read(conn) }).Clone()
 			conn, _, err := creds.ServerHandshake(far)
 			if err == nil {
 				got = "grpc " + read(conn)

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	gstatus "google.golang.org/grpc/status"
@@ -23,6 +24,7 @@ import (
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/internal/config"
+	"github.com/outrigger-mesh/outrigger/internal/identity"
 	"github.com/outrigger-mesh/outrigger/internal/status"
 )
 
@@ -36,6 +38,7 @@ type clientFlags struct {
 	timeout   time.Duration
 	wait      time.Duration
 	via       string // what a verb dials instead of server; "" = server
+	tls       dialTLS
 }
 
 func (c *clientFlags) target() string { return cmp.Or(c.via, c.server) }
@@ -46,6 +49,7 @@ func addClientFlags(cmd *cobra.Command, g *globals) *clientFlags {
 	c := &clientFlags{g: g}
 	f := cmd.PersistentFlags()
 	f.StringVar(&c.server, "server", "127.0.0.1:7400", "control plane or node agent, host:port or unix:path")
+	c.tls.bind(f)
 	f.StringVar(&c.tokenFile, "token-file", "", "file holding the operator's bearer token")
 	f.StringVar(&c.tenant, "tenant", outrigger.DefaultTenant, "tenant")
 	f.StringVar(&c.actor, "actor", actorDefault(g.environ), "who is acting, for the audit; with a token of a person it is that person")
@@ -118,12 +122,29 @@ func (c *clientFlags) connect(cmd *cobra.Command) (*client, error) {
 	if f := cmd.Flag("actor"); c.tokenFile != "" && f != nil && !f.Changed {
 		c.actor = "" // who is acting is who the token says
 	}
-	conn, err := grpc.NewClient(c.target(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	creds, err := c.credentials()
+	if err != nil {
+		return nil, err
+	}
+	conn, err := grpc.NewClient(c.target(), grpc.WithTransportCredentials(creds))
 	if err != nil {
 		return nil, configError{fmt.Errorf("server %q: %w", c.target(), err)}
 	}
 	return &client{VariablesClient: pb.NewVariablesClient(conn), admin: pb.NewAdminClient(conn), flags: c, conn: conn,
 		out: printer{json: c.g.output == "json", w: cmd.OutOrStdout()}}, nil
+}
+
+// credentials are TLS's if it is asked for. A sidecar (--via) is on this machine and speaks
+// none.
+func (c *clientFlags) credentials() (credentials.TransportCredentials, error) {
+	tls, err := c.tls.open(identity.CredentialsOptions{})
+	if err != nil {
+		return nil, err
+	}
+	if c.via != "" || !secured(tls, c.target()) {
+		return insecure.NewCredentials(), nil
+	}
+	return tls.Client(), nil
 }
 
 // configureClient applies the "client" section to the inherited connection flags only.
@@ -157,10 +178,18 @@ func (c *clientFlags) authorise(ctx context.Context) (context.Context, error) {
 // explain turns a gRPC error into one a person can act on.
 func explain(err error, server string) error {
 	err = status.FromGRPC(err, nil)
-	if outrigger.IsKind(err, outrigger.Unavailable) {
+	switch text := fmt.Sprint(err); {
+	case !outrigger.IsKind(err, outrigger.Unavailable):
+		return err
+	case strings.Contains(text, "remote error: tls:"):
+		return outrigger.Errorf(outrigger.Unavailable, "%v (server %s does not accept the certificate in --control-cert: it must be signed by a CA of the server's --tls-client-ca and be valid now)", err, server)
+	case strings.Contains(text, "authentication handshake failed"):
+		return outrigger.Errorf(outrigger.Unavailable, "%v (server %s)", err, server)
+	case strings.Contains(text, "server preface"):
+		return outrigger.Errorf(outrigger.Unavailable, "%v (server %s; if it speaks TLS, give --control-ca)", err, server)
+	default:
 		return outrigger.Errorf(outrigger.Unavailable, "%v (server %s; is it running? choose another with --server)", err, server)
 	}
-	return err
 }
 
 func (c *client) options() *pb.WriteOptions {

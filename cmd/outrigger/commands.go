@@ -12,7 +12,7 @@ func addCommands(root *cobra.Command, g *globals) {
 	}
 	for _, c := range []*cobra.Command{varCommand(g), sessionCommand(g), cacheCommand(g), modelCommand(g), experimentCommand(g), rolloutCommand(g), drillCommand(g), alertCommand(g), configCommand(g),
 		topCommand(g), tapCommand(g), explainCommand(g), whyCommand(g),
-		accessCommand(), regionCommand(g), xdsCommand(g), auditCommand(g), statusCommand(g), versionCommand(g), optimizeCommand(g), optimizerCommand(g)} {
+		accessCommand(), certCommand(), regionCommand(g), xdsCommand(g), auditCommand(g), statusCommand(g), versionCommand(g), optimizeCommand(g), optimizerCommand(g)} {
 		c.GroupID = "ops"
 		root.AddCommand(c)
 	}

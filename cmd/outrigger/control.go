@@ -18,7 +18,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -42,6 +42,8 @@ import (
 // controlFlags are the settings of a control plane.
 type controlFlags struct {
 	listen, http, data string
+	tls                listenTLS
+	dial               dialTLS
 	tokenFile          string
 	tokenKeyFile       string
 	accessFile         string
@@ -81,6 +83,8 @@ makes the copy a log of its own.`}
 	f := cmd.Flags()
 	f.StringVar(&c.listen, "listen", "127.0.0.1:7400", "gRPC: xDS, variables, reports, admin")
 	f.StringVar(&c.http, "http", "127.0.0.1:7401", "REST, status page, /metrics, /healthz, /readyz")
+	c.tls.bind(f)
+	c.dial.bind(f)
 	f.StringVar(&c.data, "data", "outrigger-data", "directory of the event log; one process at a time")
 	f.StringVar(&c.tokenFile, "token-file", "", "file with the operators' bearer token; without one only this machine may operate")
 	f.StringVar(&c.accessFile, "access-file", "", "file with people, their roles and the digests of their tokens, see outrigger access; looked at every 2 s")
@@ -125,6 +129,9 @@ func (c *controlFlags) validate() error {
 		return errors.New("--consul and --regions-file exclude each other; keep one")
 	}
 	if err := c.replica.validate(c); err != nil {
+		return err
+	}
+	if err := c.tls.validate(c); err != nil {
 		return err
 	}
 	if c.deployment != "" {
@@ -188,6 +195,13 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 	if err != nil {
 		return err
 	}
+	tls, err := c.tls.open(p)
+	if err != nil {
+		return err
+	}
+	if err := p.useTLS(c.tls.dial(c.dial)); err != nil {
+		return err
+	}
 	gl, err := p.listen("listen", c.listen)
 	if err != nil {
 		return err
@@ -223,7 +237,7 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 		return err
 	}
 	s, err := control.New(control.Options{
-		Log: log, Follow: follow, AlertRoutes: routes, AlertRoutesAgain: again, Artifacts: store, AdminToken: token, Access: access.policy, Hosts: c.hosts, DeadMan: c.deadMan, AllowExec: c.allowExec, AdoptClients: c.adopt, Envoy: c.envoy, GlassFile: filepath.Join(c.data, "emergency.json"), Late: c.late, Regions: topo.view, Metrics: p.tel.Handler(),
+		Log: log, Follow: follow, AlertRoutes: routes, AlertRoutesAgain: again, Artifacts: store, AdminToken: token, Access: access.policy, RequirePeer: c.tls.requireClient, Hosts: c.hosts, DeadMan: c.deadMan, AllowExec: c.allowExec, AdoptClients: c.adopt, Envoy: c.envoy, GlassFile: filepath.Join(c.data, "emergency.json"), Late: c.late, Regions: topo.view, Metrics: p.tel.Handler(),
 		Region:    &pb.Region{Name: c.region, Gateway: c.gateway, Latitude: c.latitude, Longitude: c.longitude},
 		Variables: variables.Options{SessionKeys: keys.Keys},
 		Monitor:   monitor.Options{Tick: c.tick}, Logger: p.log, Meter: p.tel.Meter("control")})
@@ -231,8 +245,8 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 		return configError{err}
 	}
 	calls := newInFlight()
-	p.serveReplica(gl, c.grpcServer(p, s, calls), calls, s.Drain, c.grace)
-	p.serveHTTP(hl, s.Handler(), c.grace)
+	p.serveReplica(gl, c.grpcServer(p, s, calls, grpcCredentials(tls, gl)), calls, s.Drain, c.grace)
+	p.serveHTTP(httpListener(tls, hl), s.Handler(), c.grace)
 	p.run("control", s.Run)
 	p.run("heap", func(ctx context.Context) error { heap.Keep(ctx, 64<<20); return nil })
 	p.run("session keys", keys.Run)
@@ -299,9 +313,9 @@ func (c *controlFlags) sessionKeys(p *process, follow *control.Following) (*iden
 }
 
 // grpcServer carries every service; keep-alives find peers that vanished.
-func (c *controlFlags) grpcServer(p *process, s *control.Server, calls *inFlight) *grpc.Server {
-	gs := grpc.NewServer(append(slices.Concat(variables.TransportOptions(), adsserver.TransportOptions()), p.tel.GRPCServer(), grpc.UnaryInterceptor(calls.count),
-		grpc.Creds(s.Credentials(insecure.NewCredentials())),
+func (c *controlFlags) grpcServer(p *process, s *control.Server, calls *inFlight, inner credentials.TransportCredentials) *grpc.Server {
+	gs := grpc.NewServer(append(slices.Concat(variables.TransportOptions(), adsserver.TransportOptions(), s.ServerOptions()), p.tel.GRPCServer(), grpc.UnaryInterceptor(calls.count),
+		grpc.Creds(s.Credentials(inner)),
 		grpc.MaxRecvMsgSize(16<<20), grpc.MaxConcurrentStreams(4096),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}))...)
@@ -361,7 +375,7 @@ func (c *controlFlags) topology(p *process) (*topology, error) {
 		}
 		t.source, t.known = "file", func() ([]region.Info, bool) { return rs, false }
 	}
-	t.prober = probe.New(probe.Options{Targets: t.targets, Logger: p.log})
+	t.prober = probe.New(probe.Options{Targets: t.targets, Credentials: probeCredentials(p), Logger: p.log})
 	return t, nil
 }
 

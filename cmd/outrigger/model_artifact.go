@@ -20,6 +20,7 @@ import (
 	"github.com/outrigger-mesh/outrigger"
 	"github.com/outrigger-mesh/outrigger/control/artifacts"
 	"github.com/outrigger-mesh/outrigger/deploy/models"
+	"github.com/outrigger-mesh/outrigger/internal/identity"
 )
 
 func modelArtifact(c *clientFlags) *cobra.Command {
@@ -39,10 +40,11 @@ SHA-256 of their bytes. These verbs speak REST: --rest is the control plane's HT
 
 // artifactClient speaks to the store of a control plane.
 type artifactClient struct {
-	flags *clientFlags
-	at    string
-	token string
-	http  *http.Client
+	flags  *clientFlags
+	at     string
+	token  string
+	scheme string
+	http   *http.Client
 }
 
 // run prepares the connection. Transfers take what they take; the server breaks off what
@@ -61,6 +63,14 @@ func (a *artifactClient) run(do func(*cobra.Command, []string) error) func(*cobr
 				return new(net.Dialer).DialContext(ctx, "unix", path)
 			}
 		}
+		tls, err := a.flags.tls.open(identity.CredentialsOptions{})
+		if err != nil {
+			return err
+		}
+		a.scheme = "http://"
+		if secured(tls, a.at) {
+			a.scheme, t = "https://", tls.Transport(t)
+		}
 		a.http = &http.Client{Transport: t}
 		return do(cmd, args)
 	}
@@ -71,7 +81,7 @@ func (a *artifactClient) request(ctx context.Context, method, digest string, bod
 	if strings.HasPrefix(host, "unix:") {
 		host = "localhost"
 	}
-	r, err := http.NewRequestWithContext(ctx, method, "http://"+host+"/v1/artifacts/"+digest, body)
+	r, err := http.NewRequestWithContext(ctx, method, a.scheme+host+"/v1/artifacts/"+digest, body)
 	if err != nil {
 		return nil, usageError{fmt.Errorf("--rest %q: %w", a.at, err)}
 	}

@@ -39,6 +39,7 @@ type nodeFlags struct {
 	lease, heartbeat, grace            time.Duration
 	checkEvery                         time.Duration
 	tokenKeyFile                       string
+	tls                                dialTLS
 	tenant                             string
 	tenantUsers, tenantGroups          map[string]string
 	tableIdle                          time.Duration
@@ -61,6 +62,7 @@ kernel says who connected. The agent's own user and root may operate it ("outrig
 cache"); everybody else is refused.`}
 	f := cmd.Flags()
 	f.StringVar(&n.control, "control", "127.0.0.1:7400", "control plane, host:port; several replicas with commas, tried in order")
+	n.tls.bind(f)
 	f.StringVar(&n.dir, "dir", "outrigger-node", "directory for the agent's sockets")
 	f.StringVar(&n.http, "http", "127.0.0.1:0", "/metrics, /healthz, /readyz")
 	f.StringVar(&n.nodeID, "node-id", hostname(), "name of this node, unique in the mesh")
@@ -151,9 +153,13 @@ func (p *process) feedDialer(target string) func(context.Context) (net.Conn, err
 	} else if _, _, err := net.SplitHostPort(address); err != nil {
 		return nil
 	} else if p.dialTCP != nil {
-		return func(ctx context.Context) (net.Conn, error) { return p.dialTCP(ctx, address) }
+		return p.encrypted(address, func(ctx context.Context) (net.Conn, error) { return p.dialTCP(ctx, address) })
 	}
-	return func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, network, address) }
+	dial := func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, network, address) }
+	if network == "unix" {
+		return dial
+	}
+	return p.encrypted(address, dial)
 }
 
 // feedDialers tries replicas in order.
@@ -228,7 +234,10 @@ func (n *nodeFlags) run(cmd *cobra.Command, g *globals) error {
 	if err != nil {
 		return err
 	}
-	origin, err := p.dialMesh(n.control, node.TransportOptions()...)
+	if err := p.useTLS(&n.tls); err != nil {
+		return err
+	}
+	origin, err := p.dialControl(n.control, node.TransportOptions()...)
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/outrigger-mesh/outrigger/internal/config"
+	"github.com/outrigger-mesh/outrigger/internal/identity"
 	"github.com/outrigger-mesh/outrigger/internal/telemetry"
 )
 
@@ -51,6 +52,9 @@ type process struct {
 	inherited *inherited // what the process before this one handed over; nil = nothing
 	ready     atomic.Bool
 	bound     map[string]string // listener name → address
+
+	// control are the credentials for control planes; nil = plaintext.
+	control *identity.Credentials
 
 	// dialTCP opens connections to the mesh; nil = grpc's own way.
 	dialTCP func(ctx context.Context, address string) (net.Conn, error)

@@ -73,7 +73,7 @@ func (c *controlFlags) follow(p *process, dir string, o pebble.Options, listen n
 	if r.name == "" {
 		r.name = replicaName(hostname(), listen)
 	}
-	conn, err := p.dialMesh(r.leader, grpc.WithPerRPCCredentials(bearer(token)))
+	conn, err := p.dialControl(r.leader, grpc.WithPerRPCCredentials(bearer(token)))
 	if err != nil {
 		return nil, nil, nil, err
 	}

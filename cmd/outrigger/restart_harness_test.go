@@ -50,18 +50,22 @@ type mortal struct {
 // and on a host of its own, so that nothing else takes it while nobody listens.
 func quietPort(t *testing.T) string {
 	t.Helper()
-	var err error
+	address, err := quietAddress()
+	must(t, err)
+	return address
+}
+
+func quietAddress() (address string, err error) {
 	for range 100 {
 		var lis net.Listener
 		host := net.IPv4(127, byte(1+rand.IntN(254)), byte(rand.IntN(256)), byte(1+rand.IntN(254)))
 		lis, err = net.Listen("tcp", fmt.Sprintf("%s:%d", host, 10_000+rand.IntN(22_000)))
 		if err == nil {
 			defer lis.Close()
-			return lis.Addr().String()
+			return lis.Addr().String(), nil
 		}
 	}
-	t.Fatal(err)
-	return ""
+	return "", err
 }
 
 func newMortal(t *testing.T) *mortal {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -65,5 +66,23 @@ func cmdExits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	if got != want {
 		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+}
+
+// cmdQuiet finds loopback addresses that nobody listens on, and sets NAME to host:port and
+// NAME_IP to the host:
+//
+//	quiet NAME…
+func cmdQuiet(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: quiet NAME…")
+	}
+	for _, name := range args {
+		address, err := quietAddress()
+		ts.Check(err)
+		host, _, err := net.SplitHostPort(address)
+		ts.Check(err)
+		ts.Setenv(name, address)
+		ts.Setenv(name+"_IP", host)
 	}
 }

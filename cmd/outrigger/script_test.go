@@ -48,6 +48,6 @@ func TestScripts(t *testing.T) {
 			e.Setenv("USER", "ada")
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"json": cmdJSON, "exits": cmdExits},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"json": cmdJSON, "exits": cmdExits, "quiet": cmdQuiet},
 	})
 }

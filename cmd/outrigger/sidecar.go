@@ -42,6 +42,7 @@ const minProcs = 3
 type sidecarFlags struct {
 	listen, http, control, agentDir, nodeID, region, zone string
 	fallback                                              []string
+	tls                                                   dialTLS
 	stateDir, upstreamHTTP, upstreamGRPC, upstreamTCP     string
 	autoSessions                                          bool
 	maxPerHost                                            int
@@ -76,6 +77,7 @@ losing a connection.`}
 	f.StringVar(&s.listen, "listen", "127.0.0.1:50051", "where the application connects: HTTP/1 and gRPC on one port")
 	f.StringVar(&s.http, "http", "127.0.0.1:0", "/metrics, /healthz, /readyz, /stats")
 	f.StringVar(&s.control, "control", "127.0.0.1:7400", "control plane, host:port; several replicas with commas, of which every sidecar follows the policy of another one first")
+	s.tls.bind(f)
 	f.StringSliceVar(&s.fallback, "fallback", nil, "further control planes for policy, tried in order")
 	f.StringVar(&s.agentDir, "agent-dir", "", "the node agent's --dir; empty = no agent, a private cache instead")
 	f.StringVar(&s.nodeID, "node-id", hostname()+"/pod", "name of this sidecar, unique in the mesh")
@@ -180,7 +182,10 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 		return err
 	}
 	own = append(own, ownListeners(al, hl)...)
-	control, err := p.dialMesh(s.control)
+	if err := p.useTLS(&s.tls); err != nil {
+		return err
+	}
+	control, err := p.dialControl(s.control)
 	if err != nil {
 		return err
 	}
@@ -308,7 +313,7 @@ func (s *sidecarFlags) policyFollower(p *process, self outrigger.Node, told func
 	o := adsclient.Options{Node: self, Dir: s.stateDir, Logger: p.log, Meter: p.tel.Meter("xds/adsclient"), OnPolicy: told}
 	for _, target := range append(translate.Servers(s.control, s.nodeID), s.fallback...) {
 		o.Dial = append(o.Dial, func(context.Context) (grpc.ClientConnInterface, io.Closer, error) {
-			conn, err := p.dialMesh(target)
+			conn, err := p.dialControl(target)
 			if err != nil {
 				return nil, nil, err
 			}

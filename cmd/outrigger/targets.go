@@ -20,12 +20,12 @@ func targets(target string) []string {
 }
 
 // replicas makes gRPC try the addresses in order and stay with the first that answers until it
-// goes away.
+// goes away. Each has to prove the name it is dialled by.
 func replicas(addresses []string) grpc.DialOption {
 	r := manual.NewBuilderWithScheme("replicas")
 	var s resolver.State
 	for _, a := range addresses {
-		s.Endpoints = append(s.Endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: a}}})
+		s.Endpoints = append(s.Endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: a, ServerName: a}}})
 	}
 	r.InitialState(s)
 	return grpc.WithResolvers(r)

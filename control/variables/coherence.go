@@ -8,6 +8,7 @@ import (
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/internal/authz"
+	"github.com/outrigger-mesh/outrigger/internal/identity"
 	"github.com/outrigger-mesh/outrigger/internal/wire"
 )
 
@@ -74,14 +75,15 @@ func (s *Service) reach(ctx context.Context, position uint64) error {
 	return err
 }
 
-// SessionKeys implements pb.CoherenceServer. The connection is neither authenticated nor
-// encrypted here, so only callers on this machine are served, who could use every other
-// service as well.
+// SessionKeys implements pb.CoherenceServer. Served are callers on this machine, who could use
+// every other service as well, and those whose certificate was verified, whose connection is
+// encrypted, too.
 func (s *Service) SessionKeys(ctx context.Context, _ *pb.SessionKeysRequest) (*pb.SessionKeysResponse, error) {
 	p, ok := peer.FromContext(ctx)
+	_, verified := identity.PeerFrom(ctx)
 	switch {
-	case !ok || !authz.LocalPeer(p.Addr):
-		return reply[pb.SessionKeysResponse](ctx, nil, outrigger.Errorf(outrigger.Denied, "session keys are handed out on this machine only; give every process of the mesh the same --token-key-file"))
+	case !verified && (!ok || !authz.LocalPeer(p.Addr)):
+		return reply[pb.SessionKeysResponse](ctx, nil, outrigger.Errorf(outrigger.Denied, "session keys are handed out on this machine and to verified client certificates only; give every process of the mesh the same --token-key-file, or a certificate with --control-cert"))
 	case s.opt.SessionKeys != nil:
 		if keys := s.opt.SessionKeys(); keys != nil {
 			return &pb.SessionKeysResponse{Keys: keys.Text()}, nil

@@ -2,10 +2,13 @@ package variables
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"net"
 	"testing"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 	gstatus "google.golang.org/grpc/status"
 
@@ -62,6 +65,8 @@ func TestSessionKeysStayOnTheMachine(t *testing.T) {
 		{"a Unix socket", keys, from(&net.UnixAddr{Name: "/a", Net: "unix"}), codes.OK},
 		{"another machine", keys, from(remote), codes.PermissionDenied},
 		{"nobody knows who", keys, context.Background(), codes.PermissionDenied},
+		{"another machine, with a verified certificate", keys, certified(from(remote), true), codes.OK},
+		{"another machine, with a certificate nobody verified", keys, certified(from(remote), false), codes.PermissionDenied},
 		{"none to give", nil, from(local), codes.FailedPrecondition},
 	} {
 		s := &Service{opt: Options{SessionKeys: func() *identity.Keys { return tt.keys }}}
@@ -70,4 +75,15 @@ func TestSessionKeysStayOnTheMachine(t *testing.T) {
 			t.Errorf("%s: %v, want %v", tt.name, err, tt.want)
 		}
 	}
+}
+
+// certified is the context of a caller that showed a certificate.
+func certified(ctx context.Context, verified bool) context.Context {
+	p, _ := peer.FromContext(ctx)
+	cert := &x509.Certificate{DNSNames: []string{"a"}}
+	info := credentials.TLSInfo{State: tls.ConnectionState{PeerCertificates: []*x509.Certificate{cert}}}
+	if verified {
+		info.State.VerifiedChains = [][]*x509.Certificate{{cert}}
+	}
+	return peer.NewContext(ctx, &peer.Peer{Addr: p.Addr, AuthInfo: info})
 }

@@ -29,7 +29,7 @@ const (
 // well (package cache/feed). What inner refuses is refused. Connections of feeds end with
 // Run, not with the server.
 func (s *Service) Credentials(inner credentials.TransportCredentials) credentials.TransportCredentials {
-	return wirefeed.Credentials(inner, func(conn net.Conn) {
+	return wirefeed.Credentials(inner, s.opt.FeedPeers, func(conn net.Conn) {
 		if !s.leans.begin(conn) {
 			conn.Close()
 			return

@@ -9,6 +9,7 @@ import (
 
 	"go.opentelemetry.io/otel/metric"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
@@ -60,6 +61,9 @@ type Options struct {
 	// SessionKeys returns what is handed to processes of the mesh on this machine, asked at
 	// every hand-out; nil, or a nil result = none to hand.
 	SessionKeys func() *identity.Keys
+	// FeedPeers says who may have a feed without gRPC (Service.Credentials), by what the
+	// handshake found out; nil = whoever it let in.
+	FeedPeers func(credentials.AuthInfo) error
 	// Confirm returns a position that the log had reached at some instant after the call. A
 	// replica that keeps a copy of another's log asks its leader; nil = this log is the
 	// authority, and its head is what Confirm would return.

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
@@ -44,7 +45,9 @@ type Result struct {
 type Options struct {
 	Targets  func() []Target // asked before each round
 	Interval time.Duration   // default 1 s
-	// Check performs one probe; nil = gRPC health check over plaintext.
+	// Credentials are for the gateways; nil = plaintext.
+	Credentials credentials.TransportCredentials
+	// Check performs one probe; nil = gRPC health check.
 	Check  func(ctx context.Context, gateway string) error
 	Logger *slog.Logger
 }
@@ -177,7 +180,11 @@ func (p *Prober) conn(gateway string) (*grpc.ClientConn, error) {
 	if c := p.conns[gateway]; c != nil {
 		return c, nil
 	}
-	c, err := grpc.NewClient(gateway, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	creds := p.opts.Credentials
+	if creds == nil {
+		creds = insecure.NewCredentials()
+	}
+	c, err := grpc.NewClient(gateway, grpc.WithTransportCredentials(creds))
 	if err != nil {
 		return nil, err
 	}

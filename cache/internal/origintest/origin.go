@@ -75,7 +75,7 @@ func (o *Origin) Serve(n *memnet.Network, host, address string) (stop func(), er
 	if err != nil {
 		return nil, err
 	}
-	g := grpc.NewServer(grpc.Creds(feed.Credentials(insecure.NewCredentials(), func(c net.Conn) { go o.serveFeed(c) })))
+	g := grpc.NewServer(grpc.Creds(feed.Credentials(insecure.NewCredentials(), nil, func(c net.Conn) { go o.serveFeed(c) })))
 	pb.RegisterVariablesServer(g, o)
 	pb.RegisterCoherenceServer(g, o)
 	done := make(chan struct{})
