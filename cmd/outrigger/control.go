@@ -131,9 +131,6 @@ func (c *controlFlags) validate() error {
 	if err := c.replica.validate(c); err != nil {
 		return err
 	}
-	if err := c.tls.validate(c); err != nil {
-		return err
-	}
 	if c.deployment != "" {
 		if _, _, err := loadPlan(c.deployment); err != nil {
 			return err
@@ -164,6 +161,9 @@ func (c *controlFlags) validate() error {
 				return fmt.Errorf("--%s is %s, which other machines can reach, and there is neither --access-file nor --token-file; give one or listen on 127.0.0.1", flag, addr)
 			}
 		}
+	}
+	if err := c.tls.validate(c); err != nil {
+		return err
 	}
 	i := region.Info{Name: c.region, Gateway: cmp.Or(c.gateway, "unset:1"), Location: region.Location{Latitude: c.latitude, Longitude: c.longitude}}
 	return i.Validate()

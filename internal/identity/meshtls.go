@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"path"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unicode"
@@ -137,11 +138,39 @@ type serverCredentials struct {
 
 // ServerHandshake implements credentials.TransportCredentials.
 func (s *serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	conn, info, err := s.TransportCredentials.ServerHandshake(raw)
+	patient := &lingering{Conn: raw}
+	conn, info, err := s.TransportCredentials.ServerHandshake(patient)
 	if err != nil {
 		s.c.refused(raw.RemoteAddr(), err)
+		return nil, nil, err
 	}
-	return conn, info, err
+	patient.up.Store(true)
+	return conn, info, nil
+}
+
+// lingering is a connection whose peer hears why it is refused. In TLS 1.3 a client is done
+// with its part before it is refused and speaks on; a socket that is closed with that unread
+// is reset, and the client never sees the alert.
+type lingering struct {
+	net.Conn
+	up atomic.Bool // the handshake succeeded: closing is closing
+}
+
+// Bounds of waiting for a refused client to go.
+const (
+	lingerTime  = time.Second
+	lingerBytes = 64 << 10
+)
+
+// Close implements net.Conn.
+func (l *lingering) Close() error {
+	if half, ok := l.Conn.(interface{ CloseWrite() error }); ok && !l.up.Load() {
+		// Best effort: whatever fails here, the connection is closed below.
+		_ = half.CloseWrite()
+		_ = l.Conn.SetReadDeadline(time.Now().Add(lingerTime))
+		_, _ = io.CopyN(io.Discard, l.Conn, lingerBytes)
+	}
+	return l.Conn.Close()
 }
 
 // Clone implements credentials.TransportCredentials.
