@@ -343,12 +343,32 @@ func TestHandshakes(t *testing.T) {
 	}
 }
 
+// journal is a log that one goroutine writes while another reads.
+type journal struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (j *journal) Write(b []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.b.Write(b)
+}
+
+// take returns what was said since it was last called.
+func (j *journal) take() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	defer j.b.Reset()
+	return j.b.String()
+}
+
 // What happens to files while a process runs: good ones are used from the next handshake on,
 // bad ones change nothing and are told of once, a certificate that nobody renews is warned of.
 func TestFollowing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := authority(t) // of the bubble's time
-		d, log := newDirectory(t), &bytes.Buffer{}
+		d, log := newDirectory(t), &journal{}
 		short := leaf("control", "control.test")
 		short.Begin = time.Now()
 		d.issue(ca, short, ca)
@@ -359,8 +379,7 @@ func TestFollowing(t *testing.T) {
 		pass := func(life time.Duration) string {
 			time.Sleep(life)
 			synctest.Wait()
-			defer log.Reset()
-			return log.String()
+			return log.take()
 		}
 
 		if said := pass(30 * time.Minute); said != "" {
