@@ -4,6 +4,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"os"
 
@@ -17,17 +18,20 @@ import (
 func xdsCommand(g *globals) *cobra.Command {
 	cmd := group("xds", "What configuration is live where; Envoys and proxyless gRPC clients")
 	c := addClientFlags(cmd, g)
-	cmd.AddCommand(xdsStatus(c), xdsConfig(c), xdsDiff(c), xdsPushLog(c), xdsExplain(c), xdsLoad(c), xdsCanary(c), xdsBootstrapCommand(), xdsCapabilitiesCommand())
+	cmd.AddCommand(xdsStatus(c), xdsConfig(c), xdsDiff(c), xdsPushLog(c), xdsExplain(c), xdsLoad(c), xdsCanary(c), xdsBootstrapCommand(c), xdsCapabilitiesCommand())
 	return cmd
 }
 
-func xdsBootstrapCommand() *cobra.Command {
+func xdsBootstrapCommand(c *clientFlags) *cobra.Command {
 	var kind string
 	var o translate.BootstrapOptions
 	cmd := &cobra.Command{Use: "bootstrap", Short: "Print the file a client starts with", Args: exactArgs(),
 		Long: `Bootstrap prints what envoy reads with --config-path, or what a gRPC client finds by
 GRPC_XDS_BOOTSTRAP. It asks nobody; the control plane need not run.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if c.tls != (dialTLS{}) {
+				return usageError{errors.New("a bootstrap has no TLS toward the control plane; leave --control-ca and its like out, and add a transport socket (Envoy) or channel_creds of type tls (gRPC) to what is printed")}
+			}
 			if o.Node.ID == "" {
 				host, err := os.Hostname()
 				if err != nil {
