@@ -102,7 +102,7 @@ func (a *admin) versionPB(model string, v *facts.Version) *pb.ModelVersion {
 	out := &pb.ModelVersion{Version: v.Name, UpstreamModel: v.Upstream, Metadata: v.Metadata, State: v.State,
 		RegisteredAt: wire.TimePB(v.RegisteredAt), Stats: stats, Number: v.Number, Digest: v.Digest, Parameters: v.Parameters,
 		Pins: v.Pins, Parents: v.Parents, Artifact: v.Artifact, Reason: v.Reason, Description: v.Description, Tags: v.Tags,
-		ShadowWeight: v.Shadow, ChangedAt: wire.TimePB(v.ChangedAt)}
+		Tls: facts.TLSPB(v.TLS), ShadowWeight: v.Shadow, ChangedAt: wire.TimePB(v.ChangedAt)}
 	for _, e := range v.Endpoints {
 		out.Endpoints = append(out.Endpoints, &pb.Endpoint{Address: e.Address, Region: e.Region, Weight: e.Weight})
 	}

@@ -40,6 +40,9 @@ const currentLimit = time.Second
 // decides; what only answers, compiles and watches its own clients runs everywhere.
 func (s *Server) parts() []func(context.Context) error {
 	out := []func(context.Context) error{s.facts.Run, s.vars.Run, s.glass.run, s.publisher.run, s.nacks.run, s.strangers.run, s.dashboard.Run, s.fleet.run}
+	if s.opts.Secrets != nil {
+		out = append(out, s.opts.Secrets.Run)
+	}
 	if f := s.opts.Follow; f != nil {
 		return append(out, s.lease.run, func(ctx context.Context) error { return f.Log.Stand(ctx, standings{s.ads}) })
 	}

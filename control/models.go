@@ -64,7 +64,7 @@ func (a *admin) RegisterModelVersion(ctx context.Context, r *pb.RegisterModelVer
 		}
 		events := []*pb.Event{{Payload: &pb.Event_ModelVersionRegistered{ModelVersionRegistered: &pb.ModelVersionRegistered{
 			Version: r.GetVersion(), UpstreamModel: r.GetUpstreamModel(), Endpoints: r.GetEndpoints(), Metadata: r.GetMetadata(),
-			Parameters: r.GetParameters(), Pins: r.GetPins(), Parents: r.GetParents(), Artifact: r.GetArtifact(), Digest: registered(r).Digest()}}}}
+			Parameters: r.GetParameters(), Pins: r.GetPins(), Parents: r.GetParents(), Artifact: r.GetArtifact(), Digest: registered(r).Digest(), Tls: r.GetTls()}}}}
 		if (m == nil || len(m.Versions) == 0) && len(r.GetEndpoints()) > 0 {
 			events = append(events, versionState(r.GetVersion(), facts.Production, "first version"),
 				aliasMoved(facts.Champion, "", r.GetVersion()))

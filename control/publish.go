@@ -15,6 +15,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/control/compile"
 	"github.com/outrigger-mesh/outrigger/control/eventlog"
 	"github.com/outrigger-mesh/outrigger/control/facts"
+	"github.com/outrigger-mesh/outrigger/control/secrets"
 	"github.com/outrigger-mesh/outrigger/xds/adsserver"
 	"github.com/outrigger-mesh/outrigger/xds/translate"
 )
@@ -51,10 +52,11 @@ type publisher struct {
 	// elsewhere is how many sidecars of other replicas have accepted a position; nil = none.
 	elsewhere func(position uint64) int
 	compile   compile.Options
-	glass     *breakGlass   // nil = no overlay
-	lease     *lease        // nil = this replica owns the log
-	adopt     bool          // clients drop what the log never had, see Options.AdoptClients
-	debounce  time.Duration // the longest pause between pushes of a burst
+	glass     *breakGlass    // nil = no overlay
+	lease     *lease         // nil = this replica owns the log
+	secrets   *secrets.Watch // nil = there are none
+	adopt     bool           // clients drop what the log never had, see Options.AdoptClients
+	debounce  time.Duration  // the longest pause between pushes of a burst
 	logger    *slog.Logger
 	took      metric.Float64Histogram
 	pushes    metric.Int64Counter
@@ -64,10 +66,11 @@ type publisher struct {
 	pushed    chan struct{} // capacity 1: wakes the recorder
 
 	// Only run's goroutine.
-	tried   uint64 // the last position that was tried
-	turn    uint64 // of the overlay that went with it
-	any     bool   // a position was tried
-	lapsed  bool   // and whether the leader was silent then
+	tried   uint64       // the last position that was tried
+	turn    uint64       // of the overlay that went with it
+	any     bool         // a position was tried
+	lapsed  bool         // and whether the leader was silent then
+	gave    *secrets.Set // the secrets that went with it
 	failing bool
 	// What the last policy asks of connected clients that they do not fully do.
 	problems  []string
@@ -92,7 +95,10 @@ func (p *publisher) run(ctx context.Context) error {
 		if !pause(ctx, min(p.publish(ctx), p.debounce)) {
 			return nil
 		}
-		var wake, lapse <-chan struct{}
+		var wake, lapse, rotated <-chan struct{}
+		if p.secrets != nil {
+			rotated = p.secrets.Changed()
+		}
 		if p.glass != nil {
 			wake = p.glass.wake
 		}
@@ -103,6 +109,7 @@ func (p *publisher) run(ctx context.Context) error {
 		case <-p.facts.Changes():
 		case <-wake:
 		case <-lapse:
+		case <-rotated:
 		case <-ctx.Done():
 			return nil
 		}
@@ -135,11 +142,17 @@ func (p *publisher) publish(ctx context.Context) time.Duration {
 	}
 	out, lapsed := p.lease.without(f)
 	options.Kills = append(options.Kills, out...)
-	if p.any && position == p.tried && turn == p.turn && lapsed == p.lapsed {
+	given := p.gave
+	if p.secrets != nil {
+		given = p.secrets.Set()
+		options.Secrets = given.Secrets
+	}
+	rotated := given != nil && (p.gave == nil || !given.Secrets.Same(p.gave.Secrets))
+	if p.any && position == p.tried && turn == p.turn && lapsed == p.lapsed && !rotated {
 		return 0
 	}
 	start := time.Now()
-	p.any, p.tried, p.turn, p.lapsed = true, position, turn, lapsed
+	p.any, p.tried, p.turn, p.lapsed, p.gave = true, position, turn, lapsed, given
 	err := p.push(f, position, options)
 	took := time.Since(start)
 	p.took.Record(ctx, took.Seconds())

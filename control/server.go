@@ -80,6 +80,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/control/monitor"
 	"github.com/outrigger-mesh/outrigger/control/otlp"
 	"github.com/outrigger-mesh/outrigger/control/replicate"
+	"github.com/outrigger-mesh/outrigger/control/secrets"
 	"github.com/outrigger-mesh/outrigger/control/trials"
 	"github.com/outrigger-mesh/outrigger/control/variables"
 	"github.com/outrigger-mesh/outrigger/deploy"
@@ -144,6 +145,9 @@ type Options struct {
 	AdoptClients bool
 	// Envoy is where Envoys take requests; replicas over one log must agree on it.
 	Envoy translate.EnvoyOptions
+	// Secrets are the certificates and trust bundles that versions may name; nil = there are
+	// none. The Server runs the watch.
+	Secrets *secrets.Watch
 	// AlertRoutes are who is told about alerts beside the log: see package control/alerts.
 	// AlertRoutesAgain, if it is not nil, reads them again every 2 s.
 	AlertRoutes      []alerts.Route
@@ -265,7 +269,7 @@ func (s *Server) wireParts() (err error) {
 
 func (s *Server) wirePublisher() (err error) {
 	encode := translate.Options{Envoy: s.opts.Envoy}
-	s.publisher = &publisher{facts: s.facts, log: s.opts.Log, out: s.fleet, elsewhere: s.fleet.elsewhere, compile: s.compileOptions(), glass: s.glass, lease: s.lease, debounce: s.opts.Debounce,
+	s.publisher = &publisher{facts: s.facts, log: s.opts.Log, out: s.fleet, elsewhere: s.fleet.elsewhere, compile: s.compileOptions(), glass: s.glass, lease: s.lease, secrets: s.opts.Secrets, debounce: s.opts.Debounce,
 		logger: s.opts.Logger, first: make(chan struct{}), pushed: make(chan struct{}, 1),
 		adopt: s.opts.AdoptClients, translate: encode, compiler: compile.NewCompiler(encode), linter: translate.NewLinter()}
 	s.canary = &canaryWatch{out: s.fleet, facts: s.facts, log: s.opts.Log, lease: leaseOf(s.compileOptions()), now: s.opts.Now, logger: s.opts.Logger}

@@ -92,9 +92,16 @@ func checkRegistration(r *pb.RegisterModelVersionRequest) error {
 		return err
 	}
 	if r.GetWithoutEndpoints() && len(r.GetEndpoints()) == 0 {
-		return nil
+		return facts.TLS(r.GetTls()).Validate(nil)
 	}
-	return checkEndpoints(r.GetEndpoints())
+	if err := checkEndpoints(r.GetEndpoints()); err != nil {
+		return err
+	}
+	endpoints := make([]policy.Endpoint, len(r.GetEndpoints()))
+	for i, e := range r.GetEndpoints() {
+		endpoints[i].Address = e.GetAddress()
+	}
+	return facts.TLS(r.GetTls()).Validate(endpoints)
 }
 
 func checkEndpoints(es []*pb.Endpoint) error {

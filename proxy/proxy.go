@@ -42,6 +42,7 @@ import (
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/api/snakepit"
+	"github.com/outrigger-mesh/outrigger/internal/identity"
 	"github.com/outrigger-mesh/outrigger/internal/report"
 	"github.com/outrigger-mesh/outrigger/internal/rest"
 	"github.com/outrigger-mesh/outrigger/internal/status"
@@ -64,6 +65,9 @@ type Options struct {
 	Authority pb.VariablesClient // writes: node agent, else control plane
 	// Policy returns the policy in force and how far to trust it; called per request.
 	Policy func() (*policy.Policy, inference.PolicyStatus)
+	// Material are the certificates and trust bundles that versions of the policy name; called
+	// per request. nil = there are none.
+	Material func() *identity.Material
 	// Reports is where observations go; nil = nowhere.
 	Reports grpc.ClientConnInterface
 
@@ -122,6 +126,7 @@ type Sidecar struct {
 
 	transport *http.Transport    // to UpstreamHTTP and to intercepted destinations
 	direct    *upstream.Direct   // to models
+	secure    *upstream.Secure   // to models over TLS
 	models    *upstream.GRPCPool // to models that speak gRPC
 	guard     *upstream.Guard    // of everything dialled; nil with an injected network
 	draining  chan struct{}      // closed when no more is taken
@@ -144,6 +149,9 @@ func New(o Options) (*Sidecar, error) {
 	if o.Reader == nil || o.Authority == nil || o.Policy == nil {
 		return nil, outrigger.Errorf(outrigger.Invalid, "proxy: Reader, Authority and Policy are required")
 	}
+	if o.Material == nil {
+		o.Material = func() *identity.Material { return &identity.Material{} }
+	}
 	s := &Sidecar{opts: o, counters: new(variable.Counters), touches: newTouches(), draining: make(chan struct{}),
 		http1: newInflight(), tunnels: newInflight()}
 	s.life, s.cut = context.WithCancel(context.Background())
@@ -161,6 +169,7 @@ func New(o Options) (*Sidecar, error) {
 		tokens = variable.NewTokens(variable.TokenOptions{Logger: o.Logger})
 	}
 	mo.Grants, mo.Pinned = tokens.Grant, pinnedBy(o.Reader)
+	mo.Secure = s.secure.For
 	if s.inference, err = inference.New(mo); err != nil {
 		return nil, err
 	}
@@ -205,7 +214,8 @@ func (s *Sidecar) wireUpstream() {
 	s.transport = upstream.NewTransport(to)
 	to.MaxPerHost = maxModelConnections
 	s.direct = upstream.NewDirect(to, upstream.NewTransport(to))
-	s.models = upstream.NewGRPCPool(upstream.GRPCPoolOptions{Dial: s.opts.Dial, Guard: s.guard, MaxMessage: variable.MaxMessage})
+	s.secure = upstream.NewSecure(to, s.opts.Material)
+	s.models = upstream.NewGRPCPool(upstream.GRPCPoolOptions{Dial: s.opts.Dial, Guard: s.guard, MaxMessage: variable.MaxMessage, Material: s.opts.Material})
 }
 
 // maxStreams bounds the streams of one HTTP/2 connection: each watch and each tool call

@@ -127,6 +127,7 @@ func (s *Sidecar) drain(late context.Context) {
 	all.Wait()
 	over()
 	s.direct.CloseIdleConnections()
+	s.secure.CloseIdleConnections()
 	s.transport.CloseIdleConnections()
 	s.models.Close()
 }

@@ -11,6 +11,8 @@
 //	RouteConfiguration     model/<model>            bucket ranges → clusters
 //	Cluster                model/<model>/<version>  EDS, breaker, ejection
 //	ClusterLoadAssignment  model/<model>/<version>  endpoints by region and priority
+//	Secret                 ca/<name>                a trust bundle, named by clusters
+//	Secret                 certificate/<name>       a client certificate with its private key
 //	ModelPolicy            <model>                  salt, unit, epoch, last good, lease
 //	MeshPolicy             mesh                     log position, regions
 //
@@ -87,6 +89,16 @@ const (
 	TypeScopedRoute = "type.googleapis.com/envoy.config.route.v3.ScopedRouteConfiguration"
 )
 
+// TypeSecret is key material that clusters name (SDS). It is no part of a policy: it changes
+// with files, not with the log. Sidecars and Envoys ask for it; gRPC has no SDS.
+const TypeSecret = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
+
+// BundleName is the resource name of a trust bundle.
+func BundleName(name string) string { return "ca/" + name }
+
+// CertificateName is the resource name of a client certificate with its private key.
+func CertificateName(name string) string { return "certificate/" + name }
+
 // MeshName is the name of the one MeshPolicy resource.
 const MeshName = "mesh"
 
@@ -101,12 +113,16 @@ const (
 )
 
 // Pushed lists all type URLs in push order. Kill switches come first: they need nothing
-// else. Routes come after the clusters and listeners that they join.
+// else. Secrets come before the clusters that name them, so that no cluster waits for one.
+// Routes come after the clusters and listeners that they join.
 func Pushed() []string {
-	return []string{TypeRuntime, TypeCluster, TypeEndpoint, TypeExtension, TypeListener, TypeScopedRoute, TypeRoute, TypeModelPolicy, TypeMeshPolicy}
+	return []string{TypeRuntime, TypeSecret, TypeCluster, TypeEndpoint, TypeExtension, TypeListener, TypeScopedRoute, TypeRoute, TypeModelPolicy, TypeMeshPolicy}
 }
 
-// Types lists the type URLs a sidecar follows, in push order.
+// Followed lists the type URLs a sidecar follows, in push order.
+func Followed() []string { return append([]string{TypeSecret}, Types()...) }
+
+// Types lists the type URLs a sidecar's policy is made of, in push order.
 func Types() []string {
 	return []string{TypeCluster, TypeEndpoint, TypeListener, TypeRoute, TypeModelPolicy, TypeMeshPolicy}
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/control/alerts"
 	"github.com/outrigger-mesh/outrigger/control/artifacts"
 	"github.com/outrigger-mesh/outrigger/control/monitor"
+	"github.com/outrigger-mesh/outrigger/control/secrets"
 	"github.com/outrigger-mesh/outrigger/control/variables"
 	"github.com/outrigger-mesh/outrigger/internal/heap"
 	"github.com/outrigger-mesh/outrigger/internal/identity"
@@ -58,6 +59,7 @@ type controlFlags struct {
 	deployment         string
 	artifacts          string
 	alertRoutes        string
+	secrets            string
 	replica            replicaFlags
 	allowExec          bool
 	adopt              bool
@@ -100,6 +102,7 @@ makes the copy a log of its own.`}
 	f.StringVar(&c.deployment, "deployment", "", "deployment plan that rollouts follow which name no phases; looked at every 2 s, a bad file changes nothing")
 	f.StringVar(&c.artifacts, "artifacts", "", "store of model artifacts, file:///DIRECTORY or s3://BUCKET?region=… (default: the directory artifacts in --data)")
 	f.StringVar(&c.alertRoutes, "alert-routes", "", "file with who is told about alerts: webhooks, Alertmanager, Slack; without one they are only logged and shown; read again every 2 s")
+	f.StringVar(&c.secrets, "secrets", "", "directory with NAME.crt and NAME.key (client certificates) and NAME.ca (trust bundles) for endpoints over TLS; looked at every 2 s, a bad file changes nothing")
 	f.StringVar(&c.replica.leader, "leader", "", "serve the log of the control plane at this host:port: keep a copy in --data, write there")
 	f.StringVar(&c.replica.leaderTokenFile, "leader-token-file", "", "file with an administrator's token at the leader")
 	f.StringVar(&c.replica.name, "replica", "", "name of this replica, unique among those of a leader (default: host name and port)")
@@ -108,6 +111,7 @@ makes the copy a log of its own.`}
 	f.BoolVar(&c.adopt, "adopt-clients", false, "have clients drop configuration this log never had; without it they keep it, are sent nothing else, and an alert says so")
 	f.StringVar(&c.envoy.Egress, "envoy-egress", "", "host:port at which Envoys take the application's requests (default "+translate.DefaultEgress+")")
 	f.StringVar(&c.envoy.Capture, "envoy-capture", "", "host:port at which Envoys take connections redirected by the kernel (default "+translate.DefaultCapture+")")
+	f.StringVar(&c.envoy.TrustStore, "envoy-trust-store", "", "file with the certificates that Envoys trust where a version names no trust bundle (default "+translate.DefaultTrustStore+")")
 	f.DurationVar(&c.deadMan, "dead-man", 10*time.Second, "how long a cut-off sidecar or Envoy may go on serving a candidate")
 	f.DurationVar(&c.tick, "monitor-tick", time.Second, "how often evidence is weighed; failures are weighed at once")
 	f.DurationVar(&c.late, "late-outcomes", 10*time.Minute, "how long after its end an experiment takes outcomes; its units stay in memory")
@@ -236,8 +240,13 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 	if err != nil {
 		return err
 	}
+	material, err := c.openSecrets(p)
+	if err != nil {
+		return err
+	}
 	s, err := control.New(control.Options{
 		Log: log, Follow: follow, AlertRoutes: routes, AlertRoutesAgain: again, Artifacts: store, AdminToken: token, Access: access.policy, RequirePeer: c.tls.requireClient, Hosts: c.hosts, DeadMan: c.deadMan, AllowExec: c.allowExec, AdoptClients: c.adopt, Envoy: c.envoy, GlassFile: filepath.Join(c.data, "emergency.json"), Late: c.late, Regions: topo.view, Metrics: p.tel.Handler(),
+		Secrets: material,
 		Region:    &pb.Region{Name: c.region, Gateway: c.gateway, Latitude: c.latitude, Longitude: c.longitude},
 		Variables: variables.Options{SessionKeys: keys.Keys},
 		Monitor:   monitor.Options{Tick: c.tick}, Logger: p.log, Meter: p.tel.Meter("control")})
@@ -278,6 +287,18 @@ func (c *controlFlags) openArtifacts(p *process) (*artifacts.Store, error) {
 		return nil, configError{fmt.Errorf("--artifacts: %w", err)}
 	}
 	return store, nil
+}
+
+// openSecrets looks at the directory of certificates for endpoints; nil for none.
+func (c *controlFlags) openSecrets(p *process) (*secrets.Watch, error) {
+	if c.secrets == "" {
+		return nil, nil
+	}
+	w, err := secrets.Open(c.secrets, secrets.Options{Logger: p.log})
+	if err != nil {
+		return nil, configError{fmt.Errorf("--secrets: %w", err)}
+	}
+	return w, nil
 }
 
 // routes are who is told about alerts, and what reads them again.

@@ -147,7 +147,7 @@ func (h *drillHost) sidecar(p *process, store *cache.Store, tokens *variable.Tok
 	if err != nil {
 		return nil, err
 	}
-	sc, err := proxy.New(proxy.Options{Node: self, Reader: store, Authority: store.Variables(), Policy: policySource(ads), Reports: reports, Tokens: tokens,
+	sc, err := proxy.New(proxy.Options{Node: self, Reader: store, Authority: store.Variables(), Policy: policySource(ads), Material: ads.Material, Reports: reports, Tokens: tokens,
 		Grace: time.Second, Start: time.Now(), Logger: p.log})
 	if err != nil {
 		return nil, err

@@ -77,15 +77,17 @@ func modelRegister(c *clientFlags) *cobra.Command {
 	var parameters map[string]string
 	var pins map[string]string
 	var parents []string
+	var secure tlsFlags
 	cmd := &cobra.Command{Use: "register MODEL VERSION", Short: "Register an immutable model version", Args: exactArgs("MODEL", "VERSION")}
 	f := cmd.Flags()
-	f.StringSliceVar(&endpoints, "endpoint", nil, "host:port that serves it, optionally host:port@region; repeatable")
+	f.StringSliceVar(&endpoints, "endpoint", nil, "host:port that serves it, optionally host:port@region; repeatable. https://host[:port] is --tls with port 443")
 	f.StringVar(&upstream, "upstream-model", "", "model name the endpoint knows (default: MODEL)")
 	f.StringVar(&region, "region", "", "region of endpoints that name none")
 	f.StringToStringVar(&parameters, "parameter", nil, "NAME=VALUE it is called with; repeatable")
 	f.StringToStringVar(&pins, "pin", nil, "SESSION/NAME=VERSION of a variable it uses; repeatable")
 	f.StringSliceVar(&parents, "parent", nil, "VERSION or MODEL@VERSION it was made from; repeatable")
 	f.StringVar(&artifact, "artifact", "", "sha256:… of its weights or files")
+	secure.bind(f)
 	f.StringVar(&digest, "digest", "", "refuse unless the content has this digest")
 	cmd.RunE = c.verb(false, func(ctx context.Context, cl *client, args []string) error {
 		req := &pb.RegisterModelVersionRequest{Model: args[0], Version: args[1], UpstreamModel: upstream, Actor: c.actor,
@@ -102,7 +104,15 @@ func modelRegister(c *clientFlags) *cobra.Command {
 			if !ok {
 				reg = region
 			}
-			req.Endpoints = append(req.Endpoints, &pb.Endpoint{Address: addr, Region: reg, Weight: 1})
+			if addr, err := secure.address(addr); err != nil {
+				return usageError{err}
+			} else {
+				req.Endpoints = append(req.Endpoints, &pb.Endpoint{Address: addr, Region: reg, Weight: 1})
+			}
+		}
+		var err error
+		if req.Tls, err = secure.message(len(endpoints)); err != nil {
+			return usageError{err}
 		}
 		m, err := cl.admin.RegisterModelVersion(ctx, req)
 		if err != nil {

@@ -214,7 +214,7 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 	if err != nil {
 		return err
 	}
-	o := proxy.Options{Node: self, Reader: store, Hits: store, Authority: store.Variables(), Policy: policySource(ads), Reports: control, Tokens: tokens,
+	o := proxy.Options{Node: self, Reader: store, Hits: store, Authority: store.Variables(), Policy: policySource(ads), Material: ads.Material, Reports: control, Tokens: tokens,
 		AutoCreateSessions: s.autoSessions, UpstreamTCP: s.upstreamTCP, MaxPerHost: s.maxPerHost, Own: own, Intercept: taken,
 		Grace: s.grace, Start: start, Logger: p.log, Meter: p.tel.Meter("proxy")}
 	if o.Models, err = s.models.options(); err != nil {

@@ -23,6 +23,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/control/facts"
 	"github.com/outrigger-mesh/outrigger/experiments"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
+	"github.com/outrigger-mesh/outrigger/xds/translate"
 )
 
 // DefaultDeadMan is how long a sidecar may be cut off while a candidate is live before
@@ -42,6 +43,8 @@ type Options struct {
 	// Kills are versions taken out before the log knows: see Kill. They differ between
 	// replicas for as long as they are needed.
 	Kills []Kill
+	// Secrets are what versions may name; a Compiler puts those that they do name into the sets.
+	Secrets translate.Secrets
 }
 
 // Kill is a version of a model that must not serve, whatever the facts say. Its arms go
@@ -224,7 +227,7 @@ func model(f *facts.Facts, m *facts.Model, o Options) (out *policy.Model, text s
 		v := &m.Versions[i]
 		if wanted[v.Name] {
 			out.Versions = append(out.Versions, policy.Version{Name: v.Name, Upstream: v.Upstream,
-				Quarantined: !v.Servable(), Endpoints: v.Endpoints, Pins: slices.Sorted(maps.Keys(v.Pins)),
+				Quarantined: !v.Servable(), Endpoints: v.Endpoints, TLS: v.TLS, Pins: slices.Sorted(maps.Keys(v.Pins)),
 				MaxConnections: m.Limits.MaxConnections, MaxPending: m.Limits.MaxPending, MaxRequests: m.Limits.MaxRequests, MaxRetries: m.Limits.MaxRetries})
 		}
 	}

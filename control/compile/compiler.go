@@ -84,7 +84,7 @@ func (c *Compiler) compile(f *facts.Facts, position uint64, o Options) (*Sets, e
 		kills[k.Model] = append(kills[k.Model], k)
 	}
 	out := &Sets{Position: position, ByKind: make(map[translate.Kind]*translate.Resources)}
-	change := translate.Change{Position: position, Regions: regions(f)}
+	change := translate.Change{Position: position, Regions: regions(f), Secrets: o.Secrets}
 	for _, name := range c.current(f) {
 		was := c.models[name]
 		now := &compiled{model: f.Model(name), kills: kills[name]}

@@ -45,6 +45,7 @@ type Version struct {
 	Name         string
 	Upstream     string // as the endpoints know it; never empty
 	Endpoints    []policy.Endpoint
+	TLS          *policy.TLS // how they are reached; nil = in the clear
 	Metadata     map[string]string
 	State        string
 	Reason       string

@@ -51,7 +51,7 @@ func (d *draft) versionRegistered(p *pb.ModelVersionRegistered) string {
 		}
 		v := Version{Name: p.GetVersion(), Upstream: p.GetUpstreamModel(), Metadata: p.GetMetadata(),
 			State: Registered, RegisteredAt: d.at(), ChangedAt: d.at(), RequestID: d.event.GetRequestId(), Number: int32(len(m.Versions) + 1),
-			Parameters: p.GetParameters(), Pins: p.GetPins(), Parents: p.GetParents(), Artifact: p.GetArtifact(), Digest: p.GetDigest()}
+			Parameters: p.GetParameters(), Pins: p.GetPins(), Parents: p.GetParents(), Artifact: p.GetArtifact(), Digest: p.GetDigest(), TLS: TLS(p.GetTls())}
 		if v.Upstream == "" {
 			v.Upstream = m.Name
 		}
@@ -64,6 +64,22 @@ func (d *draft) versionRegistered(p *pb.ModelVersionRegistered) string {
 		m.Versions = append(m.Versions, v)
 		return ""
 	})
+}
+
+// TLS is what policy has of it; nil for nil.
+func TLS(t *pb.EndpointTLS) *policy.TLS {
+	if t == nil {
+		return nil
+	}
+	return &policy.TLS{ServerName: t.GetServerName(), CA: t.GetCa(), SANs: t.GetSubjectNames(), ClientCert: t.GetClientCertificate(), ALPN: t.GetAlpn()}
+}
+
+// TLSPB is the inverse of TLS.
+func TLSPB(t *policy.TLS) *pb.EndpointTLS {
+	if t == nil {
+		return nil
+	}
+	return &pb.EndpointTLS{ServerName: t.ServerName, Ca: t.CA, SubjectNames: t.SANs, ClientCertificate: t.ClientCert, Alpn: t.ALPN}
 }
 
 func (d *draft) versionState(p *pb.ModelVersionState) string {

@@ -12,6 +12,8 @@ import (
 
 	"github.com/sony/gobreaker/v2"
 
+	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/internal/identity"
 	"github.com/outrigger-mesh/outrigger/proxy/upstream"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
@@ -115,7 +117,11 @@ func (c *call) attempt(ctx context.Context, y *try) ending {
 		return ending{verdict: brokenOff, failed: true, tag: "transport"}
 	}
 	if err != nil {
-		return c.lost(ctx, t, report, "transport")
+		tag := "transport"
+		if c.fault = faultOf(err, c.assign.Version); c.fault != "" {
+			tag = "tls"
+		}
+		return c.lost(ctx, t, report, tag)
 	}
 	defer resp.Body.Close()
 	c.reached = true
@@ -231,6 +237,9 @@ func (c *call) outgoing(ctx context.Context, t *target) *http.Request {
 	req := &http.Request{
 		Method: c.api.Method(), URL: c.target(t), Host: t.endpoint.Address, Header: h, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}
+	if tls := c.assign.Version.TLS; tls != nil {
+		req.Host = tls.Authority(t.endpoint.Address) // a provider serves many hosts at one address
+	}
 	if c.rpc != nil {
 		parts := c.rpc.names.Rewrite(c.assign.Version.Upstream)
 		req.URL.Path, req.Body, req.ContentLength = c.rpc.method, openParts(parts), parts.Size()
@@ -244,16 +253,55 @@ func (c *call) outgoing(ctx context.Context, t *target) *http.Request {
 
 // transport sends the call's attempts.
 func (c *call) transport() http.RoundTripper {
-	if c.rpc != nil {
-		return c.rpc
+	tls := c.assign.Version.TLS
+	switch {
+	case c.rpc != nil:
+		return rpcTo{c.rpc, tls}
+	case tls == nil:
+		return c.h.o.Transport
 	}
-	return c.h.o.Transport
+	rt, err := c.h.o.Secure(tls)
+	if err != nil {
+		return refusing{err}
+	}
+	return rt
+}
+
+// refusing is a transport that cannot be had.
+type refusing struct{ why error }
+
+// RoundTrip implements http.RoundTripper.
+func (r refusing) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.Body != nil {
+		req.Body.Close()
+	}
+	return nil, r.why
+}
+
+// noSecure is Options.Secure of a handler that was given none.
+func noSecure(*policy.TLS) (http.RoundTripper, error) {
+	return nil, outrigger.Errorf(outrigger.Unavailable, "endpoints over TLS cannot be reached from here")
+}
+
+// faultOf says what of TLS failed, for the caller to be told; "" if it is something else.
+func faultOf(err error, v *policy.Version) string {
+	switch {
+	case v.TLS == nil:
+		return ""
+	case outrigger.IsKind(err, outrigger.Unavailable):
+		return err.Error() // what has not been delivered
+	}
+	return identity.Fault(err)
 }
 
 // target is the URL of the request at an endpoint: its path with the model's name there
 // replaced, if that is where the protocol has it.
 func (c *call) target(t *target) *url.URL {
-	u := &url.URL{Scheme: "http", Host: t.endpoint.Address, Path: c.r.URL.Path, RawPath: c.r.URL.RawPath, RawQuery: c.r.URL.RawQuery}
+	scheme := "http"
+	if c.assign.Version.TLS != nil {
+		scheme = "https"
+	}
+	u := &url.URL{Scheme: scheme, Host: t.endpoint.Address, Path: c.r.URL.Path, RawPath: c.r.URL.RawPath, RawQuery: c.r.URL.RawQuery}
 	if escaped := c.path.Rewrite(c.assign.Version.Upstream); escaped != "" {
 		if path, err := url.PathUnescape(escaped); err == nil { // it was escaped just now
 			u.Path, u.RawPath = path, escaped
@@ -308,6 +356,9 @@ func (c *call) giveUp(ctx context.Context, end ending) ending {
 	default:
 		e.code, e.retryAfter = "upstream_unreachable", overloadDelay
 		e.message = "no endpoint of version " + c.assign.Version.Name + " answered"
+		if c.fault != "" {
+			e.code, e.message = "upstream_tls", e.message+" over TLS: "+c.fault
+		}
 		if c.model.budget.empty() {
 			// Retries are already at their limit: clients that add theirs make it worse.
 			e.retry = retryNo

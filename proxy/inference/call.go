@@ -62,6 +62,7 @@ type call struct {
 	charged  int         // of them, accounted for with the assigned version before the fallback
 	settled  bool        // the outcome is accounted for
 	reached  bool        // an endpoint of the assigned version has answered something
+	fault    string      // of TLS, why the last attempt failed; "" = it did not by that
 	held     *heldAnswer // the last answer that was not passed on
 	ttft     time.Duration
 	usage    shape.Usage

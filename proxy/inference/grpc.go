@@ -18,11 +18,13 @@ import (
 	oip "github.com/outrigger-mesh/outrigger/api/inference"
 	"github.com/outrigger-mesh/outrigger/proxy/inference/shape"
 	"github.com/outrigger-mesh/outrigger/proxy/upstream"
+	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
 
 // Connections are gRPC connections to the endpoints of policy, by host:port.
 type Connections interface {
-	Conn(address string) (grpc.ClientConnInterface, error)
+	// Conn returns the connection to an endpoint, as t says; nil = in the clear.
+	Conn(address string, t *policy.TLS) (grpc.ClientConnInterface, error)
 }
 
 // GRPC returns the handler (grpc.UnknownServiceHandler) of the Open Inference Protocol
@@ -161,6 +163,12 @@ type rpc struct {
 	names  shape.Names
 }
 
+// rpcTo is a call to endpoints of one version.
+type rpcTo struct {
+	*rpc
+	tls *policy.TLS
+}
+
 // Keys of what has no place in an http.Response; they never travel as header fields.
 const (
 	keyStatus  = "Grpc-Status-Details-Bin" // the status, marshalled
@@ -170,12 +178,12 @@ const (
 // RoundTrip implements http.RoundTripper over gRPC: attempts know one transport. A call
 // that failed without a word from a server is an error; any status a server sent is an
 // answer with the HTTP status that means the same to breakers and retries.
-func (p *rpc) RoundTrip(req *http.Request) (*http.Response, error) {
+func (p rpcTo) RoundTrip(req *http.Request) (*http.Response, error) {
 	body, err := io.ReadAll(req.Body)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := p.conns.Conn(req.URL.Host)
+	conn, err := p.conns.Conn(req.URL.Host, p.tls)
 	if err != nil {
 		return nil, err
 	}

@@ -81,7 +81,7 @@ func (c *call) streamRPC(in grpc.ServerStream) error {
 
 // openStream connects to an endpoint and sends the first request.
 func (c *call) openStream(ctx context.Context, t *target) (grpc.ClientStream, error) {
-	conn, err := c.rpc.conns.Conn(t.endpoint.Address)
+	conn, err := c.rpc.conns.Conn(t.endpoint.Address, c.assign.Version.TLS)
 	if err != nil {
 		return nil, err
 	}

@@ -136,6 +136,8 @@ type Options struct {
 	Order OrderFunc
 	// Transport sends attempts; required. It must not decompress answers.
 	Transport http.RoundTripper
+	// Secure returns what sends attempts to endpoints over TLS; nil = they fail.
+	Secure func(*policy.TLS) (http.RoundTripper, error)
 	// Passthrough serves requests for models the policy does not name, unchanged but for
 	// x-outrigger-* fields; nil = 404 model_not_found.
 	Passthrough http.Handler
@@ -211,6 +213,9 @@ type Handler struct {
 // New returns a Handler. It fails, with kind Invalid, without a Transport or with
 // negative limits, and if the meter refuses an instrument.
 func New(o Options) (*Handler, error) {
+	if o.Secure == nil {
+		o.Secure = noSecure
+	}
 	if o.Transport == nil {
 		return nil, outrigger.Errorf(outrigger.Invalid, "inference: Options.Transport is nil")
 	}

@@ -24,7 +24,7 @@ import (
 // call under way whose answer is an error worth another attempt, unframed, malformed, too
 // long, lost or too late, or a stream that reports a failure, breaks off or has a slow
 // reader, goes on there with the attempt it has begun (Resume). Left to the handler
-// from the start are: streams of lines, calls with a caller's time limit, hedged calls, every call
+// from the start are: streams of lines, calls with a caller's time limit, hedged calls, calls of endpoints over TLS, every call
 // where answers are cached, calls of an endpoint whose breaker is not closed or whose last
 // answer did not fit, and all refusals. d holds the connections and their limits, and is
 // to be h's Transport too.
@@ -128,7 +128,7 @@ func (y *relay) Route(q *http1.Request, body []byte) loop.Call {
 	}
 	c.plan = h.planFor(c.policy)
 	c.model = c.plan.models[m]
-	if c.assign, err = assignTo(h, c.model, m, unitOf(m.Unit, f, &c.env), f, c.status, c.start); err != nil || c.hedgeable() || c.shadowed() {
+	if c.assign, err = assignTo(h, c.model, m, unitOf(m.Unit, f, &c.env), f, c.status, c.start); err != nil || c.assign.Version.TLS != nil || c.hedgeable() || c.shadowed() {
 		return nil
 	}
 	c.targets = h.order(c.policy, c.model.versions[c.assign.Version], c.env.Sequence)

@@ -24,6 +24,8 @@
 //     honouring it would let a client delete what a previous hop added. Upgrade is
 //     dropped unless it asks for websocket, which closes h2c smuggling.
 //   - Streams are flushed on every read. Trailers pass in both directions.
+//   - Endpoints that a policy has reached over TLS are reached so or not at all (Secure, and
+//     GRPCPool for gRPC); what a Direct sends itself, and lends to event loops, is in the clear.
 //   - A Direct lends its idle connections and places to event loops, which carry simple
 //     calls themselves, and goes on with a call that a loop has begun (Take, Reserve, Resume).
 //   - A tunnel on two bare *net.TCPConn is copied in the kernel (splice on Linux), and

@@ -15,11 +15,16 @@
 //     while the other models of the push take effect. The response that holds the wrong
 //     resource is rejected with the resource's name and the reason; MeshPolicy is when
 //     the cause came with an earlier push. A rejection is sent once per push.
+//   - Secrets (trust bundles, client certificates) are checked before they are used and are
+//     there before the policy that names them. A broken one is rejected, and the one before it
+//     stays. That one is missing keeps no policy from being put in force: what needs it fails.
 //   - After a lost stream only what changed is transferred: the client reports the
 //     versions it has in force.
 //   - What is in force is saved to Dir shortly after the acknowledgement (temporary file,
 //     fsync, rename) and loaded when Run starts, so a sidecar restarts without a control
-//     plane. A damaged file is logged and ignored; the file is never trusted unchecked.
+//     plane. A damaged file is logged and ignored; the file is never trusted unchecked. It
+//     holds the private keys of client certificates, too, so nobody but its owner can read it
+//     (mode 0600 in a directory of mode 0700); without Dir keys are in memory only.
 //
 // # Losing the control plane
 //
@@ -48,6 +53,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -57,7 +63,9 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/internal/identity"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
+	"github.com/outrigger-mesh/outrigger/xds/translate"
 )
 
 // Dialer connects to one control plane replica. The closer is closed when the stream
@@ -122,12 +130,16 @@ type Client struct {
 	running atomic.Bool
 
 	policy atomic.Pointer[policy.Policy]
-	status atomic.Pointer[Status]
+	// material is what the versions of policy, and of the one before it, name.
+	material atomic.Pointer[identity.Material]
+	status   atomic.Pointer[Status]
 	// backlog hands the newest set to the goroutine that writes it; room for one.
 	backlog chan *view
 
 	// good is what is in force, with versions. Owned by Run's goroutine.
 	good *view
+	// secrets is what good holds of material. Owned by Run's goroutine.
+	secrets *identity.Material
 }
 
 // New returns a client that does nothing until Run. Errors have kind Invalid.
@@ -143,11 +155,17 @@ func New(opt Options) (*Client, error) {
 	}
 	c := &Client{opt: opt, log: opt.Logger, metrics: newMetrics(opt.Meter), ready: make(chan struct{}), backlog: make(chan *view, 1), good: newView()}
 	c.status.Store(&Status{Server: -1})
+	c.material.Store(&identity.Material{})
 	return c, nil
 }
 
 // Policy returns the policy in force, nil before the first.
 func (c *Client) Policy() *policy.Policy { return c.policy.Load() }
+
+// Material returns the certificates, keys and trust bundles that the policy in force names,
+// as far as the control plane has them. It is replaced, also without a change of Policy, when
+// they rotate; never nil.
+func (c *Client) Material() *identity.Material { return c.material.Load() }
 
 // Status returns the present state.
 func (c *Client) Status() Status { return *c.status.Load() }
@@ -262,6 +280,28 @@ func (c *Client) enforce(p *policy.Policy, f func(*Status)) {
 		c.opt.OnPolicy(p)
 	}
 	c.once.Do(func() { close(c.ready) })
+}
+
+// equip makes the secrets of v available, beside those of before: whoever works by the
+// policy of before may still ask for them. Only Run's goroutine calls it, before the policy
+// that names them is in force.
+func (c *Client) equip(v *view) {
+	prev := c.secrets
+	c.secrets = translate.DecodeSecrets(&v.res, prev)
+	both := &identity.Material{Bundles: maps.Clone(c.secrets.Bundles), Pairs: maps.Clone(c.secrets.Pairs)}
+	if prev != nil {
+		for name, b := range prev.Bundles {
+			if both.Bundles[name] == nil {
+				both.Bundles[name] = b
+			}
+		}
+		for name, p := range prev.Pairs {
+			if both.Pairs[name] == nil {
+				both.Pairs[name] = p
+			}
+		}
+	}
+	c.material.Store(both)
 }
 
 func sleep(ctx context.Context, d time.Duration) bool {

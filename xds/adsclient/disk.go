@@ -102,6 +102,7 @@ func (c *Client) load() {
 		return
 	}
 	c.good = v
+	c.equip(v)
 	c.enforce(p, func(s *Status) { s.Source = SourceDisk })
 	c.log.Info("last-known-good policy in force until the control plane answers", "file", path, "position", p.Position)
 }
@@ -156,7 +157,10 @@ func writeFile(dir string, raw []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(raw)
+	// One that an earlier process left behind has the mode it had then.
+	if err = f.Chmod(0o600); err == nil {
+		_, err = f.Write(raw)
+	}
 	if err == nil {
 		err = f.Sync()
 	}

@@ -114,7 +114,7 @@ func receive(ctx context.Context, ads discovery.AggregatedDiscoveryService_Delta
 // stream carries the node.
 func (s *stream) subscribe() error {
 	node := translate.Node(s.c.opt.Node)
-	for _, typeURL := range xds.Types() {
+	for _, typeURL := range xds.Followed() {
 		err := s.send(&discovery.DeltaDiscoveryRequest{
 			Node: node, TypeUrl: typeURL, ResourceNamesSubscribe: []string{xds.Wildcard}, InitialResourceVersions: s.view.versions(typeURL),
 		})
@@ -131,7 +131,7 @@ func (s *stream) send(req *discovery.DeltaDiscoveryRequest) error { return s.ads
 // take adds one response to the view and commits if it completes a push.
 func (s *stream) take(r *discovery.DeltaDiscoveryResponse) error {
 	typeURL := r.GetTypeUrl()
-	if !slices.Contains(xds.Types(), typeURL) {
+	if !slices.Contains(xds.Followed(), typeURL) {
 		return s.reply(typeURL, r.GetNonce(), nil) // not asked for, so nothing to object to
 	}
 	for _, res := range r.GetResources() {
@@ -175,7 +175,7 @@ func (s *stream) contact(at time.Time) {
 // waits for them (warming), at most warmTimeout; with expired they count as faults of
 // their models.
 func (s *stream) commit(expired bool) error {
-	if !s.closing || len(s.answered) < len(xds.Types()) {
+	if !s.closing || !s.whole() {
 		return nil
 	}
 	if missing := s.view.missing(); len(missing) > 0 && !expired {
@@ -189,6 +189,27 @@ func (s *stream) commit(expired bool) error {
 		s.enforce()
 	}
 	return s.answer()
+}
+
+// whole: there was an answer for every type a policy is made of. Control planes that know
+// nothing of secrets do not answer for these.
+func (s *stream) whole() bool {
+	for _, typeURL := range xds.Types() {
+		if !s.answered[typeURL] {
+			return false
+		}
+	}
+	return true
+}
+
+// secretsTouched reports whether this push changed secrets.
+func (s *stream) secretsTouched() bool {
+	for k := range s.touched {
+		if k.typeURL == xds.TypeSecret {
+			return true
+		}
+	}
+	return false
 }
 
 // enforce assembles the view and swaps the policy in.
@@ -206,6 +227,9 @@ func (s *stream) enforce() {
 		if a.policy != nil {
 			st.Source = SourceADS
 		}
+	}
+	if a.policy != nil && (!s.synced || s.secretsTouched()) {
+		s.c.equip(a.good)
 	}
 	switch {
 	case a.policy == nil:
@@ -253,7 +277,7 @@ func (s *stream) answer() error {
 		}
 	}
 	s.touched, s.dirty = make(map[key]bool), make(map[string]bool)
-	for _, typeURL := range xds.Types() {
+	for _, typeURL := range xds.Followed() {
 		nonces := s.pending[typeURL]
 		delete(s.pending, typeURL)
 		for i, nonce := range nonces {
@@ -273,7 +297,7 @@ func (s *stream) reply(typeURL, nonce string, fault error) error {
 	req := &discovery.DeltaDiscoveryRequest{TypeUrl: typeURL, ResponseNonce: nonce}
 	if fault != nil {
 		text := describe(s.failed)
-		if text == "" {
+		if text == "" || typeURL == xds.TypeSecret { // which no model's failure explains
 			text = clip(fault.Error())
 		}
 		req.ErrorDetail = &rpc.Status{Code: int32(codes.InvalidArgument), Message: text}

@@ -12,7 +12,7 @@ import (
 func (s *session) buildDelta(t *typeSub) *discovery.DeltaDiscoveryResponse {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	next := s.target.types[t.typeURL]
+	next := s.stateOf(s.target, t.typeURL)
 	out := &discovery.DeltaDiscoveryResponse{TypeUrl: t.typeURL}
 	if next == nil {
 		out.RemovedResources = slices.Sorted(maps.Keys(t.force)) // a type nobody publishes: none exists
@@ -176,7 +176,7 @@ func (t *typeSub) scope(next *typeState) []string {
 func (s *session) buildSotw(t *typeSub) *discovery.DiscoveryResponse {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	next := s.target.types[t.typeURL]
+	next := s.stateOf(s.target, t.typeURL)
 	out := &discovery.DiscoveryResponse{TypeUrl: t.typeURL, VersionInfo: next.version}
 	names := next.names
 	if t.wildcard {

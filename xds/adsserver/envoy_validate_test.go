@@ -15,12 +15,15 @@ import (
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	runtime "github.com/envoyproxy/go-control-plane/envoy/service/runtime/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/outrigger-mesh/outrigger/internal/identity/identitytest"
 	"github.com/outrigger-mesh/outrigger/xds"
+	"github.com/outrigger-mesh/outrigger/xds/translate"
 )
 
 // Envoy's own validation accepts every golden bootstrap and every golden resource, and
@@ -119,6 +122,7 @@ func asStatic(t *testing.T, b *bootstrap.Bootstrap, file string) *bootstrap.Boot
 				l.Locality = nil // validation of static clusters wants none without a local cluster
 			}
 		}
+		secretsInline(t, b, c)
 		b.StaticResources.Clusters = append([]*cluster.Cluster{c}, b.StaticResources.Clusters...)
 	}
 	extensions := map[string]*anypb.Any{}
@@ -158,6 +162,41 @@ func asStatic(t *testing.T, b *bootstrap.Bootstrap, file string) *bootstrap.Boot
 			LayerSpecifier: &bootstrap.RuntimeLayer_StaticLayer{StaticLayer: layer.Layer}})
 	}
 	return b
+}
+
+// secretsInline puts what a cluster wants by SDS beside it: validation has no ADS stream, and
+// falls over where one is asked for.
+func secretsInline(t *testing.T, b *bootstrap.Bootstrap, c *cluster.Cluster) {
+	t.Helper()
+	if c.TransportSocket == nil {
+		return
+	}
+	up := &tls.UpstreamTlsContext{}
+	if err := c.TransportSocket.GetTypedConfig().UnmarshalTo(up); err != nil {
+		t.Fatal(err)
+	}
+	ca := identitytest.NewCA("golden")
+	add := func(s *tls.SdsSecretConfig) {
+		if s == nil {
+			return
+		}
+		s.SdsConfig = nil
+		if name, ok := strings.CutPrefix(s.Name, xds.BundleName("")); ok {
+			b.StaticResources.Secrets = append(b.StaticResources.Secrets, translate.BundleSecret(name, ca.PEM).(*tls.Secret))
+		} else {
+			pod := ca.Issue("pod.example")
+			b.StaticResources.Secrets = append(b.StaticResources.Secrets, translate.CertificateSecret(strings.TrimPrefix(s.Name, xds.CertificateName("")), pod.Chain, pod.Key).(*tls.Secret))
+		}
+	}
+	for _, s := range up.CommonTlsContext.TlsCertificateSdsSecretConfigs {
+		add(s)
+	}
+	add(up.CommonTlsContext.GetCombinedValidationContext().GetValidationContextSdsSecretConfig())
+	cfg, err := anypb.New(up)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.TransportSocket.ConfigType = &core.TransportSocket_TypedConfig{TypedConfig: cfg}
 }
 
 func withManager(t *testing.T, l *listener.Listener, change func(*hcm.HttpConnectionManager)) {

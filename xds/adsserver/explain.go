@@ -123,6 +123,8 @@ func (l *line) why(x *Explanation, cause pushRecord) string {
 		return fmt.Sprintf("sent %s ago and not answered; %s", time.Since(l.sentAt(x.Type)).Round(time.Millisecond), keeps)
 	case VerdictWaiting:
 		return "not sent: the node has not answered everything of an earlier push; " + keeps
+	case VerdictWithheld:
+		return "not sent: it holds a private key, and the node's stream is not encrypted and comes from another machine; connect the node over TLS or a Unix socket; " + keeps
 	case VerdictRejected:
 		blamed := ""
 		if n := x.Nack.Resource; n != "" && n != x.Name {

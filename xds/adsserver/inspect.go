@@ -9,6 +9,7 @@ import (
 
 	"github.com/outrigger-mesh/outrigger"
 	"github.com/outrigger-mesh/outrigger/xds"
+	"github.com/outrigger-mesh/outrigger/xds/translate"
 )
 
 // What this file answers is for people and programs that ask where a configuration is
@@ -214,6 +215,7 @@ const (
 	VerdictLive         = "live"         // what the group should have is in force
 	VerdictPending      = "pending"      // sent, not answered
 	VerdictWaiting      = "waiting"      // not sent: the node owes an answer to an earlier push
+	VerdictWithheld     = "withheld"     // a private key, and the node's stream can be read on its way
 	VerdictRejected     = "rejected"     // part of a response the node rejected
 	VerdictRemoving     = "removing"     // no longer wanted, still held
 	VerdictUnsubscribed = "unsubscribed" // the node did not ask for it
@@ -245,6 +247,8 @@ func (l *line) held(current *generation, v *typeView, name string) Held {
 		h.Verdict, h.Sent = VerdictUnsubscribed, ""
 	case h.Wanted == h.Version:
 		h.Verdict = VerdictLive
+	case l.InClear && translate.Confidential(v.typeURL, name):
+		h.Verdict = VerdictWithheld
 	case rejected:
 		h.Verdict = VerdictRejected
 	case h.Wanted == "":

@@ -25,6 +25,8 @@ type NodeState struct {
 	// for all that is well.
 	Held      string
 	HeldSince time.Time
+	// InClear: the stream can be read on its way, so the node is sent no private keys.
+	InClear bool
 	// sidecar: the node follows MeshPolicy or calls itself a sidecar, so it can say
 	// that it has a position in force.
 	sidecar bool
@@ -131,7 +133,7 @@ func (l *ledger) connect(s *session, now time.Time) {
 	if e.Group != s.group.name {
 		e.sends = nil // serials count per group
 	}
-	e.NodeState = NodeState{Node: s.node, Group: s.group.name, Connected: true, Since: now, sidecar: s.node.Kind == "sidecar"}
+	e.NodeState = NodeState{Node: s.node, Group: s.group.name, Connected: true, Since: now, InClear: !s.confidential, sidecar: s.node.Kind == "sidecar"}
 	l.tally.count(&e.NodeState, 1)
 	l.tally.changed(s.node.ID, e)
 	l.notify()

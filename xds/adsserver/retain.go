@@ -19,7 +19,7 @@ import (
 // behaviour, immediate removal, is the lesser evil.
 const maxRetained = 1024
 
-// retain returns res plus the clusters and load assignments served now that res lacks,
+// retain returns res plus the clusters, their secrets and load assignments served now that res lacks,
 // and which these are. With known, touched lists all that res changed. Called with
 // publishing held.
 func (g *group) retain(res *translate.Resources, touched []translate.Key, known bool) (*translate.Resources, []translate.Key) {
@@ -34,12 +34,12 @@ func (g *group) retain(res *translate.Resources, touched []translate.Key, known 
 	}
 	if known {
 		for _, k := range mergeKeys(touched, g.carried) {
-			if k.TypeURL == xds.TypeCluster || k.TypeURL == xds.TypeEndpoint {
+			if k.TypeURL == xds.TypeCluster || k.TypeURL == xds.TypeEndpoint || k.TypeURL == xds.TypeSecret {
 				consider(k)
 			}
 		}
 	} else {
-		for _, typeURL := range []string{xds.TypeCluster, xds.TypeEndpoint} {
+		for _, typeURL := range []string{xds.TypeSecret, xds.TypeCluster, xds.TypeEndpoint} {
 			for _, name := range g.served.Names(typeURL) {
 				consider(translate.Key{TypeURL: typeURL, Name: name})
 			}

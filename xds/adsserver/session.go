@@ -41,6 +41,8 @@ type session struct {
 	cancel context.CancelFunc
 	node   outrigger.Node
 	group  *group
+	// confidential: nobody between reads the stream, so that private keys may be sent on it.
+	confidential bool
 
 	// wire is the bytes of the response being sent, if other streams send the same; nil
 	// if not. Only the stream's own goroutine uses it.
@@ -156,6 +158,7 @@ func (s *session) identify(n *core.Node) error {
 	}
 	node := translate.NodeOf(n)
 	s.node, s.group = node, s.srv.group(s.srv.opt.Group(node))
+	s.confidential = confidential(s.ctx)
 	s.srv.ledger.connect(s, time.Now())
 	s.group.add(s)
 	if s.srv.draining.Load() { // after it was added: Drain sees it, or it sees Drain

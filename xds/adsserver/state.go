@@ -29,6 +29,7 @@ type entry struct {
 	any     *anypb.Any          // as state-of-the-world sends it
 	res     *discovery.Resource // as delta sends it
 	ttl     time.Duration       // 0 = for ever
+	secrets []string            // that a cluster names
 }
 
 // typeState is all resources of one type at one version. Two states of the same
@@ -89,6 +90,8 @@ type generation struct {
 	serial   uint64 // counts the pushes of the group from 1; 0 before it is served
 	at       time.Time
 	types    map[string]*typeState
+	// open are the secrets without private keys: what streams in the clear are given.
+	open *typeState
 	// known is what the source had ever had by then; see withhold.go. nil = everything.
 	known   func(model, version string) bool
 	waiting atomic.Int64 // streams that hold back its second step; see retain.go
@@ -137,6 +140,7 @@ func newGeneration(ids *atomic.Uint64, prev *generation, source, res *translate.
 		touched = touched[n:]
 		g.types[typeURL] = st
 	}
+	g.open = withoutKeys(ids, prev, g.types[xds.TypeSecret])
 	return g, nil
 }
 
@@ -169,7 +173,7 @@ func (b *builder) entry(name string) (*entry, error) {
 	if had != nil && had.version == version {
 		return had, nil
 	}
-	e := &entry{version: version, any: &anypb.Any{TypeUrl: b.typeURL, Value: raw}, ttl: ttl}
+	e := &entry{version: version, any: &anypb.Any{TypeUrl: b.typeURL, Value: raw}, ttl: ttl, secrets: translate.SecretsOf(m)}
 	e.res = &discovery.Resource{Name: name, Version: version, Resource: e.any}
 	if ttl > 0 {
 		e.res.Ttl = durationpb.New(ttl)

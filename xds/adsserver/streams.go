@@ -25,7 +25,7 @@ type ads struct {
 // namedOnly are the types an empty subscription does not mean "everything" for: the
 // legacy wildcard exists for LDS, CDS and scoped routes alone.
 func namedOnly() []string {
-	return []string{xds.TypeEndpoint, xds.TypeRoute, xds.TypeModelPolicy, xds.TypeMeshPolicy, xds.TypeRuntime, xds.TypeExtension}
+	return []string{xds.TypeSecret, xds.TypeEndpoint, xds.TypeRoute, xds.TypeModelPolicy, xds.TypeMeshPolicy, xds.TypeRuntime, xds.TypeExtension}
 }
 
 // DeltaAggregatedResources serves sidecars and Envoys.
@@ -127,14 +127,14 @@ func (s *session) canAnswerSotw(t *typeSub) bool {
 	if g == nil {
 		g = s.group.wantedBy(s.node)
 	}
-	if g == nil || g.types[t.typeURL] == nil {
+	if g == nil || s.stateOf(g, t.typeURL) == nil {
 		return false
 	}
 	if t.wildcard || fullState(t.typeURL) {
 		return true
 	}
 	for name := range t.force {
-		if g.types[t.typeURL].entries[name] != nil {
+		if s.stateOf(g, t.typeURL).entries[name] != nil {
 			return true
 		}
 	}

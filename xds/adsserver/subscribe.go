@@ -23,7 +23,7 @@ func fullState(typeURL string) bool {
 // lacks reports whether the client, by its subscription, needs a response to hold next.
 // When it does not, the client is known to hold next from here on.
 func (s *session) lacks(t *typeSub, g *generation) bool {
-	next := g.types[t.typeURL]
+	next := s.stateOf(g, t.typeURL)
 	if next == nil {
 		return false // a type we do not publish; answered on request only
 	}

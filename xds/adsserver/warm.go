@@ -16,9 +16,10 @@ import (
 // Our sidecars put a push in force as a whole and gRPC clients resolve what routes name before
 // they follow them: nothing is held back from those. Guarded by session.mu.
 type warming struct {
-	names []string // of new clusters, those not known to be usable
-	holds bool     // something of the target waits for them
-	timer *time.Timer
+	names   []string // of new clusters, those not known to be usable
+	secrets []string // that new clusters name, those the client is not known to have
+	holds   bool     // something of the target waits for them
+	timer   *time.Timer
 }
 
 // refers reports whether resources of the type name clusters, so that they go after these.
@@ -29,7 +30,7 @@ func refers(typeURL string) bool {
 // warm notes the clusters of next that are new to the client and get their endpoints from us.
 // Called with mu held, before anything of next is launched.
 func (s *session) warm(next *generation) {
-	s.warming.names = nil
+	s.warming.names, s.warming.secrets = nil, nil
 	clusters := s.types[xds.TypeCluster]
 	if !s.delta || s.node.Kind != string(translate.KindEnvoy) || clusters == nil || !clusters.answered {
 		return // the first of everything an Envoy puts in order itself
@@ -38,9 +39,18 @@ func (s *session) warm(next *generation) {
 	if after == nil || loads == nil || clusters.base == after {
 		return
 	}
+	secrets := s.stateOf(next, xds.TypeSecret)
 	consider := func(name string) {
-		if clusters.held(name) == "" && loads.entries[name] != nil {
+		if clusters.held(name) != "" {
+			return
+		}
+		if loads.entries[name] != nil {
 			s.warming.names = append(s.warming.names, name)
+		}
+		for _, secret := range after.entries[name].secrets {
+			if secrets.versionOf(secret) != "" { // nobody waits for what there is not
+				s.warming.secrets = append(s.warming.secrets, secret)
+			}
 		}
 	}
 	if clusters.follows(after) {
@@ -57,17 +67,20 @@ func (s *session) warm(next *generation) {
 // cold reports whether new clusters are still without endpoints. Called with mu held.
 func (s *session) cold() bool {
 	w := &s.warming
-	if len(w.names) == 0 {
-		return false
+	w.names, w.secrets = s.without(xds.TypeEndpoint, w.names), s.without(xds.TypeSecret, w.secrets)
+	return len(w.names)+len(w.secrets) > 0
+}
+
+// without drops the names of resources that the client has said to have. Called with mu held.
+func (s *session) without(typeURL string, names []string) []string {
+	t := s.types[typeURL]
+	if len(names) == 0 || t == nil || t.fired || len(t.force) > 0 || len(t.pending) > 0 || t.acked == nil {
+		return names
 	}
-	t := s.types[xds.TypeEndpoint]
-	if t != nil && !t.fired && len(t.force) == 0 && len(t.pending) == 0 && t.acked != nil {
-		w.names = slices.DeleteFunc(w.names, func(name string) bool {
-			_, named := t.names[name]
-			return (named || t.wildcard) && t.acked.versionOf(name) != ""
-		})
-	}
-	return len(w.names) > 0
+	return slices.DeleteFunc(names, func(name string) bool {
+		_, named := t.names[name]
+		return (named || t.wildcard) && t.acked.versionOf(name) != ""
+	})
 }
 
 // holdsBack reports whether t has to wait for new clusters, and sees to it that it does not for
@@ -105,7 +118,7 @@ func (s *session) warmed() bool {
 // giveUpWarming goes on without what an Envoy did not ask for.
 func (s *session) giveUpWarming() {
 	s.mu.Lock()
-	s.warming.names, s.warming.timer = nil, nil
+	s.warming.names, s.warming.secrets, s.warming.timer = nil, nil, nil
 	if !s.closed {
 		s.advance()
 	}

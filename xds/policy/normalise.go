@@ -79,7 +79,7 @@ func (v *Version) normalise() {
 	}
 	v.Pins = cloneOrNil(v.Pins)
 	slices.Sort(v.Pins)
-	v.Endpoints = cloneOrNil(v.Endpoints)
+	v.Endpoints, v.TLS = cloneOrNil(v.Endpoints), v.normaliseTLS()
 	slices.SortStableFunc(v.Endpoints, compareEndpoints)
 	dense, last := uint32(0), uint32(0)
 	for i := range v.Endpoints {

@@ -159,6 +159,8 @@ type Version struct {
 	// answer from memory counts only while none of them has changed.
 	Pins      []string
 	Endpoints []Endpoint
+	// TLS says how its endpoints are reached over TLS; nil = in the clear.
+	TLS *TLS `json:",omitempty"`
 	// MaxRequests and the failure thresholds become circuit_breakers and
 	// outlier_detection; 0 = the package defaults.
 	MaxRequests         uint32

@@ -47,6 +47,7 @@ const (
 //     DeadMan needs a LastGood;
 //   - shadows name different versions that exist, are not quarantined and serve no arm;
 //   - addresses are host:port and unique within a version; weights are 1 to MaxWeight;
+//   - endpoints reached over TLS have a DNS name, their own or the version's server name;
 //   - shares are parts of experiments.Buckets; a fault says what it does; headers of
 //     Access are lower-case names of at most 64 letters, digits and '-';
 //   - an enrolment that leaves anybody out names a version for them; its gates have
@@ -180,6 +181,9 @@ func (v *Version) validate() error {
 		return err
 	}
 	if err := v.validatePins(); err != nil {
+		return err
+	}
+	if err := v.TLS.Validate(v.Endpoints); err != nil {
 		return err
 	}
 	seen := make(map[string]bool, len(v.Endpoints))

@@ -43,6 +43,9 @@ func (e *encoder) cluster(m *policy.Model, v *policy.Version) (*cluster.Cluster,
 			EnforcingSuccessRate: wrapperspb.UInt32(0), MaxEjectionPercent: wrapperspb.UInt32(100),
 		},
 	}
+	if err := e.secure(out, v); err != nil {
+		return nil, err
+	}
 	switch e.kind {
 	case KindGRPC:
 		ejectByShare(out.OutlierDetection, v)
@@ -105,9 +108,9 @@ func (e *encoder) aggregate(m *policy.Model, v *policy.Version) (*cluster.Cluste
 // shedCategory names what was refused on purpose in errors and load reports.
 const shedCategory = "outrigger-shed"
 
-// encodeEndpoints groups the normalised endpoints by priority and region; a locality
+// endpoints groups the normalised endpoints by priority and region; a locality
 // weighs as much as its endpoints together (at least 1, or gRPC drops it).
-func encodeEndpoints(name string, v *policy.Version) *endpoint.ClusterLoadAssignment {
+func (e *encoder) endpoints(name string, v *policy.Version) *endpoint.ClusterLoadAssignment {
 	out := &endpoint.ClusterLoadAssignment{ClusterName: name}
 	if v.Shed > 0 {
 		out.Policy = &endpoint.ClusterLoadAssignment_Policy{DropOverloads: []*endpoint.ClusterLoadAssignment_Policy_DropOverload{{
@@ -115,22 +118,21 @@ func encodeEndpoints(name string, v *policy.Version) *endpoint.ClusterLoadAssign
 		}}}
 	}
 	var group *endpoint.LocalityLbEndpoints
-	for i, e := range v.Endpoints {
-		if i == 0 || e.Priority != v.Endpoints[i-1].Priority || e.Region != v.Endpoints[i-1].Region {
+	for i, p := range v.Endpoints {
+		if i == 0 || p.Priority != v.Endpoints[i-1].Priority || p.Region != v.Endpoints[i-1].Region {
 			group = &endpoint.LocalityLbEndpoints{
-				Locality: &core.Locality{Region: e.Region}, Priority: e.Priority, LoadBalancingWeight: wrapperspb.UInt32(0),
+				Locality: &core.Locality{Region: p.Region}, Priority: p.Priority, LoadBalancingWeight: wrapperspb.UInt32(0),
 			}
 			out.Endpoints = append(out.Endpoints, group)
 		}
-		group.LoadBalancingWeight.Value += e.Weight
-		group.LbEndpoints = append(group.LbEndpoints, encodeEndpoint(e))
+		group.LoadBalancingWeight.Value += p.Weight
+		at := &endpoint.Endpoint{Address: socket(p.Address)}
+		if e.kind == KindEnvoy {
+			at.Hostname = hostnameOf(v, p.Address)
+		}
+		group.LbEndpoints = append(group.LbEndpoints, &endpoint.LbEndpoint{
+			HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: at}, LoadBalancingWeight: wrapperspb.UInt32(p.Weight),
+		})
 	}
 	return out
-}
-
-func encodeEndpoint(e policy.Endpoint) *endpoint.LbEndpoint {
-	return &endpoint.LbEndpoint{
-		HostIdentifier:      &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: socket(e.Address)}},
-		LoadBalancingWeight: wrapperspb.UInt32(e.Weight),
-	}
 }

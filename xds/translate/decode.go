@@ -112,11 +112,14 @@ func decodeVersion(res *Resources, model string, vp *pb.VersionPolicy) (policy.V
 	}
 	v.ConsecutiveFailures = c.GetOutlierDetection().GetConsecutive_5Xx().GetValue()
 	v.OpenFor = c.GetOutlierDetection().GetBaseEjectionTime().AsDuration()
+	var err error
+	if v.TLS, err = decodeTLS(c); err != nil {
+		return v, bad(xds.TypeCluster, name, "%v", err)
+	}
 	cla, _ := res.Get(xds.TypeEndpoint, name).(*endpoint.ClusterLoadAssignment)
 	if cla == nil {
 		return v, bad(xds.TypeEndpoint, name, "missing")
 	}
-	var err error
 	for _, d := range cla.GetPolicy().GetDropOverloads() {
 		if v.Shed, err = decodeShare(d.GetDropPercentage()); err != nil {
 			return v, bad(xds.TypeEndpoint, name, "%v", err)

@@ -19,6 +19,7 @@
 //	                       max_pending_requests, max_retries
 //	breaker                outlier_detection
 //	endpoints              one locality per (priority, region)
+//	TLS                    transport_socket, with names of secrets that come by SDS
 //	shedding               drop_overloads of the load assignment
 //	faults, access rules   fault and RBAC configuration of the virtual host
 //	everything else        ModelPolicy, MeshPolicy
@@ -74,6 +75,8 @@ type Options struct {
 	ConnectTimeout time.Duration
 	// Envoy is where Envoys listen.
 	Envoy EnvoyOptions
+	// Secrets are those of EncodeFor; Encoders are given them with each Change.
+	Secrets Secrets
 }
 
 // Encode is EncodeFor sidecars.
@@ -92,7 +95,7 @@ func EncodeFor(kind Kind, p *policy.Policy, opt Options) (*Resources, error) {
 		return nil, err
 	}
 	n := p.Normalise()
-	change := Change{Position: n.Position, Regions: n.Regions}
+	change := Change{Position: n.Position, Regions: n.Regions, Secrets: opt.Secrets}
 	for i := range n.Models {
 		change.Models = append(change.Models, ModelChange{Model: &n.Models[i], ChangedAt: opt.ChangedAt[n.Models[i].Name]})
 	}
@@ -155,7 +158,7 @@ func (e *encoder) version(m *policy.Model, v *policy.Version) error {
 	}
 	e.res.Put(xds.TypeCluster, name, c)
 	if c.GetType() == cluster.Cluster_EDS {
-		e.res.Put(xds.TypeEndpoint, name, encodeEndpoints(name, v))
+		e.res.Put(xds.TypeEndpoint, name, e.endpoints(name, v))
 	}
 	if !e.failsOver(m, v) {
 		return nil

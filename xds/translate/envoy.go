@@ -8,9 +8,7 @@ import (
 	"strings"
 
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	upstreamhttp "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	envoytype "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -51,6 +49,9 @@ type EnvoyOptions struct {
 	Capture string
 	// AccessLog writes one JSON line per request to Envoy's standard output.
 	AccessLog bool
+	// TrustStore is the file on an Envoy's machine with the certificates it trusts, for
+	// endpoints whose TLS names no trust bundle; empty = DefaultTrustStore.
+	TrustStore string
 }
 
 // Where Envoys listen by default: egress where a sidecar would.
@@ -106,7 +107,7 @@ func (e *encoder) unassignedRoute(m *policy.Model) *route.Route {
 		widest := slices.MaxFunc(m.Arms, func(a, b policy.Arm) int { return int(a.Weight()) - int(b.Weight()) })
 		v = m.Version(widest.Version)
 	}
-	act := action(m)
+	act := e.action(m)
 	act.ClusterSpecifier = &route.RouteAction_Cluster{Cluster: ClusterName(m.Name, v.Name)}
 	r := &route.Route{
 		Name: policy.ArmUnassigned,
@@ -143,13 +144,7 @@ func (e *encoder) envoyCluster(c *cluster.Cluster, m *policy.Model, v *policy.Ve
 		// default of using all of them when most are bad is the better bet.
 		c.CommonLbConfig.HealthyPanicThreshold = &envoytype.Percent{Value: 0}
 	}
-	protocol, err := pack(&upstreamhttp.HttpProtocolOptions{
-		UpstreamProtocolOptions: &upstreamhttp.HttpProtocolOptions_UseDownstreamProtocolConfig{
-			UseDownstreamProtocolConfig: &upstreamhttp.HttpProtocolOptions_UseDownstreamHttpConfig{
-				HttpProtocolOptions: &core.Http1ProtocolOptions{}, Http2ProtocolOptions: &core.Http2ProtocolOptions{},
-			},
-		},
-	})
+	protocol, err := pack(httpOptions(v.TLS))
 	if err != nil {
 		return err
 	}
@@ -157,7 +152,7 @@ func (e *encoder) envoyCluster(c *cluster.Cluster, m *policy.Model, v *policy.Ve
 	if slices.ContainsFunc(v.Endpoints, func(e policy.Endpoint) bool { return !isIP(e.Address) }) {
 		// Envoy refuses host names over EDS, so the cluster brings and resolves its own.
 		c.ClusterDiscoveryType = &cluster.Cluster_Type{Type: cluster.Cluster_STRICT_DNS}
-		c.EdsClusterConfig, c.LoadAssignment = nil, encodeEndpoints(c.GetName(), v)
+		c.EdsClusterConfig, c.LoadAssignment = nil, e.endpoints(c.GetName(), v)
 	}
 	return nil
 }

@@ -25,7 +25,8 @@ type Encoder struct {
 	opt    Options
 	last   *Resources
 	models map[string]*encoded
-	names  []string // of models, sorted
+	sorted []string       // names of models
+	named  map[string]int // how often models name a secret, by its resource name
 }
 
 // encoded is what remains of one model.
@@ -35,6 +36,8 @@ type encoded struct {
 	assign string
 	kills  []kill
 	lease  time.Duration // policy.Model.DeadMan
+	// secrets it names.
+	secrets []string
 }
 
 // Change is how a policy differs from the one before. The first one given to an Encoder
@@ -44,6 +47,7 @@ type Change struct {
 	Regions  []policy.Region // all of them, by name
 	Models   []ModelChange   // new or changed
 	Removed  []string        // names of models that are no longer there
+	Secrets  Secrets         // all of them; those that models name go into the set
 }
 
 // ModelChange is a model as it is now: normalised, valid, and not modified afterwards.
@@ -58,7 +62,7 @@ func NewEncoder(kind Kind, opt Options) *Encoder {
 	if opt.ConnectTimeout <= 0 {
 		opt.ConnectTimeout = connectTimeout
 	}
-	return &Encoder{kind: kind, opt: opt, models: make(map[string]*encoded)}
+	return &Encoder{kind: kind, opt: opt, models: make(map[string]*encoded), named: make(map[string]int)}
 }
 
 // Encode returns the set after the change: a fork of the set it returned before. Errors
@@ -93,6 +97,7 @@ func (e *Encoder) Encode(c Change) (*Resources, error) {
 			}
 		}
 	}
+	e.secrets(res, c.Secrets)
 	res.Put(xds.TypeMeshPolicy, xds.MeshName, encodeMesh(c.Position, c.Regions))
 	if err := res.validateTouched(); err != nil {
 		return nil, err
@@ -111,8 +116,9 @@ func (e *Encoder) remove(res *Resources, name string) bool {
 		res.Delete(k.TypeURL, k.Name)
 	}
 	delete(e.models, name)
-	i, _ := slices.BinarySearch(e.names, name)
-	e.names = slices.Delete(e.names, i, i+1)
+	e.names(old, -1)
+	i, _ := slices.BinarySearch(e.sorted, name)
+	e.sorted = slices.Delete(e.sorted, i, i+1)
 	return true
 }
 
@@ -124,14 +130,14 @@ func (e *Encoder) model(res *Resources, c ModelChange) (differs bool, err error)
 	if err := w.model(c.Model, c.ChangedAt); err != nil {
 		return false, err
 	}
-	next := &encoded{keys: own.sortedTouched()}
+	next := &encoded{keys: own.sortedTouched(), secrets: SecretNames(c.Model)}
 	if e.kind == KindEnvoy {
 		next.assign, next.kills, next.lease = assignEntry(c.Model), kills(c.Model), c.Model.DeadMan
 	}
 	old := e.models[c.Model.Name]
 	if old == nil {
-		i, _ := slices.BinarySearch(e.names, c.Model.Name)
-		e.names = slices.Insert(e.names, i, c.Model.Name)
+		i, _ := slices.BinarySearch(e.sorted, c.Model.Name)
+		e.sorted = slices.Insert(e.sorted, i, c.Model.Name)
 	} else {
 		for _, k := range old.keys {
 			if own.byType[k.TypeURL][k.Name] == nil {
@@ -143,6 +149,8 @@ func (e *Encoder) model(res *Resources, c ModelChange) (differs bool, err error)
 		res.Put(k.TypeURL, k.Name, own.Get(k.TypeURL, k.Name))
 	}
 	e.models[c.Model.Name] = next
+	e.names(old, -1)
+	e.names(next, 1)
 	return old == nil || old.assign != next.assign || old.lease != next.lease || !slices.Equal(old.kills, next.kills), nil
 }
 
@@ -190,7 +198,7 @@ func (e *Encoder) runtime(res *Resources) {
 // each yields something of every model, by name.
 func (e *Encoder) each(part func(*encoded) string) iter.Seq[string] {
 	return func(yield func(string) bool) {
-		for _, name := range e.names {
+		for _, name := range e.sorted {
 			if !yield(part(e.models[name])) {
 				return
 			}

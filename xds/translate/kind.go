@@ -136,6 +136,9 @@ func Features() []Feature {
 			approx(fmt.Sprintf("gRPC ejects by share of failures: %d %% of at least that many calls within %v", grpcFailurePercent, ejectionInterval)), full)},
 		{"endpoint weights", versions(endpointWeightsDiffer), all(full,
 			approx("regions are weighted by the sum of their endpoints; within a region endpoints take turns"), full)},
+		{"TLS to endpoints", versions(func(_ *policy.Model, v *policy.Version) bool { return v.TLS != nil }), all(full,
+			approx("gRPC has no SDS: a client needs xDS credentials and, in its bootstrap, the certificate provider "+ProviderInstance+" with the trust bundle and certificate; without them its calls fail, and none goes out in the clear"),
+			approx("copies for shadows keep the application's Host, and with several server names in one version Host has no port"))},
 		{"priorities", versions(func(_ *policy.Model, v *policy.Version) bool {
 			return slices.ContainsFunc(v.Endpoints, func(e policy.Endpoint) bool { return e.Priority > 0 })
 		}), all(full, approx("a priority takes over when the one before is out altogether, no sooner"), full)},

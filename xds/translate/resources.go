@@ -9,6 +9,7 @@ import (
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	runtime "github.com/envoyproxy/go-control-plane/envoy/service/runtime/v3"
 	"google.golang.org/protobuf/proto"
 
@@ -57,6 +58,11 @@ func Unmarshal(typeURL, name string, raw []byte) (proto.Message, error) {
 	if err := validate(m); err != nil {
 		return nil, bad(typeURL, name, "%v", err)
 	}
+	if s, ok := m.(*tls.Secret); ok {
+		if err := checkSecret(s); err != nil {
+			return nil, bad(typeURL, name, "%v", err)
+		}
+	}
 	return m, nil
 }
 
@@ -76,6 +82,8 @@ func newMessage(typeURL string) proto.Message {
 		return &runtime.Runtime{}
 	case xds.TypeExtension:
 		return &core.TypedExtensionConfig{}
+	case xds.TypeSecret:
+		return &tls.Secret{}
 	case xds.TypeModelPolicy:
 		return &pb.ModelPolicy{}
 	case xds.TypeMeshPolicy:

@@ -194,7 +194,7 @@ func (e *encoder) rangeRoute(m *policy.Model, p piece, arm string, serving *poli
 	if err != nil {
 		return nil, err
 	}
-	act := action(m)
+	act := e.action(m)
 	act.ClusterSpecifier = &route.RouteAction_Cluster{Cluster: e.target(m, serving)}
 	act.RequestMirrorPolicies = e.mirrors(m, p)
 	r := &route.Route{
@@ -236,7 +236,7 @@ func (e *encoder) weightedRoute(m *policy.Model) (*route.Route, error) {
 	if err != nil {
 		return nil, err
 	}
-	act := action(m)
+	act := e.action(m)
 	act.ClusterSpecifier = &route.RouteAction_WeightedClusters{WeightedClusters: wc}
 	return &route.Route{
 		Name: unstampedRoute, Match: &route.RouteMatch{PathSpecifier: &route.RouteMatch_Prefix{Prefix: ""}},
@@ -253,7 +253,7 @@ func (e *encoder) guarded(m *policy.Model, r *route.Route) []*route.Route {
 		return []*route.Route{r}
 	}
 	r.Match.RuntimeFraction = e.killSwitch(m, m.Version(m.Arms[i].Version))
-	act := action(m)
+	act := e.action(m)
 	act.ClusterSpecifier = &route.RouteAction_Cluster{Cluster: ClusterName(m.Name, m.LastGood)}
 	behind := &route.Route{
 		Name: policy.ArmLastGood, Match: &route.RouteMatch{PathSpecifier: &route.RouteMatch_Prefix{Prefix: ""}},
@@ -265,11 +265,16 @@ func (e *encoder) guarded(m *policy.Model, r *route.Route) []*route.Route {
 
 // action carries the deadline twice: gRPC reads max_stream_duration and ignores
 // timeout, Envoy would otherwise cut requests at its default of 15 s.
-func action(m *policy.Model) *route.RouteAction {
-	return &route.RouteAction{
+func (e *encoder) action(m *policy.Model) *route.RouteAction {
+	out := &route.RouteAction{
 		Timeout:           durationpb.New(m.Timeout),
 		MaxStreamDuration: &route.RouteAction_MaxStreamDuration{MaxStreamDuration: durationpb.New(m.Timeout)},
 	}
+	if e.kind == KindEnvoy && usesTLS(m) {
+		// Hosts without a name of their own keep what the application says.
+		out.HostRewriteSpecifier = &route.RouteAction_AutoHostRewrite{AutoHostRewrite: wrapperspb.Bool(true)}
+	}
+	return out
 }
 
 func metadata(fields map[string]any) (*core.Metadata, error) {

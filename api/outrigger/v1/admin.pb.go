@@ -132,6 +132,7 @@ type ModelVersion struct {
 	Tags          map[string]string      `protobuf:"bytes,16,rep,name=tags,proto3" json:"tags,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // unlike metadata they may change
 	ShadowWeight  uint32                 `protobuf:"varint,17,opt,name=shadow_weight,json=shadowWeight,proto3" json:"shadow_weight,omitempty"`                                      // of a shadow: parts of 10 000 it gets copies of
 	ChangedAt     *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=changed_at,json=changedAt,proto3" json:"changed_at,omitempty"`                                                // state, description or tags
+	Tls           *EndpointTLS           `protobuf:"bytes,19,opt,name=tls,proto3" json:"tls,omitempty"`                                                                             // how the endpoints are reached; absent = in the clear
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -288,6 +289,13 @@ func (x *ModelVersion) GetShadowWeight() uint32 {
 func (x *ModelVersion) GetChangedAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.ChangedAt
+	}
+	return nil
+}
+
+func (x *ModelVersion) GetTls() *EndpointTLS {
+	if x != nil {
+		return x.Tls
 	}
 	return nil
 }
@@ -970,6 +978,7 @@ type RegisterModelVersionRequest struct {
 	WithoutEndpoints bool                   `protobuf:"varint,13,opt,name=without_endpoints,json=withoutEndpoints,proto3" json:"without_endpoints,omitempty"`                                     // written down only: it can never answer
 	Description      string                 `protobuf:"bytes,14,opt,name=description,proto3" json:"description,omitempty"`
 	Tags             map[string]string      `protobuf:"bytes,15,rep,name=tags,proto3" json:"tags,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // unlike metadata they may change
+	Tls              *EndpointTLS           `protobuf:"bytes,16,opt,name=tls,proto3" json:"tls,omitempty"`                                                                             // how the endpoints are reached; absent = in the clear
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -1105,6 +1114,13 @@ func (x *RegisterModelVersionRequest) GetDescription() string {
 func (x *RegisterModelVersionRequest) GetTags() map[string]string {
 	if x != nil {
 		return x.Tags
+	}
+	return nil
+}
+
+func (x *RegisterModelVersionRequest) GetTls() *EndpointTLS {
+	if x != nil {
+		return x.Tls
 	}
 	return nil
 }
@@ -4081,7 +4097,7 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\vNameRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"&\n" +
 	"\x0eListRequestAll\x12\x14\n" +
-	"\x05limit\x18\x01 \x01(\x05R\x05limit\"\x82\b\n" +
+	"\x05limit\x18\x01 \x01(\x05R\x05limit\"\xaf\b\n" +
 	"\fModelVersion\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12%\n" +
 	"\x0eupstream_model\x18\x02 \x01(\tR\rupstreamModel\x124\n" +
@@ -4104,7 +4120,8 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\x04tags\x18\x10 \x03(\v2$.outrigger.v1.ModelVersion.TagsEntryR\x04tags\x12#\n" +
 	"\rshadow_weight\x18\x11 \x01(\rR\fshadowWeight\x129\n" +
 	"\n" +
-	"changed_at\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\tchangedAt\x1a;\n" +
+	"changed_at\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\tchangedAt\x12+\n" +
+	"\x03tls\x18\x13 \x01(\v2\x19.outrigger.v1.EndpointTLSR\x03tls\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a=\n" +
@@ -4195,7 +4212,7 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\x05alias\x18\x02 \x01(\tR\x05alias\x12\x1f\n" +
 	"\bexpected\x18\x03 \x01(\tH\x00R\bexpected\x88\x01\x01\x12\x14\n" +
 	"\x05actor\x18\x04 \x01(\tR\x05actorB\v\n" +
-	"\t_expected\"\xac\a\n" +
+	"\t_expected\"\xd9\a\n" +
 	"\x1bRegisterModelVersionRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12%\n" +
@@ -4215,7 +4232,8 @@ const file_outrigger_v1_admin_proto_rawDesc = "" +
 	"\x06digest\x18\f \x01(\tR\x06digest\x12+\n" +
 	"\x11without_endpoints\x18\r \x01(\bR\x10withoutEndpoints\x12 \n" +
 	"\vdescription\x18\x0e \x01(\tR\vdescription\x12G\n" +
-	"\x04tags\x18\x0f \x03(\v23.outrigger.v1.RegisterModelVersionRequest.TagsEntryR\x04tags\x1a;\n" +
+	"\x04tags\x18\x0f \x03(\v23.outrigger.v1.RegisterModelVersionRequest.TagsEntryR\x04tags\x12+\n" +
+	"\x03tls\x18\x10 \x01(\v2\x19.outrigger.v1.EndpointTLSR\x03tls\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a=\n" +
@@ -4640,30 +4658,31 @@ var file_outrigger_v1_admin_proto_goTypes = []any{
 	nil,                                 // 60: outrigger.v1.Alert.NumbersEntry
 	(*Endpoint)(nil),                    // 61: outrigger.v1.Endpoint
 	(*timestamppb.Timestamp)(nil),       // 62: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),         // 63: google.protobuf.Duration
-	(*ExperimentArm)(nil),               // 64: outrigger.v1.ExperimentArm
-	(*Limits)(nil),                      // 65: outrigger.v1.Limits
-	(*ExperimentPlan)(nil),              // 66: outrigger.v1.ExperimentPlan
-	(*ExperimentEnrolment)(nil),         // 67: outrigger.v1.ExperimentEnrolment
-	(*structpb.Struct)(nil),             // 68: google.protobuf.Struct
-	(*RolloutPhase)(nil),                // 69: outrigger.v1.RolloutPhase
-	(*Evidence)(nil),                    // 70: outrigger.v1.Evidence
-	(*RollbackStarted)(nil),             // 71: outrigger.v1.RollbackStarted
-	(*RollbackCompleted)(nil),           // 72: outrigger.v1.RollbackCompleted
-	(*RolloutGateDecided)(nil),          // 73: outrigger.v1.RolloutGateDecided
-	(*RolloutApproved)(nil),             // 74: outrigger.v1.RolloutApproved
-	(*RollbackDrillCompleted)(nil),      // 75: outrigger.v1.RollbackDrillCompleted
-	(*Region)(nil),                      // 76: outrigger.v1.Region
-	(*Event)(nil),                       // 77: outrigger.v1.Event
-	(*Node)(nil),                        // 78: outrigger.v1.Node
-	(*RegisterOptimizerRequest)(nil),    // 79: outrigger.v1.RegisterOptimizerRequest
-	(*RemoveOptimizerRequest)(nil),      // 80: outrigger.v1.RemoveOptimizerRequest
-	(*SelectOptimizerRequest)(nil),      // 81: outrigger.v1.SelectOptimizerRequest
-	(*RecordOptimizationRequest)(nil),   // 82: outrigger.v1.RecordOptimizationRequest
-	(*Optimizer)(nil),                   // 83: outrigger.v1.Optimizer
-	(*ListOptimizersResponse)(nil),      // 84: outrigger.v1.ListOptimizersResponse
-	(*SelectOptimizerResponse)(nil),     // 85: outrigger.v1.SelectOptimizerResponse
-	(*RecordOptimizationResponse)(nil),  // 86: outrigger.v1.RecordOptimizationResponse
+	(*EndpointTLS)(nil),                 // 63: outrigger.v1.EndpointTLS
+	(*durationpb.Duration)(nil),         // 64: google.protobuf.Duration
+	(*ExperimentArm)(nil),               // 65: outrigger.v1.ExperimentArm
+	(*Limits)(nil),                      // 66: outrigger.v1.Limits
+	(*ExperimentPlan)(nil),              // 67: outrigger.v1.ExperimentPlan
+	(*ExperimentEnrolment)(nil),         // 68: outrigger.v1.ExperimentEnrolment
+	(*structpb.Struct)(nil),             // 69: google.protobuf.Struct
+	(*RolloutPhase)(nil),                // 70: outrigger.v1.RolloutPhase
+	(*Evidence)(nil),                    // 71: outrigger.v1.Evidence
+	(*RollbackStarted)(nil),             // 72: outrigger.v1.RollbackStarted
+	(*RollbackCompleted)(nil),           // 73: outrigger.v1.RollbackCompleted
+	(*RolloutGateDecided)(nil),          // 74: outrigger.v1.RolloutGateDecided
+	(*RolloutApproved)(nil),             // 75: outrigger.v1.RolloutApproved
+	(*RollbackDrillCompleted)(nil),      // 76: outrigger.v1.RollbackDrillCompleted
+	(*Region)(nil),                      // 77: outrigger.v1.Region
+	(*Event)(nil),                       // 78: outrigger.v1.Event
+	(*Node)(nil),                        // 79: outrigger.v1.Node
+	(*RegisterOptimizerRequest)(nil),    // 80: outrigger.v1.RegisterOptimizerRequest
+	(*RemoveOptimizerRequest)(nil),      // 81: outrigger.v1.RemoveOptimizerRequest
+	(*SelectOptimizerRequest)(nil),      // 82: outrigger.v1.SelectOptimizerRequest
+	(*RecordOptimizationRequest)(nil),   // 83: outrigger.v1.RecordOptimizationRequest
+	(*Optimizer)(nil),                   // 84: outrigger.v1.Optimizer
+	(*ListOptimizersResponse)(nil),      // 85: outrigger.v1.ListOptimizersResponse
+	(*SelectOptimizerResponse)(nil),     // 86: outrigger.v1.SelectOptimizerResponse
+	(*RecordOptimizationResponse)(nil),  // 87: outrigger.v1.RecordOptimizationResponse
 }
 var file_outrigger_v1_admin_proto_depIdxs = []int32{
 	61,  // 0: outrigger.v1.ModelVersion.endpoints:type_name -> outrigger.v1.Endpoint
@@ -4674,177 +4693,179 @@ var file_outrigger_v1_admin_proto_depIdxs = []int32{
 	47,  // 5: outrigger.v1.ModelVersion.pins:type_name -> outrigger.v1.ModelVersion.PinsEntry
 	48,  // 6: outrigger.v1.ModelVersion.tags:type_name -> outrigger.v1.ModelVersion.TagsEntry
 	62,  // 7: outrigger.v1.ModelVersion.changed_at:type_name -> google.protobuf.Timestamp
-	63,  // 8: outrigger.v1.ModelMetricsResponse.window:type_name -> google.protobuf.Duration
-	5,   // 9: outrigger.v1.ModelMetricsResponse.versions:type_name -> outrigger.v1.VersionMetrics
-	3,   // 10: outrigger.v1.VersionMetrics.window:type_name -> outrigger.v1.VersionStats
-	3,   // 11: outrigger.v1.VersionMetrics.lifetime:type_name -> outrigger.v1.VersionStats
-	3,   // 12: outrigger.v1.VersionMetrics.shadow_window:type_name -> outrigger.v1.VersionStats
-	3,   // 13: outrigger.v1.VersionMetrics.shadow_lifetime:type_name -> outrigger.v1.VersionStats
-	2,   // 14: outrigger.v1.Model.versions:type_name -> outrigger.v1.ModelVersion
-	49,  // 15: outrigger.v1.Model.aliases:type_name -> outrigger.v1.Model.AliasesEntry
-	64,  // 16: outrigger.v1.Model.arms:type_name -> outrigger.v1.ExperimentArm
-	50,  // 17: outrigger.v1.Model.tags:type_name -> outrigger.v1.Model.TagsEntry
-	62,  // 18: outrigger.v1.Model.created_at:type_name -> google.protobuf.Timestamp
-	62,  // 19: outrigger.v1.Model.changed_at:type_name -> google.protobuf.Timestamp
-	65,  // 20: outrigger.v1.Model.limits:type_name -> outrigger.v1.Limits
-	51,  // 21: outrigger.v1.CreateModelRequest.tags:type_name -> outrigger.v1.CreateModelRequest.TagsEntry
-	52,  // 22: outrigger.v1.AnnotateModelRequest.set_tags:type_name -> outrigger.v1.AnnotateModelRequest.SetTagsEntry
-	61,  // 23: outrigger.v1.RegisterModelVersionRequest.endpoints:type_name -> outrigger.v1.Endpoint
-	53,  // 24: outrigger.v1.RegisterModelVersionRequest.metadata:type_name -> outrigger.v1.RegisterModelVersionRequest.MetadataEntry
-	54,  // 25: outrigger.v1.RegisterModelVersionRequest.parameters:type_name -> outrigger.v1.RegisterModelVersionRequest.ParametersEntry
-	55,  // 26: outrigger.v1.RegisterModelVersionRequest.pins:type_name -> outrigger.v1.RegisterModelVersionRequest.PinsEntry
-	56,  // 27: outrigger.v1.RegisterModelVersionRequest.tags:type_name -> outrigger.v1.RegisterModelVersionRequest.TagsEntry
-	62,  // 28: outrigger.v1.ServedAtRequest.at:type_name -> google.protobuf.Timestamp
-	62,  // 29: outrigger.v1.ServedAtResponse.at:type_name -> google.protobuf.Timestamp
-	57,  // 30: outrigger.v1.ServedAtResponse.aliases:type_name -> outrigger.v1.ServedAtResponse.AliasesEntry
-	64,  // 31: outrigger.v1.ServedAtResponse.arms:type_name -> outrigger.v1.ExperimentArm
-	62,  // 32: outrigger.v1.ServedAtResponse.since:type_name -> google.protobuf.Timestamp
-	65,  // 33: outrigger.v1.ConfigureModelRequest.limits:type_name -> outrigger.v1.Limits
-	6,   // 34: outrigger.v1.ListModelsResponse.models:type_name -> outrigger.v1.Model
-	64,  // 35: outrigger.v1.Experiment.arms:type_name -> outrigger.v1.ExperimentArm
-	62,  // 36: outrigger.v1.Experiment.changed_at:type_name -> google.protobuf.Timestamp
-	66,  // 37: outrigger.v1.Experiment.plan:type_name -> outrigger.v1.ExperimentPlan
-	62,  // 38: outrigger.v1.Experiment.started_at:type_name -> google.protobuf.Timestamp
-	62,  // 39: outrigger.v1.Experiment.ended_at:type_name -> google.protobuf.Timestamp
-	67,  // 40: outrigger.v1.Experiment.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
-	64,  // 41: outrigger.v1.CreateExperimentRequest.arms:type_name -> outrigger.v1.ExperimentArm
-	66,  // 42: outrigger.v1.CreateExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
-	67,  // 43: outrigger.v1.CreateExperimentRequest.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
-	66,  // 44: outrigger.v1.PlanExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
-	17,  // 45: outrigger.v1.ExperimentResultsResponse.experiment:type_name -> outrigger.v1.Experiment
-	68,  // 46: outrigger.v1.ExperimentResultsResponse.results:type_name -> google.protobuf.Struct
-	68,  // 47: outrigger.v1.ExperimentResultsResponse.ledger:type_name -> google.protobuf.Struct
-	17,  // 48: outrigger.v1.ListExperimentsResponse.experiments:type_name -> outrigger.v1.Experiment
-	69,  // 49: outrigger.v1.Rollout.phases:type_name -> outrigger.v1.RolloutPhase
-	70,  // 50: outrigger.v1.Rollout.evidence:type_name -> outrigger.v1.Evidence
-	62,  // 51: outrigger.v1.Rollout.started_at:type_name -> google.protobuf.Timestamp
-	62,  // 52: outrigger.v1.Rollout.phase_since:type_name -> google.protobuf.Timestamp
-	71,  // 53: outrigger.v1.Rollout.rollback:type_name -> outrigger.v1.RollbackStarted
-	72,  // 54: outrigger.v1.Rollout.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
-	73,  // 55: outrigger.v1.Rollout.gates:type_name -> outrigger.v1.RolloutGateDecided
-	74,  // 56: outrigger.v1.Rollout.approvals:type_name -> outrigger.v1.RolloutApproved
-	75,  // 57: outrigger.v1.Rollout.drill:type_name -> outrigger.v1.RollbackDrillCompleted
-	69,  // 58: outrigger.v1.StartRolloutRequest.phases:type_name -> outrigger.v1.RolloutPhase
-	63,  // 59: outrigger.v1.StartRolloutRequest.cooldown:type_name -> google.protobuf.Duration
-	58,  // 60: outrigger.v1.RolloutActionRequest.metadata:type_name -> outrigger.v1.RolloutActionRequest.MetadataEntry
-	63,  // 61: outrigger.v1.RollbackRolloutRequest.ramp:type_name -> google.protobuf.Duration
-	63,  // 62: outrigger.v1.RollbackRolloutRequest.drain:type_name -> google.protobuf.Duration
-	59,  // 63: outrigger.v1.RollbackRolloutRequest.metadata:type_name -> outrigger.v1.RollbackRolloutRequest.MetadataEntry
-	63,  // 64: outrigger.v1.BreakGlassRequest.ttl:type_name -> google.protobuf.Duration
-	62,  // 65: outrigger.v1.BreakGlassResponse.until:type_name -> google.protobuf.Timestamp
-	23,  // 66: outrigger.v1.RolloutPlan.rollout:type_name -> outrigger.v1.Rollout
-	31,  // 67: outrigger.v1.RolloutPlan.forecasts:type_name -> outrigger.v1.GateForecast
-	63,  // 68: outrigger.v1.GateForecast.expected:type_name -> google.protobuf.Duration
-	62,  // 69: outrigger.v1.DeploymentConfiguration.since:type_name -> google.protobuf.Timestamp
-	23,  // 70: outrigger.v1.ListRolloutsResponse.rollouts:type_name -> outrigger.v1.Rollout
-	76,  // 71: outrigger.v1.ListRegionsResponse.regions:type_name -> outrigger.v1.Region
-	60,  // 72: outrigger.v1.Alert.numbers:type_name -> outrigger.v1.Alert.NumbersEntry
-	62,  // 73: outrigger.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
-	62,  // 74: outrigger.v1.Alert.resolved_at:type_name -> google.protobuf.Timestamp
-	62,  // 75: outrigger.v1.Alert.silenced_until:type_name -> google.protobuf.Timestamp
-	62,  // 76: outrigger.v1.Alert.since:type_name -> google.protobuf.Timestamp
-	37,  // 77: outrigger.v1.Alert.deliveries:type_name -> outrigger.v1.AlertDelivery
-	62,  // 78: outrigger.v1.AlertDelivery.at:type_name -> google.protobuf.Timestamp
-	63,  // 79: outrigger.v1.SilenceAlertRequest.for:type_name -> google.protobuf.Duration
-	36,  // 80: outrigger.v1.ListAlertsResponse.alerts:type_name -> outrigger.v1.Alert
-	62,  // 81: outrigger.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
-	62,  // 82: outrigger.v1.AuditRequest.until:type_name -> google.protobuf.Timestamp
-	77,  // 83: outrigger.v1.AuditResponse.events:type_name -> outrigger.v1.Event
-	43,  // 84: outrigger.v1.StatusResponse.nodes:type_name -> outrigger.v1.NodeStatus
-	6,   // 85: outrigger.v1.StatusResponse.models:type_name -> outrigger.v1.Model
-	23,  // 86: outrigger.v1.StatusResponse.rollouts:type_name -> outrigger.v1.Rollout
-	44,  // 87: outrigger.v1.StatusResponse.cache:type_name -> outrigger.v1.CacheStatus
-	76,  // 88: outrigger.v1.StatusResponse.regions:type_name -> outrigger.v1.Region
-	36,  // 89: outrigger.v1.StatusResponse.alerts:type_name -> outrigger.v1.Alert
-	62,  // 90: outrigger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	62,  // 91: outrigger.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
-	78,  // 92: outrigger.v1.NodeStatus.node:type_name -> outrigger.v1.Node
-	62,  // 93: outrigger.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
-	10,  // 94: outrigger.v1.Admin.RegisterModelVersion:input_type -> outrigger.v1.RegisterModelVersionRequest
-	13,  // 95: outrigger.v1.Admin.ConfigureModel:input_type -> outrigger.v1.ConfigureModelRequest
-	14,  // 96: outrigger.v1.Admin.SetModelVersionState:input_type -> outrigger.v1.SetModelVersionStateRequest
-	15,  // 97: outrigger.v1.Admin.MoveAlias:input_type -> outrigger.v1.MoveAliasRequest
-	9,   // 98: outrigger.v1.Admin.DeleteAlias:input_type -> outrigger.v1.DeleteAliasRequest
-	7,   // 99: outrigger.v1.Admin.CreateModel:input_type -> outrigger.v1.CreateModelRequest
-	8,   // 100: outrigger.v1.Admin.AnnotateModel:input_type -> outrigger.v1.AnnotateModelRequest
-	0,   // 101: outrigger.v1.Admin.GetModel:input_type -> outrigger.v1.NameRequest
-	0,   // 102: outrigger.v1.Admin.ModelMetrics:input_type -> outrigger.v1.NameRequest
-	1,   // 103: outrigger.v1.Admin.ListModels:input_type -> outrigger.v1.ListRequestAll
-	11,  // 104: outrigger.v1.Admin.ServedAt:input_type -> outrigger.v1.ServedAtRequest
-	18,  // 105: outrigger.v1.Admin.CreateExperiment:input_type -> outrigger.v1.CreateExperimentRequest
-	21,  // 106: outrigger.v1.Admin.SetExperimentState:input_type -> outrigger.v1.SetExperimentStateRequest
-	19,  // 107: outrigger.v1.Admin.PlanExperiment:input_type -> outrigger.v1.PlanExperimentRequest
-	0,   // 108: outrigger.v1.Admin.ExperimentResults:input_type -> outrigger.v1.NameRequest
-	1,   // 109: outrigger.v1.Admin.ListExperiments:input_type -> outrigger.v1.ListRequestAll
-	24,  // 110: outrigger.v1.Admin.StartRollout:input_type -> outrigger.v1.StartRolloutRequest
-	25,  // 111: outrigger.v1.Admin.AdvanceRollout:input_type -> outrigger.v1.RolloutActionRequest
-	25,  // 112: outrigger.v1.Admin.AbortRollout:input_type -> outrigger.v1.RolloutActionRequest
-	24,  // 113: outrigger.v1.Admin.PlanRollout:input_type -> outrigger.v1.StartRolloutRequest
-	25,  // 114: outrigger.v1.Admin.HoldRollout:input_type -> outrigger.v1.RolloutActionRequest
-	25,  // 115: outrigger.v1.Admin.ResumeRollout:input_type -> outrigger.v1.RolloutActionRequest
-	26,  // 116: outrigger.v1.Admin.ApproveRollout:input_type -> outrigger.v1.ApproveRolloutRequest
-	25,  // 117: outrigger.v1.Admin.RetryRollout:input_type -> outrigger.v1.RolloutActionRequest
-	27,  // 118: outrigger.v1.Admin.RollbackRollout:input_type -> outrigger.v1.RollbackRolloutRequest
-	28,  // 119: outrigger.v1.Admin.BreakGlass:input_type -> outrigger.v1.BreakGlassRequest
-	32,  // 120: outrigger.v1.Admin.ConfigureDeployment:input_type -> outrigger.v1.ConfigureDeploymentRequest
-	0,   // 121: outrigger.v1.Admin.GetDeployment:input_type -> outrigger.v1.NameRequest
-	0,   // 122: outrigger.v1.Admin.GetRollout:input_type -> outrigger.v1.NameRequest
-	1,   // 123: outrigger.v1.Admin.ListRollouts:input_type -> outrigger.v1.ListRequestAll
-	1,   // 124: outrigger.v1.Admin.ListRegions:input_type -> outrigger.v1.ListRequestAll
-	1,   // 125: outrigger.v1.Admin.ListAlerts:input_type -> outrigger.v1.ListRequestAll
-	38,  // 126: outrigger.v1.Admin.SilenceAlert:input_type -> outrigger.v1.SilenceAlertRequest
-	79,  // 127: outrigger.v1.Admin.RegisterOptimizer:input_type -> outrigger.v1.RegisterOptimizerRequest
-	80,  // 128: outrigger.v1.Admin.RemoveOptimizer:input_type -> outrigger.v1.RemoveOptimizerRequest
-	1,   // 129: outrigger.v1.Admin.ListOptimizers:input_type -> outrigger.v1.ListRequestAll
-	81,  // 130: outrigger.v1.Admin.SelectOptimizer:input_type -> outrigger.v1.SelectOptimizerRequest
-	82,  // 131: outrigger.v1.Admin.RecordOptimization:input_type -> outrigger.v1.RecordOptimizationRequest
-	40,  // 132: outrigger.v1.Admin.Audit:input_type -> outrigger.v1.AuditRequest
-	1,   // 133: outrigger.v1.Admin.Status:input_type -> outrigger.v1.ListRequestAll
-	6,   // 134: outrigger.v1.Admin.RegisterModelVersion:output_type -> outrigger.v1.Model
-	6,   // 135: outrigger.v1.Admin.ConfigureModel:output_type -> outrigger.v1.Model
-	6,   // 136: outrigger.v1.Admin.SetModelVersionState:output_type -> outrigger.v1.Model
-	6,   // 137: outrigger.v1.Admin.MoveAlias:output_type -> outrigger.v1.Model
-	6,   // 138: outrigger.v1.Admin.DeleteAlias:output_type -> outrigger.v1.Model
-	6,   // 139: outrigger.v1.Admin.CreateModel:output_type -> outrigger.v1.Model
-	6,   // 140: outrigger.v1.Admin.AnnotateModel:output_type -> outrigger.v1.Model
-	6,   // 141: outrigger.v1.Admin.GetModel:output_type -> outrigger.v1.Model
-	4,   // 142: outrigger.v1.Admin.ModelMetrics:output_type -> outrigger.v1.ModelMetricsResponse
-	16,  // 143: outrigger.v1.Admin.ListModels:output_type -> outrigger.v1.ListModelsResponse
-	12,  // 144: outrigger.v1.Admin.ServedAt:output_type -> outrigger.v1.ServedAtResponse
-	17,  // 145: outrigger.v1.Admin.CreateExperiment:output_type -> outrigger.v1.Experiment
-	17,  // 146: outrigger.v1.Admin.SetExperimentState:output_type -> outrigger.v1.Experiment
-	17,  // 147: outrigger.v1.Admin.PlanExperiment:output_type -> outrigger.v1.Experiment
-	20,  // 148: outrigger.v1.Admin.ExperimentResults:output_type -> outrigger.v1.ExperimentResultsResponse
-	22,  // 149: outrigger.v1.Admin.ListExperiments:output_type -> outrigger.v1.ListExperimentsResponse
-	23,  // 150: outrigger.v1.Admin.StartRollout:output_type -> outrigger.v1.Rollout
-	23,  // 151: outrigger.v1.Admin.AdvanceRollout:output_type -> outrigger.v1.Rollout
-	23,  // 152: outrigger.v1.Admin.AbortRollout:output_type -> outrigger.v1.Rollout
-	30,  // 153: outrigger.v1.Admin.PlanRollout:output_type -> outrigger.v1.RolloutPlan
-	23,  // 154: outrigger.v1.Admin.HoldRollout:output_type -> outrigger.v1.Rollout
-	23,  // 155: outrigger.v1.Admin.ResumeRollout:output_type -> outrigger.v1.Rollout
-	23,  // 156: outrigger.v1.Admin.ApproveRollout:output_type -> outrigger.v1.Rollout
-	23,  // 157: outrigger.v1.Admin.RetryRollout:output_type -> outrigger.v1.Rollout
-	23,  // 158: outrigger.v1.Admin.RollbackRollout:output_type -> outrigger.v1.Rollout
-	29,  // 159: outrigger.v1.Admin.BreakGlass:output_type -> outrigger.v1.BreakGlassResponse
-	33,  // 160: outrigger.v1.Admin.ConfigureDeployment:output_type -> outrigger.v1.DeploymentConfiguration
-	33,  // 161: outrigger.v1.Admin.GetDeployment:output_type -> outrigger.v1.DeploymentConfiguration
-	23,  // 162: outrigger.v1.Admin.GetRollout:output_type -> outrigger.v1.Rollout
-	34,  // 163: outrigger.v1.Admin.ListRollouts:output_type -> outrigger.v1.ListRolloutsResponse
-	35,  // 164: outrigger.v1.Admin.ListRegions:output_type -> outrigger.v1.ListRegionsResponse
-	39,  // 165: outrigger.v1.Admin.ListAlerts:output_type -> outrigger.v1.ListAlertsResponse
-	36,  // 166: outrigger.v1.Admin.SilenceAlert:output_type -> outrigger.v1.Alert
-	83,  // 167: outrigger.v1.Admin.RegisterOptimizer:output_type -> outrigger.v1.Optimizer
-	83,  // 168: outrigger.v1.Admin.RemoveOptimizer:output_type -> outrigger.v1.Optimizer
-	84,  // 169: outrigger.v1.Admin.ListOptimizers:output_type -> outrigger.v1.ListOptimizersResponse
-	85,  // 170: outrigger.v1.Admin.SelectOptimizer:output_type -> outrigger.v1.SelectOptimizerResponse
-	86,  // 171: outrigger.v1.Admin.RecordOptimization:output_type -> outrigger.v1.RecordOptimizationResponse
-	41,  // 172: outrigger.v1.Admin.Audit:output_type -> outrigger.v1.AuditResponse
-	42,  // 173: outrigger.v1.Admin.Status:output_type -> outrigger.v1.StatusResponse
-	134, // [134:174] is the sub-list for method output_type
-	94,  // [94:134] is the sub-list for method input_type
-	94,  // [94:94] is the sub-list for extension type_name
-	94,  // [94:94] is the sub-list for extension extendee
-	0,   // [0:94] is the sub-list for field type_name
+	63,  // 8: outrigger.v1.ModelVersion.tls:type_name -> outrigger.v1.EndpointTLS
+	64,  // 9: outrigger.v1.ModelMetricsResponse.window:type_name -> google.protobuf.Duration
+	5,   // 10: outrigger.v1.ModelMetricsResponse.versions:type_name -> outrigger.v1.VersionMetrics
+	3,   // 11: outrigger.v1.VersionMetrics.window:type_name -> outrigger.v1.VersionStats
+	3,   // 12: outrigger.v1.VersionMetrics.lifetime:type_name -> outrigger.v1.VersionStats
+	3,   // 13: outrigger.v1.VersionMetrics.shadow_window:type_name -> outrigger.v1.VersionStats
+	3,   // 14: outrigger.v1.VersionMetrics.shadow_lifetime:type_name -> outrigger.v1.VersionStats
+	2,   // 15: outrigger.v1.Model.versions:type_name -> outrigger.v1.ModelVersion
+	49,  // 16: outrigger.v1.Model.aliases:type_name -> outrigger.v1.Model.AliasesEntry
+	65,  // 17: outrigger.v1.Model.arms:type_name -> outrigger.v1.ExperimentArm
+	50,  // 18: outrigger.v1.Model.tags:type_name -> outrigger.v1.Model.TagsEntry
+	62,  // 19: outrigger.v1.Model.created_at:type_name -> google.protobuf.Timestamp
+	62,  // 20: outrigger.v1.Model.changed_at:type_name -> google.protobuf.Timestamp
+	66,  // 21: outrigger.v1.Model.limits:type_name -> outrigger.v1.Limits
+	51,  // 22: outrigger.v1.CreateModelRequest.tags:type_name -> outrigger.v1.CreateModelRequest.TagsEntry
+	52,  // 23: outrigger.v1.AnnotateModelRequest.set_tags:type_name -> outrigger.v1.AnnotateModelRequest.SetTagsEntry
+	61,  // 24: outrigger.v1.RegisterModelVersionRequest.endpoints:type_name -> outrigger.v1.Endpoint
+	53,  // 25: outrigger.v1.RegisterModelVersionRequest.metadata:type_name -> outrigger.v1.RegisterModelVersionRequest.MetadataEntry
+	54,  // 26: outrigger.v1.RegisterModelVersionRequest.parameters:type_name -> outrigger.v1.RegisterModelVersionRequest.ParametersEntry
+	55,  // 27: outrigger.v1.RegisterModelVersionRequest.pins:type_name -> outrigger.v1.RegisterModelVersionRequest.PinsEntry
+	56,  // 28: outrigger.v1.RegisterModelVersionRequest.tags:type_name -> outrigger.v1.RegisterModelVersionRequest.TagsEntry
+	63,  // 29: outrigger.v1.RegisterModelVersionRequest.tls:type_name -> outrigger.v1.EndpointTLS
+	62,  // 30: outrigger.v1.ServedAtRequest.at:type_name -> google.protobuf.Timestamp
+	62,  // 31: outrigger.v1.ServedAtResponse.at:type_name -> google.protobuf.Timestamp
+	57,  // 32: outrigger.v1.ServedAtResponse.aliases:type_name -> outrigger.v1.ServedAtResponse.AliasesEntry
+	65,  // 33: outrigger.v1.ServedAtResponse.arms:type_name -> outrigger.v1.ExperimentArm
+	62,  // 34: outrigger.v1.ServedAtResponse.since:type_name -> google.protobuf.Timestamp
+	66,  // 35: outrigger.v1.ConfigureModelRequest.limits:type_name -> outrigger.v1.Limits
+	6,   // 36: outrigger.v1.ListModelsResponse.models:type_name -> outrigger.v1.Model
+	65,  // 37: outrigger.v1.Experiment.arms:type_name -> outrigger.v1.ExperimentArm
+	62,  // 38: outrigger.v1.Experiment.changed_at:type_name -> google.protobuf.Timestamp
+	67,  // 39: outrigger.v1.Experiment.plan:type_name -> outrigger.v1.ExperimentPlan
+	62,  // 40: outrigger.v1.Experiment.started_at:type_name -> google.protobuf.Timestamp
+	62,  // 41: outrigger.v1.Experiment.ended_at:type_name -> google.protobuf.Timestamp
+	68,  // 42: outrigger.v1.Experiment.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
+	65,  // 43: outrigger.v1.CreateExperimentRequest.arms:type_name -> outrigger.v1.ExperimentArm
+	67,  // 44: outrigger.v1.CreateExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
+	68,  // 45: outrigger.v1.CreateExperimentRequest.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
+	67,  // 46: outrigger.v1.PlanExperimentRequest.plan:type_name -> outrigger.v1.ExperimentPlan
+	17,  // 47: outrigger.v1.ExperimentResultsResponse.experiment:type_name -> outrigger.v1.Experiment
+	69,  // 48: outrigger.v1.ExperimentResultsResponse.results:type_name -> google.protobuf.Struct
+	69,  // 49: outrigger.v1.ExperimentResultsResponse.ledger:type_name -> google.protobuf.Struct
+	17,  // 50: outrigger.v1.ListExperimentsResponse.experiments:type_name -> outrigger.v1.Experiment
+	70,  // 51: outrigger.v1.Rollout.phases:type_name -> outrigger.v1.RolloutPhase
+	71,  // 52: outrigger.v1.Rollout.evidence:type_name -> outrigger.v1.Evidence
+	62,  // 53: outrigger.v1.Rollout.started_at:type_name -> google.protobuf.Timestamp
+	62,  // 54: outrigger.v1.Rollout.phase_since:type_name -> google.protobuf.Timestamp
+	72,  // 55: outrigger.v1.Rollout.rollback:type_name -> outrigger.v1.RollbackStarted
+	73,  // 56: outrigger.v1.Rollout.rollback_completed:type_name -> outrigger.v1.RollbackCompleted
+	74,  // 57: outrigger.v1.Rollout.gates:type_name -> outrigger.v1.RolloutGateDecided
+	75,  // 58: outrigger.v1.Rollout.approvals:type_name -> outrigger.v1.RolloutApproved
+	76,  // 59: outrigger.v1.Rollout.drill:type_name -> outrigger.v1.RollbackDrillCompleted
+	70,  // 60: outrigger.v1.StartRolloutRequest.phases:type_name -> outrigger.v1.RolloutPhase
+	64,  // 61: outrigger.v1.StartRolloutRequest.cooldown:type_name -> google.protobuf.Duration
+	58,  // 62: outrigger.v1.RolloutActionRequest.metadata:type_name -> outrigger.v1.RolloutActionRequest.MetadataEntry
+	64,  // 63: outrigger.v1.RollbackRolloutRequest.ramp:type_name -> google.protobuf.Duration
+	64,  // 64: outrigger.v1.RollbackRolloutRequest.drain:type_name -> google.protobuf.Duration
+	59,  // 65: outrigger.v1.RollbackRolloutRequest.metadata:type_name -> outrigger.v1.RollbackRolloutRequest.MetadataEntry
+	64,  // 66: outrigger.v1.BreakGlassRequest.ttl:type_name -> google.protobuf.Duration
+	62,  // 67: outrigger.v1.BreakGlassResponse.until:type_name -> google.protobuf.Timestamp
+	23,  // 68: outrigger.v1.RolloutPlan.rollout:type_name -> outrigger.v1.Rollout
+	31,  // 69: outrigger.v1.RolloutPlan.forecasts:type_name -> outrigger.v1.GateForecast
+	64,  // 70: outrigger.v1.GateForecast.expected:type_name -> google.protobuf.Duration
+	62,  // 71: outrigger.v1.DeploymentConfiguration.since:type_name -> google.protobuf.Timestamp
+	23,  // 72: outrigger.v1.ListRolloutsResponse.rollouts:type_name -> outrigger.v1.Rollout
+	77,  // 73: outrigger.v1.ListRegionsResponse.regions:type_name -> outrigger.v1.Region
+	60,  // 74: outrigger.v1.Alert.numbers:type_name -> outrigger.v1.Alert.NumbersEntry
+	62,  // 75: outrigger.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
+	62,  // 76: outrigger.v1.Alert.resolved_at:type_name -> google.protobuf.Timestamp
+	62,  // 77: outrigger.v1.Alert.silenced_until:type_name -> google.protobuf.Timestamp
+	62,  // 78: outrigger.v1.Alert.since:type_name -> google.protobuf.Timestamp
+	37,  // 79: outrigger.v1.Alert.deliveries:type_name -> outrigger.v1.AlertDelivery
+	62,  // 80: outrigger.v1.AlertDelivery.at:type_name -> google.protobuf.Timestamp
+	64,  // 81: outrigger.v1.SilenceAlertRequest.for:type_name -> google.protobuf.Duration
+	36,  // 82: outrigger.v1.ListAlertsResponse.alerts:type_name -> outrigger.v1.Alert
+	62,  // 83: outrigger.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
+	62,  // 84: outrigger.v1.AuditRequest.until:type_name -> google.protobuf.Timestamp
+	78,  // 85: outrigger.v1.AuditResponse.events:type_name -> outrigger.v1.Event
+	43,  // 86: outrigger.v1.StatusResponse.nodes:type_name -> outrigger.v1.NodeStatus
+	6,   // 87: outrigger.v1.StatusResponse.models:type_name -> outrigger.v1.Model
+	23,  // 88: outrigger.v1.StatusResponse.rollouts:type_name -> outrigger.v1.Rollout
+	44,  // 89: outrigger.v1.StatusResponse.cache:type_name -> outrigger.v1.CacheStatus
+	77,  // 90: outrigger.v1.StatusResponse.regions:type_name -> outrigger.v1.Region
+	36,  // 91: outrigger.v1.StatusResponse.alerts:type_name -> outrigger.v1.Alert
+	62,  // 92: outrigger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	62,  // 93: outrigger.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
+	79,  // 94: outrigger.v1.NodeStatus.node:type_name -> outrigger.v1.Node
+	62,  // 95: outrigger.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
+	10,  // 96: outrigger.v1.Admin.RegisterModelVersion:input_type -> outrigger.v1.RegisterModelVersionRequest
+	13,  // 97: outrigger.v1.Admin.ConfigureModel:input_type -> outrigger.v1.ConfigureModelRequest
+	14,  // 98: outrigger.v1.Admin.SetModelVersionState:input_type -> outrigger.v1.SetModelVersionStateRequest
+	15,  // 99: outrigger.v1.Admin.MoveAlias:input_type -> outrigger.v1.MoveAliasRequest
+	9,   // 100: outrigger.v1.Admin.DeleteAlias:input_type -> outrigger.v1.DeleteAliasRequest
+	7,   // 101: outrigger.v1.Admin.CreateModel:input_type -> outrigger.v1.CreateModelRequest
+	8,   // 102: outrigger.v1.Admin.AnnotateModel:input_type -> outrigger.v1.AnnotateModelRequest
+	0,   // 103: outrigger.v1.Admin.GetModel:input_type -> outrigger.v1.NameRequest
+	0,   // 104: outrigger.v1.Admin.ModelMetrics:input_type -> outrigger.v1.NameRequest
+	1,   // 105: outrigger.v1.Admin.ListModels:input_type -> outrigger.v1.ListRequestAll
+	11,  // 106: outrigger.v1.Admin.ServedAt:input_type -> outrigger.v1.ServedAtRequest
+	18,  // 107: outrigger.v1.Admin.CreateExperiment:input_type -> outrigger.v1.CreateExperimentRequest
+	21,  // 108: outrigger.v1.Admin.SetExperimentState:input_type -> outrigger.v1.SetExperimentStateRequest
+	19,  // 109: outrigger.v1.Admin.PlanExperiment:input_type -> outrigger.v1.PlanExperimentRequest
+	0,   // 110: outrigger.v1.Admin.ExperimentResults:input_type -> outrigger.v1.NameRequest
+	1,   // 111: outrigger.v1.Admin.ListExperiments:input_type -> outrigger.v1.ListRequestAll
+	24,  // 112: outrigger.v1.Admin.StartRollout:input_type -> outrigger.v1.StartRolloutRequest
+	25,  // 113: outrigger.v1.Admin.AdvanceRollout:input_type -> outrigger.v1.RolloutActionRequest
+	25,  // 114: outrigger.v1.Admin.AbortRollout:input_type -> outrigger.v1.RolloutActionRequest
+	24,  // 115: outrigger.v1.Admin.PlanRollout:input_type -> outrigger.v1.StartRolloutRequest
+	25,  // 116: outrigger.v1.Admin.HoldRollout:input_type -> outrigger.v1.RolloutActionRequest
+	25,  // 117: outrigger.v1.Admin.ResumeRollout:input_type -> outrigger.v1.RolloutActionRequest
+	26,  // 118: outrigger.v1.Admin.ApproveRollout:input_type -> outrigger.v1.ApproveRolloutRequest
+	25,  // 119: outrigger.v1.Admin.RetryRollout:input_type -> outrigger.v1.RolloutActionRequest
+	27,  // 120: outrigger.v1.Admin.RollbackRollout:input_type -> outrigger.v1.RollbackRolloutRequest
+	28,  // 121: outrigger.v1.Admin.BreakGlass:input_type -> outrigger.v1.BreakGlassRequest
+	32,  // 122: outrigger.v1.Admin.ConfigureDeployment:input_type -> outrigger.v1.ConfigureDeploymentRequest
+	0,   // 123: outrigger.v1.Admin.GetDeployment:input_type -> outrigger.v1.NameRequest
+	0,   // 124: outrigger.v1.Admin.GetRollout:input_type -> outrigger.v1.NameRequest
+	1,   // 125: outrigger.v1.Admin.ListRollouts:input_type -> outrigger.v1.ListRequestAll
+	1,   // 126: outrigger.v1.Admin.ListRegions:input_type -> outrigger.v1.ListRequestAll
+	1,   // 127: outrigger.v1.Admin.ListAlerts:input_type -> outrigger.v1.ListRequestAll
+	38,  // 128: outrigger.v1.Admin.SilenceAlert:input_type -> outrigger.v1.SilenceAlertRequest
+	80,  // 129: outrigger.v1.Admin.RegisterOptimizer:input_type -> outrigger.v1.RegisterOptimizerRequest
+	81,  // 130: outrigger.v1.Admin.RemoveOptimizer:input_type -> outrigger.v1.RemoveOptimizerRequest
+	1,   // 131: outrigger.v1.Admin.ListOptimizers:input_type -> outrigger.v1.ListRequestAll
+	82,  // 132: outrigger.v1.Admin.SelectOptimizer:input_type -> outrigger.v1.SelectOptimizerRequest
+	83,  // 133: outrigger.v1.Admin.RecordOptimization:input_type -> outrigger.v1.RecordOptimizationRequest
+	40,  // 134: outrigger.v1.Admin.Audit:input_type -> outrigger.v1.AuditRequest
+	1,   // 135: outrigger.v1.Admin.Status:input_type -> outrigger.v1.ListRequestAll
+	6,   // 136: outrigger.v1.Admin.RegisterModelVersion:output_type -> outrigger.v1.Model
+	6,   // 137: outrigger.v1.Admin.ConfigureModel:output_type -> outrigger.v1.Model
+	6,   // 138: outrigger.v1.Admin.SetModelVersionState:output_type -> outrigger.v1.Model
+	6,   // 139: outrigger.v1.Admin.MoveAlias:output_type -> outrigger.v1.Model
+	6,   // 140: outrigger.v1.Admin.DeleteAlias:output_type -> outrigger.v1.Model
+	6,   // 141: outrigger.v1.Admin.CreateModel:output_type -> outrigger.v1.Model
+	6,   // 142: outrigger.v1.Admin.AnnotateModel:output_type -> outrigger.v1.Model
+	6,   // 143: outrigger.v1.Admin.GetModel:output_type -> outrigger.v1.Model
+	4,   // 144: outrigger.v1.Admin.ModelMetrics:output_type -> outrigger.v1.ModelMetricsResponse
+	16,  // 145: outrigger.v1.Admin.ListModels:output_type -> outrigger.v1.ListModelsResponse
+	12,  // 146: outrigger.v1.Admin.ServedAt:output_type -> outrigger.v1.ServedAtResponse
+	17,  // 147: outrigger.v1.Admin.CreateExperiment:output_type -> outrigger.v1.Experiment
+	17,  // 148: outrigger.v1.Admin.SetExperimentState:output_type -> outrigger.v1.Experiment
+	17,  // 149: outrigger.v1.Admin.PlanExperiment:output_type -> outrigger.v1.Experiment
+	20,  // 150: outrigger.v1.Admin.ExperimentResults:output_type -> outrigger.v1.ExperimentResultsResponse
+	22,  // 151: outrigger.v1.Admin.ListExperiments:output_type -> outrigger.v1.ListExperimentsResponse
+	23,  // 152: outrigger.v1.Admin.StartRollout:output_type -> outrigger.v1.Rollout
+	23,  // 153: outrigger.v1.Admin.AdvanceRollout:output_type -> outrigger.v1.Rollout
+	23,  // 154: outrigger.v1.Admin.AbortRollout:output_type -> outrigger.v1.Rollout
+	30,  // 155: outrigger.v1.Admin.PlanRollout:output_type -> outrigger.v1.RolloutPlan
+	23,  // 156: outrigger.v1.Admin.HoldRollout:output_type -> outrigger.v1.Rollout
+	23,  // 157: outrigger.v1.Admin.ResumeRollout:output_type -> outrigger.v1.Rollout
+	23,  // 158: outrigger.v1.Admin.ApproveRollout:output_type -> outrigger.v1.Rollout
+	23,  // 159: outrigger.v1.Admin.RetryRollout:output_type -> outrigger.v1.Rollout
+	23,  // 160: outrigger.v1.Admin.RollbackRollout:output_type -> outrigger.v1.Rollout
+	29,  // 161: outrigger.v1.Admin.BreakGlass:output_type -> outrigger.v1.BreakGlassResponse
+	33,  // 162: outrigger.v1.Admin.ConfigureDeployment:output_type -> outrigger.v1.DeploymentConfiguration
+	33,  // 163: outrigger.v1.Admin.GetDeployment:output_type -> outrigger.v1.DeploymentConfiguration
+	23,  // 164: outrigger.v1.Admin.GetRollout:output_type -> outrigger.v1.Rollout
+	34,  // 165: outrigger.v1.Admin.ListRollouts:output_type -> outrigger.v1.ListRolloutsResponse
+	35,  // 166: outrigger.v1.Admin.ListRegions:output_type -> outrigger.v1.ListRegionsResponse
+	39,  // 167: outrigger.v1.Admin.ListAlerts:output_type -> outrigger.v1.ListAlertsResponse
+	36,  // 168: outrigger.v1.Admin.SilenceAlert:output_type -> outrigger.v1.Alert
+	84,  // 169: outrigger.v1.Admin.RegisterOptimizer:output_type -> outrigger.v1.Optimizer
+	84,  // 170: outrigger.v1.Admin.RemoveOptimizer:output_type -> outrigger.v1.Optimizer
+	85,  // 171: outrigger.v1.Admin.ListOptimizers:output_type -> outrigger.v1.ListOptimizersResponse
+	86,  // 172: outrigger.v1.Admin.SelectOptimizer:output_type -> outrigger.v1.SelectOptimizerResponse
+	87,  // 173: outrigger.v1.Admin.RecordOptimization:output_type -> outrigger.v1.RecordOptimizationResponse
+	41,  // 174: outrigger.v1.Admin.Audit:output_type -> outrigger.v1.AuditResponse
+	42,  // 175: outrigger.v1.Admin.Status:output_type -> outrigger.v1.StatusResponse
+	136, // [136:176] is the sub-list for method output_type
+	96,  // [96:136] is the sub-list for method input_type
+	96,  // [96:96] is the sub-list for extension type_name
+	96,  // [96:96] is the sub-list for extension extendee
+	0,   // [0:96] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_admin_proto_init() }

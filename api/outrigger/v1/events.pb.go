@@ -1306,6 +1306,7 @@ type ModelVersionRegistered struct {
 	Parents       []string               `protobuf:"bytes,7,rep,name=parents,proto3" json:"parents,omitempty"`                                                                      // VERSION or MODEL@VERSION
 	Artifact      string                 `protobuf:"bytes,8,opt,name=artifact,proto3" json:"artifact,omitempty"`                                                                    // sha256:…
 	Digest        string                 `protobuf:"bytes,9,opt,name=digest,proto3" json:"digest,omitempty"`                                                                        // of the content, see deploy/models
+	Tls           *EndpointTLS           `protobuf:"bytes,10,opt,name=tls,proto3" json:"tls,omitempty"`                                                                             // how the endpoints are reached; absent = in the clear
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1401,6 +1402,13 @@ func (x *ModelVersionRegistered) GetDigest() string {
 		return x.Digest
 	}
 	return ""
+}
+
+func (x *ModelVersionRegistered) GetTls() *EndpointTLS {
+	if x != nil {
+		return x.Tls
+	}
+	return nil
 }
 
 // ModelVersionState: registered, validated, shadow, candidate, production, quarantined, retired.
@@ -4676,7 +4684,7 @@ const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\x0fDependencyAdded\x128\n" +
 	"\n" +
 	"dependency\x18\x01 \x01(\v2\x18.outrigger.v1.DependencyR\n" +
-	"dependency\"\xfc\x04\n" +
+	"dependency\"\xa9\x05\n" +
 	"\x16ModelVersionRegistered\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12%\n" +
 	"\x0eupstream_model\x18\x02 \x01(\tR\rupstreamModel\x124\n" +
@@ -4688,7 +4696,9 @@ const file_outrigger_v1_events_proto_rawDesc = "" +
 	"\x04pins\x18\x06 \x03(\v2..outrigger.v1.ModelVersionRegistered.PinsEntryR\x04pins\x12\x18\n" +
 	"\aparents\x18\a \x03(\tR\aparents\x12\x1a\n" +
 	"\bartifact\x18\b \x01(\tR\bartifact\x12\x16\n" +
-	"\x06digest\x18\t \x01(\tR\x06digest\x1a;\n" +
+	"\x06digest\x18\t \x01(\tR\x06digest\x12+\n" +
+	"\x03tls\x18\n" +
+	" \x01(\v2\x19.outrigger.v1.EndpointTLSR\x03tls\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a=\n" +
@@ -5077,9 +5087,10 @@ var file_outrigger_v1_events_proto_goTypes = []any{
 	(*Version)(nil),                // 69: outrigger.v1.Version
 	(*Dependency)(nil),             // 70: outrigger.v1.Dependency
 	(*Endpoint)(nil),               // 71: outrigger.v1.Endpoint
-	(*Limits)(nil),                 // 72: outrigger.v1.Limits
-	(*Region)(nil),                 // 73: outrigger.v1.Region
-	(*OptimizerInfo)(nil),          // 74: outrigger.v1.OptimizerInfo
+	(*EndpointTLS)(nil),            // 72: outrigger.v1.EndpointTLS
+	(*Limits)(nil),                 // 73: outrigger.v1.Limits
+	(*Region)(nil),                 // 74: outrigger.v1.Region
+	(*OptimizerInfo)(nil),          // 75: outrigger.v1.OptimizerInfo
 }
 var file_outrigger_v1_events_proto_depIdxs = []int32{
 	66, // 0: outrigger.v1.Event.at:type_name -> google.protobuf.Timestamp
@@ -5141,49 +5152,50 @@ var file_outrigger_v1_events_proto_depIdxs = []int32{
 	56, // 56: outrigger.v1.ModelVersionRegistered.metadata:type_name -> outrigger.v1.ModelVersionRegistered.MetadataEntry
 	57, // 57: outrigger.v1.ModelVersionRegistered.parameters:type_name -> outrigger.v1.ModelVersionRegistered.ParametersEntry
 	58, // 58: outrigger.v1.ModelVersionRegistered.pins:type_name -> outrigger.v1.ModelVersionRegistered.PinsEntry
-	59, // 59: outrigger.v1.ModelAnnotated.set_tags:type_name -> outrigger.v1.ModelAnnotated.SetTagsEntry
-	67, // 60: outrigger.v1.ModelConfigured.timeout:type_name -> google.protobuf.Duration
-	72, // 61: outrigger.v1.ModelConfigured.limits:type_name -> outrigger.v1.Limits
-	16, // 62: outrigger.v1.ExperimentChanged.arms:type_name -> outrigger.v1.ExperimentArm
-	17, // 63: outrigger.v1.ExperimentChanged.plan:type_name -> outrigger.v1.ExperimentPlan
-	15, // 64: outrigger.v1.ExperimentChanged.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
-	60, // 65: outrigger.v1.ExperimentArm.configuration:type_name -> outrigger.v1.ExperimentArm.ConfigurationEntry
-	18, // 66: outrigger.v1.ExperimentPlan.metrics:type_name -> outrigger.v1.ExperimentMetric
-	18, // 67: outrigger.v1.ExperimentPlan.guardrails:type_name -> outrigger.v1.ExperimentMetric
-	67, // 68: outrigger.v1.ExperimentPlan.min_duration:type_name -> google.protobuf.Duration
-	67, // 69: outrigger.v1.ExperimentPlan.max_duration:type_name -> google.protobuf.Duration
-	20, // 70: outrigger.v1.RolloutStarted.phases:type_name -> outrigger.v1.RolloutPhase
-	67, // 71: outrigger.v1.RolloutStarted.cooldown:type_name -> google.protobuf.Duration
-	67, // 72: outrigger.v1.RolloutPhase.min_duration:type_name -> google.protobuf.Duration
-	21, // 73: outrigger.v1.RolloutPhase.gates:type_name -> outrigger.v1.RolloutGate
-	67, // 74: outrigger.v1.RolloutGate.expiry:type_name -> google.protobuf.Duration
-	22, // 75: outrigger.v1.RolloutGate.check:type_name -> outrigger.v1.RolloutCheck
-	67, // 76: outrigger.v1.RolloutGate.dwell:type_name -> google.protobuf.Duration
-	67, // 77: outrigger.v1.RolloutGate.max_wait:type_name -> google.protobuf.Duration
-	67, // 78: outrigger.v1.RolloutCheck.timeout:type_name -> google.protobuf.Duration
-	67, // 79: outrigger.v1.RolloutCheck.interval:type_name -> google.protobuf.Duration
-	61, // 80: outrigger.v1.RolloutCheck.metadata:type_name -> outrigger.v1.RolloutCheck.MetadataEntry
-	62, // 81: outrigger.v1.RolloutAdvanced.metadata:type_name -> outrigger.v1.RolloutAdvanced.MetadataEntry
-	27, // 82: outrigger.v1.RolloutAdvanced.gates:type_name -> outrigger.v1.RolloutGateDecided
-	67, // 83: outrigger.v1.RolloutDraining.every:type_name -> google.protobuf.Duration
-	67, // 84: outrigger.v1.RolloutDraining.drain:type_name -> google.protobuf.Duration
-	63, // 85: outrigger.v1.RolloutDraining.metadata:type_name -> outrigger.v1.RolloutDraining.MetadataEntry
-	35, // 86: outrigger.v1.RollbackStarted.evidence:type_name -> outrigger.v1.Evidence
-	66, // 87: outrigger.v1.RollbackStarted.first_bad_at:type_name -> google.protobuf.Timestamp
-	66, // 88: outrigger.v1.RollbackStarted.decided_at:type_name -> google.protobuf.Timestamp
-	64, // 89: outrigger.v1.RollbackStarted.metadata:type_name -> outrigger.v1.RollbackStarted.MetadataEntry
-	66, // 90: outrigger.v1.RollbackCompleted.acked_at:type_name -> google.protobuf.Timestamp
-	73, // 91: outrigger.v1.RegionRegistered.region:type_name -> outrigger.v1.Region
-	65, // 92: outrigger.v1.AlertRaised.numbers:type_name -> outrigger.v1.AlertRaised.NumbersEntry
-	67, // 93: outrigger.v1.ConfigCanaryStarted.dwell:type_name -> google.protobuf.Duration
-	67, // 94: outrigger.v1.ConfigCanaryStarted.patience:type_name -> google.protobuf.Duration
-	66, // 95: outrigger.v1.AlertSilenced.until:type_name -> google.protobuf.Timestamp
-	74, // 96: outrigger.v1.OptimizerRegistered.info:type_name -> outrigger.v1.OptimizerInfo
-	97, // [97:97] is the sub-list for method output_type
-	97, // [97:97] is the sub-list for method input_type
-	97, // [97:97] is the sub-list for extension type_name
-	97, // [97:97] is the sub-list for extension extendee
-	0,  // [0:97] is the sub-list for field type_name
+	72, // 59: outrigger.v1.ModelVersionRegistered.tls:type_name -> outrigger.v1.EndpointTLS
+	59, // 60: outrigger.v1.ModelAnnotated.set_tags:type_name -> outrigger.v1.ModelAnnotated.SetTagsEntry
+	67, // 61: outrigger.v1.ModelConfigured.timeout:type_name -> google.protobuf.Duration
+	73, // 62: outrigger.v1.ModelConfigured.limits:type_name -> outrigger.v1.Limits
+	16, // 63: outrigger.v1.ExperimentChanged.arms:type_name -> outrigger.v1.ExperimentArm
+	17, // 64: outrigger.v1.ExperimentChanged.plan:type_name -> outrigger.v1.ExperimentPlan
+	15, // 65: outrigger.v1.ExperimentChanged.enrolment:type_name -> outrigger.v1.ExperimentEnrolment
+	60, // 66: outrigger.v1.ExperimentArm.configuration:type_name -> outrigger.v1.ExperimentArm.ConfigurationEntry
+	18, // 67: outrigger.v1.ExperimentPlan.metrics:type_name -> outrigger.v1.ExperimentMetric
+	18, // 68: outrigger.v1.ExperimentPlan.guardrails:type_name -> outrigger.v1.ExperimentMetric
+	67, // 69: outrigger.v1.ExperimentPlan.min_duration:type_name -> google.protobuf.Duration
+	67, // 70: outrigger.v1.ExperimentPlan.max_duration:type_name -> google.protobuf.Duration
+	20, // 71: outrigger.v1.RolloutStarted.phases:type_name -> outrigger.v1.RolloutPhase
+	67, // 72: outrigger.v1.RolloutStarted.cooldown:type_name -> google.protobuf.Duration
+	67, // 73: outrigger.v1.RolloutPhase.min_duration:type_name -> google.protobuf.Duration
+	21, // 74: outrigger.v1.RolloutPhase.gates:type_name -> outrigger.v1.RolloutGate
+	67, // 75: outrigger.v1.RolloutGate.expiry:type_name -> google.protobuf.Duration
+	22, // 76: outrigger.v1.RolloutGate.check:type_name -> outrigger.v1.RolloutCheck
+	67, // 77: outrigger.v1.RolloutGate.dwell:type_name -> google.protobuf.Duration
+	67, // 78: outrigger.v1.RolloutGate.max_wait:type_name -> google.protobuf.Duration
+	67, // 79: outrigger.v1.RolloutCheck.timeout:type_name -> google.protobuf.Duration
+	67, // 80: outrigger.v1.RolloutCheck.interval:type_name -> google.protobuf.Duration
+	61, // 81: outrigger.v1.RolloutCheck.metadata:type_name -> outrigger.v1.RolloutCheck.MetadataEntry
+	62, // 82: outrigger.v1.RolloutAdvanced.metadata:type_name -> outrigger.v1.RolloutAdvanced.MetadataEntry
+	27, // 83: outrigger.v1.RolloutAdvanced.gates:type_name -> outrigger.v1.RolloutGateDecided
+	67, // 84: outrigger.v1.RolloutDraining.every:type_name -> google.protobuf.Duration
+	67, // 85: outrigger.v1.RolloutDraining.drain:type_name -> google.protobuf.Duration
+	63, // 86: outrigger.v1.RolloutDraining.metadata:type_name -> outrigger.v1.RolloutDraining.MetadataEntry
+	35, // 87: outrigger.v1.RollbackStarted.evidence:type_name -> outrigger.v1.Evidence
+	66, // 88: outrigger.v1.RollbackStarted.first_bad_at:type_name -> google.protobuf.Timestamp
+	66, // 89: outrigger.v1.RollbackStarted.decided_at:type_name -> google.protobuf.Timestamp
+	64, // 90: outrigger.v1.RollbackStarted.metadata:type_name -> outrigger.v1.RollbackStarted.MetadataEntry
+	66, // 91: outrigger.v1.RollbackCompleted.acked_at:type_name -> google.protobuf.Timestamp
+	74, // 92: outrigger.v1.RegionRegistered.region:type_name -> outrigger.v1.Region
+	65, // 93: outrigger.v1.AlertRaised.numbers:type_name -> outrigger.v1.AlertRaised.NumbersEntry
+	67, // 94: outrigger.v1.ConfigCanaryStarted.dwell:type_name -> google.protobuf.Duration
+	67, // 95: outrigger.v1.ConfigCanaryStarted.patience:type_name -> google.protobuf.Duration
+	66, // 96: outrigger.v1.AlertSilenced.until:type_name -> google.protobuf.Timestamp
+	75, // 97: outrigger.v1.OptimizerRegistered.info:type_name -> outrigger.v1.OptimizerInfo
+	98, // [98:98] is the sub-list for method output_type
+	98, // [98:98] is the sub-list for method input_type
+	98, // [98:98] is the sub-list for extension type_name
+	98, // [98:98] is the sub-list for extension extendee
+	0,  // [0:98] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_events_proto_init() }

@@ -681,6 +681,84 @@ func (x *Endpoint) GetWeight() uint32 {
 	return 0
 }
 
+// EndpointTLS says how the endpoints of a version are reached over TLS. It holds names of
+// secrets and no key material.
+type EndpointTLS struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	ServerName        string                 `protobuf:"bytes,1,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`                      // SNI and the name that is verified; empty = each endpoint's host
+	Ca                string                 `protobuf:"bytes,2,opt,name=ca,proto3" json:"ca,omitempty"`                                                        // trust bundle the server is verified by; empty = the machine's own
+	SubjectNames      []string               `protobuf:"bytes,3,rep,name=subject_names,json=subjectNames,proto3" json:"subject_names,omitempty"`                // of which the certificate must have one, instead of the server name
+	ClientCertificate string                 `protobuf:"bytes,4,opt,name=client_certificate,json=clientCertificate,proto3" json:"client_certificate,omitempty"` // shown to the server; empty = none
+	Alpn              []string               `protobuf:"bytes,5,rep,name=alpn,proto3" json:"alpn,omitempty"`                                                    // "h2", "http/1.1"; empty = HTTP/1.1, and HTTP/2 for gRPC
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *EndpointTLS) Reset() {
+	*x = EndpointTLS{}
+	mi := &file_outrigger_v1_types_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndpointTLS) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndpointTLS) ProtoMessage() {}
+
+func (x *EndpointTLS) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_types_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndpointTLS.ProtoReflect.Descriptor instead.
+func (*EndpointTLS) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_types_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *EndpointTLS) GetServerName() string {
+	if x != nil {
+		return x.ServerName
+	}
+	return ""
+}
+
+func (x *EndpointTLS) GetCa() string {
+	if x != nil {
+		return x.Ca
+	}
+	return ""
+}
+
+func (x *EndpointTLS) GetSubjectNames() []string {
+	if x != nil {
+		return x.SubjectNames
+	}
+	return nil
+}
+
+func (x *EndpointTLS) GetClientCertificate() string {
+	if x != nil {
+		return x.ClientCertificate
+	}
+	return ""
+}
+
+func (x *EndpointTLS) GetAlpn() []string {
+	if x != nil {
+		return x.Alpn
+	}
+	return nil
+}
+
 // Limits of each version of a model, as circuit_breakers has them: per sidecar, over all the
 // version's endpoints. 0 = as it is, first the default.
 type Limits struct {
@@ -695,7 +773,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_outrigger_v1_types_proto_msgTypes[9]
+	mi := &file_outrigger_v1_types_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -707,7 +785,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_types_proto_msgTypes[9]
+	mi := &file_outrigger_v1_types_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -720,7 +798,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_types_proto_rawDescGZIP(), []int{9}
+	return file_outrigger_v1_types_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Limits) GetMaxConnections() uint32 {
@@ -769,7 +847,7 @@ type Region struct {
 
 func (x *Region) Reset() {
 	*x = Region{}
-	mi := &file_outrigger_v1_types_proto_msgTypes[10]
+	mi := &file_outrigger_v1_types_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -781,7 +859,7 @@ func (x *Region) String() string {
 func (*Region) ProtoMessage() {}
 
 func (x *Region) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_types_proto_msgTypes[10]
+	mi := &file_outrigger_v1_types_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -794,7 +872,7 @@ func (x *Region) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Region.ProtoReflect.Descriptor instead.
 func (*Region) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_types_proto_rawDescGZIP(), []int{10}
+	return file_outrigger_v1_types_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Region) GetName() string {
@@ -873,7 +951,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_outrigger_v1_types_proto_msgTypes[11]
+	mi := &file_outrigger_v1_types_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -885,7 +963,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_types_proto_msgTypes[11]
+	mi := &file_outrigger_v1_types_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -898,7 +976,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_types_proto_rawDescGZIP(), []int{11}
+	return file_outrigger_v1_types_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Node) GetId() string {
@@ -1002,7 +1080,14 @@ const file_outrigger_v1_types_proto_rawDesc = "" +
 	"\bEndpoint\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12\x16\n" +
-	"\x06weight\x18\x03 \x01(\rR\x06weight\"\xa7\x01\n" +
+	"\x06weight\x18\x03 \x01(\rR\x06weight\"\xa6\x01\n" +
+	"\vEndpointTLS\x12\x1f\n" +
+	"\vserver_name\x18\x01 \x01(\tR\n" +
+	"serverName\x12\x0e\n" +
+	"\x02ca\x18\x02 \x01(\tR\x02ca\x12#\n" +
+	"\rsubject_names\x18\x03 \x03(\tR\fsubjectNames\x12-\n" +
+	"\x12client_certificate\x18\x04 \x01(\tR\x11clientCertificate\x12\x12\n" +
+	"\x04alpn\x18\x05 \x03(\tR\x04alpn\"\xa7\x01\n" +
 	"\x06Limits\x12'\n" +
 	"\x0fmax_connections\x18\x01 \x01(\rR\x0emaxConnections\x120\n" +
 	"\x14max_pending_requests\x18\x02 \x01(\rR\x12maxPendingRequests\x12!\n" +
@@ -1041,7 +1126,7 @@ func file_outrigger_v1_types_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_types_proto_rawDescData
 }
 
-var file_outrigger_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_outrigger_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_outrigger_v1_types_proto_goTypes = []any{
 	(*Key)(nil),                   // 0: outrigger.v1.Key
 	(*Value)(nil),                 // 1: outrigger.v1.Value
@@ -1052,33 +1137,34 @@ var file_outrigger_v1_types_proto_goTypes = []any{
 	(*Optimization)(nil),          // 6: outrigger.v1.Optimization
 	(*Session)(nil),               // 7: outrigger.v1.Session
 	(*Endpoint)(nil),              // 8: outrigger.v1.Endpoint
-	(*Limits)(nil),                // 9: outrigger.v1.Limits
-	(*Region)(nil),                // 10: outrigger.v1.Region
-	(*Node)(nil),                  // 11: outrigger.v1.Node
-	nil,                           // 12: outrigger.v1.Variable.MetadataEntry
-	nil,                           // 13: outrigger.v1.Session.MetadataEntry
-	nil,                           // 14: outrigger.v1.Node.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
+	(*EndpointTLS)(nil),           // 9: outrigger.v1.EndpointTLS
+	(*Limits)(nil),                // 10: outrigger.v1.Limits
+	(*Region)(nil),                // 11: outrigger.v1.Region
+	(*Node)(nil),                  // 12: outrigger.v1.Node
+	nil,                           // 13: outrigger.v1.Variable.MetadataEntry
+	nil,                           // 14: outrigger.v1.Session.MetadataEntry
+	nil,                           // 15: outrigger.v1.Node.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
 }
 var file_outrigger_v1_types_proto_depIdxs = []int32{
 	2,  // 0: outrigger.v1.Version.dot:type_name -> outrigger.v1.Dot
 	3,  // 1: outrigger.v1.Version.context:type_name -> outrigger.v1.ContextEntry
 	0,  // 2: outrigger.v1.Variable.key:type_name -> outrigger.v1.Key
 	1,  // 3: outrigger.v1.Variable.value:type_name -> outrigger.v1.Value
-	12, // 4: outrigger.v1.Variable.metadata:type_name -> outrigger.v1.Variable.MetadataEntry
+	13, // 4: outrigger.v1.Variable.metadata:type_name -> outrigger.v1.Variable.MetadataEntry
 	4,  // 5: outrigger.v1.Variable.version:type_name -> outrigger.v1.Version
-	15, // 6: outrigger.v1.Variable.created_at:type_name -> google.protobuf.Timestamp
-	15, // 7: outrigger.v1.Variable.updated_at:type_name -> google.protobuf.Timestamp
+	16, // 6: outrigger.v1.Variable.created_at:type_name -> google.protobuf.Timestamp
+	16, // 7: outrigger.v1.Variable.updated_at:type_name -> google.protobuf.Timestamp
 	6,  // 8: outrigger.v1.Variable.optimization:type_name -> outrigger.v1.Optimization
-	15, // 9: outrigger.v1.Optimization.started_at:type_name -> google.protobuf.Timestamp
-	15, // 10: outrigger.v1.Optimization.renewed_at:type_name -> google.protobuf.Timestamp
-	16, // 11: outrigger.v1.Session.ttl:type_name -> google.protobuf.Duration
-	13, // 12: outrigger.v1.Session.metadata:type_name -> outrigger.v1.Session.MetadataEntry
-	15, // 13: outrigger.v1.Session.created_at:type_name -> google.protobuf.Timestamp
-	15, // 14: outrigger.v1.Session.last_used_at:type_name -> google.protobuf.Timestamp
-	15, // 15: outrigger.v1.Region.seen_at:type_name -> google.protobuf.Timestamp
-	14, // 16: outrigger.v1.Node.labels:type_name -> outrigger.v1.Node.LabelsEntry
+	16, // 9: outrigger.v1.Optimization.started_at:type_name -> google.protobuf.Timestamp
+	16, // 10: outrigger.v1.Optimization.renewed_at:type_name -> google.protobuf.Timestamp
+	17, // 11: outrigger.v1.Session.ttl:type_name -> google.protobuf.Duration
+	14, // 12: outrigger.v1.Session.metadata:type_name -> outrigger.v1.Session.MetadataEntry
+	16, // 13: outrigger.v1.Session.created_at:type_name -> google.protobuf.Timestamp
+	16, // 14: outrigger.v1.Session.last_used_at:type_name -> google.protobuf.Timestamp
+	16, // 15: outrigger.v1.Region.seen_at:type_name -> google.protobuf.Timestamp
+	15, // 16: outrigger.v1.Node.labels:type_name -> outrigger.v1.Node.LabelsEntry
 	17, // [17:17] is the sub-list for method output_type
 	17, // [17:17] is the sub-list for method input_type
 	17, // [17:17] is the sub-list for extension type_name
@@ -1097,7 +1183,7 @@ func file_outrigger_v1_types_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_types_proto_rawDesc), len(file_outrigger_v1_types_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -135,7 +135,25 @@ func version(t *rapid.T, name string) policy.Version {
 			Priority: rapid.Uint32Range(0, 9).Draw(t, "priority"),
 		})
 	}
+	v.TLS = transport(t, &v)
 	return v
+}
+
+// transport is nil half of the time.
+func transport(t *rapid.T, v *policy.Version) *policy.TLS {
+	if !rapid.Bool().Draw(t, "tls") {
+		return nil
+	}
+	out := &policy.TLS{
+		ServerName: rapid.SampledFrom([]string{"", "api.example", "host-1.example"}).Draw(t, "server_name"),
+		CA:         rapid.SampledFrom([]string{"", "corp"}).Draw(t, "ca"), ClientCert: rapid.SampledFrom([]string{"", "pod"}).Draw(t, "client_certificate"),
+		SANs: rapid.SampledFrom([][]string{nil, {"host-1.example"}, {"b.example", "10.0.0.1"}, {"2001:db8::1"}}).Draw(t, "subject_names"),
+		ALPN: rapid.SampledFrom([][]string{nil, {policy.ALPNHTTP2, policy.ALPNHTTP1}, {policy.ALPNHTTP1}}).Draw(t, "alpn"),
+	}
+	if out.Validate(v.Endpoints) != nil {
+		out.ServerName = "api.example" // an endpoint's host is an IP address
+	}
+	return out
 }
 
 // arms cuts the buckets at random places and deals the pieces out; arms may stay empty.
