@@ -211,6 +211,9 @@ func listenGRPC(t *testing.T, register func(grpc.ServiceRegistrar), o ...grpc.Se
 	return l.Addr().String()
 }
 
+// anyFault stands for errors whose words depend on what arrives first.
+const anyFault = "*"
+
 // over is model chat at one address, reached as tls says.
 func over(tls *policy.TLS, addresses ...string) *policy.Policy {
 	v := policy.Version{Name: "v1", TLS: tls, ConsecutiveFailures: 1_000_000}
@@ -274,8 +277,8 @@ func TestProviderOverTLS(t *testing.T) {
 		{"an expired certificate", corp(nil), stale.address, 503, "expired"},
 		{"no TLS there", corp(nil), plain.Listener.Addr().String(), 503, "does not speak TLS"},
 		{"nobody in the clear", nil, good.address, 400, ""},
-		{"no client certificate", corp(nil), closed.address, 503, "demands a client certificate"},
-		{"one of a stranger", corp(func(t *policy.TLS) { t.ClientCert = "stranger" }), closed.address, 503, "client certificate"},
+		{"no client certificate", corp(nil), closed.address, 503, anyFault},
+		{"one of a stranger", corp(func(t *policy.TLS) { t.ClientCert = "stranger" }), closed.address, 503, anyFault},
 		{"the right one", corp(func(t *policy.TLS) { t.ClientCert = "pod" }), closed.address, 200, ""},
 		{"a bundle nobody has", corp(func(t *policy.TLS) { t.CA = "lost" }), good.address, 503, `trust bundle "lost" has not been delivered`},
 		{"a certificate nobody has", corp(func(t *policy.TLS) { t.ClientCert = "lost" }), closed.address, 503, `client certificate "lost" has not been delivered`},
@@ -287,6 +290,13 @@ func TestProviderOverTLS(t *testing.T) {
 			if c.tls == nil {
 				if status == 200 {
 					t.Fatal("a server over TLS answered in the clear")
+				}
+				return
+			}
+			if c.text == anyFault {
+				// With TLS 1.3 the refusal may overtake the request or be lost with its connection.
+				if status != c.status {
+					t.Fatalf("answered %d %q, want %d", status, text, c.status)
 				}
 				return
 			}
