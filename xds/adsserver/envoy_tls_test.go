@@ -35,6 +35,7 @@ func startSecureUpstream(t *testing.T, c identitytest.Certificate, clients ...*i
 		u.mu.Lock()
 		u.host, u.sni, u.shown = r.Host, r.TLS.ServerName, r.TLS.PeerCertificates[0].Subject.CommonName
 		u.mu.Unlock()
+		w.Header().Set("Connection", "close") // so that the next request shows what connections are made with now
 		_, _ = io.WriteString(w, "secure")
 	}))
 	s.Config.ErrorLog = log.New(io.Discard, "", 0)
