@@ -246,7 +246,7 @@ func (c *controlFlags) run(cmd *cobra.Command, g *globals) error {
 	}
 	s, err := control.New(control.Options{
 		Log: log, Follow: follow, AlertRoutes: routes, AlertRoutesAgain: again, Artifacts: store, AdminToken: token, Access: access.policy, RequirePeer: c.tls.requireClient, Hosts: c.hosts, DeadMan: c.deadMan, AllowExec: c.allowExec, AdoptClients: c.adopt, Envoy: c.envoy, GlassFile: filepath.Join(c.data, "emergency.json"), Late: c.late, Regions: topo.view, Metrics: p.tel.Handler(),
-		Secrets: material,
+		Secrets:   material,
 		Region:    &pb.Region{Name: c.region, Gateway: c.gateway, Latitude: c.latitude, Longitude: c.longitude},
 		Variables: variables.Options{SessionKeys: keys.Keys},
 		Monitor:   monitor.Options{Tick: c.tick}, Logger: p.log, Meter: p.tel.Meter("control")})
