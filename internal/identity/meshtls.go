@@ -211,7 +211,7 @@ func (d clientCredentials) ServerHandshake(net.Conn) (net.Conn, credentials.Auth
 
 // Info implements credentials.TransportCredentials.
 func (d clientCredentials) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "tls", SecurityVersion: "1.3", ServerName: d.c.o.ServerName}
+	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
 }
 
 // Clone implements credentials.TransportCredentials.
