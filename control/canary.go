@@ -207,7 +207,7 @@ func (w *canaryWatch) view(c *facts.Canary, f *facts.Facts, seen *canarySeen, no
 
 func chosenOf(c *facts.Canary, nodes []adsserver.NodeState) (out []adsserver.NodeState) {
 	for _, n := range nodes {
-		if c.Chooses(n.Node) {
+		if c.Chooses(n.Decisive()) {
 			out = append(out, n)
 		}
 	}

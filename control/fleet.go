@@ -11,6 +11,7 @@ import (
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/control/replicate"
 	"github.com/outrigger-mesh/outrigger/internal/wire"
+	"github.com/outrigger-mesh/outrigger/xds"
 	"github.com/outrigger-mesh/outrigger/xds/adsserver"
 )
 
@@ -105,7 +106,7 @@ func (f *fleet) elsewhere(position uint64) (n int) {
 		return 0
 	}
 	for _, s := range f.remote.Nodes() {
-		if s.GetSidecar() && s.GetConnected() && s.GetAcked() >= position {
+		if s.GetSidecar() && s.GetConnected() && s.GetAcked() >= position && s.GetNode().GetKind() != xds.KindRelay {
 			n++
 		}
 	}
@@ -117,7 +118,12 @@ func stateOf(s *pb.NodeStanding) adsserver.NodeState {
 	if s.GetNackType() != "" {
 		nack = &adsserver.Nack{Type: s.GetNackType(), Resource: s.GetNackResource(), Message: s.GetNackMessage(), At: s.GetNackedAt().AsTime()}
 	}
-	return adsserver.Remote(wire.Node(s.GetNode()), s.GetSidecar(), s.GetConnected(), s.GetSince().AsTime(), s.GetAcked(), nack)
+	n := adsserver.Remote(wire.Node(s.GetNode()), s.GetSidecar(), s.GetConnected(), s.GetSince().AsTime(), s.GetAcked(), nack)
+	if s.GetVia() != nil {
+		via := wire.Node(s.GetVia())
+		n.Via = &via
+	}
+	return n
 }
 
 // standings are the clients of a follower, as its leader is told of them.
@@ -132,6 +138,9 @@ func (s standings) Standings() []*pb.NodeStanding {
 			continue // nothing the leader would take
 		}
 		x := &pb.NodeStanding{Node: wire.NodePB(n.Node), Connected: n.Connected, Acked: n.Acked, Since: wire.TimePB(n.Since), Sidecar: n.Sidecar()}
+		if n.Via != nil {
+			x.Via = wire.NodePB(*n.Via)
+		}
 		if n.Nack != nil {
 			x.NackType, x.NackResource, x.NackMessage, x.NackedAt = n.Nack.Type, n.Nack.Resource, n.Nack.Message, wire.TimePB(n.Nack.At)
 		}

@@ -99,6 +99,24 @@ func BundleName(name string) string { return "ca/" + name }
 // CertificateName is the resource name of a client certificate with its private key.
 func CertificateName(name string) string { return "certificate/" + name }
 
+// TypeRelayStanding is the type of the requests in which a relay says how far its pods are
+// (outrigger.v1.RelayStanding). There are no resources of it.
+const TypeRelayStanding = "type.googleapis.com/outrigger.v1.RelayStanding"
+
+// KindRelay is the node kind of a relay: a client that passes on what sidecars are sent.
+const KindRelay = "relay"
+
+// Words of a relay to the sidecars behind it. A stream begins with the header RelayHeader:
+// RelayLinked, or RelayCut while the control plane does not answer the relay. Vouched is the
+// control_plane.identifier of an answer to a liveness probe that the control plane itself
+// answered after the probe was sent; any other response of a relay says nothing about that.
+const (
+	RelayHeader = "outrigger-relay"
+	RelayLinked = "linked"
+	RelayCut    = "cut"
+	Vouched     = "outrigger/vouched"
+)
+
 // MeshName is the name of the one MeshPolicy resource.
 const MeshName = "mesh"
 

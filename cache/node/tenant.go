@@ -52,6 +52,8 @@ func withinTenant(tenant string, req any) error {
 		return nil // about the node, not about anybody's variables
 	case *pb.GetAnswerRequest, *pb.PutAnswerRequest, *pb.EndStretchRequest:
 		return nil // kept for each caller's own tenant (package shelf)
+	case interface{ GetResourceNamesSubscribe() []string }:
+		return nil // an xDS request: policy is the mesh's, not anybody's (package xds/relay)
 	case *pb.ReadRequest:
 		for _, k := range r.GetKeys() {
 			asked = append(asked, wire.Tenant(k.GetTenant()))

@@ -25,6 +25,9 @@ import (
 	"github.com/outrigger-mesh/outrigger/internal/identity"
 	"github.com/outrigger-mesh/outrigger/internal/report"
 	"github.com/outrigger-mesh/outrigger/internal/wire"
+	"github.com/outrigger-mesh/outrigger/xds/adsserver"
+	"github.com/outrigger-mesh/outrigger/xds/relay"
+	"github.com/outrigger-mesh/outrigger/xds/translate"
 )
 
 // Sockets of a node agent inside its --dir.
@@ -53,6 +56,10 @@ func nodeCommand(g *globals) *cobra.Command {
 		Long: `Node runs the agent of one node: it owns the node's shared cache table and one change
 feed for all pods on the node. Sidecars reach it through Unix sockets in --dir, whose
 permissions (0700) say who may.
+
+Sidecars with --policy-via-agent follow policy through the agent, too: one stream to the
+control plane, opened for the first of them, serves them all. "outrigger xds status" still
+names each of them. In a configuration canary the node is the unit: name it by --node-id.
 
 Pods of tenants that must not see each other run as users of their own, and
 --tenant-users 1001=acme,1002=umbra says whose they are. Each tenant then has a table of
@@ -256,7 +263,11 @@ func (n *nodeFlags) run(cmd *cobra.Command, g *globals) error {
 	if err != nil {
 		return err
 	}
-	so := []grpc.ServerOption{grpc.MaxRecvMsgSize(16 << 20), p.tel.GRPCServer()}
+	relayed, err := relay.New(relay.Options{Node: self, Dial: policyDialers(p.dialControl, translate.Servers(n.control, n.nodeID)), Logger: p.log, Meter: p.tel.Meter("xds/relay")})
+	if err != nil {
+		return err
+	}
+	so := append(adsserver.TransportOptions(), grpc.MaxRecvMsgSize(16<<20), p.tel.GRPCServer())
 	if n.tenant != "" {
 		so = append(so, node.BindTenant(n.tenant)...)
 	}
@@ -267,12 +278,14 @@ func (n *nodeFlags) run(cmd *cobra.Command, g *globals) error {
 	pb.RegisterVariablesServer(gs, a)
 	pb.RegisterCoherenceServer(gs, a)
 	pb.RegisterNodeAdminServer(gs, a.Admin())
+	relayed.Register(gs)
 	if err := n.keepAnswers(p, gs, access); err != nil {
 		return configError{err}
 	}
 	p.serveGRPC(gl, gs, n.grace)
 	p.serveHTTP(hl, p.health(map[string]http.Handler{}), n.grace)
 	p.run("agent", a.Run)
+	p.run("policy relay", relayed.Run)
 	p.run("heap", func(ctx context.Context) error { heap.Keep(ctx, 32<<20); return nil })
 	p.run("memory", func(ctx context.Context) error { return keepSmall(ctx, a.Ready(), p.log) })
 	p.run("table", func(ctx context.Context) error { return a.ServeTable(ctx, tl) })

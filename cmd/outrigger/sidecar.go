@@ -30,6 +30,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/proxy/variable"
 	"github.com/outrigger-mesh/outrigger/xds/adsclient"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
+	"github.com/outrigger-mesh/outrigger/xds/relay"
 	"github.com/outrigger-mesh/outrigger/xds/translate"
 )
 
@@ -44,7 +45,7 @@ type sidecarFlags struct {
 	fallback                                              []string
 	tls                                                   dialTLS
 	stateDir, upstreamHTTP, upstreamGRPC, upstreamTCP     string
-	autoSessions                                          bool
+	autoSessions, policyViaAgent                          bool
 	maxPerHost                                            int
 	processBytes                                          int64
 	grace                                                 time.Duration
@@ -80,6 +81,7 @@ losing a connection.`}
 	s.tls.bind(f)
 	f.StringSliceVar(&s.fallback, "fallback", nil, "further control planes for policy, tried in order")
 	f.StringVar(&s.agentDir, "agent-dir", "", "the node agent's --dir; empty = no agent, a private cache instead")
+	f.BoolVar(&s.policyViaAgent, "policy-via-agent", false, "follow policy through the node agent, which keeps one stream for all its sidecars; while it is away or cut off, directly")
 	f.StringVar(&s.nodeID, "node-id", hostname()+"/pod", "name of this sidecar, unique in the mesh")
 	f.StringVar(&s.region, "region", "local", "region of this pod")
 	f.StringVar(&s.zone, "zone", "", "zone within the region")
@@ -115,6 +117,9 @@ losing a connection.`}
 func (s *sidecarFlags) validate() error {
 	if s.nodeID == "" {
 		return errors.New("--node-id is empty")
+	}
+	if s.policyViaAgent && s.agentDir == "" {
+		return errors.New("--policy-via-agent needs --agent-dir: there is no agent to follow policy through")
 	}
 	if s.maxPerHost < 0 {
 		return fmt.Errorf("--upstream-connections is %d; give at least 1, or 0 for 1024", s.maxPerHost)
@@ -311,16 +316,27 @@ func (s *sidecarFlags) policyClient(p *process, self outrigger.Node) (*adsclient
 // force, see adsclient.Options.OnPolicy; nil tells nobody.
 func (s *sidecarFlags) policyFollower(p *process, self outrigger.Node, told func(*policy.Policy)) (*adsclient.Client, error) {
 	o := adsclient.Options{Node: self, Dir: s.stateDir, Logger: p.log, Meter: p.tel.Meter("xds/adsclient"), OnPolicy: told}
-	for _, target := range append(translate.Servers(s.control, s.nodeID), s.fallback...) {
-		o.Dial = append(o.Dial, func(context.Context) (grpc.ClientConnInterface, io.Closer, error) {
-			conn, err := p.dialControl(target)
+	for _, dial := range policyDialers(p.dialControl, append(translate.Servers(s.control, s.nodeID), s.fallback...)) {
+		o.Dial = append(o.Dial, dial)
+	}
+	if s.policyViaAgent {
+		o.Relay = policyDialers(p.dialMesh, []string{"unix:" + filepath.Join(s.agentDir, agentSocket)})[0]
+	}
+	return adsclient.New(o)
+}
+
+// policyDialers connect by dial to each target, for a policy stream of its own.
+func policyDialers(dial func(string, ...grpc.DialOption) (*grpc.ClientConn, error), targets []string) (out []relay.Dialer) {
+	for _, target := range targets {
+		out = append(out, func(context.Context) (grpc.ClientConnInterface, io.Closer, error) {
+			conn, err := dial(target)
 			if err != nil {
 				return nil, nil, err
 			}
 			return conn, conn, nil
 		})
 	}
-	return adsclient.New(o)
+	return out
 }
 
 // policySource is the policy in force and how far to trust it, as inference asks for it.

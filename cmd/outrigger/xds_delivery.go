@@ -114,6 +114,9 @@ func heldText(w io.Writer, s *pb.XdsStatusResponse) {
 
 func connectedText(n *pb.XdsNode, now *timestamppb.Timestamp) string {
 	d := now.AsTime().Sub(n.Since.AsTime()).Round(time.Second)
+	if n.Connected && n.Via != "" {
+		return "for " + d.String() + " through " + n.Via
+	}
 	if n.Connected {
 		return "for " + d.String()
 	}

@@ -144,6 +144,9 @@ func nodePB(n *adsserver.NodeDelivery) *pb.XdsNode {
 	if n.Held != "" {
 		out.HeldSince = wire.TimePB(n.HeldSince)
 	}
+	if n.Via != nil {
+		out.Via = n.Via.ID
+	}
 	for _, t := range n.Types {
 		out.Types = append(out.Types, &pb.XdsType{Type: t.Type, Wildcard: t.Wildcard, Names: uint32(t.Names), Sent: t.Sent, Acked: t.Acked,
 			SentAt: wire.TimePB(t.SentAt), AckedAt: wire.TimePB(t.AckedAt), Unanswered: uint32(t.Unanswered), Nack: nackPB(t.Nack)})

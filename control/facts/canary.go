@@ -9,6 +9,7 @@ import (
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/experiments"
+	"github.com/outrigger-mesh/outrigger/xds"
 )
 
 // CanaryAggregate is where the events of configuration canaries are.
@@ -35,13 +36,18 @@ type Canary struct {
 }
 
 // Chooses reports whether a client is among those that get the policy first: by name, or
-// by the bucket of its id. The answer depends on nothing else, so it is the same on every
+// by the bucket of its id. Of pods behind a relay ask about the relay
+// (adsserver.NodeState.Decisive): they all get the same. The answer depends on nothing else, so it is the same on every
 // replica and after every restart.
 func (c *Canary) Chooses(n outrigger.Node) bool {
 	if slices.Contains(c.Nodes, n.ID) {
 		return true
 	}
-	if len(c.Kinds) > 0 && !slices.Contains(c.Kinds, n.Kind) {
+	kind := n.Kind
+	if kind == xds.KindRelay {
+		kind = "sidecar" // what a relay is sent is for sidecars
+	}
+	if len(c.Kinds) > 0 && !slices.Contains(c.Kinds, kind) {
 		return false
 	}
 	return experiments.Bucket(CanaryAggregate+"/"+strconv.FormatUint(c.Started, 10), n.ID) < c.Share

@@ -35,6 +35,18 @@
 // After a fail-over the client stays with the fallback until that stream ends, then
 // starts from the first server again.
 //
+// # Through a relay
+//
+// With Options.Relay the client follows the relay of its node (package xds/relay) for as long
+// as that is linked to the control plane, and goes to Options.Dial when it is not. It looks
+// every 10 s whether it can go back. Nothing is transferred anew by either move, because
+// versions are the control plane's. Of what comes through a relay only the answers to probes
+// that the control plane vouched for count as having heard it, so a relay that is cut off
+// holds up no dead-man lease: until the first such answer the policy of a client that starts
+// is SourceRelay. A relay that has an older position than the client gives the client nothing.
+// With no control plane in reach a relay that is cut off is followed all the same: it may have
+// what this client has not.
+//
 // # Dead-man lease
 //
 // While a model has a candidate live (policy.Model.DeadMan > 0) probes are sent four
@@ -77,6 +89,8 @@ type Options struct {
 	Node outrigger.Node
 	// Dial lists the servers in order of preference.
 	Dial []Dialer
+	// Relay is preferred to all of these while it is linked to the control plane; nil = none.
+	Relay Dialer
 	// Dir holds the last-known-good file; "" keeps none. One client per directory.
 	Dir    string
 	Logger *slog.Logger // nil discards
@@ -95,18 +109,22 @@ type Status struct {
 	LastContact time.Time
 	// Position of the policy in force.
 	Position uint64
-	// Source of the policy in force: SourceADS, SourceDisk, or "" before the first.
+	// Source of the policy in force: SourceADS, SourceRelay, SourceDisk, or "" before the
+	// first.
 	Source string
 	// LastNack is the reason of the rejection that stands, "" if none does.
 	LastNack string
-	// Server is the index in Options.Dial of the open stream; -1 if there is none.
+	// Server is the index in Options.Dial of the open stream; -1 if there is none of these.
 	Server int
+	// Relayed: the open stream is one to Options.Relay.
+	Relayed bool
 }
 
 // Sources of a policy.
 const (
-	SourceADS  = "ads"
-	SourceDisk = "disk"
+	SourceADS   = "ads"
+	SourceRelay = "relay" // a relay had it, and the control plane has not been heard through it yet
+	SourceDisk  = "disk"
 )
 
 // Timing of streams; see the package comment.
@@ -118,6 +136,9 @@ const (
 	probeIdle    = 10 * time.Second // between probes with no candidate live
 	probeLeast   = 250 * time.Millisecond
 	probesMissed = 3
+	relayTimeout = 3 * time.Second  // for a relay to say whether it is linked
+	homeEvery    = 10 * time.Second // between looks whether a relay can be followed again
+	relayServer  = -1               // Status.Server of a relay
 )
 
 // Client follows one control plane. Make it with New.
@@ -211,8 +232,12 @@ func (c *Client) Run(ctx context.Context) error {
 	defer close(c.backlog)
 	pause := backoffFirst
 	for {
-		if c.round(ctx) {
+		synced, home := c.round(ctx)
+		if synced {
 			pause = backoffFirst
+		}
+		if home {
+			continue // the relay is there, and was not for homeEvery at least
 		}
 		if !sleep(ctx, pause+time.Duration((rand.Float64()*0.4-0.2)*float64(pause))) {
 			return nil
@@ -222,24 +247,41 @@ func (c *Client) Run(ctx context.Context) error {
 }
 
 // round tries the servers in order until one stream got in sync; it reports whether one
-// did, after that stream has ended.
-func (c *Client) round(ctx context.Context) (synced bool) {
-	for i, dial := range c.opt.Dial {
-		synced, err := c.follow(ctx, i, dial)
-		c.update(func(s *Status) { s.Live, s.Server = false, -1 })
-		if ctx.Err() != nil {
-			return synced
+// did, after that stream has ended. home says that it ended for the relay's sake.
+func (c *Client) round(ctx context.Context) (synced, home bool) {
+	cut := false
+	if c.opt.Relay != nil {
+		synced, err := c.attempt(ctx, &stream{server: relayServer, relay: true, linked: true}, c.opt.Relay)
+		if synced || ctx.Err() != nil {
+			return synced, false
 		}
-		c.log.Warn("control plane stream ended", "server", i, "synced", synced, "error", err)
-		if synced {
-			return true
+		cut = errors.Is(err, errCut)
+	}
+	for i, dial := range c.opt.Dial {
+		synced, err := c.attempt(ctx, &stream{server: i}, dial)
+		if synced || ctx.Err() != nil {
+			return synced, errors.Is(err, errHome)
 		}
 	}
-	return false
+	if cut {
+		synced, _ = c.attempt(ctx, &stream{server: relayServer, relay: true}, c.opt.Relay)
+	}
+	return synced, false
+}
+
+// attempt runs one stream and says in the status that there is none any more.
+func (c *Client) attempt(ctx context.Context, s *stream, dial Dialer) (synced bool, err error) {
+	synced, err = c.follow(ctx, s, dial)
+	moving := errors.Is(err, errHome)
+	c.update(func(st *Status) { st.Live, st.Server, st.Relayed = st.Live && moving, -1, false })
+	if ctx.Err() == nil {
+		c.log.Warn("control plane stream ended", "server", s.server, "relay", s.relay, "synced", synced, "error", err)
+	}
+	return synced, err
 }
 
 // follow runs one stream.
-func (c *Client) follow(ctx context.Context, server int, dial Dialer) (synced bool, err error) {
+func (c *Client) follow(ctx context.Context, s *stream, dial Dialer) (synced bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	clock := time.AfterFunc(syncTimeout, func() { cancel(errSync) })
@@ -248,7 +290,7 @@ func (c *Client) follow(ctx context.Context, server int, dial Dialer) (synced bo
 	if err != nil {
 		return false, err
 	}
-	s := &stream{c: c, server: server, view: c.good.clone(), started: time.Now(), inSync: func() { clock.Stop() }}
+	s.c, s.view, s.started, s.inSync = c, c.good.clone(), time.Now(), func() { clock.Stop() }
 	err = s.run(ctx, conn)
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
@@ -261,6 +303,8 @@ func (c *Client) follow(ctx context.Context, server int, dial Dialer) (synced bo
 
 var (
 	errSync  = outrigger.Errorf(outrigger.Timeout, "no first sync within %v", syncTimeout)
+	errCut   = outrigger.Errorf(outrigger.Unavailable, "the relay is cut off from the control plane")
+	errHome  = outrigger.Errorf(outrigger.Unavailable, "the relay can be followed again")
 	errProbe = outrigger.Errorf(outrigger.Unavailable, "no answer to %d liveness probes", probesMissed)
 )
 

@@ -29,6 +29,9 @@ const (
 type stream struct {
 	c       *Client
 	server  int
+	relay   bool // server is a relay; linked: it is followed only while it is not cut off
+	linked  bool
+	vouched bool // and the control plane was heard through it
 	ads     discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
 	view    *view // what this server said so far
 	started time.Time
@@ -61,6 +64,11 @@ func (s *stream) run(ctx context.Context, conn grpc.ClientConnInterface) error {
 	if err != nil {
 		return err
 	}
+	if s.relay {
+		if err := s.greeted(ads, cancel); err != nil {
+			return err
+		}
+	}
 	s.ads = ads
 	s.pending, s.answered = make(map[string][]string), make(map[string]bool)
 	s.touched, s.dirty, s.failed = make(map[key]bool), make(map[string]bool), make(map[string]error)
@@ -72,8 +80,14 @@ func (s *stream) run(ctx context.Context, conn grpc.ClientConnInterface) error {
 	}
 	in, ended := make(chan *discovery.DeltaDiscoveryResponse), make(chan error, 1)
 	receiver.Go(func() { ended <- receive(ctx, ads, in) })
+	home := make(chan struct{})
+	if s.c.opt.Relay != nil && !s.relay {
+		receiver.Go(func() { s.c.watchRelay(ctx, home) })
+	}
 	for {
 		select {
+		case <-home:
+			return errHome
 		case err := <-ended:
 			return err
 		case r := <-in:
@@ -148,9 +162,8 @@ func (s *stream) take(r *discovery.DeltaDiscoveryResponse) error {
 	s.answered[typeURL] = true
 	if typeURL == xds.TypeMeshPolicy {
 		s.closing = true
-		if !s.asked.IsZero() {
-			s.contact(s.asked)
-			s.asked, s.missed = time.Time{}, 0
+		if !s.asked.IsZero() && (!s.relay || r.GetControlPlane().GetIdentifier() == xds.Vouched) {
+			s.heard()
 		}
 	}
 	return s.commit(false)
@@ -185,6 +198,9 @@ func (s *stream) commit(expired bool) error {
 	}
 	s.warming.Stop()
 	s.closing = false
+	if s.outdated() {
+		return nil
+	}
 	if len(s.touched) > 0 || !s.synced {
 		s.enforce()
 	}
@@ -214,17 +230,25 @@ func (s *stream) secretsTouched() bool {
 
 // enforce assembles the view and swaps the policy in.
 func (s *stream) enforce() {
-	prev := s.c.policy.Load()
+	prev, moved := s.c.policy.Load(), s.c.status.Load().Live
 	a := assemble(s.view, prev, s.c.good, func(model string) bool { return s.dirty[model] || s.failed[model] != nil })
 	s.failed = a.failed
 	heard := time.Now()
 	if !s.synced {
 		heard = s.started // the first answers prove no more than that the request was heard
 	}
-	s.contact(heard)
+	if !s.relay {
+		s.contact(heard)
+	}
 	state := func(st *Status) {
-		st.Live, st.Server, st.LastNack = true, s.server, describe(s.failed)
-		if a.policy != nil {
+		st.Live, st.Server, st.Relayed, st.LastNack = true, s.server, s.relay, describe(s.failed)
+		switch {
+		case s.relay && !s.vouched:
+			st.Live = moved // a client that comes from a live stream has heard the control plane
+			if a.policy != nil && st.Source != SourceADS {
+				st.Source = SourceRelay
+			}
+		case a.policy != nil:
 			st.Source = SourceADS
 		}
 	}
@@ -248,9 +272,12 @@ func (s *stream) enforce() {
 	if !s.synced {
 		s.synced = true
 		s.inSync()
-		s.c.log.Info("in sync with control plane", "server", s.server, "position", s.c.Status().Position)
+		s.c.log.Info("in sync with control plane", "server", s.server, "relay", s.relay, "position", s.c.Status().Position)
 	}
 	s.pace()
+	if s.relay && !s.vouched {
+		s.probe.Reset(0)
+	}
 }
 
 // same reports whether next says what prev says. untouched is the cheap proof; a new

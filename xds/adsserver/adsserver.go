@@ -47,6 +47,10 @@
 //     time, while there is somebody to go to.
 //   - The ledger counts a position as accepted by a sidecar when every response of that
 //     push was ACKed and no rejection stands.
+//   - A relay (package xds/relay) is one stream, and each pod behind it a line of the ledger
+//     of its own, as the relay says and for as long as its stream lasts. Of several streams
+//     that claim a node the newest counts. A relay's own line holds back what its position
+//     holds back, but is not counted among those that accepted; see relayed.go.
 //
 // # Failure and load
 //
@@ -118,6 +122,17 @@ type Options struct {
 	Lease func() time.Duration
 	// Loads is told what load reports say; nil = nobody.
 	Loads LoadSink
+	// Vouch is for a relay, which may not say by itself that the control plane is there: it
+	// is given each liveness probe of a client (a repeated subscription to MeshPolicy), whose
+	// answer is sent, marked as vouched for, once answer is called. first is the first probe
+	// of a stream, and ctx the stream's. One probe of a stream waits at a time, further ones
+	// are ignored. It must not block, nor call answer before it returns. nil = probes are
+	// answered at once.
+	Vouch func(ctx context.Context, first bool, answer func())
+	// SendAway ends the streams of clients that hold what the source never had (Know), with
+	// an error of kind Locked, instead of leaving them as they are: a relay's source is not
+	// the one that can judge them.
+	SendAway bool
 }
 
 // Defaults of Options, and how long a node that is gone stays in the ledger; of these
@@ -169,6 +184,9 @@ func New(opt Options) *Server {
 		empty: make(chan struct{}, 1), loads: loads{rows: make(map[loadKey]*Load)},
 	}
 }
+
+// Discovery is the aggregated discovery service alone.
+func (s *Server) Discovery() discovery.AggregatedDiscoveryServiceServer { return &ads{srv: s} }
 
 // Register adds the aggregated discovery service and the load reporting service to a
 // gRPC server.

@@ -4,8 +4,11 @@ import (
 	"maps"
 	"slices"
 
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/outrigger-mesh/outrigger/xds"
 )
 
 // buildDelta makes the delta response that brings t to the stream's target.
@@ -33,6 +36,9 @@ func (s *session) buildDelta(t *typeSub) *discovery.DeltaDiscoveryResponse {
 	if s.postpones(t) {
 		s.postpone(t, out.RemovedResources)
 		out.RemovedResources, s.wire = nil, nil
+	}
+	if t.vouched { // asked for by name, so these bytes are of this stream alone
+		out.ControlPlane, t.vouched = &core.ControlPlane{Identifier: xds.Vouched}, false
 	}
 	sent := len(out.Resources)
 	alone := s.pulse(t, next, out)

@@ -124,7 +124,7 @@ func wantedNode(ms []*matcher.NodeMatcher, id string) bool {
 
 func (c *clientStatus) client(l *line, bodies bool) (*csds.ClientConfig, error) {
 	out := &csds.ClientConfig{Node: translate.Node(l.Node)}
-	for _, h := range l.config(c.srv.group(l.Group).wantedBy(l.Node)) {
+	for _, h := range l.config(c.srv.group(l.Group).wantedBy(l.Decisive())) {
 		x := &csds.ClientConfig_GenericXdsConfig{TypeUrl: h.Type, Name: h.Name, VersionInfo: h.Version,
 			ConfigStatus: configStatus(h.Verdict), ClientStatus: resourceStatus(&h)}
 		if v := l.typeOf(h.Type); v != nil && h.Version != "" {

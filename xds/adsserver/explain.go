@@ -30,8 +30,11 @@ func (s *Server) Explain(node, typeURL, name string) ([]Explanation, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := l.knowable(); err != nil {
+		return nil, err
+	}
 	_, pushes := s.group(l.Group).snapshot()
-	current := s.group(l.Group).wantedBy(l.Node)
+	current := s.group(l.Group).wantedBy(l.Decisive())
 	var out []Explanation
 	for _, t := range xds.Pushed() {
 		if typeURL != "" && typeURL != t {

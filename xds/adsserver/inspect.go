@@ -124,7 +124,7 @@ func (s *Server) lines(keep func(NodeState) bool) []line {
 	for _, e := range l.nodes {
 		if keep(e.NodeState) {
 			out = append(out, line{NodeState: e.NodeState, sends: slices.Clone(e.sends), types: e.last})
-			owners = append(owners, e.owner)
+			owners = append(owners, l.viewOf(e))
 		}
 	}
 	l.mu.Unlock()
@@ -268,7 +268,10 @@ func (s *Server) Config(node string) ([]Held, error) {
 	if err != nil {
 		return nil, err
 	}
-	return l.config(s.group(l.Group).wantedBy(l.Node)), nil
+	if err := l.knowable(); err != nil {
+		return nil, err
+	}
+	return l.config(s.group(l.Group).wantedBy(l.Decisive())), nil
 }
 
 // config is Config of one line.

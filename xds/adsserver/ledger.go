@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/xds"
 )
 
 // NodeState is one line of the push ledger: what a node was sent and what it accepted.
@@ -18,6 +19,14 @@ type NodeState struct {
 	// Sent is the highest position a push was started for, Acked the highest one every
 	// response of which was accepted; 0 before the first.
 	Sent, Acked uint64
+	// Answered is the highest position every response of which was answered, by an
+	// acceptance or a rejection.
+	Answered uint64
+	// Stream counts the node's streams, from 1.
+	Stream uint64
+	// Via is the relay the node is behind, nil if it is behind none. The node that a
+	// configuration canary looks at is that one: all pods of a relay get the same.
+	Via *outrigger.Node
 	// Nack is the rejection that stands, nil if none does.
 	Nack *Nack
 	// Held is the first resource the node came back with that the source never had, with
@@ -27,10 +36,17 @@ type NodeState struct {
 	HeldSince time.Time
 	// InClear: the stream can be read on its way, so the node is sent no private keys.
 	InClear bool
-	// sidecar: the node follows MeshPolicy or calls itself a sidecar, so it can say
-	// that it has a position in force.
+	// sidecar: the node calls itself a sidecar or a relay, so it can say that it has a
+	// position in force.
 	sidecar bool
 }
+
+// relay reports whether the line is that of a relay itself.
+func (n *NodeState) relay() bool { return n.Node.Kind == xds.KindRelay }
+
+// counts reports whether the line can hold a position back at all: of a relay that is gone
+// the lines of its pods do.
+func (n *NodeState) counts() bool { return n.sidecar && (n.Connected || !n.relay()) }
 
 // Nack is a rejection in the client's words.
 type Nack struct {
@@ -38,6 +54,7 @@ type Nack struct {
 	Resource string // the name the message mentions, or the only one sent; may be empty
 	Message  string // at most maxNackText bytes
 	At       time.Time
+	Position uint64 // of the push it was part of; 0 if another replica or a relay told of it
 }
 
 // maxNackText bounds what a client can make the ledger and the log hold.
@@ -65,6 +82,7 @@ type departure struct {
 type nodeEntry struct {
 	NodeState
 	owner *session // the newest stream of the node, nil once it is closed; older ones may not write
+	via   *session // the relay's stream that stands for the node, then owner is nil
 	last  []typeView
 	// sends are the newest pushes started for the node, oldest first; at most maxSends.
 	sends []send
@@ -129,11 +147,12 @@ func (l *ledger) connect(s *session, now time.Time) {
 	}
 	l.prune(now)
 	l.tally.count(&e.NodeState, -1)
-	e.owner, e.last = s, nil
+	e.owner, e.via, e.last = s, nil, nil
 	if e.Group != s.group.name {
 		e.sends = nil // serials count per group
 	}
-	e.NodeState = NodeState{Node: s.node, Group: s.group.name, Connected: true, Since: now, InClear: !s.confidential, sidecar: s.node.Kind == "sidecar"}
+	e.NodeState = NodeState{Node: s.node, Group: s.group.name, Connected: true, Since: now, Stream: e.Stream + 1, InClear: !s.confidential,
+		sidecar: s.node.Kind == "sidecar" || s.node.Kind == xds.KindRelay}
 	l.tally.count(&e.NodeState, 1)
 	l.tally.changed(s.node.ID, e)
 	l.notify()
@@ -158,6 +177,7 @@ func (l *ledger) disconnect(s *session, last []typeView, now time.Time) {
 		e.Connected, e.Since, e.owner, e.last = false, now, nil, last
 		l.gone = append(l.gone, departure{s.node.ID, now})
 	})
+	l.orphan(s, now)
 }
 
 // prune forgets nodes that have been gone for the retention time, and the first of those
@@ -216,7 +236,8 @@ func (l *ledger) list() []NodeState {
 func verdicts(nodes []NodeState, position uint64, isolation time.Duration, now time.Time) (acked, laggards []string) {
 	for _, n := range nodes {
 		switch {
-		case !n.sidecar, !n.Connected && now.Sub(n.Since) >= isolation:
+		case !n.counts(), !n.Connected && now.Sub(n.Since) >= isolation:
+		case n.Acked >= position && n.relay():
 		case n.Acked >= position:
 			acked = append(acked, n.Node.ID)
 		default:

@@ -89,7 +89,8 @@ func (p *Progress) look(n *NodeState) {
 	delete(p.acked, id)
 	delete(p.behind, id)
 	switch {
-	case !n.sidecar:
+	case !n.counts():
+	case n.Acked >= p.position && n.relay():
 	case n.Acked >= p.position:
 		p.acked[id] = struct{}{}
 	default:

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/status"
 
 	"github.com/outrigger-mesh/outrigger"
+	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/xds"
 	"github.com/outrigger-mesh/outrigger/xds/translate"
 )
@@ -60,6 +61,8 @@ type session struct {
 	timer   *time.Timer
 	acked   uint64 // serial of the last push that is settled
 	pushed  bool   // the target was pushed to the open stream
+	// answered is the serial of the last push that is settled but for a rejection.
+	answered uint64
 	// owes is the push whose retained clusters wait for this stream; see retain.go.
 	owes *generation
 	// drop is a push whose retained clusters nobody needs any more; the stream's
@@ -73,7 +76,13 @@ type session struct {
 	warming warming // what new clusters hold back
 	parting parting // what a first response left for later
 	// beats is the next heartbeat of what the stream is leased; nil = nothing is. See lease.go.
-	beats *time.Timer
+	beats         *time.Timer
+	asking, asked bool // a liveness probe waits for Options.Vouch; one did before
+	// relay is what a relay's stream stands for; nil for any other. early came before the
+	// node was known, which introduced says.
+	relay      *relaying
+	introduced bool
+	early      []*pb.RelayStanding
 }
 
 // typeSub is what one stream asked for, holds and was sent of one type. Guarded by
@@ -113,6 +122,7 @@ type typeSub struct {
 	pending  []response // sent, unanswered, oldest first
 	lastSeen string     // nonce last answered, to tell a repeated request from an ACK
 	beating  bool       // the next response renews what is leased
+	vouched  bool       // the next response answers a probe that was vouched for
 	heardAt  time.Time  // when what is leased was last sent or renewed
 }
 
@@ -122,6 +132,7 @@ type response struct {
 	at    time.Time // when it was sent
 	late  bool      // nobody waits for its answer any more
 	beat  bool      // heartbeats and nothing else
+	of    uint64    // position of the push it is part of
 	// What was sent, one of both: slices that other streams may share.
 	names     []string
 	resources []*discovery.Resource
@@ -159,12 +170,15 @@ func (s *session) identify(n *core.Node) error {
 	node := translate.NodeOf(n)
 	s.node, s.group = node, s.srv.group(s.srv.opt.Group(node))
 	s.confidential = confidential(s.ctx)
+	if node.Kind == xds.KindRelay {
+		s.relay = &relaying{pods: make(map[string]*relayedPod)}
+	}
 	s.srv.ledger.connect(s, time.Now())
 	s.group.add(s)
 	if s.srv.draining.Load() { // after it was added: Drain sees it, or it sees Drain
 		return errStopping
 	}
-	return nil
+	return s.introduce()
 }
 
 func (s *session) close() {
@@ -344,13 +358,14 @@ func (s *session) settle() {
 	if s.target == nil {
 		return
 	}
-	if s.node.Kind == "sidecar" {
+	if s.node.Kind == "sidecar" || s.node.Kind == xds.KindRelay {
 		if mesh := s.types[xds.TypeMeshPolicy]; mesh == nil || !mesh.answered {
 			return // it has not asked for everything yet
 		}
 	}
 	for _, t := range s.types {
 		if t.nack != nil {
+			s.answerAll()
 			return
 		}
 	}
@@ -363,12 +378,31 @@ func (s *session) settle() {
 		s.srv.metrics.settled(s.ctx, time.Since(s.target.at))
 	}
 	gen := s.target
-	s.srv.ledger.record(s, func(e *nodeEntry) { e.Acked = gen.position; e.settled(gen.serial, time.Now()) })
+	s.srv.ledger.record(s, func(e *nodeEntry) {
+		e.Acked, e.Answered = gen.position, gen.position
+		e.settled(gen.serial, time.Now())
+		s.srv.ledger.carry(s, gen, time.Now())
+	})
+}
+
+// answerAll records that the target is answered, rejections included. Called with mu held.
+func (s *session) answerAll() {
+	if s.answered == s.target.serial {
+		return
+	}
+	s.answered = s.target.serial
+	position := s.target.position
+	s.srv.ledger.record(s, func(e *nodeEntry) { e.Answered = position })
 }
 
 func (s *session) recordSent() {
 	gen := s.target
-	s.srv.ledger.record(s, func(e *nodeEntry) { e.Sent = gen.position; e.started(gen.serial, time.Now(), !s.pushed) })
+	s.relay.aim(gen)
+	s.srv.ledger.record(s, func(e *nodeEntry) {
+		e.Sent = gen.position
+		e.started(gen.serial, time.Now(), !s.pushed)
+		s.srv.ledger.passedOn(s, gen, time.Now())
+	})
 }
 
 // built finishes the making of a response; sent adds the nonce the stock server chose, and
@@ -376,7 +410,9 @@ func (s *session) recordSent() {
 func (s *session) built(t *typeSub, r response) {
 	t.base, t.over, t.force = r.state, nil, nil
 	t.fired, t.answered = false, true
-	t.building = r
+	if t.building = r; s.target != nil {
+		t.building.of = s.target.position
+	}
 }
 
 func (s *session) sent(typeURL, nonce string) (beat bool) {
@@ -396,6 +432,9 @@ func (s *session) sent(typeURL, nonce string) (beat bool) {
 		s.keepAlive(t)
 	}
 	beat = t.building.beat
+	if typeURL == xds.TypeMeshPolicy {
+		s.relay.mark(nonce)
+	}
 	t.pending = append(t.pending, t.building)
 	t.building = response{}
 	return beat
@@ -434,9 +473,7 @@ func (s *session) answer(t *typeSub, nonce string, detail *status.Status) {
 }
 
 func (s *session) reject(t *typeSub, r response, message string) {
-	if len(message) > maxNackText {
-		message = strings.ToValidUTF8(message[:maxNackText], "")
-	}
+	message = clipNack(message)
 	if t.rejected == nil {
 		t.rejected = make(map[string]struct{})
 	}
@@ -449,7 +486,7 @@ func (s *session) reject(t *typeSub, r response, message string) {
 			t.kept[name] = t.acked.entry(name)
 		}
 	}
-	t.nack = &Nack{Type: t.typeURL, Resource: blamed(slices.Collect(r.each), message), Message: message, At: time.Now()}
+	t.nack = &Nack{Type: t.typeURL, Resource: blamed(slices.Collect(r.each), message), Message: message, At: time.Now(), Position: r.of}
 	s.recordNack()
 	s.srv.metrics.nacked(s.ctx, t.typeURL)
 	s.srv.log.Warn("client rejected resources", "node", s.node.ID, "type", t.typeURL,

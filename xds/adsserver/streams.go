@@ -74,14 +74,22 @@ func (w *watcher) CreateDeltaWatch(req *cache.DeltaRequest, sub cache.Subscripti
 	if nonce := req.GetResponseNonce(); nonce != "" {
 		s.answer(t, nonce, req.GetErrorDetail())
 	}
+	subscribe := req.GetResourceNamesSubscribe()
+	if !first && s.probed(req) {
+		subscribe = nil // the answer comes by itself
+	}
 	s.traffic.resumed = s.traffic.resumed || first && len(req.GetInitialResourceVersions()) > 0
-	due, err := t.subscribeDelta(sub, first, req.GetResourceNamesSubscribe(), req.GetResourceNamesUnsubscribe(), req.GetInitialResourceVersions())
+	due, err := t.subscribeDelta(sub, first, subscribe, req.GetResourceNamesUnsubscribe(), req.GetInitialResourceVersions())
 	if err != nil {
 		return nil, err
 	}
 	// At most one handle per type is in the channel (fired), its capacity is twenty and
 	// the stock loop empties it before every request, so this never blocks.
-	return s.arm(t, func() { out <- &deltaHandle{s: s, t: t} }, due)
+	cancel, err := s.arm(t, func() { out <- &deltaHandle{s: s, t: t} }, due)
+	if err == nil && s.held != "" && s.srv.opt.SendAway {
+		return cancel, outrigger.Errorf(outrigger.Locked, "%s is not known here, and only a control plane can tell whether it was removed; ask it", s.held)
+	}
+	return cancel, err
 }
 
 // CreateWatch handles one state-of-the-world request.

@@ -8,6 +8,8 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/outrigger-mesh/outrigger/xds"
 )
 
 // Nearly every delta response is one of two: all of a type, or its last change. They
@@ -61,6 +63,21 @@ func wireOf(r *discovery.DeltaDiscoveryResponse) []byte {
 type deltaStream struct {
 	discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
 	s *session
+}
+
+// Recv takes what a relay says about its pods for itself, before anything that the relay
+// sends after it.
+func (d deltaStream) Recv() (*discovery.DeltaDiscoveryRequest, error) {
+	for {
+		r, err := d.AggregatedDiscoveryService_DeltaAggregatedResourcesServer.Recv()
+		if err != nil || r.GetTypeUrl() != xds.TypeRelayStanding {
+			return r, err
+		}
+		if err := d.s.stand(r); err != nil {
+			d.s.srv.log.Warn("a relay's stream is ended", "error", err)
+			return nil, err
+		}
+	}
 }
 
 // Send is called by the goroutine that built the response, right after it did.

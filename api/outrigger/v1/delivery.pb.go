@@ -641,6 +641,7 @@ type XdsNode struct {
 	// and keeps what it has; empty if that is not so. And since when.
 	Held          string                 `protobuf:"bytes,12,opt,name=held,proto3" json:"held,omitempty"`
 	HeldSince     *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=held_since,json=heldSince,proto3" json:"held_since,omitempty"`
+	Via           string                 `protobuf:"bytes,14,opt,name=via,proto3" json:"via,omitempty"` // the relay it is behind; empty: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -764,6 +765,13 @@ func (x *XdsNode) GetHeldSince() *timestamppb.Timestamp {
 		return x.HeldSince
 	}
 	return nil
+}
+
+func (x *XdsNode) GetVia() string {
+	if x != nil {
+		return x.Via
+	}
+	return ""
 }
 
 type XdsType struct {
@@ -2166,7 +2174,7 @@ const file_outrigger_v1_delivery_proto_rawDesc = "" +
 	"\x06behind\x18\x03 \x01(\rR\x06behind\x12\x1c\n" +
 	"\trejecting\x18\x04 \x01(\rR\trejecting\x12,\n" +
 	"\x03now\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x03now\x12\x12\n" +
-	"\x04held\x18\x06 \x01(\rR\x04held\"\xed\x03\n" +
+	"\x04held\x18\x06 \x01(\rR\x04held\"\xff\x03\n" +
 	"\aXdsNode\x12&\n" +
 	"\x04node\x18\x01 \x01(\v2\x12.outrigger.v1.NodeR\x04node\x12\x14\n" +
 	"\x05group\x18\x02 \x01(\tR\x05group\x12\x1c\n" +
@@ -2183,7 +2191,8 @@ const file_outrigger_v1_delivery_proto_rawDesc = "" +
 	"\x05types\x18\v \x03(\v2\x15.outrigger.v1.XdsTypeR\x05types\x12\x12\n" +
 	"\x04held\x18\f \x01(\tR\x04held\x129\n" +
 	"\n" +
-	"held_since\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\theldSince\"\xb0\x02\n" +
+	"held_since\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\theldSince\x12\x10\n" +
+	"\x03via\x18\x0e \x01(\tR\x03via\"\xb0\x02\n" +
 	"\aXdsType\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x1a\n" +
 	"\bwildcard\x18\x02 \x01(\bR\bwildcard\x12\x14\n" +

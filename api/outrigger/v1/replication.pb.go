@@ -543,6 +543,7 @@ type NodeStanding struct {
 	NackMessage   string                 `protobuf:"bytes,7,opt,name=nack_message,json=nackMessage,proto3" json:"nack_message,omitempty"`
 	NackedAt      *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=nacked_at,json=nackedAt,proto3" json:"nacked_at,omitempty"`
 	Sidecar       bool                   `protobuf:"varint,9,opt,name=sidecar,proto3" json:"sidecar,omitempty"` // it can say that it has a position in force
+	Via           *Node                  `protobuf:"bytes,10,opt,name=via,proto3" json:"via,omitempty"`         // the relay it is behind; absent: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -640,6 +641,13 @@ func (x *NodeStanding) GetSidecar() bool {
 	return false
 }
 
+func (x *NodeStanding) GetVia() *Node {
+	if x != nil {
+		return x.Via
+	}
+	return nil
+}
+
 type StandResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -713,7 +721,7 @@ const file_outrigger_v1_replication_proto_rawDesc = "" +
 	"\x04head\x18\x02 \x01(\x04R\x04head\"]\n" +
 	"\x0fReplicaStanding\x12\x18\n" +
 	"\areplica\x18\x01 \x01(\tR\areplica\x120\n" +
-	"\x05nodes\x18\x02 \x03(\v2\x1a.outrigger.v1.NodeStandingR\x05nodes\"\xd4\x02\n" +
+	"\x05nodes\x18\x02 \x03(\v2\x1a.outrigger.v1.NodeStandingR\x05nodes\"\xfa\x02\n" +
 	"\fNodeStanding\x12&\n" +
 	"\x04node\x18\x01 \x01(\v2\x12.outrigger.v1.NodeR\x04node\x12\x1c\n" +
 	"\tconnected\x18\x02 \x01(\bR\tconnected\x12\x14\n" +
@@ -723,7 +731,9 @@ const file_outrigger_v1_replication_proto_rawDesc = "" +
 	"\rnack_resource\x18\x06 \x01(\tR\fnackResource\x12!\n" +
 	"\fnack_message\x18\a \x01(\tR\vnackMessage\x127\n" +
 	"\tnacked_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\bnackedAt\x12\x18\n" +
-	"\asidecar\x18\t \x01(\bR\asidecar\"\x0f\n" +
+	"\asidecar\x18\t \x01(\bR\asidecar\x12$\n" +
+	"\x03via\x18\n" +
+	" \x01(\v2\x12.outrigger.v1.NodeR\x03via\"\x0f\n" +
 	"\rStandResponse2\x9c\x02\n" +
 	"\vReplication\x12B\n" +
 	"\x06Follow\x12\x1b.outrigger.v1.FollowRequest\x1a\x19.outrigger.v1.LogShipment0\x01\x12C\n" +
@@ -769,19 +779,20 @@ var file_outrigger_v1_replication_proto_depIdxs = []int32{
 	12, // 5: outrigger.v1.NodeStanding.node:type_name -> outrigger.v1.Node
 	13, // 6: outrigger.v1.NodeStanding.since:type_name -> google.protobuf.Timestamp
 	13, // 7: outrigger.v1.NodeStanding.nacked_at:type_name -> google.protobuf.Timestamp
-	0,  // 8: outrigger.v1.Replication.Follow:input_type -> outrigger.v1.FollowRequest
-	2,  // 9: outrigger.v1.Replication.Append:input_type -> outrigger.v1.AppendRequest
-	6,  // 10: outrigger.v1.Replication.Head:input_type -> outrigger.v1.HeadRequest
-	8,  // 11: outrigger.v1.Replication.Stand:input_type -> outrigger.v1.ReplicaStanding
-	1,  // 12: outrigger.v1.Replication.Follow:output_type -> outrigger.v1.LogShipment
-	4,  // 13: outrigger.v1.Replication.Append:output_type -> outrigger.v1.AppendResponse
-	7,  // 14: outrigger.v1.Replication.Head:output_type -> outrigger.v1.HeadResponse
-	10, // 15: outrigger.v1.Replication.Stand:output_type -> outrigger.v1.StandResponse
-	12, // [12:16] is the sub-list for method output_type
-	8,  // [8:12] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	12, // 8: outrigger.v1.NodeStanding.via:type_name -> outrigger.v1.Node
+	0,  // 9: outrigger.v1.Replication.Follow:input_type -> outrigger.v1.FollowRequest
+	2,  // 10: outrigger.v1.Replication.Append:input_type -> outrigger.v1.AppendRequest
+	6,  // 11: outrigger.v1.Replication.Head:input_type -> outrigger.v1.HeadRequest
+	8,  // 12: outrigger.v1.Replication.Stand:input_type -> outrigger.v1.ReplicaStanding
+	1,  // 13: outrigger.v1.Replication.Follow:output_type -> outrigger.v1.LogShipment
+	4,  // 14: outrigger.v1.Replication.Append:output_type -> outrigger.v1.AppendResponse
+	7,  // 15: outrigger.v1.Replication.Head:output_type -> outrigger.v1.HeadResponse
+	10, // 16: outrigger.v1.Replication.Stand:output_type -> outrigger.v1.StandResponse
+	13, // [13:17] is the sub-list for method output_type
+	9,  // [9:13] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_replication_proto_init() }

@@ -10,6 +10,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -506,11 +507,160 @@ func (x *MeshPolicy) GetPosition() uint64 {
 	return 0
 }
 
+// RelayStanding is how a relay (package xds/relay) says on its own ADS stream how far each
+// pod behind it is. It travels as a detail of error_detail in a request of its own type,
+// type.googleapis.com/outrigger.v1.RelayStanding, the only field of a request with room for
+// it. The first one comes before the first subscription and has every pod, the later ones
+// those that changed.
+type RelayStanding struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pods          []*RelayedPod          `protobuf:"bytes,1,rep,name=pods,proto3" json:"pods,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayStanding) Reset() {
+	*x = RelayStanding{}
+	mi := &file_outrigger_v1_xds_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayStanding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayStanding) ProtoMessage() {}
+
+func (x *RelayStanding) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_xds_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayStanding.ProtoReflect.Descriptor instead.
+func (*RelayStanding) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_xds_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *RelayStanding) GetPods() []*RelayedPod {
+	if x != nil {
+		return x.Pods
+	}
+	return nil
+}
+
+type RelayedPod struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Stream        uint64                 `protobuf:"varint,2,opt,name=stream,proto3" json:"stream,omitempty"`                          // of the pod at the relay, counted from 1: a new number is a new stream
+	Connected     bool                   `protobuf:"varint,3,opt,name=connected,proto3" json:"connected,omitempty"`                    // false: the stream ended
+	AckedNonce    string                 `protobuf:"bytes,4,opt,name=acked_nonce,json=ackedNonce,proto3" json:"acked_nonce,omitempty"` // of the MeshPolicy response that closed the newest push the pod has in force whole; empty = none of this stream
+	NackType      string                 `protobuf:"bytes,5,opt,name=nack_type,json=nackType,proto3" json:"nack_type,omitempty"`       // type URL; empty: no rejection stands
+	NackResource  string                 `protobuf:"bytes,6,opt,name=nack_resource,json=nackResource,proto3" json:"nack_resource,omitempty"`
+	NackMessage   string                 `protobuf:"bytes,7,opt,name=nack_message,json=nackMessage,proto3" json:"nack_message,omitempty"`
+	NackedAt      *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=nacked_at,json=nackedAt,proto3" json:"nacked_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayedPod) Reset() {
+	*x = RelayedPod{}
+	mi := &file_outrigger_v1_xds_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayedPod) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayedPod) ProtoMessage() {}
+
+func (x *RelayedPod) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_xds_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayedPod.ProtoReflect.Descriptor instead.
+func (*RelayedPod) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_xds_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *RelayedPod) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *RelayedPod) GetStream() uint64 {
+	if x != nil {
+		return x.Stream
+	}
+	return 0
+}
+
+func (x *RelayedPod) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *RelayedPod) GetAckedNonce() string {
+	if x != nil {
+		return x.AckedNonce
+	}
+	return ""
+}
+
+func (x *RelayedPod) GetNackType() string {
+	if x != nil {
+		return x.NackType
+	}
+	return ""
+}
+
+func (x *RelayedPod) GetNackResource() string {
+	if x != nil {
+		return x.NackResource
+	}
+	return ""
+}
+
+func (x *RelayedPod) GetNackMessage() string {
+	if x != nil {
+		return x.NackMessage
+	}
+	return ""
+}
+
+func (x *RelayedPod) GetNackedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NackedAt
+	}
+	return nil
+}
+
 var File_outrigger_v1_xds_proto protoreflect.FileDescriptor
 
 const file_outrigger_v1_xds_proto_rawDesc = "" +
 	"\n" +
-	"\x16outrigger/v1/xds.proto\x12\foutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18outrigger/v1/types.proto\"\xa9\x03\n" +
+	"\x16outrigger/v1/xds.proto\x12\foutrigger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18outrigger/v1/types.proto\"\xa9\x03\n" +
 	"\vModelPolicy\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04salt\x18\x02 \x01(\tR\x04salt\x12\x12\n" +
@@ -550,7 +700,20 @@ const file_outrigger_v1_xds_proto_rawDesc = "" +
 	"\n" +
 	"MeshPolicy\x12.\n" +
 	"\aregions\x18\x01 \x03(\v2\x14.outrigger.v1.RegionR\aregions\x12\x1a\n" +
-	"\bposition\x18\x02 \x01(\x04R\bpositionBBZ@github.com/outrigger-mesh/outrigger/api/outrigger/v1;outriggerv1b\x06proto3"
+	"\bposition\x18\x02 \x01(\x04R\bposition\"=\n" +
+	"\rRelayStanding\x12,\n" +
+	"\x04pods\x18\x01 \x03(\v2\x18.outrigger.v1.RelayedPodR\x04pods\"\xa9\x02\n" +
+	"\n" +
+	"RelayedPod\x12&\n" +
+	"\x04node\x18\x01 \x01(\v2\x12.outrigger.v1.NodeR\x04node\x12\x16\n" +
+	"\x06stream\x18\x02 \x01(\x04R\x06stream\x12\x1c\n" +
+	"\tconnected\x18\x03 \x01(\bR\tconnected\x12\x1f\n" +
+	"\vacked_nonce\x18\x04 \x01(\tR\n" +
+	"ackedNonce\x12\x1b\n" +
+	"\tnack_type\x18\x05 \x01(\tR\bnackType\x12#\n" +
+	"\rnack_resource\x18\x06 \x01(\tR\fnackResource\x12!\n" +
+	"\fnack_message\x18\a \x01(\tR\vnackMessage\x127\n" +
+	"\tnacked_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\bnackedAtBBZ@github.com/outrigger-mesh/outrigger/api/outrigger/v1;outriggerv1b\x06proto3"
 
 var (
 	file_outrigger_v1_xds_proto_rawDescOnce sync.Once
@@ -564,31 +727,38 @@ func file_outrigger_v1_xds_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_xds_proto_rawDescData
 }
 
-var file_outrigger_v1_xds_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_outrigger_v1_xds_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_outrigger_v1_xds_proto_goTypes = []any{
-	(*ModelPolicy)(nil),         // 0: outrigger.v1.ModelPolicy
-	(*EnrolmentPolicy)(nil),     // 1: outrigger.v1.EnrolmentPolicy
-	(*EnrolmentGate)(nil),       // 2: outrigger.v1.EnrolmentGate
-	(*ArmPolicy)(nil),           // 3: outrigger.v1.ArmPolicy
-	(*ArmSetting)(nil),          // 4: outrigger.v1.ArmSetting
-	(*VersionPolicy)(nil),       // 5: outrigger.v1.VersionPolicy
-	(*MeshPolicy)(nil),          // 6: outrigger.v1.MeshPolicy
-	(*durationpb.Duration)(nil), // 7: google.protobuf.Duration
-	(*Region)(nil),              // 8: outrigger.v1.Region
+	(*ModelPolicy)(nil),           // 0: outrigger.v1.ModelPolicy
+	(*EnrolmentPolicy)(nil),       // 1: outrigger.v1.EnrolmentPolicy
+	(*EnrolmentGate)(nil),         // 2: outrigger.v1.EnrolmentGate
+	(*ArmPolicy)(nil),             // 3: outrigger.v1.ArmPolicy
+	(*ArmSetting)(nil),            // 4: outrigger.v1.ArmSetting
+	(*VersionPolicy)(nil),         // 5: outrigger.v1.VersionPolicy
+	(*MeshPolicy)(nil),            // 6: outrigger.v1.MeshPolicy
+	(*RelayStanding)(nil),         // 7: outrigger.v1.RelayStanding
+	(*RelayedPod)(nil),            // 8: outrigger.v1.RelayedPod
+	(*durationpb.Duration)(nil),   // 9: google.protobuf.Duration
+	(*Region)(nil),                // 10: outrigger.v1.Region
+	(*Node)(nil),                  // 11: outrigger.v1.Node
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
 }
 var file_outrigger_v1_xds_proto_depIdxs = []int32{
-	5, // 0: outrigger.v1.ModelPolicy.versions:type_name -> outrigger.v1.VersionPolicy
-	7, // 1: outrigger.v1.ModelPolicy.dead_man_lease:type_name -> google.protobuf.Duration
-	3, // 2: outrigger.v1.ModelPolicy.arms:type_name -> outrigger.v1.ArmPolicy
-	1, // 3: outrigger.v1.ModelPolicy.enrolment:type_name -> outrigger.v1.EnrolmentPolicy
-	2, // 4: outrigger.v1.EnrolmentPolicy.gates:type_name -> outrigger.v1.EnrolmentGate
-	4, // 5: outrigger.v1.ArmPolicy.settings:type_name -> outrigger.v1.ArmSetting
-	8, // 6: outrigger.v1.MeshPolicy.regions:type_name -> outrigger.v1.Region
-	7, // [7:7] is the sub-list for method output_type
-	7, // [7:7] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	5,  // 0: outrigger.v1.ModelPolicy.versions:type_name -> outrigger.v1.VersionPolicy
+	9,  // 1: outrigger.v1.ModelPolicy.dead_man_lease:type_name -> google.protobuf.Duration
+	3,  // 2: outrigger.v1.ModelPolicy.arms:type_name -> outrigger.v1.ArmPolicy
+	1,  // 3: outrigger.v1.ModelPolicy.enrolment:type_name -> outrigger.v1.EnrolmentPolicy
+	2,  // 4: outrigger.v1.EnrolmentPolicy.gates:type_name -> outrigger.v1.EnrolmentGate
+	4,  // 5: outrigger.v1.ArmPolicy.settings:type_name -> outrigger.v1.ArmSetting
+	10, // 6: outrigger.v1.MeshPolicy.regions:type_name -> outrigger.v1.Region
+	8,  // 7: outrigger.v1.RelayStanding.pods:type_name -> outrigger.v1.RelayedPod
+	11, // 8: outrigger.v1.RelayedPod.node:type_name -> outrigger.v1.Node
+	12, // 9: outrigger.v1.RelayedPod.nacked_at:type_name -> google.protobuf.Timestamp
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_xds_proto_init() }
@@ -603,7 +773,7 @@ func file_outrigger_v1_xds_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_xds_proto_rawDesc), len(file_outrigger_v1_xds_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
