@@ -36,6 +36,7 @@ func (s *Server) PublishRaw(name string, set map[string]map[string]*discovery.Re
 		}
 		next.types[typeURL] = rawState(&s.ids, typeURL, before, set[typeURL])
 	}
+	next.open = withoutKeys(&s.ids, prev, next.types[xds.TypeSecret])
 	g.serve(next, false)
 	return nil
 }

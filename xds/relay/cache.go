@@ -26,7 +26,7 @@ type cache struct {
 
 func newCache(limit int) cache {
 	c := cache{types: make(map[string]map[string]*discovery.Resource), limit: limit, leases: make(map[string]time.Duration)}
-	for _, t := range xds.Types() {
+	for _, t := range xds.Followed() {
 		c.types[t] = make(map[string]*discovery.Resource)
 	}
 	return c
@@ -106,4 +106,4 @@ func (c *cache) versions(typeURL string) map[string]string {
 	return out
 }
 
-func followed(typeURL string) bool { return slices.Contains(xds.Types(), typeURL) }
+func followed(typeURL string) bool { return slices.Contains(xds.Followed(), typeURL) }

@@ -201,7 +201,7 @@ func (u *upstream) reject(nodes []adsserver.NodeState) error {
 // answer replies to what is pending, in push order: to the types in faults with a rejection,
 // and, without faults, to all with an acceptance.
 func (u *upstream) answer(faults map[string]string) error {
-	for _, typeURL := range xds.Types() {
+	for _, typeURL := range xds.Followed() {
 		fault, bad := faults[typeURL]
 		if faults != nil && !bad {
 			continue

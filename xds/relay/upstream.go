@@ -160,7 +160,7 @@ func (u *upstream) subscribe() error {
 	if err := u.ads.Send(first); err != nil {
 		return err
 	}
-	for _, typeURL := range xds.Types() {
+	for _, typeURL := range xds.Followed() {
 		err := u.ads.Send(&discovery.DeltaDiscoveryRequest{
 			Node: node, TypeUrl: typeURL, ResourceNamesSubscribe: []string{xds.Wildcard}, InitialResourceVersions: u.r.cache.versions(typeURL),
 		})
@@ -189,11 +189,22 @@ func (u *upstream) take(r *discovery.DeltaDiscoveryResponse) error {
 		u.closing, u.nonce = true, r.GetNonce()
 		u.proven()
 	}
-	if u.closing && len(u.answered) == len(xds.Types()) {
+	if u.closing && u.whole() {
 		u.closing = false
 		return u.complete(time.Now())
 	}
 	return nil
+}
+
+// whole: there was an answer for every type a policy is made of. Control planes that know
+// nothing of secrets do not answer for these.
+func (u *upstream) whole() bool {
+	for _, typeURL := range xds.Types() {
+		if !u.answered[typeURL] {
+			return false
+		}
+	}
+	return true
 }
 
 // complete gives the pods a push. One that changes nothing is not for them, but tells which
