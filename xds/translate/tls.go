@@ -95,7 +95,7 @@ func (e *encoder) provided(common *tls.CommonTlsContext, check *tls.CertificateV
 	}
 	slices.Sort(names)
 	for _, name := range slices.Compact(names) {
-		//nolint:staticcheck // the field gRPC reads
+		//lint:ignore SA1019 gRPC reads this field and not its successor
 		check.MatchSubjectAltNames = append(check.MatchSubjectAltNames, exactly(name))
 	}
 	check.CaCertificateProviderInstance = &tls.CertificateProviderPluginInstance{InstanceName: ProviderInstance, CertificateName: cmp.Or(t.CA, systemRoots)}
