@@ -2,6 +2,7 @@ package relay_test
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/outrigger-mesh/outrigger/internal/identity/identitytest"
@@ -43,6 +44,7 @@ func TestSecretsPassThroughTheRelay(t *testing.T) {
 		if now := p.Material().Bundles["corp"]; now == nil || now.Digest == was || p.position() != 8 {
 			t.Fatalf("position %d, bundle %v after its rotation", p.position(), now)
 		}
+		synctest.Wait()
 		late := w.pod("pod-2")
 		time.Sleep(time.Second)
 		if late.Material().Bundles["corp"] == nil {
