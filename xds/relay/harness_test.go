@@ -119,7 +119,6 @@ func (w *world) dial(host, address string) func(context.Context) (grpc.ClientCon
 type pod struct {
 	*adsclient.Client
 	stop  func()
-	gate  chan struct{} // while set to a channel OnPolicy waits for it: the pod does not answer
 	mu    sync.Mutex
 	seen  []uint64
 	stuck chan struct{}
