@@ -70,7 +70,10 @@
 //     one to a name that does not exist is answered with removed_resources at once.
 package xds
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // Type URLs of the resources, in the order they are pushed.
 const (
@@ -137,8 +140,10 @@ func Pushed() []string {
 	return []string{TypeRuntime, TypeSecret, TypeCluster, TypeEndpoint, TypeExtension, TypeListener, TypeScopedRoute, TypeRoute, TypeModelPolicy, TypeMeshPolicy}
 }
 
-// Followed lists the type URLs a sidecar follows, in push order.
-func Followed() []string { return append([]string{TypeSecret}, Types()...) }
+// Followed lists the type URLs a sidecar follows, in the order in which it asks for them. The
+// clusters it has are said first: from them a control plane that lost its log sees that it
+// must not answer. Secrets are asked for before the MeshPolicy, with which a push is complete.
+func Followed() []string { return slices.Insert(Types(), 1, TypeSecret) }
 
 // Types lists the type URLs a sidecar's policy is made of, in push order.
 func Types() []string {

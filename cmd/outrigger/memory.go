@@ -17,6 +17,10 @@ import (
 // mapping the rest again costs about a millisecond.
 const giveBackEvery = 5 * time.Minute
 
+// giveBackSoon is how long after the first time the second one is: by then also what begins
+// when the process is ready (first streams, first reports) has touched what it needs once.
+const giveBackSoon = 15 * time.Second
+
 // keepSmall gives back the program's pages when ready closes, and from then on regularly.
 func keepSmall(ctx context.Context, ready <-chan struct{}, log *slog.Logger) error {
 	select {
@@ -24,12 +28,13 @@ func keepSmall(ctx context.Context, ready <-chan struct{}, log *slog.Logger) err
 	case <-ctx.Done():
 		return nil
 	}
-	again := time.NewTicker(giveBackEvery)
+	again := time.NewTimer(giveBackSoon)
 	defer again.Stop()
 	for {
 		giveBackProgram(log)
 		select {
 		case <-again.C:
+			again.Reset(giveBackEvery)
 		case <-ctx.Done():
 			return nil
 		}

@@ -47,7 +47,7 @@ func TestFollow(t *testing.T) {
 		<-c.Ready()
 		lines := r.transcript()
 		wantLines(t, only(lines, ">"), fullSync())
-		wantLines(t, only(lines, "< ACK"), []string{"< ACK Secret", "< ACK Cluster", "< ACK ClusterLoadAssignment", "< ACK Listener", "< ACK RouteConfiguration", "< ACK ModelPolicy", "< ACK MeshPolicy"})
+		wantLines(t, only(lines, "< ACK"), []string{"< ACK Cluster", "< ACK Secret", "< ACK ClusterLoadAssignment", "< ACK Listener", "< ACK RouteConfiguration", "< ACK ModelPolicy", "< ACK MeshPolicy"})
 		if !policy.Equal(c.Policy(), want) {
 			t.Fatalf("policy %+v", c.Policy())
 		}
@@ -178,7 +178,7 @@ func TestReconnectTransfersNothing(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		wantLines(t, only(second.transcript(), ">"), []string{
-			"> Secret", "> Cluster", "> ClusterLoadAssignment", "> Listener", "> RouteConfiguration", "> ModelPolicy", "> MeshPolicy",
+			"> Cluster", "> Secret", "> ClusterLoadAssignment", "> Listener", "> RouteConfiguration", "> ModelPolicy", "> MeshPolicy",
 		})
 		if !c.Status().Live || c.Policy() != before || len(c.positions()) != 1 {
 			t.Fatalf("status %+v, OnPolicy saw %v", c.Status(), c.positions())
@@ -199,7 +199,7 @@ func TestReconnectTransfersTheDifference(t *testing.T) {
 		first.kill()
 		time.Sleep(time.Second)
 		wantLines(t, only(second.transcript(), ">"), []string{
-			"> Secret", "> Cluster -model/b/v1 -model/b/v2", "> ClusterLoadAssignment -model/b/v1 -model/b/v2", "> Listener -model/b",
+			"> Cluster -model/b/v1 -model/b/v2", "> Secret", "> ClusterLoadAssignment -model/b/v1 -model/b/v2", "> Listener -model/b",
 			"> RouteConfiguration +model/a -model/b", "> ModelPolicy -b", "> MeshPolicy +mesh",
 		})
 		if s := c.Status(); s.Server != 1 || s.Position != 7 || c.Policy().Model("b") != nil || c.Policy().Model("a").Arms[0].Weight() != 2000 {

@@ -226,7 +226,7 @@ func short(typeURL string) string { return typeURL[strings.LastIndexByte(typeURL
 // fullSync is the transcript of a first sync of one model "a" with two versions.
 func fullSync() []string {
 	return []string{
-		"> Secret", "> Cluster +model/a/v1 +model/a/v2", "> ClusterLoadAssignment +model/a/v1 +model/a/v2", "> Listener +model/a",
+		"> Cluster +model/a/v1 +model/a/v2", "> Secret", "> ClusterLoadAssignment +model/a/v1 +model/a/v2", "> Listener +model/a",
 		"> RouteConfiguration +model/a", "> ModelPolicy +a", "> MeshPolicy +mesh",
 	}
 }

@@ -21,7 +21,7 @@
 // decoded but the length of the dead-man lease. So a sidecar that moves between relay and
 // control plane is sent nothing anew, and a relay of an older build passes on what it does not
 // know. Private keys reach a relay, as anybody else, over connections that cannot be read on their
-// way only, and its pods over the Unix socket. A push is given to the pods when it is complete, in the order of xds.Followed, to each pod
+// way only, and its pods over the Unix socket. A push is given to the pods when it is complete, in the order of xds.Pushed, to each pod
 // one push at a time and the newest one next. A pod that joins is served from memory; the
 // control plane is not asked.
 //
