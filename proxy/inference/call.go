@@ -436,11 +436,13 @@ func (c *call) fallBack(ctx context.Context, end ending, limit uint32) ending {
 
 // account reports the logical request, whatever became of it: once for the version that
 // answered, and before that once for one that was down.
-func (c *call) account(end ending) {
+func (c *call) account(end ending) { c.accountAt(end, c.h.now()) }
+
+// accountAt is account of a call that ended at now.
+func (c *call) accountAt(end ending, now time.Time) {
 	if c.api.Meta {
 		return // asking about a model is no evidence of how well it serves
 	}
-	now := c.h.now()
 	if !c.usage.Reported && !end.failed && !end.cancelled && !c.api.Tensors {
 		c.usage.In = uint64(c.asked) / shape.BytesPerToken
 		c.usage.Out = c.deltas

@@ -136,7 +136,7 @@ func (y *relay) Route(q *http1.Request, body []byte) loop.Call {
 		return nil
 	}
 	c.t = c.targets[0]
-	if c.t.breaker.State() != gobreaker.StateClosed || c.t.misfit.Load() > c.start.UnixNano() {
+	if gobreaker.State(c.t.state.Load()) != gobreaker.StateClosed || c.t.misfit.Load() > c.start.UnixNano() {
 		return nil
 	}
 	return c
@@ -206,7 +206,7 @@ func (c *inlineCall) leave(n int) {
 }
 
 // end is the end of a call on the loop.
-func (c *inlineCall) end(e ending, verdict error) {
+func (c *inlineCall) end(e ending, verdict error, now time.Time) {
 	if !c.heard {
 		c.t.silent.Add(-1)
 	}
@@ -214,7 +214,7 @@ func (c *inlineCall) end(e ending, verdict error) {
 	if c.h.o.Adaptive {
 		c.learn(c.model.versions[c.assign.Version].gate, c.start, e)
 	}
-	c.account(e)
+	c.accountAt(e, now)
 	c.t.inflight.Add(-1)
 	c.leave(5)
 	*c = inlineCall{relay: c.relay}
@@ -222,7 +222,7 @@ func (c *inlineCall) end(e ending, verdict error) {
 }
 
 // Gone implements loop.Call.
-func (c *inlineCall) Gone() { c.end(ending{cancelled: true, tag: "cancelled"}, errExcluded) }
+func (c *inlineCall) Gone() { c.end(ending{cancelled: true, tag: "cancelled"}, errExcluded, c.h.now()) }
 
 // Fits implements loop.Call: answers that are passed on as they are, see attempt and
 // relayBody.
@@ -261,7 +261,7 @@ func (c *inlineCall) Finish(a *http1.Answer, content, dst, date []byte, closing 
 	}
 	dst = c.appendAnswer(dst, a, len(content), date, closing)
 	dst = append(dst, content...)
-	c.end(e, nil)
+	c.end(e, nil, now)
 	return dst
 }
 

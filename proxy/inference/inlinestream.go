@@ -86,7 +86,7 @@ func (c *inlineCall) Pass(a *http1.Answer, content []byte, ended bool, dst, date
 	s.held = nil
 	if v == loop.StreamEnds {
 		dst = append(dst, "0\r\n\r\n"...)
-		c.end(ending{}, nil)
+		c.end(ending{}, nil, c.h.now())
 	}
 	return dst, used, v
 }

@@ -123,6 +123,7 @@ type target struct {
 	inflight atomic.Int64
 	silent   atomic.Int64  // of them, attempts that have neither failed nor begun to answer
 	openTill atomic.Int64  // Unix ns until which the breaker refuses; 0 = not open
+	state    atomic.Int32  // the breaker's gobreaker.State as last entered: it is asked without its lock
 	ewma     atomic.Uint64 // float64 bits: seconds to the response head; 0 = not measured
 	peak     atomic.Uint64 // balance.Peak of the same
 
@@ -319,6 +320,7 @@ func newTarget(k targetKey, e policy.Endpoint, log *slog.Logger) *target {
 				until = time.Now().Add(k.openFor).UnixNano()
 			}
 			t.openTill.Store(until)
+			t.state.Store(int32(to))
 			log.Info("breaker", "model", k.model, "version", k.version, "region", k.region, "endpoint", k.address, "from", from.String(), "to", to.String())
 		},
 	})

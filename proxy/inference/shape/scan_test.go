@@ -170,6 +170,57 @@ func TestReadUsage(t *testing.T) {
 	}
 }
 
+// FuzzEndValue holds the reading from the end against the reading of everything: of valid
+// JSON, what it says is what Value says.
+func FuzzEndValue(f *testing.F) {
+	for _, s := range []string{
+		`{"id":"x","usage":{"prompt_tokens":12},"z":[1,{"usage":2}]}`, `{"usage":1,"a":{"usage":2}}`, `{"a":"x\"usage":1}`, `{"x\"usage":1}`, `{"a":[{"usage":1}]}`,
+		`[{"usage":1}]`, `{"a":"usage","b":",\"usage\":3}"}`, "{ \"usage\" : 1 ,\n\"b\":2 }\n", `{"usage":1,"\u0075sage":2}`, `{"usage":1,"usage":{}}`, `{"usage":1,}`, `"usage":1}`,
+		`{"pad":"` + strings.Repeat("x", endWindow) + `","usage":{}}`, `{"usage":{},"pad":"` + strings.Repeat("x", endWindow) + `"}`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		got, ok := endValue(body, `"usage"`)
+		if !ok || !json.Valid(body) {
+			return
+		}
+		if want, found := Value(body, "usage"); !found || !bytes.Equal(got, want) {
+			t.Fatalf("%q: %q from the end, %q (%v) from the beginning", body, got, want, found)
+		}
+	})
+}
+
+// What stands at the end is found there, what stands elsewhere or deeper is not.
+func TestEndValue(t *testing.T) {
+	long := `"` + strings.Repeat("x", endWindow) + `"`
+	for _, tt := range []struct {
+		body, want string // "" = left to Value
+	}{
+		{`{"data":[1,2],"usage":{"prompt_tokens":1}}`, `{"prompt_tokens":1}`},
+		{"{\"usage\" : null ,\r\n \"fingerprint\":\"f\" }\n", `null`},
+		{`{"pad":` + long + `,"usage":{"a":[{}]},"b":{}}`, `{"a":[{}]}`},
+		{`{"usage":{},"pad":` + long + `}`, ""},
+		{`{"response":{"usage":{}}}`, ""},
+		{`[{"usage":{}}]`, ""},
+		{`{"a":"usage"}`, ""},
+		{`{"x\"usage":1}`, ""},
+		{`{"usage":1,}`, ""},
+		{`{"usage":1]}`, ""},
+		{`{"usage":{}} {}`, ""},
+		{`{"usage"`, ""},
+		{``, ""},
+	} {
+		got, ok := endValue([]byte(tt.body), `"usage"`)
+		if !ok {
+			got = nil
+		}
+		if string(got) != tt.want {
+			t.Errorf("%.60s: %q, want %q", tt.body, got, tt.want)
+		}
+	}
+}
+
 // Usage objects that are read without encoding/json are read alike, and the others left to
 // it; strings end where they end, wherever that is in a word.
 func TestPlainUsage(t *testing.T) {

@@ -34,10 +34,15 @@ func (f Family) usageMark() string {
 // and reports whether it said anything. Counts of later events replace those of earlier
 // ones: protocols that report several times report totals.
 func (f Family) Usage(body []byte, u *Usage) bool {
-	if f == OIP || !bytes.Contains(body, []byte(f.usageMark())) {
-		return false
-	}
 	var ok bool
+	switch f {
+	case OIP:
+		return false
+	case Anthropic, Gemini, Ollama, TGI:
+		if !bytes.Contains(body, []byte(f.usageMark())) {
+			return false
+		}
+	}
 	switch f {
 	case Gemini:
 		ok = usageGemini(body, u)
@@ -162,18 +167,22 @@ func usageAnthropic(body []byte, u *Usage) bool {
 }
 
 // ReadUsage finds the usage object of an answer or event of OpenAI's: at the top level
-// (chat, completions, embeddings, responses) or inside "response" (response.completed).
+// (chat, completions, embeddings, responses) or inside "response" (response.completed). Of
+// invalid JSON it may report what the end says.
 func ReadUsage(body []byte) (Usage, bool) {
-	if !bytes.Contains(body, []byte(`"usage"`)) {
-		return Usage{}, false
+	raw, ok := endValue(body, `"usage"`)
+	if !ok {
+		if !bytes.Contains(body, []byte(`"usage"`)) {
+			return Usage{}, false
+		}
+		raw, ok = Value(body, "usage")
 	}
-	raw, ok := Value(body, "usage")
 	if !ok {
 		if inner, found := Value(body, "response"); found {
 			raw, ok = Value(inner, "usage")
 		}
 	}
-	if !ok {
+	if !ok || raw[0] != '{' { // null, in all but the last chunk
 		return Usage{}, false
 	}
 	if u, ok := plainUsage(raw); ok {
