@@ -65,6 +65,7 @@ generate-check: generate ## fail when generated code is not what the .proto file
 lint: $(TOOLS)/staticcheck ## gofmt, vet, staticcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet $(PACKAGES)
+	$(GO) vet -tags dataplane ./cmd/outrigger
 	cd bench/peers && ../../.ci/retry $(GO) list -deps -test ./... >/dev/null && $(GO) vet ./...
 	$(TOOLS)/staticcheck $(PACKAGES)
 

@@ -74,7 +74,7 @@ var doors = []struct {
 	{"github.com/hashicorp/golang-lru/arc", []string{"cache/tier"}},
 	{"github.com/sony/gobreaker/v2", []string{"proxy/inference"}},
 	{"github.com/envoyproxy/go-control-plane/pkg", []string{"xds/adsserver"}},
-	{"github.com/envoyproxy/go-control-plane/envoy", []string{"xds/translate", "xds/adsserver", "xds/adsclient", "xds/relay"}},
+	{"github.com/envoyproxy/go-control-plane/envoy", []string{"xds/translate", "xds/adsserver", "xds/adsclient", "xds/relay", "xds/internal"}},
 	{"github.com/cockroachdb/pebble", []string{"control/eventlog/pebble"}},
 	{"go.opentelemetry.io/otel/sdk", []string{"internal/telemetry"}},
 	{"go.opentelemetry.io/otel/exporters", []string{"internal/telemetry"}},

@@ -9,6 +9,7 @@ import (
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/cache/node"
 	"github.com/outrigger-mesh/outrigger/cache/shm"
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 )
 
 const (
@@ -54,12 +55,12 @@ func (s *Store) attach(ctx context.Context) {
 				s.o.Logger.Warn("not attached to the node's table", "error", err)
 			}
 			denied = true
-			sleep(ctx, deniedRetry)
+			pause.For(ctx, deniedRetry)
 			continue
 		}
 		if err != nil {
 			s.o.Logger.Debug("not attached to the node's table", "error", err)
-			sleep(ctx, attachRetry)
+			pause.For(ctx, attachRetry)
 			continue
 		}
 		denied = false
@@ -75,15 +76,6 @@ func (s *Store) attach(ctx context.Context) {
 		// The agent's lease has some time left, and another agent may take writes already.
 		s.raiseFence()
 		at.Close()
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/outrigger-mesh/outrigger/cache/shm"
 	"github.com/outrigger-mesh/outrigger/cache/tier"
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 )
 
 // WarmUp bounds how a new process fills its process tier from the node's table, so that
@@ -59,7 +60,7 @@ func (s *Store) warmUp(ctx context.Context) {
 				return
 			}
 		}
-		sleep(ctx, warmLook)
+		pause.For(ctx, warmLook)
 	}
 }
 
@@ -86,7 +87,7 @@ func (s *Store) warmBand(ctx context.Context, v *view, scan *shm.Scan) bool {
 			}
 			if pending++; pending == warmBatch {
 				pending = 0
-				sleep(ctx, warmPause)
+				pause.For(ctx, warmPause)
 			}
 			if ctx.Err() != nil {
 				return false

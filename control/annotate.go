@@ -151,7 +151,7 @@ func (a *admin) ModelMetrics(_ context.Context, r *pb.NameRequest) (*pb.ModelMet
 func (a *admin) price(m *facts.Model) func(monitor.Totals) *pb.VersionStats {
 	return func(t monitor.Totals) *pb.VersionStats {
 		out := t.PB()
-		out.Cost, _ = a.monitor.Cost(m.Cost, t)
+		out.Cost, _ = a.monitor.Cost(m.Cost, t) // 0 without one
 		return out
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/control/compile"
 	"github.com/outrigger-mesh/outrigger/control/eventlog"
 	"github.com/outrigger-mesh/outrigger/control/facts"
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 	"github.com/outrigger-mesh/outrigger/xds"
 	"github.com/outrigger-mesh/outrigger/xds/adsserver"
 )
@@ -154,7 +155,7 @@ func (w *canaryWatch) run(ctx context.Context) error {
 		timer.Reset(canaryLook)
 		select {
 		case <-changed:
-			if !pause(ctx, DefaultDebounce) { // as in nackWatch
+			if !pause.For(ctx, DefaultDebounce) { // as in nackWatch
 				return nil
 			}
 		case <-timer.C:

@@ -13,6 +13,7 @@ import (
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/control/eventlog"
 	"github.com/outrigger-mesh/outrigger/control/facts"
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 	"github.com/outrigger-mesh/outrigger/xds"
 	"github.com/outrigger-mesh/outrigger/xds/adsserver"
 )
@@ -154,7 +155,7 @@ func (w *nackWatch) run(ctx context.Context) error {
 		select {
 		case <-changed:
 			// The ledger changes thousands of times in a push; a pause bounds the cost.
-			if !pause(ctx, DefaultDebounce) {
+			if !pause.For(ctx, DefaultDebounce) {
 				return nil
 			}
 		case <-timer.C:

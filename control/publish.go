@@ -16,6 +16,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/control/eventlog"
 	"github.com/outrigger-mesh/outrigger/control/facts"
 	"github.com/outrigger-mesh/outrigger/control/secrets"
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 	"github.com/outrigger-mesh/outrigger/xds/adsserver"
 	"github.com/outrigger-mesh/outrigger/xds/translate"
 )
@@ -92,7 +93,7 @@ func (p *publisher) run(ctx context.Context) error {
 	for {
 		// A lone change goes out at once; in a burst every push is followed by a pause as
 		// long as the push took, within the limit, so that bursts cost at most half a core.
-		if !pause(ctx, min(p.publish(ctx), p.debounce)) {
+		if !pause.For(ctx, min(p.publish(ctx), p.debounce)) {
 			return nil
 		}
 		var wake, lapse, rotated <-chan struct{}
@@ -113,21 +114,6 @@ func (p *publisher) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
-	}
-}
-
-// pause waits for d and reports whether ctx goes on.
-func pause(ctx context.Context, d time.Duration) bool {
-	if d <= 0 {
-		return ctx.Err() == nil
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }
 

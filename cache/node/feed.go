@@ -11,6 +11,7 @@ import (
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/cache/coherence"
 	"github.com/outrigger-mesh/outrigger/cache/feed"
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 	"github.com/outrigger-mesh/outrigger/internal/wire"
 )
 
@@ -37,17 +38,8 @@ func (a *Agent) follow(ctx context.Context) {
 		} else {
 			a.o.Logger.Debug("feed cannot be opened", "error", err)
 		}
-		sleep(ctx, time.Duration(rand.Int64N(int64(backoff)))+backoff/4)
+		pause.For(ctx, time.Duration(rand.Int64N(int64(backoff)))+backoff/4)
 		backoff = min(2*backoff, maxBackoff)
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
 	}
 }
 

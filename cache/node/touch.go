@@ -7,6 +7,7 @@ import (
 
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 )
 
 const (
@@ -64,7 +65,7 @@ func (a *Agent) report(ctx context.Context) {
 			return
 		case <-a.touched.some:
 		}
-		if sleep(ctx, touchEvery); ctx.Err() == nil {
+		if pause.For(ctx, touchEvery) {
 			a.reportTouches(ctx)
 		}
 	}

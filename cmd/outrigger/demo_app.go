@@ -27,6 +27,7 @@ import (
 	"github.com/outrigger-mesh/outrigger"
 	"github.com/outrigger-mesh/outrigger/api/snakepit"
 	"github.com/outrigger-mesh/outrigger/bench/trace"
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 )
 
 // record is one line the demonstration's app prints: one model call, variable read or
@@ -112,7 +113,7 @@ func (a *demoApp) replay(ctx context.Context, rows []trace.Request) error {
 		if due > a.duration {
 			return nil
 		}
-		if !wait(ctx, due-time.Since(start)) {
+		if !pause.For(ctx, due-time.Since(start)) {
 			return nil
 		}
 		select {

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/outrigger-mesh/outrigger/experiments"
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 )
 
 // demoModelCommand is the model server of the demonstration: a real OpenAI-shaped HTTP
@@ -127,7 +128,7 @@ func (m *demoModel) chat(w http.ResponseWriter, r *http.Request) {
 	if m.fails(r.Header.Get("x-stainless-retry-count"), in, prompt, n) {
 		// As late as the answer would have been: failures that overtake successes look like
 		// a row of failures to a breaker.
-		if m.seed.Load() != 0 && !wait(r.Context(), m.first+time.Duration(n)*m.perToken) {
+		if m.seed.Load() != 0 && !pause.For(r.Context(), m.first+time.Duration(n)*m.perToken) {
 			return
 		}
 		openAIError(w, http.StatusInternalServerError, "server_error", "this version is broken")
@@ -137,7 +138,7 @@ func (m *demoModel) chat(w http.ResponseWriter, r *http.Request) {
 		m.stream(w, r.Context(), in, id, prompt, n)
 		return
 	}
-	if !wait(r.Context(), m.first+time.Duration(n)*m.perToken) {
+	if !pause.For(r.Context(), m.first+time.Duration(n)*m.perToken) {
 		return
 	}
 	w.Header().Set("content-type", "application/json")
@@ -171,7 +172,7 @@ func (m *demoModel) stream(w http.ResponseWriter, ctx context.Context, in chatRe
 		}
 		return flush.Flush() == nil
 	}
-	if !wait(ctx, m.first) {
+	if !pause.For(ctx, m.first) {
 		return
 	}
 	for sent := 0; sent < n; {
@@ -179,7 +180,7 @@ func (m *demoModel) stream(w http.ResponseWriter, ctx context.Context, in chatRe
 		if !send([]any{map[string]any{"index": 0, "delta": map[string]any{"role": "assistant", "content": words(k) + " "}}}, nil) {
 			return
 		}
-		if sent += k; sent < n && !wait(ctx, time.Duration(k)*m.perToken) {
+		if sent += k; sent < n && !pause.For(ctx, time.Duration(k)*m.perToken) {
 			return
 		}
 	}
@@ -197,21 +198,6 @@ func usage(prompt, n int) map[string]int {
 }
 
 func words(n int) string { return strings.TrimSuffix(strings.Repeat("word ", n), " ") }
-
-// wait pauses for d; false means the caller left first.
-func wait(ctx context.Context, d time.Duration) bool {
-	if d <= 0 {
-		return ctx.Err() == nil
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
 
 func openAIError(w http.ResponseWriter, code int, kind, msg string) {
 	w.Header().Set("content-type", "application/json")

@@ -20,6 +20,7 @@ import (
 	"github.com/outrigger-mesh/outrigger"
 	"github.com/outrigger-mesh/outrigger/cache"
 	"github.com/outrigger-mesh/outrigger/cache/node"
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 	"github.com/outrigger-mesh/outrigger/proxy"
 	"github.com/outrigger-mesh/outrigger/proxy/variable"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
@@ -214,7 +215,7 @@ func (h *drillHost) tell(ctx context.Context, w io.Writer) error {
 // traffic sends calls at an even pace, each for another user.
 func (h *drillHost) traffic(ctx context.Context, url string, i int, transport http.RoundTripper) {
 	pace := time.Duration(float64(time.Second) / h.rps)
-	if !wait(ctx, time.Duration(rand.Int64N(int64(pace)))) { // not all at once
+	if !pause.For(ctx, time.Duration(rand.Int64N(int64(pace)))) { // not all at once
 		return
 	}
 	tick := time.NewTicker(pace)

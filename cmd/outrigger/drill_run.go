@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 )
 
 // drillRun is what one rollback took. Times are milliseconds.
@@ -112,7 +113,7 @@ func (m *drillMesh) canary(ctx context.Context, n int) (id string, dropped <-cha
 			return "", nil, err
 		}
 	}
-	if !wait(ctx, m.d.warm+time.Duration(m.rnd.Int64N(int64(time.Second)))) {
+	if !pause.For(ctx, m.d.warm+time.Duration(m.rnd.Int64N(int64(time.Second)))) {
 		return "", nil, ctx.Err()
 	}
 	return id, dropped, m.dead()
@@ -143,7 +144,7 @@ func (m *drillMesh) ended(ctx context.Context, id string) (*pb.Rollout, error) {
 	}); err != nil {
 		return nil, err
 	}
-	if !wait(ctx, m.d.after) {
+	if !pause.For(ctx, m.d.after) {
 		return nil, ctx.Err()
 	}
 	return r, m.dead()
@@ -246,7 +247,7 @@ func (m *drillMesh) rehearseKill(ctx context.Context, n int, after time.Duration
 	}
 	m.control.kill()
 	killed := time.Now().UnixNano()
-	if !wait(ctx, m.d.deadMan+m.d.after+time.Second) {
+	if !pause.For(ctx, m.d.deadMan+m.d.after+time.Second) {
 		return nil, ctx.Err()
 	}
 	states := m.fleet.snapshot()

@@ -5,11 +5,15 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/outrigger-mesh/outrigger/internal/netnstest"
 )
 
-// outrigger runs one command line in the calling thread, and so in its namespace.
+// patience is how long tests wait for what will happen. A loaded machine may need it.
+const patience = time.Minute
+
+// outrigger1 runs one command line in the calling thread, and so in its namespace.
 func outrigger1(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer

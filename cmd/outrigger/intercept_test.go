@@ -1,3 +1,5 @@
+//go:build !dataplane
+
 package main
 
 import (
@@ -26,9 +28,6 @@ import (
 	"github.com/outrigger-mesh/outrigger/internal/netnstest"
 	"github.com/outrigger-mesh/outrigger/proxy/intercept/redirect"
 )
-
-// patience is how long tests wait for what will happen. A loaded machine may need it.
-const patience = time.Minute
 
 // ownUID is the user the sidecar runs as; everything else in the pod is root.
 const ownUID = 1337

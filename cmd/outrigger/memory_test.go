@@ -1,9 +1,7 @@
 package main
 
 import (
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 )
@@ -31,23 +29,4 @@ Anonymous:             0 kB
 	if got := cleanMappings(strings.NewReader(smaps), "/bin/outrigger"); !slices.Equal(got, want) {
 		t.Errorf("got %x, want %x", got, want)
 	}
-}
-
-// An idle sidecar stays below 60 MiB, the bound it promises.
-func TestIdleMemory(t *testing.T) {
-	u := newUpgradable(t)
-	var mib int
-	u.until("memory", func() bool {
-		raw, err := os.ReadFile("/proc/" + strconv.Itoa(u.pid) + "/status")
-		must(t, err)
-		_, rest, ok := strings.Cut(string(raw), "VmRSS:")
-		if !ok {
-			t.Fatalf("no VmRSS in %s", raw)
-		}
-		kib, err := strconv.Atoi(strings.Fields(rest)[0])
-		must(t, err)
-		mib = kib >> 10
-		return mib < 60
-	})
-	t.Logf("%d MiB resident", mib)
 }

@@ -1,3 +1,5 @@
+//go:build !dataplane
+
 package main
 
 import (
@@ -14,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -460,4 +463,23 @@ func pinged(address string, c net.Conn, r *bufio.Reader) error {
 	}
 	_, err = io.Copy(io.Discard, resp.Body)
 	return err
+}
+
+// An idle sidecar stays below 60 MiB, the bound it promises.
+func TestIdleMemory(t *testing.T) {
+	u := newUpgradable(t)
+	var mib int
+	u.until("memory", func() bool {
+		raw, err := os.ReadFile("/proc/" + strconv.Itoa(u.pid) + "/status")
+		must(t, err)
+		_, rest, ok := strings.Cut(string(raw), "VmRSS:")
+		if !ok {
+			t.Fatalf("no VmRSS in %s", raw)
+		}
+		kib, err := strconv.Atoi(strings.Fields(rest)[0])
+		must(t, err)
+		mib = kib >> 10
+		return mib < 60
+	})
+	t.Logf("%d MiB resident", mib)
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/control/eventlog"
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 	"github.com/outrigger-mesh/outrigger/internal/status"
 )
 
@@ -105,7 +106,7 @@ func (f *Follower) meet(ctx context.Context) (uint64, error) {
 			return 0, err
 		}
 		f.opts.Logger.Warn("waiting for the leader to copy its log", "leader", f.opts.Leader, "error", err)
-		if !sleep(ctx, backoff(failures)) {
+		if !pause.For(ctx, backoff(failures)) {
 			return 0, err
 		}
 	}
@@ -145,7 +146,7 @@ func (f *Follower) tail(ctx context.Context) error {
 			failures = 0
 		}
 		f.opts.Logger.Warn("not following the leader", "leader", f.opts.Leader, "head", f.Head(), "error", err)
-		if !sleep(ctx, backoff(failures)) {
+		if !pause.For(ctx, backoff(failures)) {
 			return nil
 		}
 	}
@@ -219,7 +220,7 @@ func (f *Follower) CatchUp(ctx context.Context, patience time.Duration) error {
 		if f.Head() > 0 && f.opts.Now().Sub(begun) >= patience {
 			return err
 		}
-		if !sleep(ctx, backoff(0)) {
+		if !pause.For(ctx, backoff(0)) {
 			return ctx.Err()
 		}
 	}
@@ -281,7 +282,7 @@ func (f *Follower) send(ctx context.Context, req *pb.AppendRequest) (*pb.AppendR
 		case outrigger.Denied, outrigger.Unauthorised, outrigger.Exhausted, outrigger.Invalid:
 			return nil, err // the transport or the guard: the log was not asked
 		}
-		if !f.opts.Now().Before(deadline) || !sleep(ctx, backoff(failures)) {
+		if !f.opts.Now().Before(deadline) || !pause.For(ctx, backoff(failures)) {
 			return nil, outrigger.Wrap(outrigger.Unknown, err, "the leader went away with the write under way; repeat it with the same request id to learn the outcome")
 		}
 	}
@@ -360,7 +361,7 @@ func (f *Follower) confirmer(ctx context.Context) {
 			r.head, r.err = out.GetHead(), err
 			close(r.done)
 		}
-		if !sleep(ctx, confirmPause) {
+		if !pause.For(ctx, confirmPause) {
 			return
 		}
 	}
@@ -388,16 +389,4 @@ func (f *Follower) Heard() <-chan struct{} {
 func backoff(failures int) time.Duration {
 	d := min(3*time.Second, 100*time.Millisecond<<min(failures, 5))
 	return d/2 + mrand.N(d/2)
-}
-
-// sleep waits for d and reports whether ctx goes on.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/outrigger-mesh/outrigger"
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 	"github.com/outrigger-mesh/outrigger/internal/status"
 )
 
@@ -36,7 +37,7 @@ func (f *Follower) Stand(ctx context.Context, s Standings) error {
 		if ctx.Err() == nil {
 			f.opts.Logger.Debug("the leader is not told of this replica's nodes", "error", err)
 		}
-		if !sleep(ctx, backoff(failures)) {
+		if !pause.For(ctx, backoff(failures)) {
 			return nil
 		}
 	}
@@ -81,7 +82,7 @@ func (f *Follower) stand(ctx context.Context, s Standings) (told bool, err error
 		case err := <-ended:
 			return told, err
 		}
-		if !sleep(ctx, standPause) {
+		if !pause.For(ctx, standPause) {
 			return told, <-ended
 		}
 	}

@@ -22,6 +22,7 @@ import (
 
 	"github.com/outrigger-mesh/outrigger"
 	"github.com/outrigger-mesh/outrigger/api/snakepit"
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 )
 
 // The fault simulation of the whole mesh: 3 nodes with 2 pods each, clients that read and
@@ -170,7 +171,7 @@ func playFaults(t *testing.T, f *faultRun) *judge {
 
 // client is one application process: it reads, and writes now and then.
 func (f *faultRun) client(ctx context.Context, r *rand.Rand, pod int) {
-	for sleep(ctx, millis(r, 5, 60)) {
+	for pause.For(ctx, millis(r, 5, 60)) {
 		p, key := f.pods[pod].Load(), r.IntN(len(faultKeys))
 		switch d := r.IntN(40); {
 		case d < 5:
@@ -190,7 +191,7 @@ func (f *faultRun) client(ctx context.Context, r *rand.Rand, pod int) {
 // carry is a client that goes from pod to pod with its session token.
 func (f *faultRun) carry(ctx context.Context, r *rand.Rand, number int) {
 	tokens := map[string]string{} // by session
-	for sleep(ctx, millis(r, 10, 60)) {
+	for pause.For(ctx, millis(r, 10, 60)) {
 		pod, key := r.IntN(len(f.pods)), r.IntN(len(faultKeys))
 		p := f.pods[pod].Load()
 		if r.IntN(6) == 0 {
@@ -300,7 +301,7 @@ func (f *faultRun) disturb(ctx context.Context) {
 	r := f.random(1)
 	var healing sync.WaitGroup
 	defer healing.Wait()
-	for sleep(ctx, millis(r, 20, 200)) {
+	for pause.For(ctx, millis(r, 20, 200)) {
 		node := fmt.Sprintf("node-%d", r.IntN(faultNodes))
 		switch d := r.IntN(10); {
 		case d < 3:
@@ -317,7 +318,7 @@ func (f *faultRun) disturb(ctx context.Context) {
 			f.later(&healing, ctx, millis(r, 5, 100), func() { f.quick(node) })
 		case d < 8:
 			f.w.StopControl()
-			sleep(ctx, millis(r, 5, 500))
+			pause.For(ctx, millis(r, 5, 500))
 			f.w.StartControl()
 		default:
 			i := r.IntN(len(f.pods))
@@ -328,7 +329,7 @@ func (f *faultRun) disturb(ctx context.Context) {
 
 func (f *faultRun) later(wg *sync.WaitGroup, ctx context.Context, d time.Duration, do func()) {
 	wg.Go(func() {
-		sleep(ctx, d)
+		pause.For(ctx, d)
 		do()
 	})
 }
@@ -344,12 +345,6 @@ func (f *faultRun) heal() {
 		f.w.Net.Heal(node, "control")
 		f.quick(node)
 	}
-}
-
-// sleep waits for d; false when ctx ended first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	pause(ctx, d)
-	return ctx.Err() == nil
 }
 
 func TestFaults(t *testing.T) {

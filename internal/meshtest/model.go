@@ -12,6 +12,7 @@ import (
 	"time"
 
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 )
 
 // ModelServer is an OpenAI-shaped server of one model version: it streams or answers
@@ -94,7 +95,7 @@ func (m *ModelServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if !in.Stream {
-		pause(r.Context(), time.Duration(in.MaxTokens)*m.Token)
+		pause.For(r.Context(), time.Duration(in.MaxTokens)*m.Token)
 		w.Header().Set("content-type", "application/json")
 		fmt.Fprintf(w, `{"id":"c1","object":"chat.completion","created":1,"model":%q,"choices":[{"index":0,"finish_reason":"stop","message":{"role":"assistant","content":%q}}],"usage":{"prompt_tokens":1,"completion_tokens":%d,"total_tokens":%d}}`,
 			in.Model, m.Version, in.MaxTokens, in.MaxTokens+1)
@@ -102,21 +103,11 @@ func (m *ModelServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("content-type", "text/event-stream")
 	for i := range in.MaxTokens {
-		pause(r.Context(), m.Token)
+		pause.For(r.Context(), m.Token)
 		if _, err := fmt.Fprintf(w, "data: {\"id\":\"c1\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":%q,\"choices\":[{\"index\":0,\"delta\":{\"content\":\"%d \"}}]}\n\n", in.Model, i); err != nil {
 			return
 		}
 		w.(http.Flusher).Flush()
 	}
 	fmt.Fprint(w, "data: [DONE]\n\n")
-}
-
-// pause waits for d or until the caller leaves.
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
 }

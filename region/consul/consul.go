@@ -29,6 +29,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 	"github.com/outrigger-mesh/outrigger/region"
 )
 
@@ -190,7 +191,7 @@ func (d *Directory) follow(ctx context.Context) error {
 		budget = min(2, budget+now.Sub(last).Seconds()/d.opts.MinPeriod.Seconds())
 		last = now
 		if budget < 1 {
-			if !pause(ctx, time.Duration((1-budget)*float64(d.opts.MinPeriod))) {
+			if !pause.For(ctx, time.Duration((1-budget)*float64(d.opts.MinPeriod))) {
 				return nil
 			}
 			continue
@@ -205,7 +206,7 @@ func (d *Directory) follow(ctx context.Context) error {
 			failures++
 			index = 0
 			d.markStale(err, failures)
-			if !pause(ctx, backoff(failures)) {
+			if !pause.For(ctx, backoff(failures)) {
 				return nil
 			}
 			continue
@@ -291,16 +292,4 @@ func infoOf(e *api.ServiceEntry) (region.Info, error) {
 func backoff(failures int) time.Duration {
 	d := min(30*time.Second, 200*time.Millisecond<<min(failures, 8))
 	return d/2 + time.Duration(rand.Int64N(int64(d/2)+1))
-}
-
-// pause waits for d; false means ctx ended first.
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

@@ -63,10 +63,8 @@ package adsclient
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"maps"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -76,13 +74,13 @@ import (
 
 	"github.com/outrigger-mesh/outrigger"
 	"github.com/outrigger-mesh/outrigger/internal/identity"
+	"github.com/outrigger-mesh/outrigger/xds/internal/upstream"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 	"github.com/outrigger-mesh/outrigger/xds/translate"
 )
 
-// Dialer connects to one control plane replica. The closer is closed when the stream
-// over the connection has ended; it may be nil. ctx bounds the dialling only.
-type Dialer func(ctx context.Context) (grpc.ClientConnInterface, io.Closer, error)
+// Dialer connects to one control plane replica.
+type Dialer = upstream.Dialer
 
 // Options configure a Client. Node.ID and at least one Dialer are required.
 type Options struct {
@@ -129,9 +127,6 @@ const (
 
 // Timing of streams; see the package comment.
 const (
-	backoffFirst = 100 * time.Millisecond
-	backoffMost  = 10 * time.Second
-	syncTimeout  = 15 * time.Second // of dialling, opening and the first sync together
 	warmTimeout  = 10 * time.Second // how long a push may wait for references
 	probeIdle    = 10 * time.Second // between probes with no candidate live
 	probeLeast   = 250 * time.Millisecond
@@ -230,19 +225,18 @@ func (c *Client) Run(ctx context.Context) error {
 	saver.Go(c.saveLoop)
 	defer saver.Wait()
 	defer close(c.backlog)
-	pause := backoffFirst
+	var backoff upstream.Backoff
 	for {
 		synced, home := c.round(ctx)
 		if synced {
-			pause = backoffFirst
+			backoff.Reset()
 		}
 		if home {
 			continue // the relay is there, and was not for homeEvery at least
 		}
-		if !sleep(ctx, pause+time.Duration((rand.Float64()*0.4-0.2)*float64(pause))) {
+		if !backoff.Wait(ctx) {
 			return nil
 		}
-		pause = min(pause*8/5, backoffMost)
 	}
 }
 
@@ -264,6 +258,7 @@ func (c *Client) round(ctx context.Context) (synced, home bool) {
 		}
 	}
 	if cut {
+		// That there was no stream is logged, and was not for the relay's sake.
 		synced, _ = c.attempt(ctx, &stream{server: relayServer, relay: true}, c.opt.Relay)
 	}
 	return synced, false
@@ -282,27 +277,14 @@ func (c *Client) attempt(ctx context.Context, s *stream, dial Dialer) (synced bo
 
 // follow runs one stream.
 func (c *Client) follow(ctx context.Context, s *stream, dial Dialer) (synced bool, err error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	clock := time.AfterFunc(syncTimeout, func() { cancel(errSync) })
-	defer clock.Stop()
-	conn, closer, err := dial(ctx)
-	if err != nil {
-		return false, err
-	}
-	s.c, s.view, s.started, s.inSync = c, c.good.clone(), time.Now(), func() { clock.Stop() }
-	err = s.run(ctx, conn)
-	if cause := context.Cause(ctx); cause != nil {
-		err = cause
-	}
-	if closer != nil {
-		err = errors.Join(err, closer.Close())
-	}
+	err = upstream.Follow(ctx, dial, func(ctx context.Context, conn grpc.ClientConnInterface, inSync func()) error {
+		s.c, s.view, s.started, s.inSync = c, c.good.clone(), time.Now(), inSync
+		return s.run(ctx, conn)
+	})
 	return s.synced, err
 }
 
 var (
-	errSync  = outrigger.Errorf(outrigger.Timeout, "no first sync within %v", syncTimeout)
 	errCut   = outrigger.Errorf(outrigger.Unavailable, "the relay is cut off from the control plane")
 	errHome  = outrigger.Errorf(outrigger.Unavailable, "the relay can be followed again")
 	errProbe = outrigger.Errorf(outrigger.Unavailable, "no answer to %d liveness probes", probesMissed)
@@ -346,15 +328,4 @@ func (c *Client) equip(v *view) {
 		}
 	}
 	c.material.Store(both)
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }

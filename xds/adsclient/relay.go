@@ -2,20 +2,18 @@ package adsclient
 
 import (
 	"context"
-	"math/rand/v2"
 	"slices"
 	"time"
 
-	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"google.golang.org/grpc"
-
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 	"github.com/outrigger-mesh/outrigger/xds"
+	"github.com/outrigger-mesh/outrigger/xds/internal/upstream"
 	"github.com/outrigger-mesh/outrigger/xds/translate"
 )
 
 // greeted waits for the first words of a relay; cancel ends the stream. The error is errCut
 // for a relay that is not linked where that matters.
-func (s *stream) greeted(ads discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient, cancel func()) error {
+func (s *stream) greeted(ads upstream.Stream, cancel func()) error {
 	clock := time.AfterFunc(relayTimeout, cancel)
 	defer clock.Stop()
 	header, err := ads.Header()
@@ -60,7 +58,7 @@ func (s *stream) outdated() bool {
 // watchRelay closes home when the relay is linked to the control plane.
 func (c *Client) watchRelay(ctx context.Context, home chan<- struct{}) {
 	for {
-		if !sleep(ctx, homeEvery+time.Duration((rand.Float64()*0.4-0.2)*float64(homeEvery))) {
+		if !pause.For(ctx, pause.About(homeEvery)) {
 			return
 		}
 		if c.relayLinked(ctx) {
@@ -81,7 +79,7 @@ func (c *Client) relayLinked(ctx context.Context) bool {
 	if closer != nil {
 		defer closer.Close() // nothing was sent that could be lost
 	}
-	ads, err := discovery.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx, grpc.MaxCallRecvMsgSize(maxMessage))
+	ads, err := upstream.Open(ctx, conn)
 	if err != nil {
 		return false
 	}

@@ -13,17 +13,15 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 	"github.com/outrigger-mesh/outrigger/xds"
+	"github.com/outrigger-mesh/outrigger/xds/internal/upstream"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
 	"github.com/outrigger-mesh/outrigger/xds/translate"
 )
 
-const (
-	// maxMessage lifts gRPC's 4 MB default: the first sync holds everything.
-	maxMessage = 64 << 20
-	// maxDetail bounds a rejection's text; control planes keep it.
-	maxDetail = 2 << 10
-)
+// maxDetail bounds a rejection's text; control planes keep it.
+const maxDetail = 2 << 10
 
 // stream is one ADS stream. All fields belong to the goroutine of run.
 type stream struct {
@@ -32,7 +30,7 @@ type stream struct {
 	relay   bool // server is a relay; linked: it is followed only while it is not cut off
 	linked  bool
 	vouched bool // and the control plane was heard through it
-	ads     discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
+	ads     upstream.Stream
 	view    *view // what this server said so far
 	started time.Time
 	inSync  func() // stops the first-sync clock
@@ -60,7 +58,7 @@ func (s *stream) run(ctx context.Context, conn grpc.ClientConnInterface) error {
 	defer receiver.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	ads, err := discovery.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx, grpc.MaxCallRecvMsgSize(maxMessage))
+	ads, err := upstream.Open(ctx, conn)
 	if err != nil {
 		return err
 	}
@@ -72,14 +70,14 @@ func (s *stream) run(ctx context.Context, conn grpc.ClientConnInterface) error {
 	s.ads = ads
 	s.pending, s.answered = make(map[string][]string), make(map[string]bool)
 	s.touched, s.dirty, s.failed = make(map[key]bool), make(map[string]bool), make(map[string]error)
-	s.warming, s.probe = stopped(), stopped()
+	s.warming, s.probe = pause.Stopped(), pause.Stopped()
 	defer s.warming.Stop()
 	defer s.probe.Stop()
 	if err := s.subscribe(); err != nil {
 		return err
 	}
 	in, ended := make(chan *discovery.DeltaDiscoveryResponse), make(chan error, 1)
-	receiver.Go(func() { ended <- receive(ctx, ads, in) })
+	receiver.Go(func() { ended <- upstream.Receive(ctx, ads, in) })
 	home := make(chan struct{})
 	if s.c.opt.Relay != nil && !s.relay {
 		receiver.Go(func() { s.c.watchRelay(ctx, home) })
@@ -99,27 +97,6 @@ func (s *stream) run(ctx context.Context, conn grpc.ClientConnInterface) error {
 		}
 		if err != nil {
 			return err
-		}
-	}
-}
-
-// stopped returns a timer that fires only after Reset.
-func stopped() *time.Timer {
-	t := time.NewTimer(time.Hour)
-	t.Stop()
-	return t
-}
-
-func receive(ctx context.Context, ads discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient, in chan<- *discovery.DeltaDiscoveryResponse) error {
-	for {
-		r, err := ads.Recv()
-		if err != nil {
-			return err
-		}
-		select {
-		case in <- r:
-		case <-ctx.Done():
-			return ctx.Err()
 		}
 	}
 }

@@ -67,9 +67,7 @@ package relay
 
 import (
 	"context"
-	"io"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -77,17 +75,16 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"go.opentelemetry.io/otel/metric"
-	"google.golang.org/grpc"
 
 	"github.com/outrigger-mesh/outrigger"
 	"github.com/outrigger-mesh/outrigger/xds"
 	"github.com/outrigger-mesh/outrigger/xds/adsserver"
+	"github.com/outrigger-mesh/outrigger/xds/internal/upstream"
 	"github.com/outrigger-mesh/outrigger/xds/translate"
 )
 
-// Dialer connects to one control plane replica. The closer is closed when the stream over the
-// connection has ended; it may be nil. ctx bounds the dialling only.
-type Dialer = func(ctx context.Context) (grpc.ClientConnInterface, io.Closer, error)
+// Dialer connects to one control plane replica.
+type Dialer = upstream.Dialer
 
 // Options configure a Relay. Node.ID and at least one Dialer are required.
 type Options struct {
@@ -109,11 +106,8 @@ const (
 
 // Timing; see the package comment.
 const (
-	backoffFirst  = 100 * time.Millisecond
-	backoffMost   = 10 * time.Second
-	syncTimeout   = 15 * time.Second // of dialling, opening and the first sync together
-	linkPatience  = time.Second      // how long a new pod's stream waits for the link
-	answerLag     = time.Second      // after which a pod is a laggard; below the server's patience
+	linkPatience  = time.Second // how long a new pod's stream waits for the link
+	answerLag     = time.Second // after which a pod is a laggard; below the server's patience
 	gather        = 20 * time.Millisecond
 	probeIdle     = 5 * time.Second // between probes with no candidate live
 	probeLeast    = 100 * time.Millisecond
@@ -206,7 +200,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	}
-	pause := backoffFirst
+	var backoff upstream.Backoff
 	for {
 		for i, dial := range r.opt.Dial {
 			synced, err := r.follow(ctx, dial)
@@ -215,14 +209,13 @@ func (r *Relay) Run(ctx context.Context) error {
 			}
 			r.log.Warn("relay's stream to the control plane ended", "server", i, "synced", synced, "error", err)
 			if synced {
-				pause = backoffFirst
+				backoff.Reset()
 				break
 			}
 		}
-		if !sleep(ctx, pause+time.Duration((rand.Float64()*0.4-0.2)*float64(pause))) {
+		if !backoff.Wait(ctx) {
 			return nil
 		}
-		pause = min(pause*8/5, backoffMost)
 	}
 }
 
@@ -261,15 +254,4 @@ func (r *Relay) known(model, version string) bool {
 	defer r.mu.Unlock()
 	_, ok := r.had[[2]string{model, version}]
 	return ok
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }

@@ -114,7 +114,7 @@ func (a *account) waits(nodes []adsserver.NodeState, number uint64, expired bool
 }
 
 // standing makes the request that tells news, and takes them as told.
-func (u *upstream) standing(news []*pb.RelayedPod) (*discovery.DeltaDiscoveryRequest, error) {
+func (u *uplink) standing(news []*pb.RelayedPod) (*discovery.DeltaDiscoveryRequest, error) {
 	detail, err := anypb.New(&pb.RelayStanding{Pods: news})
 	if err != nil {
 		return nil, err
@@ -126,7 +126,7 @@ func (u *upstream) standing(news []*pb.RelayedPod) (*discovery.DeltaDiscoveryReq
 
 // look compares the pods with what was told of them and answers the control plane what can be
 // answered.
-func (u *upstream) look(now time.Time) error {
+func (u *uplink) look(now time.Time) error {
 	nodes := u.r.down.Ledger()
 	late := u.push.at.Add(answerLag)
 	settled := u.push.open && !u.pods.waits(nodes, u.r.cache.number, !now.Before(late))
@@ -162,7 +162,7 @@ func (u *upstream) look(now time.Time) error {
 }
 
 // wake sets the time of the next look.
-func (u *upstream) wake(now, late time.Time) {
+func (u *uplink) wake(now, late time.Time) {
 	u.timer.Stop()
 	next := time.Time{}
 	if u.push.open {
@@ -177,7 +177,7 @@ func (u *upstream) wake(now, late time.Time) {
 }
 
 // reject passes on what a pod rejects of the push that is waited for, once per pod and type.
-func (u *upstream) reject(nodes []adsserver.NodeState) error {
+func (u *uplink) reject(nodes []adsserver.NodeState) error {
 	for i := range nodes {
 		n := &nodes[i]
 		if !n.Connected || n.Nack == nil || n.Nack.Position != u.r.cache.number {
@@ -200,7 +200,7 @@ func (u *upstream) reject(nodes []adsserver.NodeState) error {
 
 // answer replies to what is pending, in push order: to the types in faults with a rejection,
 // and, without faults, to all with an acceptance.
-func (u *upstream) answer(faults map[string]string) error {
+func (u *uplink) answer(faults map[string]string) error {
 	for _, typeURL := range xds.Followed() {
 		fault, bad := faults[typeURL]
 		if faults != nil && !bad {
@@ -221,7 +221,7 @@ func (u *upstream) answer(faults map[string]string) error {
 	return nil
 }
 
-func (u *upstream) reply(typeURL, nonce, fault string) error {
+func (u *uplink) reply(typeURL, nonce, fault string) error {
 	req := &discovery.DeltaDiscoveryRequest{TypeUrl: typeURL, ResponseNonce: nonce}
 	if fault != "" {
 		req.ErrorDetail = &rpc.Status{Code: int32(codes.InvalidArgument), Message: fault}

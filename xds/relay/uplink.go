@@ -2,7 +2,6 @@ package relay
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"time"
 
@@ -10,20 +9,17 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 	"github.com/outrigger-mesh/outrigger/xds"
 	"github.com/outrigger-mesh/outrigger/xds/adsserver"
+	"github.com/outrigger-mesh/outrigger/xds/internal/upstream"
 	"github.com/outrigger-mesh/outrigger/xds/translate"
 )
 
-// maxMessage lifts gRPC's 4 MB default: the first sync holds everything.
-const maxMessage = 64 << 20
-
-type adsClient = discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
-
-// upstream is one stream to the control plane. All fields belong to the goroutine of run.
-type upstream struct {
+// uplink is one stream to the control plane. All fields belong to the goroutine of run.
+type uplink struct {
 	r      *Relay
-	ads    adsClient
+	ads    upstream.Stream
 	inSync func() // stops the first-sync clock
 	synced bool
 
@@ -53,44 +49,24 @@ type push struct {
 
 // follow runs one stream.
 func (r *Relay) follow(ctx context.Context, dial Dialer) (synced bool, err error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	clock := time.AfterFunc(syncTimeout, func() { cancel(errSync) })
-	defer clock.Stop()
-	conn, closer, err := dial(ctx)
-	if err != nil {
-		return false, err
-	}
-	u := &upstream{r: r, inSync: func() { clock.Stop() }, pending: make(map[string][]string), answered: make(map[string]bool),
-		pods: newAccount(), timer: stopped(), probe: stopped()}
-	err = u.run(ctx, conn)
-	if cause := context.Cause(ctx); cause != nil {
-		err = cause
-	}
-	if closer != nil {
-		err = errors.Join(err, closer.Close())
-	}
+	u := &uplink{r: r, pending: make(map[string][]string), answered: make(map[string]bool),
+		pods: newAccount(), timer: pause.Stopped(), probe: pause.Stopped()}
+	err = upstream.Follow(ctx, dial, func(ctx context.Context, conn grpc.ClientConnInterface, inSync func()) error {
+		u.inSync = inSync
+		return u.run(ctx, conn)
+	})
 	return u.synced, err
 }
 
-var (
-	errSync  = outrigger.Errorf(outrigger.Timeout, "no first sync within %v", syncTimeout)
-	errProbe = outrigger.Errorf(outrigger.Unavailable, "no answer to a liveness probe")
-)
+var errProbe = outrigger.Errorf(outrigger.Unavailable, "no answer to a liveness probe")
 
-func stopped() *time.Timer {
-	t := time.NewTimer(time.Hour)
-	t.Stop()
-	return t
-}
-
-func (u *upstream) run(ctx context.Context, conn grpc.ClientConnInterface) error {
+func (u *uplink) run(ctx context.Context, conn grpc.ClientConnInterface) error {
 	var receiver sync.WaitGroup
 	defer receiver.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer u.end()
-	ads, err := discovery.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx, grpc.MaxCallRecvMsgSize(maxMessage))
+	ads, err := upstream.Open(ctx, conn)
 	if err != nil {
 		return err
 	}
@@ -99,7 +75,7 @@ func (u *upstream) run(ctx context.Context, conn grpc.ClientConnInterface) error
 		return err
 	}
 	in, ended := make(chan *discovery.DeltaDiscoveryResponse), make(chan error, 1)
-	receiver.Go(func() { ended <- receive(ctx, ads, in) })
+	receiver.Go(func() { ended <- upstream.Receive(ctx, ads, in) })
 	for {
 		changed := u.r.down.Changed()
 		if err := u.look(time.Now()); err != nil {
@@ -124,7 +100,7 @@ func (u *upstream) run(ctx context.Context, conn grpc.ClientConnInterface) error
 }
 
 // end leaves what outlives the stream as the next one needs it.
-func (u *upstream) end() {
+func (u *uplink) end() {
 	u.timer.Stop()
 	u.probe.Stop()
 	r := u.r
@@ -134,23 +110,9 @@ func (u *upstream) end() {
 	r.waiting = append(living(u.inFlight), r.waiting...)
 }
 
-func receive(ctx context.Context, ads adsClient, in chan<- *discovery.DeltaDiscoveryResponse) error {
-	for {
-		r, err := ads.Recv()
-		if err != nil {
-			return err
-		}
-		select {
-		case in <- r:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
 // subscribe tells who stands behind the relay, then asks for every type, reporting what is
 // held.
-func (u *upstream) subscribe() error {
+func (u *uplink) subscribe() error {
 	node := translate.Node(u.r.opt.Node)
 	first, err := u.standing(u.pods.news(u.r.down.Ledger()))
 	if err != nil {
@@ -173,7 +135,7 @@ func (u *upstream) subscribe() error {
 }
 
 // take adds one response to the cache, and gives the pods what it completes.
-func (u *upstream) take(r *discovery.DeltaDiscoveryResponse) error {
+func (u *uplink) take(r *discovery.DeltaDiscoveryResponse) error {
 	typeURL := r.GetTypeUrl()
 	if !followed(typeURL) {
 		return u.reply(typeURL, r.GetNonce(), "") // not asked for, so nothing to object to
@@ -198,7 +160,7 @@ func (u *upstream) take(r *discovery.DeltaDiscoveryResponse) error {
 
 // whole: there was an answer for every type a policy is made of. Control planes that know
 // nothing of secrets do not answer for these.
-func (u *upstream) whole() bool {
+func (u *uplink) whole() bool {
 	for _, typeURL := range xds.Types() {
 		if !u.answered[typeURL] {
 			return false
@@ -209,7 +171,7 @@ func (u *upstream) whole() bool {
 
 // complete gives the pods a push. One that changes nothing is not for them, but tells which
 // nonce stands for what they have.
-func (u *upstream) complete(now time.Time) error {
+func (u *uplink) complete(now time.Time) error {
 	r := u.r
 	if u.changed || !r.cache.holds() {
 		r.cache.number++
@@ -245,7 +207,7 @@ func (u *upstream) complete(now time.Time) error {
 }
 
 // ask sends a probe for all that wait, if it is time.
-func (u *upstream) ask(now time.Time) error {
+func (u *uplink) ask(now time.Time) error {
 	u.probe.Stop()
 	if !u.asked.IsZero() {
 		if left := u.asked.Add(2 * u.r.patience()).Sub(now); left > 0 {
@@ -276,7 +238,7 @@ func (u *upstream) ask(now time.Time) error {
 func (r *Relay) patience() time.Duration { return max(r.cache.pace(), time.Second/2) }
 
 // proven passes on that the control plane has answered.
-func (u *upstream) proven() {
+func (u *uplink) proven() {
 	if u.asked.IsZero() {
 		return
 	}
