@@ -189,7 +189,7 @@ func (a *Agent) welcome(c net.Conn) (tenant string, ok bool) {
 // for a peer that does not read.
 func (a *Agent) refuse(c net.Conn, why error) {
 	defer c.Close()
-	u, _ := peerUser(c) // nobody in particular where the kernel does not say
+	u, _ := peerUser(c) // zeros where that is why
 	if a.readers.firstRefusal(u) {
 		a.o.Logger.Warn("a process was refused a table", "uid", u.uid, "gid", u.gid, "error", why)
 	}

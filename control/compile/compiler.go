@@ -95,7 +95,7 @@ func (c *Compiler) compile(f *facts.Facts, position uint64, o Options) (*Sets, e
 			now = was
 		} else {
 			if now.model != nil {
-				now.out, _ = model(f, now.model, o)
+				now.out, _ = model(f, now.model, o) // why one is left out: Problems
 			}
 			c.models[name] = now
 			switch {
