@@ -157,6 +157,16 @@ func classify(ev Event) Kind {
 	if bytes.Equal(data, done) {
 		return Done
 	}
+	if string(ev.Name) != "error" {
+		if kind, ok := plainKind(data); ok {
+			return kind
+		}
+	}
+	return classifySlow(ev, data)
+}
+
+// classifySlow is classify of any JSON, or none.
+func classifySlow(ev Event, data []byte) Kind {
 	var s streamEvent
 	if json.Unmarshal(data, &s) != nil {
 		if string(ev.Name) == "error" {

@@ -388,6 +388,14 @@ func (s *scanner) value(depth int) error {
 	return s.number()
 }
 
+// take is value, and returns its bytes.
+func (s *scanner) take(depth int) ([]byte, error) {
+	s.space()
+	start := s.i
+	err := s.value(depth)
+	return s.b[start:s.i], err
+}
+
 func (s *scanner) literal(word string) error {
 	if !bytes.HasPrefix(s.b[s.i:], []byte(word)) {
 		return s.bad("expected " + word)
