@@ -60,8 +60,8 @@ func route(path string) string {
 	if r, ok := shape.Match(path); ok {
 		return r.Template(path)
 	}
-	if strings.HasPrefix(path, "/v1/models/") {
-		return "/v1/models/{id}"
+	if id, _, ok := shape.Models(path); ok && id != "" {
+		return strings.TrimSuffix(path, id) + "{id}"
 	}
 	return path
 }

@@ -10,7 +10,8 @@
 //
 // It serves the protocols of package shape (OpenAI, Azure, Open Inference Protocol v2,
 // TGI, vLLM, Anthropic, Gemini, Ollama) without translating between them, and answers
-// GET /v1/models, /v1/models/{id}, /v2 and /v2/health/{live,ready} from the policy. Where
+// GET /v1/models, /v1/models/{id} (and the same below the other bases of OpenAI's API),
+// /v2 and /v2/health/{live,ready} from the policy. Where
 // neither path nor body names a model (TGI), x-outrigger-model or X-Gateway-Model-Name
 // does, or Options.DefaultModel.
 //
@@ -101,7 +102,6 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -245,10 +245,9 @@ func New(o Options) (*Handler, error) {
 // Recorder returns where outcomes are collected.
 func (h *Handler) Recorder() *Recorder { return h.recorder }
 
-const modelsPath = "/v1/models"
-
 func isModelsPath(path string) bool {
-	return path == modelsPath || strings.HasPrefix(path, modelsPath+"/")
+	_, _, ok := shape.Models(path)
+	return ok
 }
 
 // match finds the API of a request. The root path is TGI's, but only where the operator

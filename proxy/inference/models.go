@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"net/http"
 	"strconv"
-	"strings"
+
+	"github.com/outrigger-mesh/outrigger/proxy/inference/shape"
+	"github.com/outrigger-mesh/outrigger/xds/policy"
 )
 
 // modelObject is OpenAI's model object. created is 0: policy does not carry the date.
@@ -17,10 +19,32 @@ type modelObject struct {
 
 func newModelObject(name string) modelObject { return modelObject{name, "model", 0, "outrigger"} }
 
-// serveModels answers GET /v1/models and /v1/models/{id} from the policy; ids may
-// contain slashes.
+// anthropicModel is Anthropic's model object; created_at is the epoch for the same reason.
+type anthropicModel struct {
+	Type        string `json:"type"`
+	ID          string `json:"id"`
+	DisplayName string `json:"display_name"`
+	CreatedAt   string `json:"created_at"`
+}
+
+func newAnthropicModel(name string) anthropicModel {
+	return anthropicModel{"model", name, name, "1970-01-01T00:00:00Z"}
+}
+
+// serveModels answers GET /v1/models and /v1/models/{id} from the policy, below every base
+// that shape.Models knows; ids may contain slashes. Anthropic's clients share the path with
+// OpenAI's and are known by the version of the API that they must name.
 func (c *call) serveModels() {
+	id, family, _ := shape.Models(c.r.URL.Path)
+	anthropic := family == shape.Anthropic || c.r.Header["Anthropic-Version"] != nil
+	if anthropic {
+		c.api = &shape.API{Family: shape.Anthropic, Operation: "models", Idempotent: true, Get: true, Meta: true}
+	}
 	if c.r.Method != http.MethodGet && c.r.Method != http.MethodHead {
+		if c.passes() { // a model of the upstream's is deleted, or a browser asks
+			c.passThrough(nil)
+			return
+		}
 		c.w.Header()["Allow"] = []string{"GET, HEAD"}
 		c.refuse(apiError{status: http.StatusMethodNotAllowed, kind: invalidRequest, code: "method_not_allowed", message: c.r.URL.Path + " takes GET"})
 		return
@@ -33,7 +57,10 @@ func (c *call) serveModels() {
 		c.route() // the same refusal as for a request
 		return
 	}
-	id := strings.TrimPrefix(strings.TrimPrefix(c.r.URL.Path, modelsPath), "/")
+	if id == "" && anthropic {
+		c.writeJSON(anthropicList(c.policy))
+		return
+	}
 	if id == "" {
 		list := make([]modelObject, 0, len(c.policy.Models))
 		for i := range c.policy.Models {
@@ -46,6 +73,10 @@ func (c *call) serveModels() {
 		return
 	}
 	if m := c.policy.Model(id); m != nil {
+		if anthropic {
+			c.writeJSON(newAnthropicModel(m.Name))
+			return
+		}
 		c.writeJSON(newModelObject(m.Name))
 		return
 	}
@@ -54,6 +85,23 @@ func (c *call) serveModels() {
 		return
 	}
 	c.refuse(modelNotFound(id))
+}
+
+// anthropicList is all models on one page.
+func anthropicList(p *policy.Policy) any {
+	list := struct {
+		Data    []anthropicModel `json:"data"`
+		HasMore bool             `json:"has_more"`
+		FirstID *string          `json:"first_id"`
+		LastID  *string          `json:"last_id"`
+	}{Data: make([]anthropicModel, 0, len(p.Models))}
+	for i := range p.Models {
+		list.Data = append(list.Data, newAnthropicModel(p.Models[i].Name))
+	}
+	if n := len(list.Data); n > 0 {
+		list.FirstID, list.LastID = &list.Data[0].ID, &list.Data[n-1].ID
+	}
+	return list
 }
 
 func (c *call) writeJSON(v any) {

@@ -67,6 +67,11 @@ func TestOpenAIClient(t *testing.T) {
 	if one, err := c.Models.Get(t.Context(), "gpt"); err != nil || one.ID != "gpt" {
 		t.Errorf("model %+v, %v", one, err)
 	}
+	for _, base := range []string{"/openai/v1", "/api/v1", "/inference/v1", "/compatible-mode/v1", "/v1beta/openai"} {
+		if one, err := c.Models.Get(t.Context(), "gpt", option.WithBaseURL(m.front.URL+base)); err != nil || one.ID != "gpt" {
+			t.Errorf("%s: model %+v, %v", base, one, err)
+		}
+	}
 	for _, d := range m.handler.Recorder().Drain(m.handler.now()) {
 		if d.Requests != 2 || d.Failures != 0 || d.TokensOut != 6 || d.TokensIn != 6 || len(d.TtftSketch) == 0 || len(d.LatencySketch) == 0 {
 			t.Errorf("outcome %v", d)

@@ -185,6 +185,28 @@ func Match(path string) (Route, bool) {
 // API and Groq, OpenRouter, Fireworks, DashScope, Gemini's compatible one.
 var bases = [...]string{"/openai/v1/", "/api/v1/", "/inference/v1/", "/compatible-mode/v1/", "/v1beta/openai/"}
 
+// Models reports whether a decoded path (url.URL.Path) is where a base of OpenAI's API
+// lists its models, or, with an id, shows one; an id may hold slashes. Below /anthropic it
+// is Anthropic's. Not recognised is /models without a base, which may be anybody's.
+func Models(path string) (id string, f Family, ok bool) {
+	f = OpenAI
+	rest, ok := strings.CutPrefix(path, "/v1/models")
+	if !ok {
+		if rest, ok = strings.CutPrefix(path, "/anthropic/v1/models"); ok {
+			f = Anthropic
+		}
+	}
+	for i := 0; !ok && i < len(bases); i++ {
+		if rest, ok = strings.CutPrefix(path, bases[i]); ok {
+			rest, ok = strings.CutPrefix(rest, "models")
+		}
+	}
+	if !ok || rest != "" && rest[0] != '/' {
+		return "", OpenAI, false
+	}
+	return strings.TrimPrefix(rest, "/"), f, true
+}
+
 // elsewhere finds OpenAI's operations below other bases than /v1. Without any (DeepSeek,
 // llama.cpp) only those are taken whose paths say what they are.
 func elsewhere(path string) *API {

@@ -63,6 +63,24 @@ func TestMatchAndRewrite(t *testing.T) {
 	}
 }
 
+func TestModels(t *testing.T) {
+	for path, want := range map[string]string{
+		"/v1/models": "OpenAI ", "/v1/models/": "OpenAI ", "/v1/models/org/m": "OpenAI org/m", "/openai/v1/models": "OpenAI ", "/openai/v1/models/gpt": "OpenAI gpt",
+		"/api/v1/models/a/b:free": "OpenAI a/b:free", "/inference/v1/models/accounts/x/models/y": "OpenAI accounts/x/models/y", "/compatible-mode/v1/models": "OpenAI ",
+		"/v1beta/openai/models/g": "OpenAI g", "/anthropic/v1/models/claude": "Anthropic claude",
+	} {
+		id, family, ok := Models(path)
+		if got := map[Family]string{OpenAI: "OpenAI ", Anthropic: "Anthropic "}[family] + id; !ok || got != want {
+			t.Errorf("%s: %q %v, want %q", path, got, ok, want)
+		}
+	}
+	for _, path := range []string{"", "/", "/models", "/models/m", "/v1/modelsx", "/v1/model", "/v2/models", "/v1beta/models", "/openai/v1", "/openai/models", "/x/v1/models"} {
+		if id, family, ok := Models(path); ok {
+			t.Errorf("%q shows %q of %v", path, id, family)
+		}
+	}
+}
+
 func TestTemplateHasNoNames(t *testing.T) {
 	for path, want := range map[string]string{
 		"/v1/chat/completions":               "/v1/chat/completions",
