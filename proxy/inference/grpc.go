@@ -307,6 +307,16 @@ func (a *grpcAnswer) metadata() (head, trailer metadata.MD) {
 	return head, trailer
 }
 
+// left is the status of a call whose caller has left, or whose time is over: the caller may
+// be told of that before its own clock says so.
+func left(ctx context.Context) error {
+	err := ctx.Err()
+	if err == nil {
+		err = context.Canceled
+	}
+	return status.FromContextError(err).Err()
+}
+
 // end sends the answer.
 func (a *grpcAnswer) end(in grpc.ServerStream) error {
 	head, trailer := a.metadata()
@@ -324,7 +334,7 @@ func (a *grpcAnswer) end(in grpc.ServerStream) error {
 		}
 	}
 	if a.code == 0 {
-		return status.FromContextError(context.Canceled).Err() // the caller has left
+		return left(in.Context())
 	}
 	message := a.body.String()
 	if text, ok := shape.Value(a.body.Bytes(), "error"); ok {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -276,5 +277,58 @@ func TestGRPCStream(t *testing.T) {
 	}
 	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "one model") {
 		t.Errorf("a second model: %v", err)
+	}
+}
+
+// goneStream is a call of one request whose context is over.
+type goneStream struct {
+	grpc.ServerStream
+	ctx     context.Context
+	request []byte
+}
+
+func (s *goneStream) Context() context.Context    { return s.ctx }
+func (s *goneStream) SetHeader(metadata.MD) error { return nil }
+func (s *goneStream) SetTrailer(metadata.MD)      {}
+func (s *goneStream) SendMsg(any) error           { return io.ErrClosedPipe }
+func (s *goneStream) RecvMsg(m any) error         { return proto.Unmarshal(s.request, m.(proto.Message)) }
+
+type methodStream struct{ method string }
+
+func (m methodStream) Method() string               { return m.method }
+func (m methodStream) SetHeader(metadata.MD) error  { return nil }
+func (m methodStream) SendHeader(metadata.MD) error { return nil }
+func (m methodStream) SetTrailer(metadata.MD) error { return nil }
+
+// A caller whose time is over is told so, one who left is not told of a deadline, and
+// neither speaks against the endpoint.
+func TestGRPCCallerIsGone(t *testing.T) {
+	p := inOrder(listen(t, func(g *grpc.Server) { oip.RegisterGRPCInferenceServiceServer(g, &tensorServer{model: "gpt"}) }))
+	h := mustNew(t, Options{Policy: newSource(p).get, Transport: &scripted{}})
+	pool := upstream.NewGRPCPool(upstream.GRPCPoolOptions{})
+	t.Cleanup(pool.Close)
+	serve := h.GRPC(pool, nil)
+	request, err := proto.Marshal(tensors())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, method := range []string{oip.GRPCInferenceService_ModelInfer_FullMethodName, oip.GRPCInferenceService_ModelStreamInfer_FullMethodName} {
+		for _, want := range []codes.Code{codes.DeadlineExceeded, codes.Canceled} {
+			ctx, cancel := context.WithDeadline(t.Context(), time.Unix(1, 0))
+			if want == codes.Canceled {
+				cancel()
+				ctx, cancel = context.WithCancel(t.Context())
+			}
+			cancel()
+			err := serve(nil, &goneStream{ctx: grpc.NewContextWithServerTransportStream(ctx, methodStream{method}), request: request})
+			if status.Code(err) != want {
+				t.Errorf("%s: %v, want %v", method, err, want)
+			}
+		}
+	}
+	for _, e := range h.LocalStats().Arms {
+		if e.Failures != 0 {
+			t.Errorf("the version was blamed: %+v", e)
+		}
 	}
 }

@@ -64,6 +64,11 @@ func (c *call) streamRPC(in grpc.ServerStream) error {
 		c.attempts++
 		c.region = t.endpoint.Region
 		out, oerr := c.openStream(ctx, t)
+		if oerr != nil && in.Context().Err() != nil { // not the endpoint's fault
+			report(errExcluded)
+			c.account(ending{cancelled: true, tag: "cancelled"})
+			return left(in.Context())
+		}
 		if oerr != nil {
 			t.judge(false)
 			c.penalise(t)
