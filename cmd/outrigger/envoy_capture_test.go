@@ -38,10 +38,10 @@ func newEnvoyPod(t *testing.T) *pod {
 		}
 	}
 	control, _, _ := p.start(nil, "control", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data", filepath.Join(p.dir, "data"))
-	p.http = control["listen"]
+	p.control = control["listen"]
 	p.verb("model", "register", "chat", "v1", "--endpoint", server4+":9001@local", "--wait", "60s")
 	file := filepath.Join(p.dir, "bootstrap.json")
-	if err := os.WriteFile(file, []byte(p.verb("xds", "bootstrap", "--control", p.http, "--node", "envoy-1")), 0o644); err != nil {
+	if err := os.WriteFile(file, []byte(p.verb("xds", "bootstrap", "--control", p.control, "--node", "envoy-1")), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	p.log = newSyncBuffer()
@@ -83,7 +83,7 @@ func newEnvoyPod(t *testing.T) *pod {
 func (p *pod) verb(args ...string) string {
 	p.t.Helper()
 	if args[1] != "bootstrap" {
-		args = append(args, "--server", p.http)
+		args = append(args, "--server", p.control)
 	}
 	out, err := p.ns.Run(exec.Command(p.program, args...))
 	if err != nil {

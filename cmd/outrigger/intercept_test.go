@@ -38,6 +38,7 @@ type pod struct {
 	ns, server *netnstest.NS
 	dir        string
 	program    string
+	control    string // of the control plane
 	http       string // of the sidecar
 	pid        int
 	log        *syncBuffer
@@ -92,7 +93,8 @@ func newPod(t *testing.T, mode string, rules ...string) *pod {
 		}
 	}
 	control, _, _ := p.start(nil, "control", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data", filepath.Join(p.dir, "data"))
-	args := []string{"sidecar", "--log-level", "debug", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--control", control["listen"],
+	p.control = control["listen"]
+	args := []string{"sidecar", "--log-level", "debug", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--control", p.control,
 		"--intercept-outbound", ":15001", "--intercept-inbound", ":15006", "--intercept-routes", "8000"}
 	as := &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: ownUID, Gid: ownUID}}
 	if mode == "tproxy" {

@@ -28,12 +28,7 @@ func TestPythonClient(t *testing.T) {
 	// Not the test's own context, which ends before its clean-ups: they end the processes.
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	t.Cleanup(cancel)
-	stubs := t.TempDir()
-	generate := exec.CommandContext(ctx, python, "-m", "grpc_tools.protoc", "-I", filepath.Join("..", "..", "api"),
-		"--python_out="+stubs, "--grpc_python_out="+stubs, "snakepit/snakepit_bridge.proto")
-	if out, err := generate.CombinedOutput(); err != nil {
-		t.Fatalf("generate stubs: %v\n%s", err, out)
-	}
+	stubs := bridgeStubs(t, ctx, python)
 	dir := t.TempDir()
 	control := start(t, ctx, dir, "control", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data", filepath.Join(dir, "data"))
 	sidecar := start(t, ctx, dir, "sidecar", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--control", control)
@@ -42,6 +37,18 @@ func TestPythonClient(t *testing.T) {
 	if err != nil || !bytes.HasSuffix(bytes.TrimSpace(out), []byte("PASS")) {
 		t.Errorf("%v\n%s", err, out)
 	}
+}
+
+// bridgeStubs returns a folder with Python's stubs of the bridge.
+func bridgeStubs(t *testing.T, ctx context.Context, python string) string {
+	t.Helper()
+	stubs := t.TempDir()
+	generate := exec.CommandContext(ctx, python, "-m", "grpc_tools.protoc", "-I", filepath.Join("..", "..", "api"),
+		"--python_out="+stubs, "--grpc_python_out="+stubs, "snakepit/snakepit_bridge.proto")
+	if out, err := generate.CombinedOutput(); err != nil {
+		t.Fatalf("generate stubs: %v\n%s", err, out)
+	}
+	return stubs
 }
 
 // pythonEnvironment returns the interpreter of .cache/venv, or of .cache/venv-NAME, which
