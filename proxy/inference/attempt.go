@@ -318,6 +318,7 @@ func (c *call) relayHead(status int, header http.Header) {
 		c.tryTimer.Stop() // it has begun to answer; how long that takes is not for the attempt's limit
 	}
 	h := c.w.Header()
+	h["Content-Type"] = nil // no guess where the model says none
 	for key, v := range header {
 		h[key] = v
 	}

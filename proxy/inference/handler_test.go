@@ -111,6 +111,24 @@ func TestPassthrough(t *testing.T) {
 	}
 }
 
+// A model that does not say what its answer is has nothing said in its name.
+func TestNoTypeIsGuessed(t *testing.T) {
+	h := mustNew(t, Options{Policy: newSource(newPolicy(0, []policy.Endpoint{at("a:1", "eu")}, nil)).get,
+		Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader("plain words")), ContentLength: 11, Request: r}, nil
+		})})
+	front := httptest.NewServer(h)
+	defer front.Close()
+	resp, err := http.Post(front.URL+chatPath, "application/json", strings.NewReader(`{"model":"gpt"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "plain words" || resp.Header["Content-Type"] != nil {
+		t.Errorf("%q, %v, %v", body, err, resp.Header)
+	}
+}
+
 func TestLimits(t *testing.T) {
 	release := make(chan struct{})
 	entered := make(chan struct{})

@@ -36,6 +36,7 @@ type response struct {
 	hasType, hasDate, hasEncoding,
 	hasTrailers bool // announced
 	committed bool // framing decided
+	continued bool // the client was told to send its body
 	chunked   bool
 	done      bool
 	hijack    bool
@@ -74,9 +75,10 @@ func (w *response) WriteHeader(code int) {
 
 // informational sends a 1xx answer, which HTTP/1.0 does not have.
 func (w *response) informational(code int) {
-	if w.minor == 0 || w.err != nil {
+	if w.minor == 0 || w.err != nil || code == http.StatusContinue && w.continued {
 		return
 	}
+	w.continued = w.continued || code == http.StatusContinue
 	b := http1.AppendStatus(nil, code)
 	for _, k := range w.keys() {
 		if k != "Content-Length" && k != "Transfer-Encoding" && k != "Connection" {
@@ -123,7 +125,7 @@ func (w *response) writeHeader(code int) {
 				continue
 			}
 		case "Content-Type":
-			w.hasType = len(vs) > 0
+			w.hasType = true // even when nil: the handler wants none
 		case "Content-Encoding":
 			w.hasEncoding = len(vs) > 0 && vs[0] != ""
 		case "Date":
@@ -351,7 +353,8 @@ func (w *response) send(b []byte) {
 func (w *response) sendContinue() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.committed && !w.done && !w.hijack {
+	if !w.committed && !w.done && !w.hijack && !w.continued {
+		w.continued = true
 		w.send([]byte("HTTP/1.1 100 Continue\r\n\r\n"))
 	}
 	return w.err
