@@ -4,7 +4,6 @@ package main
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"os"
 
@@ -27,10 +26,14 @@ func xdsBootstrapCommand(c *clientFlags) *cobra.Command {
 	var o translate.BootstrapOptions
 	cmd := &cobra.Command{Use: "bootstrap", Short: "Print the file a client starts with", Args: exactArgs(),
 		Long: `Bootstrap prints what envoy reads with --config-path, or what a gRPC client finds by
-GRPC_XDS_BOOTSTRAP. It asks nobody; the control plane need not run.`,
+GRPC_XDS_BOOTSTRAP. It asks nobody; the control plane need not run.
+
+With --control-ca (and --control-cert, --control-key) the client connects by TLS. The files are
+named as they are given and read by the client, where it runs: gRPC clients look at them every
+10 s, an Envoy reads them when it starts.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if c.tls != (dialTLS{}) {
-				return usageError{errors.New("a bootstrap has no TLS toward the control plane; leave --control-ca and its like out, and add a transport socket (Envoy) or channel_creds of type tls (gRPC) to what is printed")}
+				o.TLS = &translate.ControlTLS{CA: c.tls.ca, Cert: c.tls.cert, Key: c.tls.key, ServerName: c.tls.serverName}
 			}
 			if o.Node.ID == "" {
 				host, err := os.Hostname()

@@ -33,6 +33,8 @@ type BootstrapOptions struct {
 	// Admin is where an Envoy's admin interface listens, host:port with an IP address;
 	// empty = it has none. Whoever reaches it controls the Envoy.
 	Admin string
+	// TLS is how the control plane is connected to; nil = in plaintext.
+	TLS *ControlTLS
 }
 
 const (
@@ -59,6 +61,11 @@ func Bootstrap(kind Kind, o BootstrapOptions) ([]byte, error) {
 	for _, address := range servers {
 		if _, _, err := policy.SplitAddress(address); err != nil {
 			return nil, outrigger.Wrap(outrigger.Invalid, err, "control plane")
+		}
+	}
+	if o.TLS != nil {
+		if err := o.TLS.check(kind); err != nil {
+			return nil, err
 		}
 	}
 	switch kind {
@@ -100,7 +107,7 @@ func grpcBootstrap(o BootstrapOptions, servers []string) ([]byte, error) {
 	var list []object
 	for _, address := range servers {
 		list = append(list, object{
-			"server_uri": address, "channel_creds": []object{{"type": "insecure"}},
+			"server_uri": address, "channel_creds": []object{o.TLS.channelCredentials()},
 			"server_features": []string{"xds_v3", "ignore_resource_deletion"},
 		})
 	}
@@ -114,7 +121,7 @@ func envoyBootstrap(o BootstrapOptions, servers []string) ([]byte, error) {
 	node := Node(o.Node)
 	node.UserAgentName, node.Cluster = "", "outrigger" // Envoy says itself what it is
 	delete(node.Metadata.Fields, nodeKind)
-	control, err := controlPlane(servers)
+	control, err := controlPlane(servers, o.TLS)
 	if err != nil {
 		return nil, err
 	}
@@ -172,7 +179,7 @@ func controlService() []*core.GrpcService {
 
 // controlPlane has a stream to one of the replicas, and goes on with another when it ends; one
 // that cannot be reached is left out for some seconds, if there are others.
-func controlPlane(servers []string) (*cluster.Cluster, error) {
+func controlPlane(servers []string, secured *ControlTLS) (*cluster.Cluster, error) {
 	http2, err := pack(&upstreamhttp.HttpProtocolOptions{UpstreamProtocolOptions: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_{
 		ExplicitHttpConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig{
 			ProtocolConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
@@ -195,8 +202,15 @@ func controlPlane(servers []string) (*cluster.Cluster, error) {
 		outliers = &cluster.OutlierDetection{Consecutive_5Xx: wrapperspb.UInt32(1), Interval: durationpb.New(time.Second),
 			BaseEjectionTime: durationpb.New(ejection), MaxEjectionTime: durationpb.New(2 * ejection), MaxEjectionPercent: wrapperspb.UInt32(50)}
 	}
+	var socket *core.TransportSocket // nil = plaintext
+	if secured != nil {
+		if socket, err = secured.transportSocket(servers); err != nil {
+			return nil, outrigger.Wrap(outrigger.Internal, err, "bootstrap")
+		}
+	}
 	return &cluster.Cluster{
-		Name: controlCluster, OutlierDetection: outliers, ConnectTimeout: durationpb.New(connectTimeout),
+		TransportSocket: socket,
+		Name:            controlCluster, OutlierDetection: outliers, ConnectTimeout: durationpb.New(connectTimeout),
 		ClusterDiscoveryType:          &cluster.Cluster_Type{Type: cluster.Cluster_STRICT_DNS},
 		TypedExtensionProtocolOptions: map[string]*anypb.Any{protocolOptions: http2},
 		LoadAssignment:                &endpoint.ClusterLoadAssignment{ClusterName: controlCluster, Endpoints: []*endpoint.LocalityLbEndpoints{{LbEndpoints: hosts}}},

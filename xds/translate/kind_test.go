@@ -83,18 +83,41 @@ func TestBootstrap(t *testing.T) {
 			t.Fatal(err)
 		}
 		golden(t, "bootstrap/"+string(kind)+"-several.json", raw)
+		several.TLS = &translate.ControlTLS{CA: "/certs/ca.crt"}
+		if raw, err = translate.Bootstrap(kind, several); err != nil {
+			t.Fatal(err)
+		}
+		golden(t, "bootstrap/"+string(kind)+"-several-tls.json", raw)
+		mutual := o
+		mutual.TLS = &translate.ControlTLS{CA: "/certs/ca.crt", Cert: "/certs/pod.crt", Key: "/certs/pod.key"}
+		if kind == translate.KindEnvoy {
+			mutual.TLS.ServerName = "spiffe://mesh.example/ns/*/control.v1"
+		}
+		if raw, err = translate.Bootstrap(kind, mutual); err != nil {
+			t.Fatal(err)
+		}
+		golden(t, "bootstrap/"+string(kind)+"-mutual.json", raw)
 	}
 	for name, breakIt := range map[string]func(*translate.BootstrapOptions){
 		"no id":            func(o *translate.BootstrapOptions) { o.Node.ID = "" },
 		"no control plane": func(o *translate.BootstrapOptions) { o.Control = " , " },
 		"one without port": func(o *translate.BootstrapOptions) { o.Control = "a:1,b" },
 		"named admin":      func(o *translate.BootstrapOptions) { o.Admin = "localhost:9901" },
+		"no CA":            func(o *translate.BootstrapOptions) { o.TLS = &translate.ControlTLS{Cert: "c", Key: "k"} },
+		"no key":           func(o *translate.BootstrapOptions) { o.TLS = &translate.ControlTLS{CA: "ca", Cert: "c"} },
+		"no certificate":   func(o *translate.BootstrapOptions) { o.TLS = &translate.ControlTLS{CA: "ca", Key: "k"} },
+		"no name":          func(o *translate.BootstrapOptions) { o.TLS = &translate.ControlTLS{CA: "ca", ServerName: "spiffe://"} },
 	} {
 		bad := o
 		breakIt(&bad)
 		if _, err := translate.Bootstrap(translate.KindEnvoy, bad); !outrigger.IsKind(err, outrigger.Invalid) {
 			t.Errorf("%s: %v, want Invalid", name, err)
 		}
+	}
+	named := o
+	named.TLS = &translate.ControlTLS{CA: "ca", ServerName: "control"}
+	if _, err := translate.Bootstrap(translate.KindGRPC, named); !outrigger.IsKind(err, outrigger.Invalid) {
+		t.Errorf("gRPC with a server name: %v, want Invalid", err)
 	}
 	if _, err := translate.Bootstrap(translate.KindSidecar, o); !outrigger.IsKind(err, outrigger.Invalid) {
 		t.Errorf("sidecar: %v, want Invalid", err)
