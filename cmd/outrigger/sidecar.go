@@ -315,10 +315,8 @@ func (s *sidecarFlags) policyClient(p *process, self outrigger.Node) (*adsclient
 // policyFollower is the policy client with somebody who is told of every policy put in
 // force, see adsclient.Options.OnPolicy; nil tells nobody.
 func (s *sidecarFlags) policyFollower(p *process, self outrigger.Node, told func(*policy.Policy)) (*adsclient.Client, error) {
-	o := adsclient.Options{Node: self, Dir: s.stateDir, Logger: p.log, Meter: p.tel.Meter("xds/adsclient"), OnPolicy: told}
-	for _, dial := range policyDialers(p.dialControl, append(translate.Servers(s.control, s.nodeID), s.fallback...)) {
-		o.Dial = append(o.Dial, dial)
-	}
+	o := adsclient.Options{Node: self, Dir: s.stateDir, Logger: p.log, Meter: p.tel.Meter("xds/adsclient"), OnPolicy: told,
+		Dial: policyDialers(p.dialControl, append(translate.Servers(s.control, s.nodeID), s.fallback...))}
 	if s.policyViaAgent {
 		o.Relay = policyDialers(p.dialMesh, []string{"unix:" + filepath.Join(s.agentDir, agentSocket)})[0]
 	}
