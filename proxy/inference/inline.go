@@ -245,7 +245,7 @@ func (c *inlineCall) Fits(a *http1.Answer) bool {
 			}
 		}
 	}
-	return typed // else the handler's side guesses one
+	return typed // an answer that does not say what it is is the handler's
 }
 
 // Finish implements loop.Call.
