@@ -327,18 +327,30 @@ func overHTTP(t *testing.T, address string) func() error {
 // realClients skips the test where they cannot be had, and returns where the repository is.
 func realClients(t *testing.T) (root string) {
 	t.Helper()
+	root = filepath.Join("..", "..")
+	nodeModules(t)
+	envoyProgram(t) // skips where there is none
+	return root
+}
+
+// nodeModules returns where the packages of .ci/npm are, which are installed if need be, or
+// skips the test.
+func nodeModules(t *testing.T) string {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("starts processes")
 	}
-	root = filepath.Join("..", "..")
+	root, err := filepath.Abs(filepath.Join("..", ".."))
+	if err != nil {
+		t.Fatal(err)
+	}
 	if out, err := exec.Command("bash", filepath.Join(root, ".ci", "node")).CombinedOutput(); err != nil {
 		if os.Getenv("CI") == "true" {
 			t.Fatalf("%s", out)
 		}
 		t.Skipf("skipped: %s", out)
 	}
-	envoyProgram(t) // skips where there is none
-	return root
+	return filepath.Join(root, ".cache", "npm")
 }
 
 // python and node are the client programs of package adsserver's tests.

@@ -1,0 +1,121 @@
+//go:build !dataplane
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"net"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/interop"
+	testpb "google.golang.org/grpc/interop/grpc_testing"
+)
+
+// TestProgramsRedirected runs more unmodified programs in a pod whose connections are
+// redirected to its sidecar, over IPv4 and IPv6, each to a destination that is looked into and
+// to one whose bytes pass: gRPC's interoperability suite, OpenAI's client for Node, and
+// WebSockets. See TestModelClientsRedirected and TestTransparent for others.
+func TestProgramsRedirected(t *testing.T) {
+	modules := nodeModules(t)
+	python := pythonEnvironment(t, "clients")
+	p := newPod(t, "redirect", "--own-uids", "1337")
+	t.Run("gRPC", p.interop)
+	t.Run("WebSocket", func(t *testing.T) { p.webSockets(t, python) })
+	t.Run("Node", func(t *testing.T) {
+		const looked, passed = server4 + ":8000", server4 + ":8001"
+		for _, a := range []string{looked, passed} {
+			serveModels(t, p.server.Listen("tcp", a))
+		}
+		p.verb("model", "register", "org/model", "v1", "--endpoint", looked, "--wait", "60s")
+		waitModels(t, p.client(), "http://"+looked, "org/model")
+		for address, version := range map[string][]string{looked: {"v1"}, passed: nil} {
+			passes(t, func() ([]byte, error) {
+				return p.ns.Run(exec.CommandContext(t.Context(), "node", append([]string{filepath.Join("testdata", "openai_client.mjs"), modules, "http://" + address + "/v1"}, version...)...))
+			})
+		}
+	})
+}
+
+// interop runs the cases that need neither TLS nor credentials; a case that fails ends the
+// process.
+func (p *pod) interop(t *testing.T) {
+	for _, address := range []string{"[" + server6 + "]:8000", server4 + ":8002"} {
+		back := grpc.NewServer()
+		testpb.RegisterTestServiceServer(back, interop.NewTestServer())
+		l := p.server.Listen("tcp", address)
+		served := make(chan error, 1)
+		go func() { served <- back.Serve(l) }()
+		conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithContextDialer(func(ctx context.Context, to string) (net.Conn, error) {
+				return p.ns.DialContext(ctx, net.Dialer{}, "tcp", to)
+			}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		tc := testpb.NewTestServiceClient(conn)
+		for name, do := range map[string]func(context.Context, testpb.TestServiceClient, ...grpc.CallOption){
+			"empty_unary": interop.DoEmptyUnaryCall, "large_unary": interop.DoLargeUnaryCall, "client_streaming": interop.DoClientStreaming,
+			"server_streaming": interop.DoServerStreaming, "ping_pong": interop.DoPingPong, "empty_stream": interop.DoEmptyStream,
+			"timeout_on_sleeping_server": interop.DoTimeoutOnSleepingServer, "cancel_after_begin": interop.DoCancelAfterBegin,
+			"cancel_after_first_response": interop.DoCancelAfterFirstResponse, "custom_metadata": interop.DoCustomMetadata,
+			"status_code_and_message": interop.DoStatusCodeAndMessage, "special_status_message": interop.DoSpecialStatusMessage,
+			"unimplemented_service": func(ctx context.Context, _ testpb.TestServiceClient, _ ...grpc.CallOption) {
+				interop.DoUnimplementedService(ctx, testpb.NewUnimplementedServiceClient(conn))
+			},
+			"unimplemented_method": func(ctx context.Context, _ testpb.TestServiceClient, _ ...grpc.CallOption) {
+				interop.DoUnimplementedMethod(ctx, conn)
+			},
+		} {
+			t.Run(name+" at "+address, func(t *testing.T) { do(ctx, tc) })
+		}
+		cancel()
+		conn.Close()
+		back.Stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// webSockets has both ends of the library's connections talk, the server in the other
+// namespace.
+func (p *pod) webSockets(t *testing.T, python string) {
+	script := filepath.Join("testdata", "websocket_client.py")
+	for _, address := range []string{"[" + server6 + "]:8000", server4 + ":8003"} {
+		server := exec.Command(python, script, "serve", address)
+		stdin, err := server.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		stdout, err := server.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		server.Stderr = newSyncBuffer()
+		if err := p.server.Start(server); err != nil {
+			t.Fatal(err)
+		}
+		if said := bufio.NewScanner(stdout); !said.Scan() || said.Text() != "listening" {
+			t.Errorf("the server said %q: %s", said.Text(), server.Stderr)
+		}
+		before := p.counts()
+		passes(t, func() ([]byte, error) {
+			return p.ns.Run(exec.CommandContext(t.Context(), python, script, "ask", "ws://"+address+"/chat"))
+		})
+		// Five connections, all by way of the sidecar.
+		if after := p.counts(); after.Looked-before.Looked+after.Passed-before.Passed != 5 {
+			t.Errorf("%s: %+v, then %+v", address, before, after)
+		}
+		stdin.Close()
+		if err := server.Wait(); err != nil {
+			t.Errorf("%v: %s", err, server.Stderr)
+		}
+	}
+}
