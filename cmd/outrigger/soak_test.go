@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -330,6 +331,21 @@ func (s *soaked) resident() map[string]float64 {
 	return out
 }
 
+var heapLine = regexp.MustCompile(`(?m)^# HeapAlloc = (\d+)$`)
+
+// heap has the sidecar collect, and returns the bytes that are allocated right after it: what
+// lives, and what was allocated while it was marked.
+func (s *soaked) heap() (bytes float64, ok bool) {
+	s.t.Helper()
+	m := heapLine.FindStringSubmatch(s.tryGet("/debug/pprof/heap?gc=1&debug=1"))
+	if m == nil {
+		return 0, false
+	}
+	bytes, err := strconv.ParseFloat(m[1], 64)
+	must(s.t, err)
+	return bytes, true
+}
+
 // sampled lets misfortune happen and takes samples, for the length of the run.
 func (s *soaked) sampled(l *soakLoad, length time.Duration, seed uint64) (out []soakSample) {
 	step := min(length/20, soakStep)
@@ -346,17 +362,18 @@ func (s *soaked) sampled(l *soakLoad, length time.Duration, seed uint64) (out []
 	defer look.Stop()
 	for time.Since(begin) < length {
 		<-look.C
-		if s.tryGet("/debug/pprof/heap?gc=1&debug=1") == "" {
+		heap, ok := s.heap()
+		if !ok {
 			s.t.Error("no heap profile")
 			break
 		}
 		m, _ := s.metrics()
 		r := s.resident()
-		out = append(out, soakSample{time.Since(begin), r["Anon"], m["go_memstats_heap_alloc_bytes"]})
+		out = append(out, soakSample{time.Since(begin), r["Anon"], heap})
 		if len(out)%20 == 0 {
 			s.t.Logf("%v: %d operations; MiB resident: own %.1f, program %.1f, node's table %.1f; heap %.1f; %v goroutines, %v descriptors",
 				time.Since(begin).Round(time.Second), l.done.Load(), r["Anon"]/(1<<20), r["File"]/(1<<20), r["Shmem"]/(1<<20),
-				m["go_memstats_heap_alloc_bytes"]/(1<<20), m["go_goroutines"], m["process_open_fds"])
+				heap/(1<<20), m["go_goroutines"], m["process_open_fds"])
 		}
 	}
 	close(stop)
@@ -372,10 +389,20 @@ const (
 	soakRSSNoise  = 6 << 20
 )
 
+// floors are the smallest heaps of each five samples. A leak raises them like all the others;
+// what a collection under load has on top of what lives is chance, and it differs with
+// whatever else the machine is doing.
+func floors(samples []soakSample) (out []soakSample) {
+	for five := range slices.Chunk(samples, 5) {
+		out = append(out, slices.MinFunc(five, func(a, b soakSample) int { return cmp.Compare(a.heap, b.heap) }))
+	}
+	return out
+}
+
 // judgeMemory fits a line to the second half, and says by how much it grows if it does.
 func (s *soaked) judgeMemory(all []soakSample) string {
 	half := all[len(all)/2:]
-	heap := growth(half, func(x soakSample) float64 { return x.heap })
+	heap := growth(floors(half), func(x soakSample) float64 { return x.heap })
 	rss := growth(half, func(x soakSample) float64 { return x.rss })
 	s.t.Logf("growth over the second half, by the fitted line: heap %+.2f MiB, RSS %+.2f MiB; at its end heap %.1f MiB, RSS %.1f MiB",
 		heap/(1<<20), rss/(1<<20), half[len(half)-1].heap/(1<<20), half[len(half)-1].rss/(1<<20))
