@@ -24,6 +24,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/cache/node"
 	"github.com/outrigger-mesh/outrigger/cache/shm"
 	"github.com/outrigger-mesh/outrigger/internal/heap"
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 )
 
 // feedNodes is a process of node agents whose feeds are watched. Each agent is the real
@@ -125,7 +126,7 @@ func (n *feedNodes) start(ctx context.Context, f *fleet, address string) error {
 				if _, err := n.agents[h].Read(limit, &pb.ReadRequest{Keys: []*pb.Key{{Session: lagSession(s), Name: "x"}}}); err != nil {
 					return err
 				}
-				pause(limit, time.Millisecond)
+				pause.For(limit, time.Millisecond)
 			}
 		}
 	}

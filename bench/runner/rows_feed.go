@@ -16,6 +16,7 @@ import (
 
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/internal/heap"
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 )
 
 const (
@@ -146,7 +147,7 @@ func (l lagFlags) load(ctx context.Context, set func(context.Context, int, int) 
 	if _, err := nodes.next(); err != nil { // they hold their sessions
 		return nil, err
 	}
-	idle, idleNodes, err := l.cost(nodes, func() error { pause(ctx, time.Second); return ctx.Err() })
+	idle, idleNodes, err := l.cost(nodes, func() error { pause.For(ctx, time.Second); return ctx.Err() })
 	if err != nil {
 		return nil, err
 	}
@@ -225,7 +226,7 @@ func (r *lagRun) collect(ctx context.Context, nodes *feedProcess) (lags histogra
 		if missing == 0 {
 			return lags, made, report.Unfresh, nil
 		}
-		if !pause(ctx, time.Second) {
+		if !pause.For(ctx, time.Second) {
 			return lags, 0, 0, ctx.Err()
 		}
 	}
@@ -254,7 +255,7 @@ func (r *lagRun) write(ctx context.Context, session int, start time.Time) error 
 	every := time.Duration(lagSessions) * time.Second / time.Duration(r.rate)
 	next := start.Add(every * time.Duration(session) / lagSessions)
 	for n := 1; next.Before(start.Add(r.slice)); n++ {
-		pause(ctx, time.Until(next))
+		pause.For(ctx, time.Until(next))
 		late := time.Since(next)
 		next = next.Add(every)
 		at, err := r.set(ctx, session, n)
@@ -278,21 +279,6 @@ func numberOf(json []byte) int {
 		return -1
 	}
 	return n
-}
-
-// pause waits for d; false when ctx ended before.
-func pause(ctx context.Context, d time.Duration) bool {
-	if d <= 0 {
-		return ctx.Err() == nil
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }
 
 // busy is the processor time this process has used.

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 	"github.com/outrigger-mesh/outrigger/xds"
 )
 
@@ -166,7 +167,7 @@ func (e *env) startFleet(ctx context.Context, shape fleetShape) (p *fleetPair, c
 
 // settled is the server's time once it has had the last answers.
 func (p *fleetPair) settled(ctx context.Context) (xdsReport, error) {
-	if !pause(ctx, xdsSettle) {
+	if !pause.For(ctx, xdsSettle) {
 		return xdsReport{}, ctx.Err()
 	}
 	return p.server.ask("stat")

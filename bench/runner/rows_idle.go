@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 )
 
 // idleConnections are open at once in the memory row.
@@ -73,7 +75,7 @@ func runIdle(ctx context.Context, e *env, r row) ([]result, error) {
 // least up to a mark.
 func memoryWith(ctx context.Context, run *running, n int, requests [][]byte, mark []byte, key string) (map[string]float64, error) {
 	pid := run.servers[len(run.servers)-1].pid
-	if !pause(ctx, idleSettle) {
+	if !pause.For(ctx, idleSettle) {
 		return nil, ctx.Err()
 	}
 	idle, own, err := residentUnder(pid)
@@ -93,7 +95,7 @@ func memoryWith(ctx context.Context, run *running, n int, requests [][]byte, mar
 		}
 		open = append(open, c)
 	}
-	if !pause(ctx, idleSettle) {
+	if !pause.For(ctx, idleSettle) {
 		return nil, ctx.Err()
 	}
 	with, ownWith, err := residentUnder(pid)

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 )
 
 // What the pods of the ingest row report.
@@ -213,7 +214,7 @@ func reportAs(ctx context.Context, pod int, address string, epoch uint64, second
 		return 0, err
 	}
 	name := fmt.Sprintf("n%02d/pod-%d", pod/10, pod)
-	if !pause(ctx, time.Duration(pod)*time.Second/ingestPods) {
+	if !pause.For(ctx, time.Duration(pod)*time.Second/ingestPods) {
 		return 0, ctx.Err()
 	}
 	tick := time.NewTicker(time.Second)

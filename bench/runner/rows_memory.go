@@ -23,6 +23,7 @@ import (
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/cache/node"
 	"github.com/outrigger-mesh/outrigger/cache/shm"
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 )
 
 const (
@@ -164,7 +165,7 @@ func (e *env) agentMemory(ctx context.Context) (values map[string]float64, err e
 	if err != nil {
 		return nil, err
 	}
-	if !pause(ctx, memorySettle) {
+	if !pause.For(ctx, memorySettle) {
 		return nil, ctx.Err()
 	}
 	if values, err = residentOf(s.pid); err == nil {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/outrigger-mesh/outrigger/internal/pause"
 	"github.com/outrigger-mesh/outrigger/xds"
 )
 
@@ -191,7 +192,7 @@ func (x xdsRun) push(ctx context.Context, server *lineProcess[xdsReport], client
 		}
 		latency, call = append(latency, float64(seen.Last-r.At)/1e6), append(call, r.SetUS/1e3)
 	}
-	if !pause(ctx, xdsSettle) {
+	if !pause.For(ctx, xdsSettle) {
 		return ctx.Err()
 	}
 	end, err := server.ask("stat")
@@ -210,7 +211,7 @@ func (x xdsRun) storm(ctx context.Context, server *lineProcess[xdsReport], clien
 	if err != nil {
 		return err
 	}
-	if !pause(ctx, xdsSettle) {
+	if !pause.For(ctx, xdsSettle) {
 		return ctx.Err()
 	}
 	end, err := server.ask("stat")
@@ -233,7 +234,7 @@ func (x xdsRun) nacks(ctx context.Context, server *lineProcess[xdsReport], clien
 	if _, err := clients.ask("wait 1"); err != nil {
 		return err
 	}
-	if !pause(ctx, nackWatch) {
+	if !pause.For(ctx, nackWatch) {
 		return ctx.Err()
 	}
 	after, err := clients.ask("count")

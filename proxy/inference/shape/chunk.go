@@ -101,31 +101,15 @@ func (c *chunk) list(s *scanner) error {
 	}
 	s.i++
 	c.choices = true
-	if s.space(); s.peek() == ']' {
-		s.i++
-		return nil
-	}
-	for {
+	return s.elements(2, func() error {
 		if s.space(); s.peek() != '{' {
 			c.plain = false
-			return s.bad("expected a choice")
+			return s.value(2)
 		}
 		s.i++
 		var seen uint8
-		if err := s.members(3, func(key []byte, escaped bool) (bool, error) { return c.choice(s, &seen, key, escaped) }); err != nil {
-			return err
-		}
-		s.space()
-		switch s.peek() {
-		case ',':
-			s.i++
-		case ']':
-			s.i++
-			return nil
-		default:
-			return s.bad("expected ',' or ']'")
-		}
-	}
+		return s.members(3, func(key []byte, escaped bool) (bool, error) { return c.choice(s, &seen, key, escaped) })
+	})
 }
 
 // choice reads the value of one of our keys in a choice.
