@@ -16,9 +16,8 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/interop"
-	testpb "google.golang.org/grpc/interop/grpc_testing"
 
+	"github.com/outrigger-mesh/outrigger/internal/interoptest"
 	"github.com/outrigger-mesh/outrigger/proxy"
 )
 
@@ -27,7 +26,7 @@ import (
 // functions of the suite end the process when a case fails.
 func TestInterop(t *testing.T) {
 	back := grpc.NewServer()
-	testpb.RegisterTestServiceServer(back, interop.NewTestServer())
+	interoptest.Register(back)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	served := make(chan error, 1)
@@ -42,24 +41,9 @@ func TestInterop(t *testing.T) {
 	address, _, end, ended := onSockets(t, 10*time.Second, func(o *proxy.Options) { o.UpstreamGRPC = up })
 	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	must(t, err)
-	tc := testpb.NewTestServiceClient(conn)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	for name, do := range map[string]func(context.Context, testpb.TestServiceClient, ...grpc.CallOption){
-		"empty_unary": interop.DoEmptyUnaryCall, "large_unary": interop.DoLargeUnaryCall, "client_streaming": interop.DoClientStreaming,
-		"server_streaming": interop.DoServerStreaming, "ping_pong": interop.DoPingPong, "empty_stream": interop.DoEmptyStream,
-		"timeout_on_sleeping_server": interop.DoTimeoutOnSleepingServer, "cancel_after_begin": interop.DoCancelAfterBegin,
-		"cancel_after_first_response": interop.DoCancelAfterFirstResponse, "custom_metadata": interop.DoCustomMetadata,
-		"status_code_and_message": interop.DoStatusCodeAndMessage, "special_status_message": interop.DoSpecialStatusMessage,
-		"unimplemented_service": func(ctx context.Context, _ testpb.TestServiceClient, _ ...grpc.CallOption) {
-			interop.DoUnimplementedService(ctx, testpb.NewUnimplementedServiceClient(conn))
-		},
-		"unimplemented_method": func(ctx context.Context, _ testpb.TestServiceClient, _ ...grpc.CallOption) {
-			interop.DoUnimplementedMethod(ctx, conn)
-		},
-	} {
-		t.Run(name, func(t *testing.T) { do(ctx, tc) })
-	}
+	interoptest.Run(ctx, t, conn)
 	conn.Close()
 	end()
 	within(t, time.Minute, "the end", ended)

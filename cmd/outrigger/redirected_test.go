@@ -13,8 +13,8 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/interop"
-	testpb "google.golang.org/grpc/interop/grpc_testing"
+
+	"github.com/outrigger-mesh/outrigger/internal/interoptest"
 )
 
 // TestProgramsRedirected runs more unmodified programs in a pod whose connections are
@@ -47,7 +47,7 @@ func TestProgramsRedirected(t *testing.T) {
 func (p *pod) interop(t *testing.T) {
 	for _, address := range []string{"[" + server6 + "]:8000", server4 + ":8002"} {
 		back := grpc.NewServer()
-		testpb.RegisterTestServiceServer(back, interop.NewTestServer())
+		interoptest.Register(back)
 		l := p.server.Listen("tcp", address)
 		served := make(chan error, 1)
 		go func() { served <- back.Serve(l) }()
@@ -59,22 +59,7 @@ func (p *pod) interop(t *testing.T) {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-		tc := testpb.NewTestServiceClient(conn)
-		for name, do := range map[string]func(context.Context, testpb.TestServiceClient, ...grpc.CallOption){
-			"empty_unary": interop.DoEmptyUnaryCall, "large_unary": interop.DoLargeUnaryCall, "client_streaming": interop.DoClientStreaming,
-			"server_streaming": interop.DoServerStreaming, "ping_pong": interop.DoPingPong, "empty_stream": interop.DoEmptyStream,
-			"timeout_on_sleeping_server": interop.DoTimeoutOnSleepingServer, "cancel_after_begin": interop.DoCancelAfterBegin,
-			"cancel_after_first_response": interop.DoCancelAfterFirstResponse, "custom_metadata": interop.DoCustomMetadata,
-			"status_code_and_message": interop.DoStatusCodeAndMessage, "special_status_message": interop.DoSpecialStatusMessage,
-			"unimplemented_service": func(ctx context.Context, _ testpb.TestServiceClient, _ ...grpc.CallOption) {
-				interop.DoUnimplementedService(ctx, testpb.NewUnimplementedServiceClient(conn))
-			},
-			"unimplemented_method": func(ctx context.Context, _ testpb.TestServiceClient, _ ...grpc.CallOption) {
-				interop.DoUnimplementedMethod(ctx, conn)
-			},
-		} {
-			t.Run(name+" at "+address, func(t *testing.T) { do(ctx, tc) })
-		}
+		t.Run(address, func(t *testing.T) { interoptest.Run(ctx, t, conn) })
 		cancel()
 		conn.Close()
 		back.Stop()
