@@ -97,6 +97,16 @@ func trimOWS(b []byte) []byte {
 	return b
 }
 
+// EmptyLine returns the length of an empty line at the start of b, where a request should
+// begin, 0 if there is none: some clients send one after a body, and a server should ignore it
+// (RFC 9112 §2.2). It is for what Parse refused; a bare LF is none.
+func EmptyLine(b []byte) int {
+	if len(b) >= 2 && b[0] == '\r' && b[1] == '\n' {
+		return 2
+	}
+	return 0
+}
+
 // line returns the length of the line that starts at b[at:], without its CRLF, and where
 // the next one starts. No line may end beyond limit.
 func line(b []byte, at, limit int) (length, next int, err error) {

@@ -206,6 +206,10 @@ func (l *loop) process(c *conn, data []byte) bool {
 		if err == http1.ErrShort {
 			break
 		}
+		if skip := http1.EmptyLine(data); err != nil && skip > 0 {
+			c.seen, data = 0, data[skip:]
+			continue
+		}
 		if err != nil {
 			l.st.refused.Add(1)
 			out = http1.AppendRefusal(out, err, l.date)

@@ -167,6 +167,10 @@ func (c *gconn) serve() {
 			}
 			continue
 		}
+		if skip := http1.EmptyLine(buf); err != nil && skip > 0 {
+			seen, buf = 0, append(buf[:0], buf[skip:]...)
+			continue
+		}
 		if err != nil {
 			c.g.st.refused.Add(1)
 			_, _ = c.Conn.Write(http1.AppendRefusal(out[:0], err, dates.At(time.Now())))

@@ -277,6 +277,20 @@ func TestRawExchanges(t *testing.T) {
 				c.ends()
 			}
 		})
+		t.Run("empty lines before a request", func(t *testing.T) {
+			c := s.dial(t)
+			c.send("\r\n" + get("/fast/a") + "\r\n\r\n" + post("/slow/b", "c") + "\r\n" + get("/slow/d"))
+			c.want("GET", 200, "/fast/a")
+			c.want("POST", 200, "/slow/b\nc")
+			c.want("GET", 200, "/slow/d\n")
+			for _, piece := range []string{"\r", "\n", "\r\n\r", "\nGE", "T /fast/e HTTP/1.1\r\nHost: a\r\n\r\n"} {
+				c.send(piece)
+			}
+			c.want("GET", 200, "/fast/e")
+			c.send("\n" + get("/fast/smuggled")) // a line is CRLF
+			c.want("GET", 400, "*")
+			c.ends()
+		})
 		t.Run("refusals", func(t *testing.T) {
 			for head, status := range map[string]int{
 				"GET / HTTP/1.1\r\n\r\n":                         400,
