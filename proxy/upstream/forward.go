@@ -127,6 +127,9 @@ func (f *Forwarder) rewrite(p *httputil.ProxyRequest) {
 		p.Out.Host = p.In.Host
 		p.Out.URL.RawQuery = p.In.URL.RawQuery // unparsable queries too
 	}
+	if p.In.Method == http.MethodOptions && p.In.URL.Path == "*" {
+		p.Out.URL.Path, p.Out.URL.RawPath, p.Out.URL.Opaque = "", "", "*" // about the server: no base has a part in it
+	}
 	// Being transparent: whatever earlier proxies said about the client stays.
 	for _, name := range [...]string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
 		if v, ok := p.In.Header[name]; ok {

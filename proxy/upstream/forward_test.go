@@ -233,6 +233,29 @@ func TestForwardBase(t *testing.T) {
 	}
 }
 
+// What is asked about the server as a whole stays that (RFC 9110 §9.3.7).
+func TestForwardAsterisk(t *testing.T) {
+	var seen string
+	b := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { seen = r.Method + " " + r.RequestURI }))
+	b.Config.DisableGeneralOptionsHandler = true // net/http would answer by itself
+	b.Start()
+	defer b.Close()
+	tr := NewTransport(TransportOptions{})
+	defer tr.CloseIdleConnections()
+	for _, path := range []string{"", "/", "/api"} {
+		base, err := url.Parse(b.URL + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := httptest.NewRecorder()
+		NewForwarder(ForwarderOptions{Transport: tr, Base: base}).ServeHTTP(w, httptest.NewRequest("OPTIONS", "*", nil))
+		if w.Code != 200 || seen != "OPTIONS *" {
+			t.Errorf("base %q: %d, backend saw %q", path, w.Code, seen)
+		}
+		seen = ""
+	}
+}
+
 func TestStripHopByHop(t *testing.T) {
 	for _, tt := range []struct {
 		name string
