@@ -50,7 +50,7 @@ func withinTenant(tenant string, req any) error {
 	switch r := req.(type) {
 	case *pb.SessionKeysRequest, *pb.NodeStatRequest, *pb.ReadCounts:
 		return nil // about the node, not about anybody's variables
-	case *pb.GetAnswerRequest, *pb.PutAnswerRequest, *pb.EndStretchRequest:
+	case *pb.GetAnswerRequest, *pb.FlightSend, *pb.PutAnswerRequest, *pb.EndStretchRequest:
 		return nil // kept for each caller's own tenant (package shelf)
 	case interface{ GetResourceNamesSubscribe() []string }:
 		return nil // an xDS request: policy is the mesh's, not anybody's (package xds/relay)

@@ -11,15 +11,26 @@
 //     tenant. The key is a hash over the question, who asked, version, arm and pins, so whoever
 //     finds an answer could have asked for it. Tenants have a part of the room each, and none
 //     can push out another's answers.
+//
 //   - A key belongs to a stretch, the part of a version's life between two changes. From
 //     the moment EndStretch returned no answer of the stretch is found, and none that
 //     is put later is taken: a sidecar that has not heard of the change yet brings nothing back.
+//
 //   - An answer is given out no longer than it was put for, by the agent's monotonic clock, and
 //     comes with its age.
+//
 //   - What is kept never exceeds Bytes; MaxEnded stretches of a tenant are remembered as
 //     ended. When that many are, all of the tenant's answers are dropped with the memory of the
 //     oldest half, so that nothing comes back by being forgotten. An answer larger than
 //     MaxAnswer, or than a shard of the tenant's part, is not taken.
+//
+//   - Of all who ask JoinFlight for what is not kept, one is told to lead; the others read its
+//     answer along as it comes. A leader that is gone, by its own end or its process's, is
+//     lost to all at once: who has read nothing yet asks the model. So is an answer to a
+//     follower that is more than MaxAnswer behind; nobody waits for it. A stretch that ends
+//     takes no more followers, and nothing of it is kept. A tenant has MaxFlights at one
+//     time, and as many that are followed as half its part has room for at twice MaxAnswer
+//     each, besides what is kept; beyond these everybody asks for himself.
 //
 // A restart begins empty, with nothing remembered as ended. Whoever puts an answer must
 // therefore have seen that its stretch goes on; see Stretch in proxy/inference/answers. A process can put a wrong
@@ -52,6 +63,8 @@ const (
 	MaxAtOnce  = 1000 // stretches ended by one call
 	MinBytes   = 4 << 20
 	entryBytes = 256 // what an answer is charged besides its text
+	ms         = 1e6 // of Options.Clock
+	maxTTL     = 24 * 60 * 60 * 1000
 )
 
 // Options configure New.
@@ -78,7 +91,8 @@ type Store struct {
 
 // part is one tenant's.
 type part struct {
-	kept *tier.Cache[entry]
+	kept    *tier.Cache[entry]
+	flights *flights
 
 	mu    sync.RWMutex
 	ended map[[KeyBytes]byte]struct{}
@@ -92,10 +106,12 @@ type entry struct {
 	born, expiry int64 // by Options.Clock
 }
 
-func (e *entry) size() int { return entryBytes + headerBytes(e.answer) + cap(e.answer.Body) }
+func (e *entry) size() int {
+	return entryBytes + headerBytes(e.answer.GetHeader()) + cap(e.answer.Body)
+}
 
-func headerBytes(a *pb.NodeAnswer) (n int) {
-	for _, f := range a.GetHeader() {
+func headerBytes(header []*pb.AnswerField) (n int) {
+	for _, f := range header {
 		n += 96 + len(f.GetName()) + len(f.GetValue())
 	}
 	return n
@@ -110,9 +126,11 @@ const (
 	over // of an ended stretch
 	stored
 	refused
+	joined // read along
+	alone  // without company, as there are too many flights
 )
 
-var results = [...]string{hit: "hit", miss: "miss", over: "ended", stored: "stored", refused: "refused"}
+var results = [...]string{hit: "hit", miss: "miss", over: "ended", stored: "stored", refused: "refused", joined: "joined", alone: "alone"}
 
 // New returns an empty store. Errors have kind Invalid, or are the meter's.
 func New(o Options) (*Store, error) {
@@ -137,7 +155,7 @@ func New(o Options) (*Store, error) {
 		if err != nil {
 			return nil, err
 		}
-		s.tenants[name] = &part{kept: kept, ended: map[[KeyBytes]byte]struct{}{}}
+		s.tenants[name] = &part{kept: kept, flights: newFlights(each), ended: map[[KeyBytes]byte]struct{}{}}
 	}
 	return s, s.instruments()
 }
@@ -147,7 +165,7 @@ func (s *Store) instruments() error {
 		return nil
 	}
 	calls, err := s.o.Meter.Int64ObservableCounter("outrigger.node.answers", metric.WithUnit("{call}"),
-		metric.WithDescription("Answers of models asked of the node agent and put there, by outrigger.result: hit, miss, ended (of a version's past), stored, refused (too large or ended)."))
+		metric.WithDescription("Answers of models asked of the node agent and put there, by outrigger.result: hit, miss, ended (of a version's past), stored, refused (too large or ended), joined (read along with another pod's question), alone (too many of these)."))
 	if err != nil {
 		return err
 	}
@@ -199,32 +217,40 @@ func (p *part) isOver(stretch [KeyBytes]byte) bool {
 	return over
 }
 
+// asked checks a question.
+func asked(q *pb.GetAnswerRequest) (key, stretch [KeyBytes]byte, err error) {
+	if key, err = hashed("key", q.GetKey()); err == nil {
+		stretch, err = hashed("stretch", q.GetStretch())
+	}
+	return key, stretch, err
+}
+
+// find returns the answer that is kept, no older than maxAge ms (< 0 = of any age), or why there is none.
+func (s *Store) find(p *part, key, stretch [KeyBytes]byte, maxAge int64) (*pb.NodeAnswer, result) {
+	e := p.kept.Get(string(key[:]))
+	now := s.o.Clock()
+	switch {
+	case p.isOver(stretch): // looked at after the entry, so that what ended before is never given
+		return nil, over
+	case e == nil || e.stretch != stretch || now >= e.expiry || maxAge >= 0 && now-e.born > maxAge*ms:
+		return nil, miss
+	}
+	return &pb.NodeAnswer{Header: e.answer.Header, Body: e.answer.Body, AgeMs: (now - e.born) / ms, TtlMs: (e.expiry - now) / ms}, hit
+}
+
 // GetAnswer implements pb.NodeAnswersServer.
 func (s *Store) GetAnswer(ctx context.Context, r *pb.GetAnswerRequest) (*pb.GetAnswerResponse, error) {
 	p, err := s.of(ctx)
 	if err != nil {
 		return nil, err
 	}
-	stretch, err := hashed("stretch", r.GetStretch())
+	key, stretch, err := asked(r)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := hashed("key", r.GetKey()); err != nil {
-		return nil, err
-	}
-	e := p.kept.Get(string(r.GetKey()))
-	now := s.o.Clock()
-	switch {
-	case p.isOver(stretch): // looked at after the entry, so that what ended before is never given
-		s.counts[over].Add(1)
-	case e == nil || e.stretch != stretch || now >= e.expiry:
-		s.counts[miss].Add(1)
-	default:
-		s.counts[hit].Add(1)
-		const ms = 1e6
-		return &pb.GetAnswerResponse{Answer: &pb.NodeAnswer{Header: e.answer.Header, Body: e.answer.Body, AgeMs: (now - e.born) / ms, TtlMs: (e.expiry - now) / ms}}, nil
-	}
-	return &pb.GetAnswerResponse{}, nil
+	a, came := s.find(p, key, stretch, -1)
+	s.counts[came].Add(1)
+	return &pb.GetAnswerResponse{Answer: a}, nil
 }
 
 // PutAnswer implements pb.NodeAnswersServer.
@@ -233,27 +259,28 @@ func (s *Store) PutAnswer(ctx context.Context, r *pb.PutAnswerRequest) (*pb.PutA
 	if err != nil {
 		return nil, err
 	}
-	stretch, err := hashed("stretch", r.GetStretch())
+	key, stretch, err := asked(&pb.GetAnswerRequest{Key: r.GetKey(), Stretch: r.GetStretch()})
 	if err != nil {
 		return nil, err
 	}
-	if _, err := hashed("key", r.GetKey()); err != nil {
-		return nil, err
-	}
 	a := r.GetAnswer()
-	const ms, most = 1e6, 24 * 60 * 60 * 1000
-	if a == nil || a.GetAgeMs() < 0 || a.GetAgeMs() > most || a.GetTtlMs() < 1 || a.GetTtlMs() > most {
-		return nil, status.ToGRPC(outrigger.Errorf(outrigger.Invalid, "an answer of age %d ms for %d ms; give ages of 0 and times of 1 to %d", a.GetAgeMs(), a.GetTtlMs(), most))
+	if a == nil || a.GetAgeMs() < 0 || a.GetAgeMs() > maxTTL || a.GetTtlMs() < 1 || a.GetTtlMs() > maxTTL {
+		return nil, status.ToGRPC(outrigger.Errorf(outrigger.Invalid, "an answer of age %d ms for %d ms; give ages of 0 and times of 1 to %d", a.GetAgeMs(), a.GetTtlMs(), maxTTL))
 	}
 	now := s.o.Clock()
-	e := &entry{stretch: stretch, answer: a, born: now - a.AgeMs*ms, expiry: now + a.TtlMs*ms}
-	kept := len(a.Body) <= MaxAnswer && headerBytes(a) <= MaxHeader && !p.isOver(stretch) && p.kept.Put(string(r.GetKey()), e)
+	kept := s.keep(p, key, &entry{stretch: stretch, answer: a, born: now - a.AgeMs*ms, expiry: now + a.TtlMs*ms})
+	return &pb.PutAnswerResponse{Kept: kept}, nil
+}
+
+// keep stores an answer unless it is too large or its stretch has ended.
+func (s *Store) keep(p *part, key [KeyBytes]byte, e *entry) bool {
+	kept := len(e.answer.Body) <= MaxAnswer && headerBytes(e.answer.Header) <= MaxHeader && !p.isOver(e.stretch) && p.kept.Put(string(key[:]), e)
 	if kept {
 		s.counts[stored].Add(1)
 	} else {
 		s.counts[refused].Add(1)
 	}
-	return &pb.PutAnswerResponse{Kept: kept}, nil
+	return kept
 }
 
 // EndStretch implements pb.NodeAnswersServer.
@@ -287,6 +314,7 @@ func (s *Store) EndStretch(ctx context.Context, r *pb.EndStretchRequest) (*pb.En
 			p.kept.Purge()
 		}
 		p.ended[stretch], p.order = struct{}{}, append(p.order, stretch)
+		p.flights.end(stretch)
 	}
 	return &pb.EndStretchResponse{}, nil
 }

@@ -59,12 +59,15 @@ func (c *call) serve() {
 	case f == nil:
 		c.forward()
 	case leader:
-		if a := c.fromNode(keys, control, now); a != nil {
+		c.flight = f
+		defer f.Fail() // unless it has ended well; what follows may panic
+		a, seat := c.join(keys, control, now)
+		if a != nil {
 			f.Fill(a)
 			c.replay(a, now, tierNode)
 			return
 		}
-		c.lead(f, keys)
+		c.lead(f, keys, seat)
 	case !c.follow(f):
 		c.forward()
 	}
@@ -150,18 +153,27 @@ func (c *call) replay(a *answers.Answer, now time.Time, tier string) {
 	_, _ = c.w.Write(a.Body) // the status is out; a client that is gone needs no answer
 }
 
-// lead asks the model and lets others read along.
-func (c *call) lead(f *answers.Flight, keys answers.Keys) {
+// lead gets the answer, from the model or from another pod that asks it, and lets others
+// read along: here, and in other pods if seat says so.
+func (c *call) lead(f *answers.Flight, keys answers.Keys, seat *answers.Seat) {
 	t := &tee{ResponseWriter: c.w, f: f, c: c, version: c.assign.Version.Name, arm: c.assign.Arm}
-	c.w, c.flight = t, f
+	c.w = t
+	if seat.Follows() {
+		if c.readAlong(f, seat) {
+			return
+		}
+		seat = nil // the other pod is gone: this one asks for its own readers
+	}
+	defer seat.Close()
+	seat.Publish(f)
 	c.w.Header()[hdrCache] = []string{"miss"}
 	c.h.metrics.cached(c, "miss", tierOrigin)
-	defer f.Fail() // unless it has ended well; forward may panic
 	c.forward()
 	if t.open && c.complete {
 		now := c.h.now()
 		// The flight has begun, so the answer is of the version and arm the keys are for.
-		c.h.offer(c, keys.Node, f.Finish(now, answers.Keep(t.header, math.MaxInt64)), now)
+		a := f.Finish(now, answers.Keep(t.header, math.MaxInt64))
+		c.h.offer(c, seat, keys.Node, a, now)
 	}
 }
 
@@ -194,7 +206,7 @@ func (t *tee) WriteHeader(status int) {
 			delete(t.header, k)
 		}
 		t.open = true
-		t.f.Begin(t.header)
+		t.f.Begin(t.header, t.c.streams)
 	} else {
 		t.f.Fail()
 	}
@@ -260,16 +272,29 @@ func (c *call) failFlight() {
 	}
 }
 
-// follow reads along with a flight. It returns false, and nothing was sent, if the flight
-// failed before its answer began.
-func (c *call) follow(f *answers.Flight) bool {
-	defer f.Leave()
+// patience is how long the request may wait for an answer that somebody else asked for.
+func (c *call) patience() time.Duration {
 	timeout := orDefault(c.assign.Model.Timeout, DefaultTimeout)
 	if c.timeout > 0 {
 		timeout = min(timeout, c.timeout)
 	}
-	ctx, cancel := context.WithTimeout(c.r.Context(), timeout)
+	return timeout
+}
+
+// tooLate answers a request whose patience was at its end before the answer began.
+func (c *call) tooLate() {
+	c.refuse(apiError{status: http.StatusGatewayTimeout, code: "timeout", retry: retryNo, message: "the model did not answer within the time limit of the request"})
+}
+
+// follow reads along with a flight. It returns false, and nothing was sent, if the flight
+// failed before its answer began or, where it is no stream, before it was whole.
+func (c *call) follow(f *answers.Flight) bool {
+	defer f.Leave()
+	ctx, cancel := context.WithTimeout(c.r.Context(), c.patience())
 	defer cancel()
+	if !c.streams {
+		return c.await(ctx, f)
+	}
 	flush := http.NewResponseController(c.w)
 	begun, seen := false, 0
 	for {
@@ -277,14 +302,14 @@ func (c *call) follow(f *answers.Flight) bool {
 		switch {
 		case err != nil && c.r.Context().Err() != nil:
 			return true // the client has left
-		case !begun && p.Failed:
+		case !begun && p.Lost:
 			return false
 		case !begun && err != nil:
-			c.refuse(apiError{status: http.StatusGatewayTimeout, code: "timeout", retry: retryNo, message: "the model did not answer within the time limit of the request"})
+			c.tooLate()
 			return true
 		case !begun:
 			begun = true
-			c.begin(p.Header, "joined", tierProcess)
+			c.begin(p.Head, "joined", tierProcess)
 			c.w.WriteHeader(http.StatusOK)
 		}
 		if seen += len(p.New); len(p.New) > 0 {
@@ -295,7 +320,7 @@ func (c *call) follow(f *answers.Flight) bool {
 		if p.Whole {
 			return true
 		}
-		if p.Failed || err != nil {
+		if p.Lost || err != nil {
 			c.cutShort()
 			return true
 		}
@@ -305,11 +330,31 @@ func (c *call) follow(f *answers.Flight) bool {
 	}
 }
 
-// cutShort ends an answer that was read along and is lost, as its leader's ends.
-func (c *call) cutShort() {
-	if !c.streams {
-		panic(http.ErrAbortHandler) // part of a JSON answer is out
+// await is follow where half an answer is worth nothing.
+func (c *call) await(ctx context.Context, f *answers.Flight) bool {
+	p, err := f.Await(ctx)
+	switch {
+	case err != nil && c.r.Context().Err() != nil:
+	case err != nil:
+		c.tooLate()
+	case p.Lost:
+		return false
+	default:
+		c.passWhole(p.Head, p.New, tierProcess)
 	}
+	return true
+}
+
+// passWhole sends an answer that was read along and is no stream.
+func (c *call) passWhole(header http.Header, body []byte, tier string) {
+	c.begin(header, "joined", tier)
+	c.w.Header()["Content-Length"] = []string{strconv.Itoa(len(body))}
+	c.w.WriteHeader(http.StatusOK)
+	_, _ = c.w.Write(body) // the status is out; a client that is gone needs no answer
+}
+
+// cutShort ends a stream that was read along and is lost, as its leader's ends.
+func (c *call) cutShort() {
 	e := apiError{status: http.StatusBadGateway, code: "upstream_lost", message: "the connection to the model was lost in the middle of the answer"}
 	_, _ = c.w.Write(c.api.Event(e.words()))
 }

@@ -2,6 +2,7 @@ package inference
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"io"
 	"net/http"
@@ -204,6 +205,7 @@ func TestStreamReplay(t *testing.T) {
 
 // gated streams words as the test lets it, over pipes.
 type gated struct {
+	ctype string // "" = text/event-stream
 	mu    sync.Mutex
 	asked int
 	pipe  *io.PipeWriter
@@ -216,7 +218,7 @@ func (g *gated) RoundTrip(r *http.Request) (*http.Response, error) {
 	g.asked, g.pipe, g.ctx = g.asked+1, pw, r.Context()
 	g.mu.Unlock()
 	context.AfterFunc(r.Context(), func() { pr.CloseWithError(r.Context().Err()) })
-	return &http.Response{StatusCode: 200, Header: http.Header{"Content-Type": {"text/event-stream"}}, Body: pr, ContentLength: -1, TransferEncoding: []string{"chunked"}}, nil
+	return &http.Response{StatusCode: 200, Header: http.Header{"Content-Type": {cmp.Or(g.ctype, "text/event-stream")}}, Body: pr, ContentLength: -1, TransferEncoding: []string{"chunked"}}, nil
 }
 
 // live is a client that reads an answer while it is written.
@@ -242,23 +244,29 @@ func (l *live) event(t *testing.T) string {
 	return s
 }
 
+// askLive puts the stream's question to h, in a synctest bubble: cancel is the client's leaving.
+func askLive(t *testing.T, h http.Handler, header ...string) (l *live, cancel context.CancelFunc, over chan struct{}) {
+	ctx, cancel := context.WithCancel(t.Context())
+	r := httptest.NewRequest("POST", chatPath, strings.NewReader(strings.Replace(zero, "{", `{"stream":true,`, 1))).WithContext(ctx)
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
+	pr, pw := io.Pipe()
+	l = &live{ResponseWriter: httptest.NewRecorder(), out: bufio.NewReader(pr), pw: pw}
+	over = make(chan struct{})
+	context.AfterFunc(ctx, func() { pr.CloseWithError(io.ErrClosedPipe) })
+	go func() { defer close(over); h.ServeHTTP(l, r); pw.Close() }()
+	synctest.Wait()
+	return l, cancel, over
+}
+
 // Everybody who asks the same while it is answered reads along, from the first event; the
 // model is asked once, and goes on when the one who asked first leaves.
 func TestSingleFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := &gated{}
 		h := mustNew(t, Options{Policy: newSource(newPolicy(0, eps("a:1"), nil)).get, Transport: g, Answers: newAnswers(t)})
-		ask := func() (*live, context.CancelFunc, chan struct{}) {
-			ctx, cancel := context.WithCancel(t.Context())
-			r := httptest.NewRequest("POST", chatPath, strings.NewReader(strings.Replace(zero, "{", `{"stream":true,`, 1))).WithContext(ctx)
-			pr, pw := io.Pipe()
-			l := &live{ResponseWriter: httptest.NewRecorder(), out: bufio.NewReader(pr), pw: pw}
-			over := make(chan struct{})
-			context.AfterFunc(ctx, func() { pr.CloseWithError(io.ErrClosedPipe) })
-			go func() { defer close(over); h.ServeHTTP(l, r); pw.Close() }()
-			synctest.Wait()
-			return l, cancel, over
-		}
+		ask := func() (*live, context.CancelFunc, chan struct{}) { return askLive(t, h) }
 		one, leave, over1 := ask()
 		two, _, over2 := ask()
 		say := func(s string) {
@@ -344,5 +352,54 @@ func TestFlightLost(t *testing.T) {
 		io.WriteString(g.pipe, streamDone)
 		g.pipe.Close()
 		<-got
+	})
+}
+
+// An answer that outgrows what a flight holds: a stream goes on for who reads it, JSON is
+// asked for by everybody himself; nobody gets half of it.
+func TestFlightOutgrown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &gated{}
+		h := mustNew(t, Options{Policy: newSource(newPolicy(0, eps("a:1"), nil)).get, Transport: g, Answers: newAnswers(t)})
+		one, _, over1 := askLive(t, h)
+		two, _, over2 := askLive(t, h)
+		event := chunkOf("m", `{"content":"`+strings.Repeat("x", 64<<10)+`"}`)
+		for range 40 {
+			go io.WriteString(g.pipe, event)
+			if e1, e2 := one.event(t), two.event(t); e1 != event || e2 != event {
+				t.Fatalf("events of %d and %d bytes, want %d", len(e1), len(e2), len(event))
+			}
+		}
+		go func() { io.WriteString(g.pipe, streamDone); g.pipe.Close() }()
+		if e1, e2 := one.event(t), two.event(t); e1 != streamDone || e2 != streamDone {
+			t.Errorf("ended with %q and %q", e1, e2)
+		}
+		<-over1
+		<-over2
+		if g.asked != 1 {
+			t.Errorf("the model was asked %d times", g.asked)
+		}
+	})
+	large := `{"v":"` + strings.Repeat("x", 3<<20) + `"}`
+	synctest.Test(t, func(t *testing.T) {
+		g := &gated{ctype: "application/json"}
+		h := mustNew(t, Options{Policy: newSource(newPolicy(0, eps("a:1"), nil)).get, Transport: g, Answers: newAnswers(t)})
+		got := make(chan string, 2)
+		for range 2 {
+			go func() { got <- post(h, chatPath, zero).Body.String() }()
+			synctest.Wait()
+		}
+		for range 2 {
+			pipe := g.pipe
+			io.WriteString(pipe, large)
+			pipe.Close()
+			if s := <-got; s != large {
+				t.Errorf("answered %d bytes, want %d", len(s), len(large))
+			}
+			synctest.Wait()
+		}
+		if g.asked != 2 {
+			t.Errorf("the model was asked %d times", g.asked)
+		}
 	})
 }

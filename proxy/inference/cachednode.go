@@ -2,6 +2,8 @@ package inference
 
 import (
 	"context"
+	"errors"
+	"net/http"
 	"time"
 
 	"github.com/outrigger-mesh/outrigger/proxy/inference/answers"
@@ -42,15 +44,81 @@ func (h *Handler) policy() (*policy.Policy, PolicyStatus) {
 	return h.o.Policy()
 }
 
+// join asks what the node's other pods know, or are asking.
+func (c *call) join(keys answers.Keys, control answers.Control, now time.Time) (*answers.Answer, *answers.Seat) {
+	ctx, release := c.base()
+	defer release()
+	return c.h.o.NodeAnswers.Join(ctx, keys.Node, stretchOf(c.assign.Model, c.assign.Version), now, control.MaxAge)
+}
+
+// readAlong answers with what another pod is answered, to this process's readers of f too.
+// It returns false, with nothing sent, if that is lost before the answer began or, where it
+// is no stream, before it was whole.
+func (c *call) readAlong(f *answers.Flight, seat *answers.Seat) bool {
+	defer seat.Close()
+	base, release := c.base()
+	defer release()
+	ctx, cancel := context.WithTimeout(base, c.patience())
+	defer cancel()
+	defer context.AfterFunc(ctx, seat.Close)()
+	flush := http.NewResponseController(c.w)
+	var header http.Header
+	var body []byte // of an answer that is no stream
+	for {
+		p, err := seat.Next()
+		switch {
+		case err != nil && header != nil && c.streams:
+			f.Fail()
+			c.cutShort()
+			return true
+		case err != nil && c.gone():
+			return true
+		case err != nil && ctx.Err() != nil:
+			c.tooLate()
+			return true
+		case err != nil, header == nil && p.Header == nil, len(body)+len(p.Body) > answers.MaxAnswer:
+			return false
+		case p.Header != nil:
+			if header = p.Header; c.streams {
+				c.begin(header, "joined", tierNode)
+				c.w.WriteHeader(http.StatusOK)
+			}
+		case !c.streams:
+			body = append(body, p.Body...)
+		case len(p.Body) > 0:
+			if _, werr := c.w.Write(p.Body); werr != nil { // and nobody else reads it
+				return true
+			}
+		}
+		if p.Whole {
+			if !c.streams {
+				c.passWhole(header, body, tierNode)
+			}
+			f.Finish(c.h.now(), p.TTL)
+			return true
+		}
+		if c.streams {
+			if ferr := flush.Flush(); ferr != nil && !errors.Is(ferr, http.ErrNotSupported) {
+				return true
+			}
+		}
+	}
+}
+
 // offer gives an answer to the node's other pods, unless its version has changed by the
 // time it leaves.
-func (h *Handler) offer(c *call, key answers.Key, a *answers.Answer, now time.Time) {
-	if h.o.NodeAnswers == nil || a == nil {
+func (h *Handler) offer(c *call, seat *answers.Seat, key answers.Key, a *answers.Answer, now time.Time) {
+	if h.o.NodeAnswers == nil {
 		return
 	}
 	m, v, generation := c.assign.Model.Name, c.assign.Version.Name, c.model.versions[c.assign.Version].generation
 	stretch := stretchOf(c.assign.Model, c.assign.Version)
-	h.o.NodeAnswers.Put(key, stretch, a, now, func() bool { return h.goesOn(m, v, generation, stretch) })
+	continues := func() bool { return h.goesOn(m, v, generation, stretch) }
+	if seat.Leads() {
+		seat.Land(a, now, continues)
+		return
+	}
+	h.o.NodeAnswers.Put(key, stretch, a, now, continues)
 }
 
 // goesOn says whether a version is, by the present policy, in the stretch of its life it was in.

@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	gstatus "google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
@@ -24,16 +26,26 @@ type nodeWorld struct {
 	t      *testing.T
 	agent  *bufconn.Listener
 	server *grpc.Server
+	old    bool // the agent knows no flights
 	a, b   *podWorld
 }
 
 type podWorld struct {
-	h   *Handler
-	rt  *scripted
-	src *source
+	h    *Handler
+	rt   *scripted
+	gate *gated // in place of rt, if the test is about answers on their way
+	src  *source
 }
 
 func inNodeWorld(t *testing.T, steps []step, do func(t *testing.T, w *nodeWorld)) {
+	t.Helper()
+	inNodeWorldOf(t, func(p *podWorld) http.RoundTripper {
+		p.rt = &scripted{steps: map[string][]step{"a:1": steps, "b:1": {{status: 200, body: `{"v":2}`}}}}
+		return p.rt
+	}, do)
+}
+
+func inNodeWorldOf(t *testing.T, models func(*podWorld) http.RoundTripper, do func(t *testing.T, w *nodeWorld)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, stop := context.WithCancel(context.Background())
@@ -48,8 +60,8 @@ func inNodeWorld(t *testing.T, steps []step, do func(t *testing.T, w *nodeWorld)
 				t.Fatal(err)
 			}
 			conns = append(conns, conn)
-			p := &podWorld{rt: &scripted{steps: map[string][]step{"a:1": steps, "b:1": {{status: 200, body: `{"v":2}`}}}}, src: newSource(newPolicy(5000, eps("a:1"), eps("b:1")))}
-			p.h = mustNew(t, Options{Policy: p.src.get, Transport: p.rt, Answers: newAnswers(t), NodeAnswers: answers.NewNode(conn, nil)})
+			p := &podWorld{src: newSource(newPolicy(5000, eps("a:1"), eps("b:1")))}
+			p.h = mustNew(t, Options{Policy: p.src.get, Transport: models(p), Answers: newAnswers(t), NodeAnswers: answers.NewNode(conn, nil)})
 			go func() { ended <- p.h.RunAnswers(ctx) }()
 			return p
 		}
@@ -78,8 +90,19 @@ func (w *nodeWorld) start() {
 		w.t.Fatal(err)
 	}
 	w.agent, w.server = bufconn.Listen(1<<20), grpc.NewServer()
-	pb.RegisterNodeAnswersServer(w.server, s)
+	var service pb.NodeAnswersServer = s
+	if w.old {
+		service = withoutFlights{s}
+	}
+	pb.RegisterNodeAnswersServer(w.server, service)
 	go func(l net.Listener, g *grpc.Server) { _ = g.Serve(l) }(w.agent, w.server) // its end is Stop's
+}
+
+// withoutFlights is an agent of an earlier version.
+type withoutFlights struct{ *shelf.Store }
+
+func (withoutFlights) JoinFlight(grpc.BidiStreamingServer[pb.FlightSend, pb.FlightReceive]) error {
+	return gstatus.Error(codes.Unimplemented, "unknown method JoinFlight")
 }
 
 // ask returns what a pod answered: body, and "hit node", "miss" and the like.

@@ -21,6 +21,58 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type FlightRole int32
+
+const (
+	FlightRole_FLIGHT_ROLE_UNSPECIFIED FlightRole = 0
+	FlightRole_FLIGHT_ROLE_LEAD        FlightRole = 1 // ask the model
+	FlightRole_FLIGHT_ROLE_FOLLOW      FlightRole = 2 // somebody asks it
+	FlightRole_FLIGHT_ROLE_ALONE       FlightRole = 3 // ask the model for yourself: the stretch is over, or there are too many; the call is over
+)
+
+// Enum value maps for FlightRole.
+var (
+	FlightRole_name = map[int32]string{
+		0: "FLIGHT_ROLE_UNSPECIFIED",
+		1: "FLIGHT_ROLE_LEAD",
+		2: "FLIGHT_ROLE_FOLLOW",
+		3: "FLIGHT_ROLE_ALONE",
+	}
+	FlightRole_value = map[string]int32{
+		"FLIGHT_ROLE_UNSPECIFIED": 0,
+		"FLIGHT_ROLE_LEAD":        1,
+		"FLIGHT_ROLE_FOLLOW":      2,
+		"FLIGHT_ROLE_ALONE":       3,
+	}
+)
+
+func (x FlightRole) Enum() *FlightRole {
+	p := new(FlightRole)
+	*p = x
+	return p
+}
+
+func (x FlightRole) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (FlightRole) Descriptor() protoreflect.EnumDescriptor {
+	return file_outrigger_v1_node_proto_enumTypes[0].Descriptor()
+}
+
+func (FlightRole) Type() protoreflect.EnumType {
+	return &file_outrigger_v1_node_proto_enumTypes[0]
+}
+
+func (x FlightRole) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use FlightRole.Descriptor instead.
+func (FlightRole) EnumDescriptor() ([]byte, []int) {
+	return file_outrigger_v1_node_proto_rawDescGZIP(), []int{0}
+}
+
 type NodeStatRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -782,8 +834,9 @@ func (x *FlushResponse) GetEntries() uint64 {
 
 type GetAnswerRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`         // 32 bytes: the question and everything its answer depends on
-	Stretch       []byte                 `protobuf:"bytes,2,opt,name=stretch,proto3" json:"stretch,omitempty"` // 32 bytes: the part of a version's life it was asked in
+	Key           []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`                                    // 32 bytes: the question and everything its answer depends on
+	Stretch       []byte                 `protobuf:"bytes,2,opt,name=stretch,proto3" json:"stretch,omitempty"`                            // 32 bytes: the part of a version's life it was asked in
+	MaxAgeMs      *int64                 `protobuf:"varint,3,opt,name=max_age_ms,json=maxAgeMs,proto3,oneof" json:"max_age_ms,omitempty"` // of JoinFlight: an older answer counts as none; absent: of any age
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -830,6 +883,13 @@ func (x *GetAnswerRequest) GetStretch() []byte {
 		return x.Stretch
 	}
 	return nil
+}
+
+func (x *GetAnswerRequest) GetMaxAgeMs() int64 {
+	if x != nil && x.MaxAgeMs != nil {
+		return *x.MaxAgeMs
+	}
+	return 0
 }
 
 type GetAnswerResponse struct {
@@ -1060,6 +1120,390 @@ func (*EndStretchResponse) Descriptor() ([]byte, []int) {
 	return file_outrigger_v1_node_proto_rawDescGZIP(), []int{14}
 }
 
+// FlightSend is the caller's side of JoinFlight: the question, and of a leader the answer,
+// from when it is told that somebody follows, or once it is whole.
+type FlightSend struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to What:
+	//
+	//	*FlightSend_Question
+	//	*FlightSend_Head
+	//	*FlightSend_Body
+	//	*FlightSend_End
+	What          isFlightSend_What `protobuf_oneof:"what"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FlightSend) Reset() {
+	*x = FlightSend{}
+	mi := &file_outrigger_v1_node_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FlightSend) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FlightSend) ProtoMessage() {}
+
+func (x *FlightSend) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_node_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FlightSend.ProtoReflect.Descriptor instead.
+func (*FlightSend) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_node_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *FlightSend) GetWhat() isFlightSend_What {
+	if x != nil {
+		return x.What
+	}
+	return nil
+}
+
+func (x *FlightSend) GetQuestion() *GetAnswerRequest {
+	if x != nil {
+		if x, ok := x.What.(*FlightSend_Question); ok {
+			return x.Question
+		}
+	}
+	return nil
+}
+
+func (x *FlightSend) GetHead() *AnswerHead {
+	if x != nil {
+		if x, ok := x.What.(*FlightSend_Head); ok {
+			return x.Head
+		}
+	}
+	return nil
+}
+
+func (x *FlightSend) GetBody() []byte {
+	if x != nil {
+		if x, ok := x.What.(*FlightSend_Body); ok {
+			return x.Body
+		}
+	}
+	return nil
+}
+
+func (x *FlightSend) GetEnd() *FlightEnd {
+	if x != nil {
+		if x, ok := x.What.(*FlightSend_End); ok {
+			return x.End
+		}
+	}
+	return nil
+}
+
+type isFlightSend_What interface {
+	isFlightSend_What()
+}
+
+type FlightSend_Question struct {
+	Question *GetAnswerRequest `protobuf:"bytes,1,opt,name=question,proto3,oneof"` // first, and only then
+}
+
+type FlightSend_Head struct {
+	Head *AnswerHead `protobuf:"bytes,2,opt,name=head,proto3,oneof"` // before any body
+}
+
+type FlightSend_Body struct {
+	Body []byte `protobuf:"bytes,3,opt,name=body,proto3,oneof"` // pieces of at most 1 MiB
+}
+
+type FlightSend_End struct {
+	End *FlightEnd `protobuf:"bytes,4,opt,name=end,proto3,oneof"` // last: the answer is whole
+}
+
+func (*FlightSend_Question) isFlightSend_What() {}
+
+func (*FlightSend_Head) isFlightSend_What() {}
+
+func (*FlightSend_Body) isFlightSend_What() {}
+
+func (*FlightSend_End) isFlightSend_What() {}
+
+// FlightReceive is the agent's side: kept or a role first. To a leader: followed, whenever
+// that changes, and stored after its end. To who follows: head, body, end or lost.
+type FlightReceive struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to What:
+	//
+	//	*FlightReceive_Kept
+	//	*FlightReceive_Role
+	//	*FlightReceive_Followed
+	//	*FlightReceive_Stored
+	//	*FlightReceive_Head
+	//	*FlightReceive_Body
+	//	*FlightReceive_End
+	//	*FlightReceive_Lost
+	What          isFlightReceive_What `protobuf_oneof:"what"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FlightReceive) Reset() {
+	*x = FlightReceive{}
+	mi := &file_outrigger_v1_node_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FlightReceive) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FlightReceive) ProtoMessage() {}
+
+func (x *FlightReceive) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_node_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FlightReceive.ProtoReflect.Descriptor instead.
+func (*FlightReceive) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_node_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *FlightReceive) GetWhat() isFlightReceive_What {
+	if x != nil {
+		return x.What
+	}
+	return nil
+}
+
+func (x *FlightReceive) GetKept() *NodeAnswer {
+	if x != nil {
+		if x, ok := x.What.(*FlightReceive_Kept); ok {
+			return x.Kept
+		}
+	}
+	return nil
+}
+
+func (x *FlightReceive) GetRole() FlightRole {
+	if x != nil {
+		if x, ok := x.What.(*FlightReceive_Role); ok {
+			return x.Role
+		}
+	}
+	return FlightRole_FLIGHT_ROLE_UNSPECIFIED
+}
+
+func (x *FlightReceive) GetFollowed() bool {
+	if x != nil {
+		if x, ok := x.What.(*FlightReceive_Followed); ok {
+			return x.Followed
+		}
+	}
+	return false
+}
+
+func (x *FlightReceive) GetStored() bool {
+	if x != nil {
+		if x, ok := x.What.(*FlightReceive_Stored); ok {
+			return x.Stored
+		}
+	}
+	return false
+}
+
+func (x *FlightReceive) GetHead() *AnswerHead {
+	if x != nil {
+		if x, ok := x.What.(*FlightReceive_Head); ok {
+			return x.Head
+		}
+	}
+	return nil
+}
+
+func (x *FlightReceive) GetBody() []byte {
+	if x != nil {
+		if x, ok := x.What.(*FlightReceive_Body); ok {
+			return x.Body
+		}
+	}
+	return nil
+}
+
+func (x *FlightReceive) GetEnd() *FlightEnd {
+	if x != nil {
+		if x, ok := x.What.(*FlightReceive_End); ok {
+			return x.End
+		}
+	}
+	return nil
+}
+
+func (x *FlightReceive) GetLost() bool {
+	if x != nil {
+		if x, ok := x.What.(*FlightReceive_Lost); ok {
+			return x.Lost
+		}
+	}
+	return false
+}
+
+type isFlightReceive_What interface {
+	isFlightReceive_What()
+}
+
+type FlightReceive_Kept struct {
+	Kept *NodeAnswer `protobuf:"bytes,1,opt,name=kept,proto3,oneof"` // the answer was there; the call is over
+}
+
+type FlightReceive_Role struct {
+	Role FlightRole `protobuf:"varint,2,opt,name=role,proto3,enum=outrigger.v1.FlightRole,oneof"`
+}
+
+type FlightReceive_Followed struct {
+	Followed bool `protobuf:"varint,3,opt,name=followed,proto3,oneof"` // somebody waits for the leader's answer, or nobody does any more
+}
+
+type FlightReceive_Stored struct {
+	Stored bool `protobuf:"varint,4,opt,name=stored,proto3,oneof"` // whether the leader's answer is kept for those who come later
+}
+
+type FlightReceive_Head struct {
+	Head *AnswerHead `protobuf:"bytes,5,opt,name=head,proto3,oneof"`
+}
+
+type FlightReceive_Body struct {
+	Body []byte `protobuf:"bytes,6,opt,name=body,proto3,oneof"`
+}
+
+type FlightReceive_End struct {
+	End *FlightEnd `protobuf:"bytes,7,opt,name=end,proto3,oneof"`
+}
+
+type FlightReceive_Lost struct {
+	Lost bool `protobuf:"varint,8,opt,name=lost,proto3,oneof"` // the leader is, or the reader is too far behind; the call is over
+}
+
+func (*FlightReceive_Kept) isFlightReceive_What() {}
+
+func (*FlightReceive_Role) isFlightReceive_What() {}
+
+func (*FlightReceive_Followed) isFlightReceive_What() {}
+
+func (*FlightReceive_Stored) isFlightReceive_What() {}
+
+func (*FlightReceive_Head) isFlightReceive_What() {}
+
+func (*FlightReceive_Body) isFlightReceive_What() {}
+
+func (*FlightReceive_End) isFlightReceive_What() {}
+
+func (*FlightReceive_Lost) isFlightReceive_What() {}
+
+type AnswerHead struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        []*AnswerField         `protobuf:"bytes,1,rep,name=header,proto3" json:"header,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnswerHead) Reset() {
+	*x = AnswerHead{}
+	mi := &file_outrigger_v1_node_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnswerHead) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnswerHead) ProtoMessage() {}
+
+func (x *AnswerHead) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_node_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnswerHead.ProtoReflect.Descriptor instead.
+func (*AnswerHead) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_node_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *AnswerHead) GetHeader() []*AnswerField {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+type FlightEnd struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TtlMs         int64                  `protobuf:"varint,1,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FlightEnd) Reset() {
+	*x = FlightEnd{}
+	mi := &file_outrigger_v1_node_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FlightEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FlightEnd) ProtoMessage() {}
+
+func (x *FlightEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_outrigger_v1_node_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FlightEnd.ProtoReflect.Descriptor instead.
+func (*FlightEnd) Descriptor() ([]byte, []int) {
+	return file_outrigger_v1_node_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *FlightEnd) GetTtlMs() int64 {
+	if x != nil {
+		return x.TtlMs
+	}
+	return 0
+}
+
 type NodeAnswer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Header        []*AnswerField         `protobuf:"bytes,1,rep,name=header,proto3" json:"header,omitempty"`
@@ -1072,7 +1516,7 @@ type NodeAnswer struct {
 
 func (x *NodeAnswer) Reset() {
 	*x = NodeAnswer{}
-	mi := &file_outrigger_v1_node_proto_msgTypes[15]
+	mi := &file_outrigger_v1_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1084,7 +1528,7 @@ func (x *NodeAnswer) String() string {
 func (*NodeAnswer) ProtoMessage() {}
 
 func (x *NodeAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_node_proto_msgTypes[15]
+	mi := &file_outrigger_v1_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1097,7 +1541,7 @@ func (x *NodeAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeAnswer.ProtoReflect.Descriptor instead.
 func (*NodeAnswer) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_node_proto_rawDescGZIP(), []int{15}
+	return file_outrigger_v1_node_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *NodeAnswer) GetHeader() []*AnswerField {
@@ -1138,7 +1582,7 @@ type AnswerField struct {
 
 func (x *AnswerField) Reset() {
 	*x = AnswerField{}
-	mi := &file_outrigger_v1_node_proto_msgTypes[16]
+	mi := &file_outrigger_v1_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1150,7 +1594,7 @@ func (x *AnswerField) String() string {
 func (*AnswerField) ProtoMessage() {}
 
 func (x *AnswerField) ProtoReflect() protoreflect.Message {
-	mi := &file_outrigger_v1_node_proto_msgTypes[16]
+	mi := &file_outrigger_v1_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1163,7 +1607,7 @@ func (x *AnswerField) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerField.ProtoReflect.Descriptor instead.
 func (*AnswerField) Descriptor() ([]byte, []int) {
-	return file_outrigger_v1_node_proto_rawDescGZIP(), []int{16}
+	return file_outrigger_v1_node_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AnswerField) GetName() string {
@@ -1258,10 +1702,13 @@ const file_outrigger_v1_node_proto_rawDesc = "" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x18\n" +
 	"\asession\x18\x02 \x01(\tR\asession\")\n" +
 	"\rFlushResponse\x12\x18\n" +
-	"\aentries\x18\x01 \x01(\x04R\aentries\">\n" +
+	"\aentries\x18\x01 \x01(\x04R\aentries\"p\n" +
 	"\x10GetAnswerRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x18\n" +
-	"\astretch\x18\x02 \x01(\fR\astretch\"E\n" +
+	"\astretch\x18\x02 \x01(\fR\astretch\x12!\n" +
+	"\n" +
+	"max_age_ms\x18\x03 \x01(\x03H\x00R\bmaxAgeMs\x88\x01\x01B\r\n" +
+	"\v_max_age_ms\"E\n" +
 	"\x11GetAnswerResponse\x120\n" +
 	"\x06answer\x18\x01 \x01(\v2\x18.outrigger.v1.NodeAnswerR\x06answer\"p\n" +
 	"\x10PutAnswerRequest\x12\x10\n" +
@@ -1272,7 +1719,29 @@ const file_outrigger_v1_node_proto_rawDesc = "" +
 	"\x04kept\x18\x01 \x01(\bR\x04kept\"1\n" +
 	"\x11EndStretchRequest\x12\x1c\n" +
 	"\tstretches\x18\x01 \x03(\fR\tstretches\"\x14\n" +
-	"\x12EndStretchResponse\"\x81\x01\n" +
+	"\x12EndStretchResponse\"\xc5\x01\n" +
+	"\n" +
+	"FlightSend\x12<\n" +
+	"\bquestion\x18\x01 \x01(\v2\x1e.outrigger.v1.GetAnswerRequestH\x00R\bquestion\x12.\n" +
+	"\x04head\x18\x02 \x01(\v2\x18.outrigger.v1.AnswerHeadH\x00R\x04head\x12\x14\n" +
+	"\x04body\x18\x03 \x01(\fH\x00R\x04body\x12+\n" +
+	"\x03end\x18\x04 \x01(\v2\x17.outrigger.v1.FlightEndH\x00R\x03endB\x06\n" +
+	"\x04what\"\xb8\x02\n" +
+	"\rFlightReceive\x12.\n" +
+	"\x04kept\x18\x01 \x01(\v2\x18.outrigger.v1.NodeAnswerH\x00R\x04kept\x12.\n" +
+	"\x04role\x18\x02 \x01(\x0e2\x18.outrigger.v1.FlightRoleH\x00R\x04role\x12\x1c\n" +
+	"\bfollowed\x18\x03 \x01(\bH\x00R\bfollowed\x12\x18\n" +
+	"\x06stored\x18\x04 \x01(\bH\x00R\x06stored\x12.\n" +
+	"\x04head\x18\x05 \x01(\v2\x18.outrigger.v1.AnswerHeadH\x00R\x04head\x12\x14\n" +
+	"\x04body\x18\x06 \x01(\fH\x00R\x04body\x12+\n" +
+	"\x03end\x18\a \x01(\v2\x17.outrigger.v1.FlightEndH\x00R\x03end\x12\x14\n" +
+	"\x04lost\x18\b \x01(\bH\x00R\x04lostB\x06\n" +
+	"\x04what\"?\n" +
+	"\n" +
+	"AnswerHead\x121\n" +
+	"\x06header\x18\x01 \x03(\v2\x19.outrigger.v1.AnswerFieldR\x06header\"\"\n" +
+	"\tFlightEnd\x12\x15\n" +
+	"\x06ttl_ms\x18\x01 \x01(\x03R\x05ttlMs\"\x81\x01\n" +
 	"\n" +
 	"NodeAnswer\x121\n" +
 	"\x06header\x18\x01 \x03(\v2\x19.outrigger.v1.AnswerFieldR\x06header\x12\x12\n" +
@@ -1281,15 +1750,23 @@ const file_outrigger_v1_node_proto_rawDesc = "" +
 	"\x06ttl_ms\x18\x04 \x01(\x03R\x05ttlMs\"7\n" +
 	"\vAnswerField\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value2\xda\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value*n\n" +
+	"\n" +
+	"FlightRole\x12\x1b\n" +
+	"\x17FLIGHT_ROLE_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10FLIGHT_ROLE_LEAD\x10\x01\x12\x16\n" +
+	"\x12FLIGHT_ROLE_FOLLOW\x10\x02\x12\x15\n" +
+	"\x11FLIGHT_ROLE_ALONE\x10\x032\xda\x02\n" +
 	"\tNodeAdmin\x12=\n" +
 	"\x04Stat\x12\x1d.outrigger.v1.NodeStatRequest\x1a\x16.outrigger.v1.NodeStat\x12B\n" +
 	"\bGetEntry\x12\x1d.outrigger.v1.GetEntryRequest\x1a\x17.outrigger.v1.NodeEntry\x12<\n" +
 	"\x04Dump\x12\x19.outrigger.v1.DumpRequest\x1a\x17.outrigger.v1.NodeEntry0\x01\x12@\n" +
 	"\x05Flush\x12\x1a.outrigger.v1.FlushRequest\x1a\x1b.outrigger.v1.FlushResponse\x12J\n" +
-	"\vReportReads\x12\x18.outrigger.v1.ReadCounts\x1a!.outrigger.v1.ReportReadsResponse2\xfa\x01\n" +
+	"\vReportReads\x12\x18.outrigger.v1.ReadCounts\x1a!.outrigger.v1.ReportReadsResponse2\xc3\x02\n" +
 	"\vNodeAnswers\x12L\n" +
-	"\tGetAnswer\x12\x1e.outrigger.v1.GetAnswerRequest\x1a\x1f.outrigger.v1.GetAnswerResponse\x12L\n" +
+	"\tGetAnswer\x12\x1e.outrigger.v1.GetAnswerRequest\x1a\x1f.outrigger.v1.GetAnswerResponse\x12G\n" +
+	"\n" +
+	"JoinFlight\x12\x18.outrigger.v1.FlightSend\x1a\x1b.outrigger.v1.FlightReceive(\x010\x01\x12L\n" +
 	"\tPutAnswer\x12\x1e.outrigger.v1.PutAnswerRequest\x1a\x1f.outrigger.v1.PutAnswerResponse\x12O\n" +
 	"\n" +
 	"EndStretch\x12\x1f.outrigger.v1.EndStretchRequest\x1a .outrigger.v1.EndStretchResponseBBZ@github.com/outrigger-mesh/outrigger/api/outrigger/v1;outriggerv1b\x06proto3"
@@ -1306,59 +1783,75 @@ func file_outrigger_v1_node_proto_rawDescGZIP() []byte {
 	return file_outrigger_v1_node_proto_rawDescData
 }
 
-var file_outrigger_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_outrigger_v1_node_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_outrigger_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_outrigger_v1_node_proto_goTypes = []any{
-	(*NodeStatRequest)(nil),     // 0: outrigger.v1.NodeStatRequest
-	(*NodeStat)(nil),            // 1: outrigger.v1.NodeStat
-	(*ReadCounts)(nil),          // 2: outrigger.v1.ReadCounts
-	(*ReportReadsResponse)(nil), // 3: outrigger.v1.ReportReadsResponse
-	(*GetEntryRequest)(nil),     // 4: outrigger.v1.GetEntryRequest
-	(*NodeEntry)(nil),           // 5: outrigger.v1.NodeEntry
-	(*DumpRequest)(nil),         // 6: outrigger.v1.DumpRequest
-	(*FlushRequest)(nil),        // 7: outrigger.v1.FlushRequest
-	(*FlushResponse)(nil),       // 8: outrigger.v1.FlushResponse
-	(*GetAnswerRequest)(nil),    // 9: outrigger.v1.GetAnswerRequest
-	(*GetAnswerResponse)(nil),   // 10: outrigger.v1.GetAnswerResponse
-	(*PutAnswerRequest)(nil),    // 11: outrigger.v1.PutAnswerRequest
-	(*PutAnswerResponse)(nil),   // 12: outrigger.v1.PutAnswerResponse
-	(*EndStretchRequest)(nil),   // 13: outrigger.v1.EndStretchRequest
-	(*EndStretchResponse)(nil),  // 14: outrigger.v1.EndStretchResponse
-	(*NodeAnswer)(nil),          // 15: outrigger.v1.NodeAnswer
-	(*AnswerField)(nil),         // 16: outrigger.v1.AnswerField
-	nil,                         // 17: outrigger.v1.NodeStat.StaleEntry
-	(*Key)(nil),                 // 18: outrigger.v1.Key
-	(*Variable)(nil),            // 19: outrigger.v1.Variable
+	(FlightRole)(0),             // 0: outrigger.v1.FlightRole
+	(*NodeStatRequest)(nil),     // 1: outrigger.v1.NodeStatRequest
+	(*NodeStat)(nil),            // 2: outrigger.v1.NodeStat
+	(*ReadCounts)(nil),          // 3: outrigger.v1.ReadCounts
+	(*ReportReadsResponse)(nil), // 4: outrigger.v1.ReportReadsResponse
+	(*GetEntryRequest)(nil),     // 5: outrigger.v1.GetEntryRequest
+	(*NodeEntry)(nil),           // 6: outrigger.v1.NodeEntry
+	(*DumpRequest)(nil),         // 7: outrigger.v1.DumpRequest
+	(*FlushRequest)(nil),        // 8: outrigger.v1.FlushRequest
+	(*FlushResponse)(nil),       // 9: outrigger.v1.FlushResponse
+	(*GetAnswerRequest)(nil),    // 10: outrigger.v1.GetAnswerRequest
+	(*GetAnswerResponse)(nil),   // 11: outrigger.v1.GetAnswerResponse
+	(*PutAnswerRequest)(nil),    // 12: outrigger.v1.PutAnswerRequest
+	(*PutAnswerResponse)(nil),   // 13: outrigger.v1.PutAnswerResponse
+	(*EndStretchRequest)(nil),   // 14: outrigger.v1.EndStretchRequest
+	(*EndStretchResponse)(nil),  // 15: outrigger.v1.EndStretchResponse
+	(*FlightSend)(nil),          // 16: outrigger.v1.FlightSend
+	(*FlightReceive)(nil),       // 17: outrigger.v1.FlightReceive
+	(*AnswerHead)(nil),          // 18: outrigger.v1.AnswerHead
+	(*FlightEnd)(nil),           // 19: outrigger.v1.FlightEnd
+	(*NodeAnswer)(nil),          // 20: outrigger.v1.NodeAnswer
+	(*AnswerField)(nil),         // 21: outrigger.v1.AnswerField
+	nil,                         // 22: outrigger.v1.NodeStat.StaleEntry
+	(*Key)(nil),                 // 23: outrigger.v1.Key
+	(*Variable)(nil),            // 24: outrigger.v1.Variable
 }
 var file_outrigger_v1_node_proto_depIdxs = []int32{
-	2,  // 0: outrigger.v1.NodeStat.reads:type_name -> outrigger.v1.ReadCounts
-	17, // 1: outrigger.v1.NodeStat.stale:type_name -> outrigger.v1.NodeStat.StaleEntry
-	18, // 2: outrigger.v1.GetEntryRequest.key:type_name -> outrigger.v1.Key
-	18, // 3: outrigger.v1.NodeEntry.key:type_name -> outrigger.v1.Key
-	19, // 4: outrigger.v1.NodeEntry.variable:type_name -> outrigger.v1.Variable
-	15, // 5: outrigger.v1.GetAnswerResponse.answer:type_name -> outrigger.v1.NodeAnswer
-	15, // 6: outrigger.v1.PutAnswerRequest.answer:type_name -> outrigger.v1.NodeAnswer
-	16, // 7: outrigger.v1.NodeAnswer.header:type_name -> outrigger.v1.AnswerField
-	0,  // 8: outrigger.v1.NodeAdmin.Stat:input_type -> outrigger.v1.NodeStatRequest
-	4,  // 9: outrigger.v1.NodeAdmin.GetEntry:input_type -> outrigger.v1.GetEntryRequest
-	6,  // 10: outrigger.v1.NodeAdmin.Dump:input_type -> outrigger.v1.DumpRequest
-	7,  // 11: outrigger.v1.NodeAdmin.Flush:input_type -> outrigger.v1.FlushRequest
-	2,  // 12: outrigger.v1.NodeAdmin.ReportReads:input_type -> outrigger.v1.ReadCounts
-	9,  // 13: outrigger.v1.NodeAnswers.GetAnswer:input_type -> outrigger.v1.GetAnswerRequest
-	11, // 14: outrigger.v1.NodeAnswers.PutAnswer:input_type -> outrigger.v1.PutAnswerRequest
-	13, // 15: outrigger.v1.NodeAnswers.EndStretch:input_type -> outrigger.v1.EndStretchRequest
-	1,  // 16: outrigger.v1.NodeAdmin.Stat:output_type -> outrigger.v1.NodeStat
-	5,  // 17: outrigger.v1.NodeAdmin.GetEntry:output_type -> outrigger.v1.NodeEntry
-	5,  // 18: outrigger.v1.NodeAdmin.Dump:output_type -> outrigger.v1.NodeEntry
-	8,  // 19: outrigger.v1.NodeAdmin.Flush:output_type -> outrigger.v1.FlushResponse
-	3,  // 20: outrigger.v1.NodeAdmin.ReportReads:output_type -> outrigger.v1.ReportReadsResponse
-	10, // 21: outrigger.v1.NodeAnswers.GetAnswer:output_type -> outrigger.v1.GetAnswerResponse
-	12, // 22: outrigger.v1.NodeAnswers.PutAnswer:output_type -> outrigger.v1.PutAnswerResponse
-	14, // 23: outrigger.v1.NodeAnswers.EndStretch:output_type -> outrigger.v1.EndStretchResponse
-	16, // [16:24] is the sub-list for method output_type
-	8,  // [8:16] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	3,  // 0: outrigger.v1.NodeStat.reads:type_name -> outrigger.v1.ReadCounts
+	22, // 1: outrigger.v1.NodeStat.stale:type_name -> outrigger.v1.NodeStat.StaleEntry
+	23, // 2: outrigger.v1.GetEntryRequest.key:type_name -> outrigger.v1.Key
+	23, // 3: outrigger.v1.NodeEntry.key:type_name -> outrigger.v1.Key
+	24, // 4: outrigger.v1.NodeEntry.variable:type_name -> outrigger.v1.Variable
+	20, // 5: outrigger.v1.GetAnswerResponse.answer:type_name -> outrigger.v1.NodeAnswer
+	20, // 6: outrigger.v1.PutAnswerRequest.answer:type_name -> outrigger.v1.NodeAnswer
+	10, // 7: outrigger.v1.FlightSend.question:type_name -> outrigger.v1.GetAnswerRequest
+	18, // 8: outrigger.v1.FlightSend.head:type_name -> outrigger.v1.AnswerHead
+	19, // 9: outrigger.v1.FlightSend.end:type_name -> outrigger.v1.FlightEnd
+	20, // 10: outrigger.v1.FlightReceive.kept:type_name -> outrigger.v1.NodeAnswer
+	0,  // 11: outrigger.v1.FlightReceive.role:type_name -> outrigger.v1.FlightRole
+	18, // 12: outrigger.v1.FlightReceive.head:type_name -> outrigger.v1.AnswerHead
+	19, // 13: outrigger.v1.FlightReceive.end:type_name -> outrigger.v1.FlightEnd
+	21, // 14: outrigger.v1.AnswerHead.header:type_name -> outrigger.v1.AnswerField
+	21, // 15: outrigger.v1.NodeAnswer.header:type_name -> outrigger.v1.AnswerField
+	1,  // 16: outrigger.v1.NodeAdmin.Stat:input_type -> outrigger.v1.NodeStatRequest
+	5,  // 17: outrigger.v1.NodeAdmin.GetEntry:input_type -> outrigger.v1.GetEntryRequest
+	7,  // 18: outrigger.v1.NodeAdmin.Dump:input_type -> outrigger.v1.DumpRequest
+	8,  // 19: outrigger.v1.NodeAdmin.Flush:input_type -> outrigger.v1.FlushRequest
+	3,  // 20: outrigger.v1.NodeAdmin.ReportReads:input_type -> outrigger.v1.ReadCounts
+	10, // 21: outrigger.v1.NodeAnswers.GetAnswer:input_type -> outrigger.v1.GetAnswerRequest
+	16, // 22: outrigger.v1.NodeAnswers.JoinFlight:input_type -> outrigger.v1.FlightSend
+	12, // 23: outrigger.v1.NodeAnswers.PutAnswer:input_type -> outrigger.v1.PutAnswerRequest
+	14, // 24: outrigger.v1.NodeAnswers.EndStretch:input_type -> outrigger.v1.EndStretchRequest
+	2,  // 25: outrigger.v1.NodeAdmin.Stat:output_type -> outrigger.v1.NodeStat
+	6,  // 26: outrigger.v1.NodeAdmin.GetEntry:output_type -> outrigger.v1.NodeEntry
+	6,  // 27: outrigger.v1.NodeAdmin.Dump:output_type -> outrigger.v1.NodeEntry
+	9,  // 28: outrigger.v1.NodeAdmin.Flush:output_type -> outrigger.v1.FlushResponse
+	4,  // 29: outrigger.v1.NodeAdmin.ReportReads:output_type -> outrigger.v1.ReportReadsResponse
+	11, // 30: outrigger.v1.NodeAnswers.GetAnswer:output_type -> outrigger.v1.GetAnswerResponse
+	17, // 31: outrigger.v1.NodeAnswers.JoinFlight:output_type -> outrigger.v1.FlightReceive
+	13, // 32: outrigger.v1.NodeAnswers.PutAnswer:output_type -> outrigger.v1.PutAnswerResponse
+	15, // 33: outrigger.v1.NodeAnswers.EndStretch:output_type -> outrigger.v1.EndStretchResponse
+	25, // [25:34] is the sub-list for method output_type
+	16, // [16:25] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_outrigger_v1_node_proto_init() }
@@ -1367,18 +1860,36 @@ func file_outrigger_v1_node_proto_init() {
 		return
 	}
 	file_outrigger_v1_types_proto_init()
+	file_outrigger_v1_node_proto_msgTypes[9].OneofWrappers = []any{}
+	file_outrigger_v1_node_proto_msgTypes[15].OneofWrappers = []any{
+		(*FlightSend_Question)(nil),
+		(*FlightSend_Head)(nil),
+		(*FlightSend_Body)(nil),
+		(*FlightSend_End)(nil),
+	}
+	file_outrigger_v1_node_proto_msgTypes[16].OneofWrappers = []any{
+		(*FlightReceive_Kept)(nil),
+		(*FlightReceive_Role)(nil),
+		(*FlightReceive_Followed)(nil),
+		(*FlightReceive_Stored)(nil),
+		(*FlightReceive_Head)(nil),
+		(*FlightReceive_Body)(nil),
+		(*FlightReceive_End)(nil),
+		(*FlightReceive_Lost)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outrigger_v1_node_proto_rawDesc), len(file_outrigger_v1_node_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   18,
+			NumEnums:      1,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
 		GoTypes:           file_outrigger_v1_node_proto_goTypes,
 		DependencyIndexes: file_outrigger_v1_node_proto_depIdxs,
+		EnumInfos:         file_outrigger_v1_node_proto_enumTypes,
 		MessageInfos:      file_outrigger_v1_node_proto_msgTypes,
 	}.Build()
 	File_outrigger_v1_node_proto = out.File

@@ -296,6 +296,7 @@ var NodeAdmin_ServiceDesc = grpc.ServiceDesc{
 
 const (
 	NodeAnswers_GetAnswer_FullMethodName  = "/outrigger.v1.NodeAnswers/GetAnswer"
+	NodeAnswers_JoinFlight_FullMethodName = "/outrigger.v1.NodeAnswers/JoinFlight"
 	NodeAnswers_PutAnswer_FullMethodName  = "/outrigger.v1.NodeAnswers/PutAnswer"
 	NodeAnswers_EndStretch_FullMethodName = "/outrigger.v1.NodeAnswers/EndStretch"
 )
@@ -309,6 +310,11 @@ const (
 type NodeAnswersClient interface {
 	// GetAnswer finds an answer, if one is kept and its stretch has not ended.
 	GetAnswer(ctx context.Context, in *GetAnswerRequest, opts ...grpc.CallOption) (*GetAnswerResponse, error)
+	// JoinFlight asks for an answer and, if there is none, for company: of all who ask the
+	// same at the same time one is told to lead, asks the model and sends what it is answered,
+	// and the others read that along. A leader whose stream ends without its end is lost with
+	// its answer.
+	JoinFlight(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[FlightSend, FlightReceive], error)
 	// PutAnswer offers one; kept says whether it was taken.
 	PutAnswer(ctx context.Context, in *PutAnswerRequest, opts ...grpc.CallOption) (*PutAnswerResponse, error)
 	// EndStretch makes every answer of some stretches unreachable, and those offered later.
@@ -332,6 +338,19 @@ func (c *nodeAnswersClient) GetAnswer(ctx context.Context, in *GetAnswerRequest,
 	}
 	return out, nil
 }
+
+func (c *nodeAnswersClient) JoinFlight(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[FlightSend, FlightReceive], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &NodeAnswers_ServiceDesc.Streams[0], NodeAnswers_JoinFlight_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[FlightSend, FlightReceive]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type NodeAnswers_JoinFlightClient = grpc.BidiStreamingClient[FlightSend, FlightReceive]
 
 func (c *nodeAnswersClient) PutAnswer(ctx context.Context, in *PutAnswerRequest, opts ...grpc.CallOption) (*PutAnswerResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -362,6 +381,11 @@ func (c *nodeAnswersClient) EndStretch(ctx context.Context, in *EndStretchReques
 type NodeAnswersServer interface {
 	// GetAnswer finds an answer, if one is kept and its stretch has not ended.
 	GetAnswer(context.Context, *GetAnswerRequest) (*GetAnswerResponse, error)
+	// JoinFlight asks for an answer and, if there is none, for company: of all who ask the
+	// same at the same time one is told to lead, asks the model and sends what it is answered,
+	// and the others read that along. A leader whose stream ends without its end is lost with
+	// its answer.
+	JoinFlight(grpc.BidiStreamingServer[FlightSend, FlightReceive]) error
 	// PutAnswer offers one; kept says whether it was taken.
 	PutAnswer(context.Context, *PutAnswerRequest) (*PutAnswerResponse, error)
 	// EndStretch makes every answer of some stretches unreachable, and those offered later.
@@ -378,6 +402,9 @@ type UnimplementedNodeAnswersServer struct{}
 
 func (UnimplementedNodeAnswersServer) GetAnswer(context.Context, *GetAnswerRequest) (*GetAnswerResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetAnswer not implemented")
+}
+func (UnimplementedNodeAnswersServer) JoinFlight(grpc.BidiStreamingServer[FlightSend, FlightReceive]) error {
+	return status.Error(codes.Unimplemented, "method JoinFlight not implemented")
 }
 func (UnimplementedNodeAnswersServer) PutAnswer(context.Context, *PutAnswerRequest) (*PutAnswerResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method PutAnswer not implemented")
@@ -423,6 +450,13 @@ func _NodeAnswers_GetAnswer_Handler(srv interface{}, ctx context.Context, dec fu
 	}
 	return interceptor(ctx, in, info, handler)
 }
+
+func _NodeAnswers_JoinFlight_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(NodeAnswersServer).JoinFlight(&grpc.GenericServerStream[FlightSend, FlightReceive]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type NodeAnswers_JoinFlightServer = grpc.BidiStreamingServer[FlightSend, FlightReceive]
 
 func _NodeAnswers_PutAnswer_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(PutAnswerRequest)
@@ -480,6 +514,13 @@ var NodeAnswers_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _NodeAnswers_EndStretch_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "JoinFlight",
+			Handler:       _NodeAnswers_JoinFlight_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+	},
 	Metadata: "outrigger/v1/node.proto",
 }

@@ -19,10 +19,11 @@
 //     opted in for; see Deterministic for the rules of each protocol.
 //   - Only whole answers with status 200 are kept, for at most TTL, less if the answer's
 //     Cache-Control says so. Errors never are.
-//   - Memory is bounded by Options.Bytes for answers kept, and by MaxAnswer for each of
+//   - Memory is bounded by Options.Bytes for answers kept, and by twice MaxAnswer for each of
 //     the flights in progress. An answer that grows beyond MaxAnswer is not kept.
-//   - Readers of a flight get its bytes as they come. If it fails before its first byte
-//     they are told to ask for themselves; after it, they see it fail as the leader did.
+//   - Readers of a flight get its bytes as they come (package internal/flight). If it fails
+//     before its first byte, or is no stream, they are told to ask for themselves; after
+//     it, they see it fail as the leader did.
 //
 // Entries of a version that was quarantined, or changed its upstream name, are not
 // reachable from that moment on, also when it comes back: its generation is another. They
@@ -32,7 +33,6 @@
 package answers
 
 import (
-	"context"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -40,6 +40,7 @@ import (
 
 	"github.com/outrigger-mesh/outrigger"
 	"github.com/outrigger-mesh/outrigger/cache/tier"
+	"github.com/outrigger-mesh/outrigger/internal/flight"
 )
 
 // Defaults and limits.
@@ -150,164 +151,61 @@ func (c *Cache) Join(key Key) (f *Flight, leader bool) {
 	defer c.mu.Unlock()
 	if f = c.flights[key]; f != nil {
 		c.joins.Add(1)
-		f.readers.Add(1)
+		f.Enter()
 		return f, false
 	}
 	if len(c.flights) >= maxFlights {
 		return nil, true
 	}
-	f = &Flight{c: c, key: key, grew: make(chan struct{})}
+	f = &Flight{c: c, key: key}
+	f.Flight = flight.New[http.Header](MaxAnswer, func() { c.unlist(f) })
 	c.flights[key] = f
 	return f, true
 }
 
+func (c *Cache) unlist(f *Flight) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.flights[f.key] == f {
+		delete(c.flights, f.key)
+	}
+}
+
 // Flight is one question on its way, with everybody who asked it. Begin, Write, Finish
-// and Fail are the leader's, one at a time; Read is everybody else's.
+// and Fail are the leader's, one at a time; Read and Await are everybody else's.
 type Flight struct {
+	*flight.Flight[http.Header]
 	c   *Cache
 	key Key
-
-	readers atomic.Int64
-	idle    atomic.Pointer[func()] // called when the last reader leaves
-
-	mu     sync.Mutex
-	header http.Header // nil until Begin
-	body   []byte
-	state  state
-	grew   chan struct{} // closed and replaced at every change
 }
 
-type state uint8
-
-const (
-	running state = iota
-	whole
-	failed
-)
-
-// change wakes the readers; f.mu is held.
-func (f *Flight) change() {
-	close(f.grew)
-	f.grew = make(chan struct{})
-}
-
-// Begin says that an answer with status 200 begins. header must not change afterwards.
-func (f *Flight) Begin(header http.Header) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.state == running && f.header == nil {
-		f.header = header
-		f.change()
-	}
-}
-
-// Write adds to the answer. Beyond MaxAnswer the flight fails.
-func (f *Flight) Write(b []byte) {
-	f.mu.Lock()
-	tooLong := f.state == running && len(f.body)+len(b) > MaxAnswer
-	if f.state == running && !tooLong {
-		// Readers hold slices of the old bytes; append never touches what is below its length.
-		f.body = append(f.body, b...)
-		f.change()
-	}
-	f.mu.Unlock()
-	if tooLong {
-		f.Fail()
-	}
-}
+// Progress is what a reader sees of a flight.
+type Progress = flight.Progress[http.Header]
 
 // Fail ends the flight without an answer. After Finish or Fail it does nothing.
-func (f *Flight) Fail() { f.end(failed) }
+func (f *Flight) Fail() { f.End(false) }
 
 // Fill ends the flight with an answer from elsewhere, which is kept until its expiry, for
 // at most the cache's TTL from when it was stored.
 func (f *Flight) Fill(a *Answer) {
-	f.mu.Lock()
-	if f.state == running && f.header == nil {
-		f.header, f.body = a.Header, a.Body
-		f.change()
-	}
-	f.mu.Unlock()
 	kept := *a
 	if limit := a.Stored.Add(f.c.ttl); limit.Before(kept.Expiry) {
 		kept.Expiry = limit
 	}
 	f.c.kept.Put(string(f.key), &kept) // before the flight ends, so that nobody falls between
-	f.end(whole)
+	f.Flight.Fill(a.Header, a.Body)
 }
 
 // Finish ends the flight with a whole answer, which is kept if keep is above 0, for at
 // most so long and for at most the cache's TTL. It returns what is kept, or nil.
 func (f *Flight) Finish(now time.Time, keep time.Duration) *Answer {
-	f.mu.Lock()
-	ok := f.state == running && f.header != nil
-	a := &Answer{Header: f.header, Body: f.body[:len(f.body):len(f.body)], Stored: now, Expiry: now.Add(min(keep, f.c.ttl))}
-	f.mu.Unlock()
-	if !ok {
-		f.Fail()
+	header, body, begun, all := f.Got()
+	if !begun || !all || keep <= 0 {
+		f.End(true)
 		return nil
 	}
-	if keep <= 0 {
-		f.end(whole)
-		return nil
-	}
+	a := &Answer{Header: header, Body: body, Stored: now, Expiry: now.Add(min(keep, f.c.ttl))}
 	f.c.kept.Put(string(f.key), a) // before the flight ends, so that nobody falls between
-	f.end(whole)
+	f.End(true)
 	return a
-}
-
-func (f *Flight) end(s state) {
-	f.mu.Lock()
-	if f.state == running {
-		f.state = s
-		f.change()
-	}
-	f.mu.Unlock()
-	f.c.mu.Lock()
-	if f.c.flights[f.key] == f {
-		delete(f.c.flights, f.key)
-	}
-	f.c.mu.Unlock()
-}
-
-// Followed reports whether anybody besides the leader waits for the answer.
-func (f *Flight) Followed() bool { return f.readers.Load() > 0 }
-
-// Leave says that a reader reads no more.
-func (f *Flight) Leave() {
-	if f.readers.Add(-1) == 0 {
-		if idle := f.idle.Load(); idle != nil {
-			(*idle)()
-		}
-	}
-}
-
-// OnIdle has fn called whenever the last reader leaves; the leader uses it to give up an
-// answer nobody waits for any more. fn must not block.
-func (f *Flight) OnIdle(fn func()) { f.idle.Store(&fn) }
-
-// Progress is what a reader sees of a flight.
-type Progress struct {
-	Header        http.Header // nil until the answer begins; must not be modified
-	New           []byte      // bytes after those seen; must not be modified
-	Whole, Failed bool
-}
-
-// Read waits until the flight has more than the reader has seen, seen bytes and with
-// begun its header, or has ended. The error is the context's.
-func (f *Flight) Read(ctx context.Context, begun bool, seen int) (Progress, error) {
-	for {
-		f.mu.Lock()
-		p := Progress{Header: f.header, New: f.body[seen:], Whole: f.state == whole, Failed: f.state == failed}
-		grew := f.grew
-		f.mu.Unlock()
-		if p.Whole || p.Failed || len(p.New) > 0 || !begun && p.Header != nil {
-			return p, nil
-		}
-		select {
-		case <-grew:
-		case <-ctx.Done():
-			return p, ctx.Err()
-		}
-	}
 }

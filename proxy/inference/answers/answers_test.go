@@ -175,7 +175,7 @@ func mustNew(t *testing.T, o Options) *Cache {
 
 func put(c *Cache, key Key, body string, now time.Time, keep time.Duration) {
 	f, _ := c.Join(key)
-	f.Begin(http.Header{})
+	f.Begin(http.Header{}, true)
 	f.Write([]byte(body))
 	f.Finish(now, keep)
 }
@@ -230,10 +230,10 @@ func TestFlight(t *testing.T) {
 			out, begun := "", false
 			for {
 				p, err := g.Read(context.Background(), begun, len(out))
-				begun = begun || p.Header != nil
+				begun = begun || p.Begun
 				out += string(p.New)
-				if err != nil || p.Whole || p.Failed {
-					results <- fmt.Sprint(out, p.Whole, p.Failed, err)
+				if err != nil || p.Whole || p.Lost {
+					results <- fmt.Sprint(out, p.Whole, p.Lost, err)
 					return
 				}
 			}
@@ -243,7 +243,7 @@ func TestFlight(t *testing.T) {
 		if !f.Followed() {
 			t.Error("nobody follows")
 		}
-		f.Begin(http.Header{"A": {"b"}})
+		f.Begin(http.Header{"A": {"b"}}, true)
 		f.Write([]byte("one "))
 		go read()
 		synctest.Wait()
@@ -263,7 +263,7 @@ func TestFlight(t *testing.T) {
 		}
 
 		f, _ = c.Join("long")
-		f.Begin(http.Header{})
+		f.Begin(http.Header{}, true)
 		f.Write(make([]byte, MaxAnswer))
 		f.Write([]byte("x"))
 		f.Finish(time.Now(), time.Minute)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"log/slog"
-	"net/http"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -28,9 +27,11 @@ import (
 // stretch end has the agent end it for all of them, and neither asks for nor offers answers
 // until the agent has confirmed that.
 //
+// Pods that put the same question at the same time read one answer along (Join): see Seat.
+//
 // The node tier is a bonus: an agent that is gone, slow or of another version costs
-// NodeWait once a second, and questions go to the model. Answers are offered from a queue of
-// nodeQueue; what does not fit is not offered. All methods are safe for concurrent use, and
+// NodeWait once a second, and questions go to the model. Answers on their way to the agent are at
+// most nodeQueue, and as many in the queue of Put; what does not fit is not offered. All methods are safe for concurrent use, and
 // on a nil Node do nothing.
 type Node struct {
 	agent pb.NodeAnswersClient
@@ -38,13 +39,18 @@ type Node struct {
 	queue chan offer
 	wake  chan struct{} // stretches have ended
 
-	quiet atomic.Int64 // unix ns; the agent is not asked before
-	hits, misses, failed, stored,
+	quiet  atomic.Int64 // unix ns; the agent is not asked before
+	single atomic.Int64 // unix ns; the agent knows no flights, and is not asked again before
+	hits, misses, joined, failed, stored,
 	dropped atomic.Uint64
+
+	under   sync.WaitGroup // goroutines of flights
+	landing atomic.Int64   // whole answers on their way to the agent; about nodeQueue at most
 
 	mu    sync.Mutex
 	ended map[Stretch]struct{} // not yet confirmed
 	lost  bool                 // more ended than can be remembered: never asked again
+	over  bool                 // Run has ended: nothing more is published
 }
 
 // Limits of a Node.
@@ -87,6 +93,7 @@ func NewNode(conn grpc.ClientConnInterface, log *slog.Logger) *Node {
 type NodeStats struct {
 	Hits    uint64 `json:"hits"`
 	Misses  uint64 `json:"misses"`
+	Joined  uint64 `json:"joined"` // read along with another pod
 	Failed  uint64 `json:"failed"` // calls of the agent
 	Stored  uint64 `json:"stored"`
 	Dropped uint64 `json:"dropped"` // not offered: the queue was full, or the stretch over
@@ -97,7 +104,7 @@ func (n *Node) Stats() *NodeStats {
 	if n == nil {
 		return nil
 	}
-	return &NodeStats{Hits: n.hits.Load(), Misses: n.misses.Load(), Failed: n.failed.Load(), Stored: n.stored.Load(), Dropped: n.dropped.Load()}
+	return &NodeStats{Hits: n.hits.Load(), Misses: n.misses.Load(), Joined: n.joined.Load(), Failed: n.failed.Load(), Stored: n.stored.Load(), Dropped: n.dropped.Load()}
 }
 
 // usable says whether the agent may be asked: it is not known to be of no use, and has
@@ -143,18 +150,13 @@ func (n *Node) Get(ctx context.Context, key Key, stretch Stretch, now time.Time,
 		n.rest(ctx, err, now)
 		return nil
 	}
-	a := r.GetAnswer()
-	age, ttl := time.Duration(a.GetAgeMs())*time.Millisecond, time.Duration(a.GetTtlMs())*time.Millisecond
-	if a == nil || ttl <= 0 || maxAge >= 0 && age > maxAge || !n.usable(now) { // a stretch may have ended meanwhile
+	a := answerOf(r.GetAnswer(), now)
+	if a == nil || maxAge >= 0 && now.Sub(a.Stored) > maxAge || !n.usable(now) { // a stretch may have ended meanwhile
 		n.misses.Add(1)
 		return nil
 	}
 	n.hits.Add(1)
-	out := &Answer{Header: make(http.Header, len(a.Header)), Body: a.Body, Stored: now.Add(-age), Expiry: now.Add(ttl)}
-	for _, f := range a.Header {
-		out.Header[f.GetName()] = append(out.Header[f.GetName()], f.GetValue())
-	}
-	return out
+	return a
 }
 
 // Put offers an answer, which must not be modified afterwards. continues is asked before it
@@ -196,6 +198,7 @@ func (n *Node) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
+	defer n.finish()
 	again := time.NewTicker(nodeRest)
 	defer again.Stop()
 	for {
@@ -211,6 +214,25 @@ func (n *Node) Run(ctx context.Context) error {
 			n.put(ctx, o)
 		}
 	}
+}
+
+// begin counts a goroutine that publishes; false after Run has ended.
+func (n *Node) begin() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.over {
+		n.under.Add(1)
+	}
+	return !n.over
+}
+
+// finish waits for what is being published: by then the calls that lead have ended, or
+// are cut by whoever serves them.
+func (n *Node) finish() {
+	n.mu.Lock()
+	n.over = true
+	n.mu.Unlock()
+	n.under.Wait()
 }
 
 // tellEnds has the agent end what has ended here.
@@ -257,12 +279,8 @@ func (n *Node) put(ctx context.Context, o offer) {
 		n.dropped.Add(1)
 		return
 	}
-	a := &pb.NodeAnswer{Body: o.answer.Body, AgeMs: o.now.Sub(o.answer.Stored).Milliseconds(), TtlMs: o.answer.Expiry.Sub(o.now).Milliseconds()}
-	for name, values := range o.answer.Header {
-		for _, v := range values {
-			a.Header = append(a.Header, &pb.AnswerField{Name: name, Value: v})
-		}
-	}
+	a := &pb.NodeAnswer{Header: fieldsOf(o.answer.Header), Body: o.answer.Body,
+		AgeMs: o.now.Sub(o.answer.Stored).Milliseconds(), TtlMs: o.answer.Expiry.Sub(o.now).Milliseconds()}
 	if a.TtlMs < 1 {
 		n.dropped.Add(1)
 		return
