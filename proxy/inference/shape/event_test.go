@@ -92,7 +92,9 @@ func (zeroes) Read(b []byte) (int, error) {
 // FuzzEventReader: the raw parts are the stream, however it is cut into reads, and the
 // events do not depend on the cuts.
 func FuzzEventReader(f *testing.F) {
-	for _, s := range []string{"data: a\n\n", "data: a\r\n\r\n:c\r\rdata:b\n\r\n", "event: e\ndata: 1\ndata: 2\n\n", "\r\r\n\n", "data: x"} {
+	for _, s := range []string{"data: a\n\n", "data: a\r\n\r\n:c\r\rdata:b\n\r\n", "event: e\ndata: 1\ndata: 2\n\n", "\r\r\n\n", "data: x",
+		// The buffer ends between CR and LF.
+		"00000000000000\n\r\n", "00000000000000\n\r\n0", "00000000000000\n\r\n\n"} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
@@ -110,8 +112,8 @@ func FuzzEventReader(f *testing.F) {
 		if strings.Join(datas, "\x00") != strings.Join(datas2, "\x00") || strings.Join(names, "\x00") != strings.Join(names2, "\x00") {
 			t.Fatalf("events depend on read sizes: %q %q and %q %q", names, datas, names2, datas2)
 		}
-		// Cut by EventEnd, with what is left at the end, they are the same: the LF of a CRLF is
-		// never alone here.
+		// Cut by EventEnd, with what is left at the end, they are the same, but for the LF of a
+		// CRLF that came with another read, which is at the start of the next and says nothing.
 		var whole []string
 		for rest := in; len(rest) > 0; {
 			n := EventEnd(rest)
@@ -120,7 +122,17 @@ func FuzzEventReader(f *testing.F) {
 			}
 			whole, rest = append(whole, string(rest[:n])), rest[n:]
 		}
-		if !slices.Equal(whole, raws) {
+		var joined []string
+		for i, raw := range raws {
+			if rest, late := strings.CutPrefix(raw, "\n"); late && i > 0 && strings.HasSuffix(raws[i-1], "\r") {
+				joined[len(joined)-1] += "\n"
+				raw = rest
+			}
+			if raw != "" {
+				joined = append(joined, raw)
+			}
+		}
+		if !slices.Equal(whole, joined) {
 			t.Fatalf("EventEnd cuts %q, the reader %q", whole, raws)
 		}
 		for _, d := range datas {
