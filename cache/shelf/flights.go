@@ -22,11 +22,11 @@ const (
 
 // flights are a tenant's questions on their way.
 type flights struct {
-	room int // followed ones at one time: each may hold twice MaxAnswer
+	room int // followed ones at one time, which hold up to twice MaxAnswer each, and others that hold something, up to MaxAnswer
 
-	mu       sync.Mutex
-	listed   map[[KeyBytes]byte]*flying
-	followed int
+	mu                sync.Mutex
+	listed            map[[KeyBytes]byte]*flying
+	followed, landing int
 }
 
 func newFlights(bytes int64) *flights {
@@ -44,6 +44,7 @@ type flying struct {
 	followers int
 	told      int
 	charged   bool // in.followed counts it
+	lands     bool // in.landing does: it began with nobody following
 	ended     bool // the leader's call is over
 
 	born, expiry int64 // set before the end
@@ -80,6 +81,21 @@ func (fs *flights) enter(f *flying) bool {
 		fs.followed++
 	}
 	f.Enter()
+	return true
+}
+
+// hold makes room for what a leader sends; false if there is none.
+func (fs *flights) hold(f *flying) bool {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if f.charged || f.lands {
+		return true
+	}
+	if fs.landing >= fs.room {
+		return false
+	}
+	f.lands = true
+	fs.landing++
 	return true
 }
 
@@ -133,9 +149,16 @@ func (f *flying) release() {
 	f.in.mu.Lock()
 	defer f.in.mu.Unlock()
 	// A follower between enter and follow is counted as a reader already.
-	if f.charged && !f.Followed() {
+	if f.Followed() {
+		return
+	}
+	if f.charged {
 		f.charged = false
 		f.in.followed--
+	}
+	if f.lands {
+		f.lands = false
+		f.in.landing--
 	}
 }
 
@@ -210,6 +233,9 @@ func (s *Store) lead(p *part, f *flying) error {
 		m, err := f.leader.Recv()
 		if err != nil {
 			return closed(err)
+		}
+		if !p.flights.hold(f) {
+			return status.ToGRPC(outrigger.Errorf(outrigger.Exhausted, "%d answers are on their way already; this one is not kept", p.flights.room))
 		}
 		switch w := m.GetWhat().(type) {
 		case *pb.FlightSend_Head:

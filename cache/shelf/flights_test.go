@@ -280,6 +280,21 @@ func TestFlightBounds(t *testing.T) {
 			along.hears("body " + s)
 		}
 		w.ask("acme", 1, 7, "lead") // one is longer than what is held
+		// Two more may be on their way with nobody following.
+		four, five, six := w.ask("acme", 4, 7, "lead"), w.ask("acme", 5, 7, "lead"), w.ask("acme", 6, 7, "lead")
+		for _, p := range []*pod{four, five, six} {
+			p.send(head("x"))
+			synctest.Wait()
+		}
+		six.hears("ResourceExhausted")
+		four.send(piece("d"))
+		four.send(end(time.Minute))
+		four.hears("stored", "over")
+		six = w.ask("acme", 6, 7, "lead")
+		six.send(head("x"))
+		six.send(end(time.Minute))
+		six.hears("stored", "over")
+		w.ask("acme", 6, 7, "kept ").hears("over")
 		one.send(end(time.Minute))
 		one.hears("refused", "over")
 		along.hears("end 0s", "over")

@@ -30,7 +30,9 @@
 //     follower that is more than MaxAnswer behind; nobody waits for it. A stretch that ends
 //     takes no more followers, and nothing of it is kept. A tenant has MaxFlights at one
 //     time, and as many that are followed as half its part has room for at twice MaxAnswer
-//     each, besides what is kept; beyond these everybody asks for himself.
+//     each, at least two, besides what is kept; beyond these everybody asks for himself. As
+//     many again, at MaxAnswer each, may be on their way here with nobody following; what comes
+//     beyond these is not kept.
 //
 // A restart begins empty, with nothing remembered as ended. Whoever puts an answer must
 // therefore have seen that its stretch goes on; see Stretch in proxy/inference/answers. A process can put a wrong
