@@ -244,3 +244,20 @@ func TestAgentWithoutFlights(t *testing.T) {
 		}
 	})
 }
+
+// A pod that is about to end leads nobody: what it begins then, it asks alone.
+func TestEndingPodLeadsNobody(t *testing.T) {
+	stable, _ := users()
+	user := []string{"x-user-id", stable}
+	inGatedNode(t, "", func(t *testing.T, w *nodeWorld) {
+		w.stop()
+		synctest.Wait()
+		_, leave1, over1 := askLive(t, w.a.h, user...)
+		_, leave2, over2 := askLive(t, w.b.h, user...)
+		w.asked(1, 1)
+		leave1()
+		leave2()
+		<-over1
+		<-over2
+	})
+}

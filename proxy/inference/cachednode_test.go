@@ -26,7 +26,8 @@ type nodeWorld struct {
 	t      *testing.T
 	agent  *bufconn.Listener
 	server *grpc.Server
-	old    bool // the agent knows no flights
+	old    bool   // the agent knows no flights
+	stop   func() // ends what the pods run
 	a, b   *podWorld
 }
 
@@ -49,7 +50,7 @@ func inNodeWorldOf(t *testing.T, models func(*podWorld) http.RoundTripper, do fu
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, stop := context.WithCancel(context.Background())
-		w := &nodeWorld{t: t}
+		w := &nodeWorld{t: t, stop: stop}
 		w.start()
 		var conns []*grpc.ClientConn
 		ended := make(chan error, 2)

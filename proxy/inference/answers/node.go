@@ -226,6 +226,13 @@ func (n *Node) begin() bool {
 	return !n.over
 }
 
+// ending says whether Run has ended.
+func (n *Node) ending() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.over
+}
+
 // finish waits for what is being published: by then the calls that lead have ended, or
 // are cut by whoever serves them.
 func (n *Node) finish() {

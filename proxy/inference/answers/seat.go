@@ -46,7 +46,7 @@ type Seat struct {
 // Join asks the agent for an answer as Get does and, if there is none, for a place among
 // those who ask the same. Both are nil when the caller is on its own.
 func (n *Node) Join(ctx context.Context, key Key, stretch Stretch, now time.Time, maxAge time.Duration) (*Answer, *Seat) {
-	if !n.usable(now) {
+	if !n.usable(now) || n.ending() { // what cannot be published is not led
 		return nil, nil
 	}
 	if now.UnixNano() < n.single.Load() {
