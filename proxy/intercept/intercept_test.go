@@ -44,6 +44,7 @@ func TestSniff(t *testing.T) {
 	f("\x00\x01binary", Unknown, true)
 	f(strings.Repeat("A", 64), Unknown, true)
 	f(strings.Repeat("\r\n", 40), Unknown, true)
+	f(strings.Repeat("\r\n", 40)+"GET / HTTP/1.1\r\n", Unknown, true)
 }
 
 // FuzzSniff: a decision never changes when more bytes arrive, and is always reached.
@@ -51,6 +52,7 @@ func FuzzSniff(f *testing.F) {
 	f.Add([]byte("GET / HTTP/1.1\r\n"), []byte("x"))
 	f.Add([]byte(preface), []byte("\x00"))
 	f.Add([]byte("\x16\x03"), []byte("\x01"))
+	f.Add([]byte(strings.Repeat("\r", maxMethod+1)), []byte("0"))
 	f.Fuzz(func(t *testing.T, a, b []byte) {
 		p, ok := Sniff(a)
 		if !ok && len(a) > 2*maxMethod {

@@ -73,8 +73,8 @@ func Sniff(b []byte) (p Protocol, decided bool) {
 	// A method is a token followed by one space; leading empty lines are tolerated as
 	// RFC 9112 §2.2 asks.
 	s := bytes.TrimLeft(b, "\r\n")
-	if len(s) == 0 {
-		return Unknown, len(b) > maxMethod
+	if len(b)-len(s) > maxMethod { // of empty lines, too, there can be too many
+		return Unknown, true
 	}
 	for i, c := range s {
 		if c == ' ' && i > 0 {

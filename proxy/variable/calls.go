@@ -184,6 +184,9 @@ func scanRead(class int, b []byte) (r readCall, ok bool) {
 		if n >= 0x80 || n > len(b) { // longer names are rare
 			return r, false
 		}
+		if *fields[number] != nil { // twice: nothing below would look at the first
+			return r, false
+		}
 		*fields[number], b = b[:n], b[n:]
 	}
 	if len(r.tenant) == 0 {

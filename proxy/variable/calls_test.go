@@ -162,6 +162,7 @@ func TestCallsDecline(t *testing.T) {
 func FuzzScanRead(f *testing.F) {
 	f.Add(frameOf(f, &snakepit.GetVariableRequest{SessionId: "shop", VariableIdentifier: "temperature"}), true)
 	f.Add(frameOf(f, &pb.GetRequest{Tenant: "t", Session: "shop", Identifier: "temperature"}), false)
+	f.Add([]byte("\x00\x00\x00\x00\x16\n\x010\x12\x04000\xff\x12\x040000\x1a\x0500000"), false) // a field twice, first in bad UTF-8
 	f.Fuzz(func(t *testing.T, b []byte, bridge bool) {
 		class := EncodingNative
 		if bridge {
