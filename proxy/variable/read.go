@@ -106,6 +106,12 @@ func (c core) read(ctx context.Context, tenant, session, identifier string, want
 		if err != nil {
 			return a, err
 		}
+		if bound := a.Consistency; bound.Level == outrigger.Bounded && a.Age > bound.MaxAge {
+			// The session took longer to make than the answer may be old.
+			if a, err = c.look(ctx, tenant, session, identifier, want); err != nil || a.Found {
+				return a, err
+			}
+		}
 	}
 	return a, outrigger.ErrVariableNotFound(identifier)
 }
