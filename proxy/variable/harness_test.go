@@ -49,6 +49,7 @@ type worldOptions struct {
 	autoCreate bool
 	upstream   grpc.ClientConnInterface
 	reader     func(variable.Reader) variable.Reader // wraps the cache
+	authority  func(pb.VariablesClient) pb.VariablesClient
 }
 
 // inWorld runs do in a bubble with a world; the cache has reached its steady state.
@@ -77,7 +78,11 @@ func inWorld(t *testing.T, o worldOptions, do func(t *testing.T, w *world)) {
 		if o.reader != nil {
 			w.reader = o.reader(store)
 		}
-		vo := variable.Options{Reader: w.reader, Authority: store.Variables(), AutoCreateSessions: o.autoCreate, Counters: w.counts, Draining: w.draining,
+		authority := store.Variables()
+		if o.authority != nil {
+			authority = o.authority(authority)
+		}
+		vo := variable.Options{Reader: w.reader, Authority: authority, AutoCreateSessions: o.autoCreate, Counters: w.counts, Draining: w.draining,
 			Touched: func(tenant, session string) {
 				w.mu.Lock()
 				defer w.mu.Unlock()
