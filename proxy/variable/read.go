@@ -96,30 +96,32 @@ func newCore(o Options) core {
 // answer still says who knows that.
 func (c core) read(ctx context.Context, tenant, session, identifier string, want cache.Request) (cache.Answer, error) {
 	a, err := c.look(ctx, tenant, session, identifier, want)
-	if err != nil || a.Found {
-		return a, err
-	}
-	if !a.SessionExists {
+	var missing error
+	if err == nil && !a.Found && !a.SessionExists {
 		start := time.Now()
-		err = c.ensureSession(ctx, tenant, session)
+		missing = c.ensureSession(ctx, tenant, session)
 		a.Age += time.Since(start) // the variable may have been made meanwhile
-		if err != nil {
-			return a, err
-		}
-		if bound := a.Consistency; bound.Level == outrigger.Bounded && a.Age > bound.MaxAge {
+		if bound := a.Consistency; missing == nil && bound.Level == outrigger.Bounded && a.Age > bound.MaxAge {
 			// The session took longer to make than the answer may be old.
-			if a, err = c.look(ctx, tenant, session, identifier, want); err != nil || a.Found {
-				return a, err
-			}
+			a, err = c.look(ctx, tenant, session, identifier, want)
 		}
 	}
-	return a, outrigger.ErrVariableNotFound(identifier)
+	c.o.Counters.count(a, err)
+	switch {
+	case err != nil:
+		return a, err
+	case missing != nil:
+		return a, missing
+	case !a.Found:
+		return a, outrigger.ErrVariableNotFound(identifier)
+	}
+	return a, nil
 }
 
-// look finds out what an identifier names; that it names nothing is no error.
+// look finds out what an identifier names; that it names nothing is no error. Counting is
+// the caller's: a read may look twice.
 func (c core) look(ctx context.Context, tenant, session, identifier string, want cache.Request) (cache.Answer, error) {
 	a, err := c.resolve(ctx, tenant, session, identifier, want)
-	c.o.Counters.count(a, err)
 	if err == nil && (a.Found || a.SessionExists) {
 		c.o.Touched(tenant, session)
 	}
