@@ -26,6 +26,7 @@ type unit struct {
 	arm      uint16
 	multiple bool
 	stratum  uint32
+	turn     uint64   // that it came with
 	n        uint64   // requests; 0 = exposed without one
 	failures float64  // of them
 	ms       float64  // their time
@@ -53,6 +54,10 @@ type ledger struct {
 	budget *atomic.Int64 // units that may still be added, over all ledgers
 	shards [shards]shard
 
+	turnMu   sync.Mutex
+	lastTurn uint64
+	turns    map[uint64]struct{} // not ended
+
 	mu     sync.RWMutex
 	index  map[experiments.Stratum]uint32
 	strata []experiments.Stratum // in order of appearance, which must not change
@@ -67,7 +72,7 @@ type ledger struct {
 }
 
 func newLedger(budget *atomic.Int64, named int) *ledger {
-	l := &ledger{budget: budget, named: named, index: map[experiments.Stratum]uint32{}, described: map[[2]int]sample{}}
+	l := &ledger{budget: budget, named: named, turns: map[uint64]struct{}{}, index: map[experiments.Stratum]uint32{}, described: map[[2]int]sample{}}
 	for i := range l.shards {
 		l.shards[i].units = map[uint32]*unit{}
 	}
@@ -97,21 +102,56 @@ func (l *ledger) stratum(s experiments.Stratum) (n uint32, all []experiments.Str
 	return n, l.strata, true
 }
 
+// turn is one report on its way into a ledger. Its units count together or not at all: of
+// half a report, one arm's users would seem to be missing.
+type turn struct {
+	l    *ledger
+	n    uint64
+	room bool // for all the units it may bring
+}
+
+// begin starts the turn of a report of at most rows new units; end must follow.
+func (l *ledger) begin(rows int) turn {
+	l.turnMu.Lock()
+	defer l.turnMu.Unlock()
+	l.lastTurn++
+	l.turns[l.lastTurn] = struct{}{}
+	return turn{l, l.lastTurn, l.budget.Load() >= int64(rows)}
+}
+
+func (t turn) end() {
+	t.l.turnMu.Lock()
+	delete(t.l.turns, t.n)
+	t.l.turnMu.Unlock()
+	t.l.changed.Store(true) // last: a look that falls in between must not be the one for these rows
+}
+
+// ended returns the number below which all turns have ended.
+func (l *ledger) ended() uint64 {
+	l.turnMu.Lock()
+	defer l.turnMu.Unlock()
+	first := l.lastTurn + 1
+	for n := range l.turns {
+		first = min(first, n)
+	}
+	return first
+}
+
 // add counts the rows of one cell of a report.
-func (l *ledger) add(arm uint16, s experiments.Stratum, o *pb.OutcomeDelta) {
-	l.dropped.Add(o.GetUnitsDropped())
-	n, all, ok := l.stratum(s)
+func (t turn) add(arm uint16, s experiments.Stratum, o *pb.OutcomeDelta) {
+	t.l.dropped.Add(o.GetUnitsDropped())
+	n, all, ok := t.l.stratum(s)
 	if !ok {
-		l.full.Add(uint64(len(o.GetUnits())))
+		t.l.full.Add(uint64(len(o.GetUnits())))
 		return
 	}
 	for _, r := range o.GetUnits() {
-		l.row(arm, n, all, r)
+		t.row(arm, n, all, r)
 	}
-	l.changed.Store(true) // last: a look that falls in between must not be the one for these rows
 }
 
-func (l *ledger) row(arm uint16, stratum uint32, all []experiments.Stratum, r *pb.UnitRow) {
+func (t turn) row(arm uint16, stratum uint32, all []experiments.Stratum, r *pb.UnitRow) {
+	l := t.l
 	if !(r.GetSumX() >= 0 && r.GetSumX() <= float64(r.GetN()) && r.GetSumY() >= 0 && r.GetSumY() <= maxTotal) || r.GetN() == 0 && r.GetSumY() > 0 {
 		l.bad.Add(1)
 		return
@@ -122,11 +162,11 @@ func (l *ledger) row(arm uint16, stratum uint32, all []experiments.Stratum, r *p
 	u := sh.units[r.GetUnit()]
 	switch {
 	case u == nil:
-		if !l.take(sh, 1) {
+		if !t.room || !l.take(sh, 1) {
 			l.full.Add(1)
 			return
 		}
-		u = &unit{arm: arm, stratum: stratum}
+		u = &unit{arm: arm, stratum: stratum, turn: t.n}
 		sh.units[r.GetUnit()] = u
 	case u.ms+r.GetSumY() > maxTotal:
 		l.bad.Add(1)
@@ -173,8 +213,10 @@ func (l *ledger) release() {
 }
 
 // evidence sums the units up: arms[i] is the arm of number i, metrics are those wanted.
-// It visits every unit and holds one shard at a time.
+// It visits every unit and holds one shard at a time, so reports go on meanwhile; units of
+// those that have not ended when it begins are left for the next time.
 func (l *ledger) evidence(arms []experiments.Weighted, metrics []view) (experiments.Data, error) {
+	before := l.ended()
 	l.mu.RLock()
 	strata := l.strata
 	l.mu.RUnlock()
@@ -190,7 +232,7 @@ func (l *ledger) evidence(arms []experiments.Weighted, metrics []view) (experime
 		out.Strata = append(out.Strata, d)
 	}
 	for i := range l.shards {
-		if err := l.shards[i].sum(&out, sums, metrics); err != nil {
+		if err := l.shards[i].sum(&out, before, sums, metrics); err != nil {
 			return out, err
 		}
 	}
@@ -206,13 +248,13 @@ func (l *ledger) evidence(arms []experiments.Weighted, metrics []view) (experime
 	return out, nil
 }
 
-func (sh *shard) sum(out *experiments.Data, sums [][][]experiments.Sums, metrics []view) error {
+func (sh *shard) sum(out *experiments.Data, before uint64, sums [][][]experiments.Sums, metrics []view) error {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	for _, key := range sortedKeys(sh.units) { // the same units give the same sums, to the last bit
 		u := sh.units[key]
-		if int(u.stratum) >= len(sums) {
-			continue // a stratum that came while we were looking
+		if u.turn >= before || int(u.stratum) >= len(sums) {
+			continue // it, or its stratum, came while we were looking
 		}
 		out.Exposure.Units++
 		if u.multiple {

@@ -15,6 +15,9 @@
 // seen in several strata counts in the earliest. Reports that arrive up to Late after
 // the end still count for the results, not for the decision, which stands.
 //
+// A report's units count together: a look that falls into the middle of one leaves them for
+// the next, so that arms are not seen unequal which are not.
+//
 // Record adds outcomes that come from elsewhere and later (an order, a rating): values of
 // the metrics that the plan names and sidecars do not report. They belong to units that
 // were exposed, and an outcome with an id counts once; the last 131,072 ids of an
@@ -42,7 +45,8 @@
 // is copied in memory, for longer the more units there are. Partition from the log: the append is
 // tried again every Tick. Several replicas judge what is reported to them alone.
 // Overload: MaxUnits bounds the units of all experiments together (about 100 bytes
-// each; one with outcomes counts for several); further ones are left out whatever their arm, and counted. Bad input: rows that
+// each; one with outcomes counts for several); a report whose units might not all find room brings
+// none, whatever their arm, and they are counted. Bad input: rows that
 // cannot be (more failures than requests, negative or infinite time) are left out and
 // counted.
 //
@@ -150,7 +154,16 @@ func (s *Service) Ingest(d *pb.Delta) {
 		return
 	}
 	s.news.Store(true)
-	f := s.opts.Facts()
+	f, rows := s.opts.Facts(), 0
+	for _, o := range d.GetOutcomes() {
+		rows += len(o.GetUnits())
+	}
+	turns := map[*ledger]turn{}
+	defer func() {
+		for _, t := range turns {
+			t.end()
+		}
+	}()
 	for _, o := range d.GetOutcomes() {
 		if len(o.GetUnits()) == 0 && o.GetUnitsDropped() == 0 {
 			continue
@@ -163,7 +176,12 @@ func (s *Service) Ingest(d *pb.Delta) {
 			t.ledger.late.Add(uint64(len(o.GetUnits())))
 			continue
 		}
-		t.ledger.add(arm, experiments.Stratum{Region: o.GetRegion(), Epoch: o.GetWeightEpoch()}, o)
+		now, ok := turns[t.ledger]
+		if !ok {
+			now = t.ledger.begin(rows)
+			turns[t.ledger] = now
+		}
+		now.add(arm, experiments.Stratum{Region: o.GetRegion(), Epoch: o.GetWeightEpoch()}, o)
 	}
 }
 

@@ -114,14 +114,20 @@ func TestUnitsOfAnArmWithoutWeight(t *testing.T) {
 func TestLedgerIsBounded(t *testing.T) {
 	f := running(t, 5000, 5000)
 	s := service(t, f, 100)
-	s.Ingest(&pb.Delta{Reporter: "n1/a", Sequence: 1, Outcomes: []*pb.OutcomeDelta{cell(f, "a", 0, 80), cell(f, "b", 1000, 80)}})
-	s.Ingest(&pb.Delta{Reporter: "n1/a", Sequence: 2, Outcomes: []*pb.OutcomeDelta{cell(f, "a", 0, 80)}})
+	both := func(n int) []*pb.OutcomeDelta { return []*pb.OutcomeDelta{cell(f, "a", 0, n), cell(f, "b", 1000, n)} }
+	s.Ingest(&pb.Delta{Reporter: "n1/a", Sequence: 1, Outcomes: both(40)})
+	s.Ingest(&pb.Delta{Reporter: "n1/a", Sequence: 2, Outcomes: both(60)}) // 80 known, 40 new
 	r, l := results(t, s, f)
-	if l["rows"] != 180.0 || l["rows_without_room"] != 60.0 {
+	if l["rows"] != 160.0 || l["rows_without_room"] != 40.0 {
 		t.Errorf("ledger %v", l)
 	}
-	if e := r["exposure"].(map[string]any); e["units"] != 100.0 {
-		t.Errorf("exposure %v, want 100 units", e)
+	if e := r["exposure"].(map[string]any); e["units"] != 80.0 {
+		t.Errorf("exposure %v, want 80 units", e)
+	}
+	for _, a := range r["arms"].([]any) {
+		if n := a.(map[string]any)["units"]; n != 40.0 {
+			t.Errorf("an arm has %v units, want 40: the last to come must not have been the last to fit", n)
+		}
 	}
 	// A person whose unit is known wants room for values, which is gone.
 	known := "person-7"
@@ -133,6 +139,46 @@ func TestLedgerIsBounded(t *testing.T) {
 	if err != nil || len(out.GetErrors()) != 1 || out.Errors[0].Kind != "exhausted" || !strings.Contains(out.Errors[0].Message, "ledger is full") {
 		t.Errorf("%v, %v", out, err)
 	}
+}
+
+// A look that falls into the middle of a report sees none of its units: of half of them, one
+// arm's users would seem to be missing, and the experiment would be stopped for it.
+func TestLookSeesWholeReports(t *testing.T) {
+	f := running(t, 5000, 5000)
+	s := service(t, f, 0)
+	done := make(chan struct{})
+	for reporter := range 2 {
+		go func() {
+			defer func() { done <- struct{}{} }()
+			for i := range 100 {
+				first := reporter<<20 + 200*i
+				s.Ingest(&pb.Delta{Reporter: fmt.Sprint("n1/", reporter), Sequence: uint64(i + 1),
+					Outcomes: []*pb.OutcomeDelta{cell(f, "a", first, 200), cell(f, "b", 1<<24+first, 200)}})
+			}
+		}()
+	}
+	looks, seen := 0, 0.0
+	for left := 2; left > 0; looks++ {
+		select {
+		case <-done:
+			left--
+		default:
+		}
+		r, _ := results(t, s, f)
+		var units []float64
+		for _, a := range r["arms"].([]any) {
+			n, _ := a.(map[string]any)["units"].(float64)
+			units = append(units, n)
+		}
+		if units[0] != units[1] || units[0] < seen {
+			t.Fatalf("look %d saw %v units of the arms, %v before", looks, units, seen)
+		}
+		seen = units[0]
+	}
+	if r, _ := results(t, s, f); r["exposure"].(map[string]any)["units"] != 80_000.0 {
+		t.Errorf("in the end %v, want 80000 units", r["exposure"])
+	}
+	t.Logf("%d looks", looks)
 }
 
 // What cannot be is left out and counted: it must not reach the statistics.
