@@ -69,6 +69,7 @@ var doors = []struct {
 	only   []string
 }{
 	{"cel.dev/cel-go", []string{"internal/expr"}},
+	{"github.com/KimMachineGun/automemlimit", []string{"internal/heap"}},
 	{"github.com/hashicorp/consul/api", []string{"region/consul"}},
 	{"github.com/hashicorp/golang-lru/v2", []string{"cache/tier"}},
 	{"github.com/hashicorp/golang-lru/arc", []string{"cache/tier"}},

@@ -65,7 +65,7 @@ func (fs *flights) join(key, stretch [KeyBytes]byte, stream grpc.BidiStreamingSe
 		return nil, false
 	}
 	f = &flying{in: fs, key: key, stretch: stretch, leader: stream}
-	f.Flight = flight.New[*pb.AnswerHead](MaxAnswer, func() { fs.unlist(f) })
+	f.Flight = flight.New[*pb.AnswerHead](MaxAnswer, func() { fs.unlist(f) }, nil)
 	fs.listed[key] = f
 	f.mu.Lock()
 	return f, true

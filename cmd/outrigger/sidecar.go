@@ -23,6 +23,7 @@ import (
 	"github.com/outrigger-mesh/outrigger/cache"
 	"github.com/outrigger-mesh/outrigger/cache/node"
 	"github.com/outrigger-mesh/outrigger/internal/coarse"
+	"github.com/outrigger-mesh/outrigger/internal/heap"
 	"github.com/outrigger-mesh/outrigger/internal/identity"
 	"github.com/outrigger-mesh/outrigger/proxy"
 	"github.com/outrigger-mesh/outrigger/proxy/inference"
@@ -47,6 +48,7 @@ type sidecarFlags struct {
 	stateDir, upstreamHTTP, upstreamGRPC, upstreamTCP     string
 	autoSessions, policyViaAgent                          bool
 	maxPerHost                                            int
+	memoryBytes                                           int64
 	processBytes                                          int64
 	grace                                                 time.Duration
 	tokenKeyFile                                          string
@@ -99,6 +101,7 @@ losing a connection.`}
 	f.BoolVar(&s.pprof, "pprof", false, "profiles under /debug/pprof/ of the admin socket")
 	f.DurationVar(&s.drainDelay, "drain-delay", 0, "how long to serve on, not ready, after SIGTERM, until those who send traffic have heard of it")
 	f.DurationVar(&s.upgradeTimeout, "upgrade-timeout", time.Minute, "limit for a new process to become ready in an upgrade")
+	f.Int64Var(&s.memoryBytes, "memory-bytes", -1, "memory this process may have: model calls it has no room for are answered 503; 0 = any amount, -1 = what its cgroup (the container) may have")
 	s.intercept.flags(f)
 	s.models.bind(f)
 	cmd.AddCommand(upgradeCommand(g))
@@ -137,6 +140,9 @@ func (s *sidecarFlags) validate() error {
 		if _, _, err := net.SplitHostPort(v); err != nil {
 			return fmt.Errorf("--%s is %q; give host:port", flag, v)
 		}
+	}
+	if s.memoryBytes > 0 && s.memoryBytes < minMemory || s.memoryBytes < -1 {
+		return fmt.Errorf("--memory-bytes is %d; give at least %d (48 MiB), 0 for no limit or -1 for that of the cgroup", s.memoryBytes, minMemory)
 	}
 	if s.processBytes < 1<<20 {
 		return fmt.Errorf("--process-bytes is %d; give at least 1 MiB", s.processBytes)
@@ -222,7 +228,7 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 	o := proxy.Options{Node: self, Reader: store, Hits: store, Authority: store.Variables(), Policy: policySource(ads), Material: ads.Material, Reports: control, Tokens: tokens,
 		AutoCreateSessions: s.autoSessions, UpstreamTCP: s.upstreamTCP, MaxPerHost: s.maxPerHost, Own: own, Intercept: taken,
 		Grace: s.grace, Start: start, Logger: p.log, Meter: p.tel.Meter("proxy")}
-	if o.Models, err = s.models.options(); err != nil {
+	if o.Models, err = s.models.options(s.room(p)); err != nil {
 		return configError{err}
 	}
 	if agent != nil && o.Models.Answers != nil {
@@ -250,6 +256,9 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 	}
 	ended := make(chan struct{}) // the proxy has, and needs nothing any more
 	p.until(ended, "cache", store.Run)
+	if room := o.Models.Room; room != nil {
+		p.until(ended, "memory limit", func(ctx context.Context) error { room.Run(ctx); return nil })
+	}
 	if keys != nil {
 		p.until(ended, "session keys", keys.Run)
 	} else {
@@ -294,6 +303,25 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 		return err
 	})
 	return p.wait()
+}
+
+// minMemory is the least --memory-bytes: a sidecar without traffic needs about half of it.
+const minMemory = 48 << 20
+
+// room is the memory the process may have, nil if there is no limit.
+func (s *sidecarFlags) room(p *process) *heap.Room {
+	limit := s.memoryBytes
+	if limit < 0 {
+		var err error
+		if limit, err = heap.Allowed(); err != nil {
+			p.log.Warn("no limit on this process's memory: its cgroup's is not known; set --memory-bytes", "error", err)
+		}
+	}
+	if limit <= 0 {
+		return nil
+	}
+	p.log.Info("memory is limited", "bytes", limit)
+	return heap.NewRoom(limit)
 }
 
 // cache builds the tiers: the node agent's table when there is one.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/outrigger-mesh/outrigger/internal/heap"
 	"github.com/outrigger-mesh/outrigger/proxy/inference"
 	"github.com/outrigger-mesh/outrigger/proxy/inference/answers"
 )
@@ -41,8 +42,8 @@ func (m *modelFlags) bind(f *pflag.FlagSet) {
 	f.StringToStringVar(&m.prices, "model-price", nil, "price of a million LLM tokens, model=in/out, for the cost metric")
 }
 
-// options checks the settings and makes what they need.
-func (m *modelFlags) options() (o inference.Options, err error) {
+// options checks the settings and makes what they need, within room.
+func (m *modelFlags) options(room *heap.Room) (o inference.Options, err error) {
 	if m.tryTimeout < 0 || m.hedgeAfter < 0 {
 		return o, fmt.Errorf("--model-try-timeout is %v and --model-hedge-after %v; give durations of 0 or more", m.tryTimeout, m.hedgeAfter)
 	}
@@ -55,9 +56,9 @@ func (m *modelFlags) options() (o inference.Options, err error) {
 	if m.shadows < 0 {
 		return o, fmt.Errorf("--model-shadows is %d; give 0 or more", m.shadows)
 	}
-	o = inference.Options{MaxInFlight: m.inFlight, MaxBody: m.maxBody, Shadows: m.shadows, DefaultModel: m.defaultModel, TryTimeout: m.tryTimeout, HedgeAfter: m.hedgeAfter, Adaptive: m.adaptive, AnswerAll: m.answerUndecided}
+	o = inference.Options{Room: room, MaxInFlight: m.inFlight, MaxBody: m.maxBody, Shadows: m.shadows, DefaultModel: m.defaultModel, TryTimeout: m.tryTimeout, HedgeAfter: m.hedgeAfter, Adaptive: m.adaptive, AnswerAll: m.answerUndecided}
 	if m.answerBytes != 0 {
-		if o.Answers, err = answers.New(answers.Options{Bytes: m.answerBytes, TTL: m.answerTTL}); err != nil {
+		if o.Answers, err = answers.New(answers.Options{Bytes: m.answerBytes, TTL: m.answerTTL, Full: room.Full}); err != nil {
 			return o, fmt.Errorf("--answer-cache-bytes, --answer-cache-ttl: %w", err)
 		}
 	}

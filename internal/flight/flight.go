@@ -2,7 +2,7 @@
 // stream below single flight, of a process (proxy/inference/answers) and of a node
 // (cache/shelf).
 //
-//	f := flight.New[http.Header](1<<20, unlist)
+//	f := flight.New[http.Header](1<<20, unlist, nil)
 //	f.Begin(header, true); f.Write(b); f.End(true)   // the leader, one call at a time
 //	p, err := f.Read(ctx, begun, seen)               // any number of readers, at any time
 //
@@ -13,7 +13,8 @@
 //   - An answer longer than the limit is no longer listed, so that nobody joins. One that is
 //     worth something only whole is lost there. One that is read piece by piece goes
 //     on for who reads it already; a reader that is further behind than the limit loses it,
-//     and nobody waits for such a reader.
+//     and nobody waits for such a reader. So it is with one that grows while there is no
+//     memory for more.
 //   - At most twice the limit and one piece are held.
 //
 // Whoever lists flights counts its readers with Enter before they read, and takes the flight
@@ -31,6 +32,7 @@ import (
 type Flight[H any] struct {
 	limit   int
 	unlist  func()
+	full    func() bool
 	readers atomic.Int64
 	idle    atomic.Pointer[func()] // called when the last reader leaves
 
@@ -55,8 +57,10 @@ const (
 
 // New returns a flight of an answer that is kept as far as limit bytes. unlist is called
 // when nobody may join any more, possibly more than once and never with a lock held.
-func New[H any](limit int, unlist func()) *Flight[H] {
-	return &Flight[H]{limit: limit, unlist: unlist, grew: make(chan struct{})}
+// full, if not nil, reports that there is no memory for more, which makes the answer one that is
+// longer than the limit.
+func New[H any](limit int, unlist func(), full func() bool) *Flight[H] {
+	return &Flight[H]{limit: limit, unlist: unlist, full: full, grew: make(chan struct{})}
 }
 
 // change wakes the readers; f.mu is held.
@@ -79,7 +83,7 @@ func (f *Flight[H]) Begin(head H, pieces bool) {
 // Write adds a copy of b to an answer that has begun.
 func (f *Flight[H]) Write(b []byte) {
 	f.mu.Lock()
-	outgrown := f.state == running && !f.long && len(f.body)+len(b) > f.limit
+	outgrown := f.state == running && !f.long && (len(f.body)+len(b) > f.limit || f.full != nil && f.full())
 	if outgrown {
 		f.long = true
 		f.mu.Unlock()

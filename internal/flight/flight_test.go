@@ -43,7 +43,7 @@ func TestReadersGetEveryByte(t *testing.T) {
 			wg       sync.WaitGroup
 			f        *flight.Flight[string]
 		)
-		f = flight.New[string](limit, func() { unlisted.Store(true) })
+		f = flight.New[string](limit, func() { unlisted.Store(true) }, nil)
 		pieces := rapid.Bool().Draw(r, "pieces")
 		type reader struct{ head, body, end string }
 		var readers []*reader
@@ -115,7 +115,7 @@ func TestReadersGetEveryByte(t *testing.T) {
 func TestLongStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const limit, piece = 1 << 10, 100
-		f := flight.New[string](limit, func() {})
+		f := flight.New[string](limit, func() {}, nil)
 		f.Enter()
 		f.Begin("h", true)
 		got := make(chan string, 1)
@@ -150,7 +150,7 @@ func TestLongStream(t *testing.T) {
 func TestFillAndAwait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		unlisted := 0
-		f := flight.New[string](10, func() { unlisted++ })
+		f := flight.New[string](10, func() { unlisted++ }, nil)
 		ctx, cancel := context.WithCancel(t.Context())
 		errs := make(chan error, 2)
 		go func() { _, err := f.Await(ctx); errs <- err }()
@@ -174,7 +174,7 @@ func TestFillAndAwait(t *testing.T) {
 		}
 
 		idle := 0
-		g := flight.New[string](10, func() {})
+		g := flight.New[string](10, func() {}, nil)
 		g.OnIdle(func() { idle++ })
 		g.Enter()
 		g.Enter()
@@ -190,4 +190,30 @@ func TestFillAndAwait(t *testing.T) {
 			t.Errorf("a flight that never began ended as %+v, %v", p, err)
 		}
 	})
+}
+
+// Without memory for more a flight is as one that has outgrown its limit: nobody joins, and
+// nothing is kept for nobody.
+func TestNoMemoryForMore(t *testing.T) {
+	for name, followed := range map[string]bool{"alone": false, "followed": true} {
+		full, unlisted := false, 0
+		f := flight.New[string](100, func() { unlisted++ }, func() bool { return full })
+		f.Begin("h", true)
+		f.Write([]byte("ab"))
+		if followed {
+			f.Enter()
+		}
+		if unlisted != 0 {
+			t.Errorf("%s: off the list while there is memory", name)
+		}
+		full = true
+		f.Write([]byte("cd"))
+		if unlisted == 0 {
+			t.Errorf("%s: still on the list", name)
+		}
+		p, err := f.Read(t.Context(), true, 2)
+		if want := map[bool]string{true: "cd", false: ""}[followed]; err != nil || string(p.New) != want && followed || p.Lost == followed {
+			t.Errorf("%s: %+v, %v", name, p, err)
+		}
+	}
 }

@@ -12,6 +12,8 @@
 // machine, so that a burst does not stay resident: the runtime alone keeps as much as its
 // next collection may need. An operator who sets GOGC or GOMEMLIMIT has decided; then nothing is
 // changed.
+//
+// A Room bounds what a process keeps for its callers by the memory that it may have.
 package heap
 
 import (

@@ -59,7 +59,7 @@ func TestGivesBack(t *testing.T) {
 		}
 		burst = nil
 		time.Sleep(3 * quiet)
-		if _, free := use(); free >= 32<<20/16 {
+		if _, free := use(); free >= 8<<20 {
 			t.Errorf("%d MiB are kept", free>>20)
 		}
 		cancel()

@@ -36,6 +36,7 @@ type call struct {
 	body    []byte
 	encoded []byte // the body as it came, if it was encoded
 	large   int64  // what the body has of the room for large ones
+	taken   int64  // what the call has of Options.Room
 	env     shape.Envelope
 
 	streams  bool            // the request asks for a stream

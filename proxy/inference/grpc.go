@@ -121,6 +121,10 @@ func (h *Handler) serveGRPC(conns Connections, api *shape.API, method string, in
 		return status.Error(codes.Unavailable, "the sidecar has reached its limit of requests in flight; try again")
 	}
 	defer h.inflight.Add(-1)
+	defer c.release()
+	if !c.grow(callBytes + len(message)) {
+		return status.Error(codes.Unavailable, noRoom.message)
+	}
 	if c.rpc.names, err = shape.ScanNames(message, !api.Meta); err != nil {
 		c.refuse(badRequest(err))
 		return answer.end(in)

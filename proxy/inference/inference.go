@@ -95,7 +95,8 @@
 // New starts nothing; the handler runs on its callers' goroutines only and is safe for
 // any number of them. Memory per request in flight: a body of 1 MiB and one answer buffer (1 MiB,
 // or one event of at most 8 MiB); larger bodies, of at most MaxBody, have together 8 times
-// MaxBody, beyond which requests with one are answered 503.
+// MaxBody, beyond which requests with one are answered 503. With Options.Room all of it together
+// is bounded by what the process may have: a call there is no room for is answered 503.
 package inference
 
 import (
@@ -109,6 +110,7 @@ import (
 	"go.opentelemetry.io/otel/metric"
 
 	"github.com/outrigger-mesh/outrigger"
+	"github.com/outrigger-mesh/outrigger/internal/heap"
 	"github.com/outrigger-mesh/outrigger/internal/identity"
 	"github.com/outrigger-mesh/outrigger/proxy/inference/answers"
 	"github.com/outrigger-mesh/outrigger/proxy/inference/shape"
@@ -186,6 +188,11 @@ type Options struct {
 	// MaxBody bounds a request body in bytes, decoded, MaxInFlight the requests at one time.
 	MaxBody     int64
 	MaxInFlight int
+	// Room is the memory of the process, of which calls take what they hold: bodies, and
+	// answers until they are passed on. A call there is no room for is answered 503; an answer
+	// is then passed on as it comes, without another attempt should it break off. nil = as
+	// much as there is.
+	Room *heap.Room
 }
 
 // Price is what a million LLM tokens cost, in whatever currency the operator thinks in.
@@ -283,9 +290,14 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer h.inflight.Add(-1)
+	defer c.release()
+	if !c.grow(callBytes) {
+		c.w.Header()["Connection"] = []string{"close"} // rather than reading the body
+		c.refuse(noRoom)
+		return
+	}
 	switch {
 	case matched:
-		defer c.release()
 		c.serveInference()
 		return
 	case isModelsPath(r.URL.Path):

@@ -37,11 +37,16 @@ func (b *buffers) put(p *[]byte) {
 	}
 }
 
-// readUpTo appends from r to buf until the end (done) or until limit bytes are there.
-func readUpTo(r io.Reader, buf []byte, limit int) (out []byte, done bool, err error) {
+// readUpTo appends from r to buf until the end (done) or until limit bytes are there. Before
+// buf grows, grow is asked for the bytes; errNoRoom means that it refused.
+func readUpTo(r io.Reader, buf []byte, limit int, grow func(int) bool) (out []byte, done bool, err error) {
 	for len(buf) < limit {
-		if len(buf) == cap(buf) {
-			buf = append(buf, 0)[:len(buf)]
+		if n := len(buf); n == cap(buf) {
+			more := min(max(n, 4<<10), limit-n)
+			if !grow(more) {
+				return buf, false, errNoRoom
+			}
+			buf = append(make([]byte, 0, n+more), buf...)
 		}
 		n, err := r.Read(buf[len(buf):min(cap(buf), limit)])
 		buf = buf[:len(buf)+n]
@@ -66,9 +71,9 @@ func (c *call) relayBody(ctx context.Context, t *target, resp *http.Response, re
 	if c.api.Played && resp.StatusCode < 300 {
 		limit = 0
 	}
-	buf, whole, err := readUpTo(resp.Body, (*p)[:0], limit)
+	buf, whole, err := readUpTo(resp.Body, (*p)[:0], limit, c.grow)
 	*p = buf
-	if err != nil {
+	if err != nil && !errors.Is(err, errNoRoom) { // without room it is passed on as far as it is there
 		return c.lost(ctx, t, report, "transport")
 	}
 	if whole {

@@ -18,12 +18,20 @@ const (
 	largeBodies = 8
 )
 
-// errTooLarge says that a body exceeds MaxBody, errNoRoom that others fill the room for large
-// ones.
+// callBytes is what a call takes of the room besides its bodies: goroutines, buffers of its
+// connections, the parsed head.
+const callBytes = 32 << 10
+
+// errTooLarge says that a body exceeds MaxBody, errNoRoom that others fill the room for
+// bodies.
 var (
 	errTooLarge = errors.New("larger than the limit")
-	errNoRoom   = errors.New("no room for large bodies")
+	errNoRoom   = errors.New("no room for bodies")
 )
+
+// noRoom is what they are told for whom there is none.
+var noRoom = apiError{status: http.StatusServiceUnavailable, code: "overloaded", retryAfter: overloadDelay, retry: retryYes,
+	message: "the sidecar holds as much of other calls as it may; try again"}
 
 // readBody reads the whole body within the limit, decoded; it has answered if it returns
 // false. Compressed bodies (Triton's clients can send them) are decoded because the model is
@@ -57,8 +65,7 @@ func (c *call) readBody() bool {
 		c.tooLarge()
 	case errors.Is(err, errNoRoom):
 		c.w.Header()["Connection"] = []string{"close"}
-		c.refuse(apiError{status: http.StatusServiceUnavailable, code: "overloaded", retryAfter: overloadDelay, retry: retryYes,
-			message: "the sidecar holds as many large request bodies as it may; try again"})
+		c.refuse(noRoom)
 	case c.encoded != nil:
 		c.refuse(apiError{status: http.StatusBadRequest, kind: invalidRequest, code: "invalid_body", retry: retryNo,
 			message: "the request body is not what its Content-Encoding says (" + coding + ")"})
@@ -80,7 +87,11 @@ func (c *call) tooLarge() {
 // arrives: a claimed length must not reserve memory.
 func (c *call) readWhole(r io.Reader, claimed int64) ([]byte, error) {
 	limit := c.h.o.MaxBody
-	body, whole, err := readUpTo(r, make([]byte, 0, min(max(claimed, 0)+1, 64<<10)), int(min(limit, smallBody))+1)
+	begin := int(min(max(claimed, 0)+1, 64<<10))
+	if !c.grow(begin) {
+		return nil, errNoRoom
+	}
+	body, whole, err := readUpTo(r, make([]byte, 0, begin), int(min(limit, smallBody))+1, c.grow)
 	if err != nil || whole {
 		return body, err
 	}
@@ -94,7 +105,7 @@ func (c *call) readWhole(r io.Reader, claimed int64) ([]byte, error) {
 	if !c.claim(want) {
 		return nil, errNoRoom
 	}
-	if body, whole, err = readUpTo(r, body, int(limit)+1); err == nil && !whole {
+	if body, whole, err = readUpTo(r, body, int(limit)+1, c.grow); err == nil && !whole {
 		return nil, errTooLarge
 	}
 	return body, err
@@ -110,8 +121,20 @@ func (c *call) claim(n int64) bool {
 	return true
 }
 
-// release gives back what the call's body has of the room for large ones.
+// grow takes n bytes of the process's memory, until release. One goroutine of a call uses it.
+func (c *call) grow(n int) bool {
+	if !c.h.o.Room.Take(int64(n)) {
+		return false
+	}
+	c.taken += int64(n)
+	return true
+}
+
+// release gives back what the call has of the process's memory, and its body of the room for
+// large ones.
 func (c *call) release() {
+	c.h.o.Room.Give(c.taken)
+	c.taken = 0
 	if c.large > 0 {
 		c.h.large.Add(-c.large)
 		c.large = 0

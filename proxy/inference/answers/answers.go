@@ -57,6 +57,9 @@ type Options struct {
 	Bytes int64
 	// TTL bounds the age of an answer; 0 = DefaultTTL.
 	TTL time.Duration
+	// Full reports that there is no memory for more of answers on their way: such a one is
+	// then treated as one longer than MaxAnswer. nil = never.
+	Full func() bool
 }
 
 // Answer is one whole answer; it must not be modified.
@@ -74,6 +77,7 @@ type Key string
 type Cache struct {
 	ttl  time.Duration
 	kept *tier.Cache[Answer]
+	full func() bool // no memory for more on the way
 
 	mu      sync.Mutex
 	flights map[Key]*Flight
@@ -100,7 +104,7 @@ func New(o Options) (*Cache, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Cache{ttl: o.TTL, kept: kept, flights: map[Key]*Flight{}}, nil
+	return &Cache{ttl: o.TTL, kept: kept, full: o.Full, flights: map[Key]*Flight{}}, nil
 }
 
 // entryBytes is what an Answer and its header map are charged besides their text.
@@ -158,7 +162,7 @@ func (c *Cache) Join(key Key) (f *Flight, leader bool) {
 		return nil, true
 	}
 	f = &Flight{c: c, key: key}
-	f.Flight = flight.New[http.Header](MaxAnswer, func() { c.unlist(f) })
+	f.Flight = flight.New[http.Header](MaxAnswer, func() { c.unlist(f) }, c.full)
 	c.flights[key] = f
 	return f, true
 }
