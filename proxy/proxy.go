@@ -224,7 +224,7 @@ const maxStreams = 4096
 
 func (s *Sidecar) wireGRPC(vo variable.Options) {
 	s.grpc = grpc.NewServer(grpc.ForceServerCodecV2(variable.Codec()), grpc.UnknownServiceHandler(s.inference.GRPC(s.models, variable.Forward(s.opts.UpstreamGRPC))),
-		grpc.MaxRecvMsgSize(variable.MaxMessage))
+		grpc.MaxRecvMsgSize(variable.MaxMessage), grpc.StreamInterceptor(takeMessages))
 	snakepit.RegisterBridgeServiceServer(s.grpc, variable.NewBridge(s.rendering(vo, variable.EncodingBridge)))
 	pb.RegisterVariablesServer(s.grpc, variable.NewNative(s.rendering(vo, variable.EncodingNative)))
 	if s.opts.Reports != nil {
@@ -247,6 +247,8 @@ func (s *Sidecar) newHTTP2() (*http2.Server, error) {
 		HeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if http2.IsGRPC(r) {
+				r, done := withInflow(r, s.opts.Models.Room)
+				defer done()
 				s.grpc.ServeHTTP(w, r)
 				return
 			}

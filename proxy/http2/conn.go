@@ -15,7 +15,7 @@ import (
 // Bounds of a connection; see the package comment.
 const (
 	streamWindow = 256 << 10
-	connWindow   = 4 << 20
+	connWindow   = 16 << 20 // for 64 streams that nobody reads
 	maxOut       = 256 << 10
 	writeChunk   = 64 << 10 // each has WriteTimeout
 	minBuffer    = 4 << 10

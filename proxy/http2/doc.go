@@ -25,7 +25,7 @@
 // Requests that are malformed by RFC 9113 section 8 are refused before a handler sees them.
 //
 // What a peer can make this package hold is bounded: per connection MaxStreams streams and
-// as many handlers, reset ones included while they run; 4 MiB of bodies nobody has read,
+// as many handlers, reset ones included while they run; 16 MiB of bodies nobody has read,
 // 256 KiB per stream; 64 KiB of one request's fields, on the wire and decoded, in at most
 // 64 frames; 256 KiB of output it does not take plus one answer or header block. While
 // output waits nothing is read. Frames that move no call forward (PING, SETTINGS, PRIORITY,

@@ -59,7 +59,8 @@ const listTools = "/snakepit.bridge.BridgeService/GetExposedElixirTools"
 // UNAVAILABLE.
 //
 // A message is held at a time in each direction, of at most MaxMessage bytes; flow
-// control reaches from one end to the other.
+// control reaches from one end to the other if the server's does (one behind an http.Handler
+// has none of its own: package proxy makes it).
 func Forward(upstream grpc.ClientConnInterface) grpc.StreamHandler {
 	return func(_ any, in grpc.ServerStream) error {
 		method, ok := grpc.MethodFromServerStream(in)
