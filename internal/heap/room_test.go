@@ -35,7 +35,7 @@ func TestShare(t *testing.T) {
 // Whoever takes at the same time, it is never more than there is; what is given back is
 // there for others; garbage is nobody's.
 func TestRoom(t *testing.T) {
-	runtime.GC() // what other tests left
+	runtime.GC()                         // what other tests left
 	free := NewRoom(1 << 40).most.Load() // of what this process has left of it
 	limit := (1<<40 - 1<<37 - free) + 64<<20
 	limit += limit / 7 // seven eighths of it are what is in use, and 64 MiB
