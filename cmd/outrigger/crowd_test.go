@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -83,7 +84,7 @@ func TestCrowdedMemory(t *testing.T) {
 	})
 	m := &tenantMesh{t: t, dir: dir, control: control}
 	p := m.run(0, "sidecar", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--control", control, "--memory-bytes", strconv.Itoa(crowdLimit), "--upstream-grpc", tools, "--state-dir", filepath.Join(dir, "state"))
-	c := &crowded{t: t, address: p.bound["listen"], pid: p.cmd.Process.Pid}
+	c := &crowded{t: t, address: p.bound["listen"], page: p.bound["http"], pid: p.cmd.Process.Pid}
 	eventually(t, "the sidecar serves the model", func() bool { return c.call(100) == http.StatusOK })
 
 	t.Run("requests", func(t *testing.T) {
@@ -132,12 +133,28 @@ func (c *crowded) stream(t *testing.T) {
 	if err := ctx.Err(); err == nil {
 		t.Error("the caller was not stopped")
 	}
+	eventually(t, "all is given back", func() bool { return c.held() == 0 })
 }
 
 type crowded struct {
 	t       *testing.T
 	address string
+	page    string
 	pid     int
+}
+
+// held is what the sidecar says that calls hold, in bytes.
+func (c *crowded) held() int {
+	resp, err := http.Get("http://" + c.page + "/stats")
+	must(c.t, err)
+	defer resp.Body.Close()
+	stats := struct {
+		Inference struct {
+			Held *int `json:"held_bytes"`
+		}
+	}{}
+	must(c.t, json.NewDecoder(resp.Body).Decode(&stats))
+	return *stats.Inference.Held
 }
 
 // question is a whole request of the user with a body of n bytes.
@@ -212,6 +229,7 @@ func (c *crowded) come(t *testing.T, says func(i int) string) {
 		conn.Close()
 	}
 	eventually(t, "it serves as before", func() bool { return c.call(900_000) == http.StatusOK })
+	eventually(t, "all is given back", func() bool { return c.held() == 0 })
 }
 
 // watch looks at what the sidecar has resident of its own, a hundred times a second until the

@@ -149,7 +149,7 @@ func newSoaked(t *testing.T, seed uint64) *soaked {
 	}
 	admin := filepath.Join(dir, "admin.sock")
 	a := startProcess(t, ctx, dir, "sidecar", "--listen", "127.0.0.1:0", "--control", control, "--agent-dir", filepath.Join(dir, "node"),
-		"--node-id", "n/soak", "--admin", "unix:"+admin, "--pprof", "--state-dir", filepath.Join(dir, "state"))
+		"--node-id", "n/soak", "--memory-bytes", "1073741824", "--admin", "unix:"+admin, "--pprof", "--state-dir", filepath.Join(dir, "state"))
 	s.address, s.pid = a.Listening["listen"], a.PID
 	s.page = &http.Client{Transport: &http.Transport{MaxIdleConns: 1, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
@@ -429,6 +429,7 @@ type population struct {
 	descriptors int // but for idle connections to models, which are kept for up to 120 s
 	toModels    int
 	clients     int
+	held        int // bytes of memory that calls have taken
 }
 
 var goroutineGroup = regexp.MustCompile(`^(\d+) @ `)
@@ -455,6 +456,13 @@ func (s *soaked) population() (p population) {
 	m, _ := s.metrics()
 	p.toModels = s.connectionsToModels()
 	p.descriptors = int(m["process_open_fds"]) - p.toModels
+	var stats struct {
+		Inference struct {
+			Held int `json:"held_bytes"`
+		}
+	}
+	must(s.t, json.Unmarshal([]byte(s.get("/stats")), &stats))
+	p.held = stats.Inference.Held
 	p.clients = int(m["outrigger_http1_connections"] + m["outrigger_http2_connections"])
 	return p
 }
@@ -491,7 +499,7 @@ func (s *soaked) judgeLeaks(before population) {
 	defer look.Stop()
 	for {
 		now = s.population()
-		if now.goroutines <= before.goroutines && now.descriptors <= before.descriptors && now.clients == 0 {
+		if now.goroutines <= before.goroutines && now.descriptors <= before.descriptors && now.clients == 0 && now.held == 0 {
 			break
 		}
 		if time.Now().After(limit) {

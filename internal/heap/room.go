@@ -115,5 +115,13 @@ func (r *Room) collect() {
 // Full reports whether nothing more can be taken; it collects nothing.
 func (r *Room) Full() bool { return r != nil && r.held.Load() >= r.most.Load() }
 
+// Held is what was taken and not given back, in bytes.
+func (r *Room) Held() int64 {
+	if r == nil {
+		return 0
+	}
+	return r.held.Load()
+}
+
 // Empty reports whether all that was taken was given back.
-func (r *Room) Empty() bool { return r == nil || r.held.Load() == 0 }
+func (r *Room) Empty() bool { return r.Held() == 0 }

@@ -15,6 +15,7 @@ import (
 
 	pb "github.com/outrigger-mesh/outrigger/api/outrigger/v1"
 	"github.com/outrigger-mesh/outrigger/experiments"
+	"github.com/outrigger-mesh/outrigger/internal/heap"
 	"github.com/outrigger-mesh/outrigger/proxy/inference/shape"
 	"github.com/outrigger-mesh/outrigger/proxy/upstream"
 	"github.com/outrigger-mesh/outrigger/xds/policy"
@@ -202,6 +203,14 @@ func mustNew(tb testing.TB, o Options) *Handler {
 	tb.Helper()
 	if o.Region == "" {
 		o.Region = "eu"
+	}
+	if o.Room == nil {
+		o.Room = heap.NewRoom(1 << 40)
+		tb.Cleanup(func() { // after the servers have ended
+			if !o.Room.Empty() {
+				tb.Errorf("%d bytes of memory were not given back", o.Room.Held())
+			}
+		})
 	}
 	h, err := New(o)
 	if err != nil {

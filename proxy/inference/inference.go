@@ -332,6 +332,7 @@ type Stats struct {
 	Arms         []Total            `json:"arms"`
 	Endpoints    []EndpointStats    `json:"endpoints"`
 	InFlight     int64              `json:"in_flight"`
+	HeldBytes    int64              `json:"held_bytes"` // of Options.Room, by all who take of it
 	CellsDropped uint64             `json:"cells_dropped"`
 	Answers      *answers.Stats     `json:"answers,omitempty"`      // nil without a cache
 	NodeAnswers  *answers.NodeStats `json:"node_answers,omitempty"` // nil without a node tier
@@ -341,7 +342,7 @@ type Stats struct {
 // LocalStats returns totals since start and the present state of endpoints, in policy
 // order.
 func (h *Handler) LocalStats() Stats {
-	s := Stats{Arms: h.recorder.Totals(), InFlight: h.inflight.Load(), CellsDropped: h.recorder.CellsDropped(), Shadows: h.shadows.stats(), NodeAnswers: h.o.NodeAnswers.Stats()}
+	s := Stats{Arms: h.recorder.Totals(), InFlight: h.inflight.Load(), HeldBytes: h.o.Room.Held(), CellsDropped: h.recorder.CellsDropped(), Shadows: h.shadows.stats(), NodeAnswers: h.o.NodeAnswers.Stats()}
 	if h.o.Answers != nil {
 		a := h.o.Answers.Stats()
 		s.Answers = &a

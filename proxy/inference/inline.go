@@ -268,6 +268,7 @@ func (c *inlineCall) Finish(a *http1.Answer, content, dst, date []byte, closing 
 // Resume implements loop.Call.
 func (c *inlineCall) Resume(w http.ResponseWriter, r *http.Request, p loop.Progress) {
 	defer c.h.inflight.Add(-1)
+	defer c.release()
 	c.w, c.r, c.bound, c.resumed = w, r, nil, &resumption{from: c, Progress: p}
 	if p.Passed {
 		c.begun, c.opened = true, &c.flow

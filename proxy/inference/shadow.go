@@ -159,6 +159,7 @@ func (c *call) copyOut(ctx context.Context) {
 	s.inflight.Add(1)
 	defer s.inflight.Add(-1)
 	defer s.bytes.Add(-int64(len(c.body)))
+	defer c.release()
 	ctx, cancel := context.WithTimeout(ctx, c.limit())
 	defer cancel()
 	c.start, c.region = c.h.now(), c.h.o.Region
