@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"sync"
 
+	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 
 	"github.com/outrigger-mesh/outrigger/internal/heap"
@@ -22,7 +23,7 @@ const (
 // prefixBytes begin every gRPC message: whether it is compressed, and its length.
 const prefixBytes = 5
 
-// errNoMemory ends a call with UNAVAILABLE.
+// errNoMemory ends a call with UNAVAILABLE, which grpc-go makes of a refused stream.
 var errNoMemory = errors.New("the sidecar holds as much of other calls as it may; try again")
 
 // inflow is the body of a gRPC call, read no further than its handler needs. grpc-go's server
@@ -92,10 +93,6 @@ func (f *inflow) Read(p []byte) (n int, err error) {
 	if err := f.wait(); err != nil || len(p) == 0 {
 		return 0, err
 	}
-	size := int64(len(p))
-	if !f.room.Take(size) {
-		return 0, errNoMemory
-	}
 	begins := f.have == 0
 	for last := false; n < len(p) && err == nil && !last; {
 		want := uint64(prefixBytes - f.have)
@@ -107,11 +104,9 @@ func (f *inflow) Read(p []byte) (n int, err error) {
 		last = f.advance(p[n : n+m])
 		n += m
 	}
-	if n == 0 {
-		f.room.Give(size)
-		return 0, err
+	if n > 0 && !f.note(begins, n, int64(len(p))) {
+		return 0, http2.StreamError{Code: http2.ErrCodeRefusedStream, Cause: errNoMemory}
 	}
-	f.note(begins, n, size)
 	return n, err
 }
 
@@ -147,10 +142,18 @@ func (f *inflow) advance(b []byte) (last bool) {
 	return true
 }
 
-// note puts n bytes of one message on the books, which were read into size bytes.
-func (f *inflow) note(begins bool, n int, size int64) {
+// note puts n bytes of one message on the books, which were read into size bytes; false if
+// there is no room for them. The first bytes of the message the handler is at need none, so
+// that small calls are served whatever others hold.
+func (f *inflow) note(begins bool, n int, size int64) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if begins && len(f.queue) == 0 {
+		size = 0
+	}
+	if !f.room.Take(size) {
+		return false
+	}
 	if begins || len(f.queue) == 0 { // taken before its end, which cannot be
 		f.queue = append(f.queue, message{})
 	}
@@ -159,6 +162,7 @@ func (f *inflow) note(begins bool, n int, size int64) {
 	if len(f.queue) > 1 {
 		f.ahead += n
 	}
+	return true
 }
 
 // taken says that the handler has the message it was at.

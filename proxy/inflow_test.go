@@ -5,12 +5,18 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"sync"
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 	"pgregory.net/rapid"
 
 	"github.com/outrigger-mesh/outrigger/internal/heap"
@@ -168,15 +174,60 @@ func TestInflowWaits(t *testing.T) {
 	}
 }
 
-// Without memory the call ends, and says so.
+// Without memory small calls are served, also one after the other, and a large message
+// ends its call with UNAVAILABLE.
 func TestInflowWithoutMemory(t *testing.T) {
-	r, err := http.NewRequest(http.MethodPost, "http://x/", bytes.NewReader(wireMessage(10)))
+	s := grpc.NewServer(grpc.StreamInterceptor(takeMessages), grpc.UnknownServiceHandler(func(_ any, in grpc.ServerStream) error {
+		for {
+			var m wrapperspb.BytesValue
+			if err := in.RecvMsg(&m); err == io.EOF {
+				return nil
+			} else if err != nil {
+				return err
+			}
+			if err := in.SendMsg(&m); err != nil {
+				return err
+			}
+		}
+	}))
+	room := heap.NewRoom(1)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, done := withInflow(r, heap.NewRoom(1))
-	defer done()
-	if n, err := r.Body.Read(make([]byte, 100)); n != 0 || !errors.Is(err, errNoMemory) {
-		t.Errorf("%d, %v", n, err)
+	h := &http.Server{Protocols: new(http.Protocols), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r, done := withInflow(r, room)
+		defer done()
+		s.ServeHTTP(w, r)
+	})}
+	h.Protocols.SetUnencryptedHTTP2(true)
+	served := make(chan error, 1)
+	go func() { served <- h.Serve(l) }()
+	defer func() { h.Close(); <-served }()
+	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	both := &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}
+	stream, err := conn.NewStream(t.Context(), both, "/x.X/Echo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		var m wrapperspb.BytesValue
+		if err := stream.SendMsg(wrapperspb.Bytes(make([]byte, 1000))); err != nil {
+			t.Fatal(err)
+		}
+		if err := stream.RecvMsg(&m); err != nil || len(m.Value) != 1000 {
+			t.Fatalf("a small message came back as %d bytes, %v", len(m.Value), err)
+		}
+	}
+	if err := stream.SendMsg(wrapperspb.Bytes(make([]byte, 100_000))); err != nil {
+		t.Fatal(err)
+	}
+	var m wrapperspb.BytesValue
+	if err := stream.RecvMsg(&m); status.Code(err) != codes.Unavailable {
+		t.Errorf("a large message: %v, want Unavailable", err)
 	}
 }

@@ -81,7 +81,7 @@ func (r *Room) sample() {
 
 // Take reserves n bytes, for Give to give back; false means that there is no room.
 func (r *Room) Take(n int64) bool {
-	if r == nil || r.held.Add(n) <= r.most.Load() {
+	if r == nil || n == 0 || r.held.Add(n) <= r.most.Load() {
 		return true
 	}
 	r.held.Add(-n)

@@ -73,7 +73,8 @@ func (c *call) relayBody(ctx context.Context, t *target, resp *http.Response, re
 	}
 	buf, whole, err := readUpTo(resp.Body, (*p)[:0], limit, c.grow)
 	*p = buf
-	if err != nil && !errors.Is(err, errNoRoom) { // without room it is passed on as far as it is there
+	crowded := errors.Is(err, errNoRoom)
+	if err != nil && !crowded { // without room it is passed on as far as it is there
 		return c.lost(ctx, t, report, "transport")
 	}
 	if whole {
@@ -106,7 +107,7 @@ func (c *call) relayBody(ctx context.Context, t *target, resp *http.Response, re
 		report(errEndpoint)
 	default:
 		report(nil)
-		c.complete = resp.StatusCode == http.StatusOK && (!whole || wholeJSON(resp, buf))
+		c.complete = resp.StatusCode == http.StatusOK && !crowded && (!whole || wholeJSON(resp, buf)) // what nobody saw whole is not kept
 	}
 	return end
 }
