@@ -46,7 +46,7 @@
 // tried again every Tick. Several replicas judge what is reported to them alone.
 // Overload: MaxUnits bounds the units of all experiments together (about 100 bytes
 // each; one with outcomes counts for several); a report whose units might not all find room brings
-// none, whatever their arm, and they are counted. Bad input: rows that
+// none, whatever their arm (if others do not take the last of it meanwhile), and they are counted. Bad input: rows that
 // cannot be (more failures than requests, negative or infinite time) are left out and
 // counted.
 //
