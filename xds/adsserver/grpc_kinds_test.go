@@ -264,7 +264,7 @@ func grpcSplit(f *fleet) {
 	near(f.T, "by weight", float64(f.v2.calls.Load())/10_000, 0.10, 0.015)
 }
 
-// The rewritten default of the route's kill switch moves the canary's buckets.
+// The canary's buckets move with the route.
 func grpcKill(f *fleet) {
 	p := arms(serving(f.v1), serving(f.v2))
 	p.Models[0].Versions[1].Quarantined = true

@@ -157,9 +157,11 @@ func encodeRetry(m *policy.Model) *route.RetryPolicy {
 	}
 }
 
-// rangeRoutes writes the route of one range. To clients without our own resources a
-// version other than the last good one comes with its kill switch, and behind it the
-// route of the same range to the last good version.
+// rangeRoutes writes the route of one range. To an Envoy a version other than the last good
+// one comes with its kill switch, and behind it the route of the same range to the last good
+// version. A gRPC client gets the one of the two that holds: it has no runtime whose keys could
+// move requests without a new route, and grpc-go gives a route of fraction 0 one request in a
+// million (its matcher draws from [0, 1000000) and takes what is not above the fraction).
 func (e *encoder) rangeRoutes(m *policy.Model, p piece) ([]*route.Route, error) {
 	assigned, serving := m.Version(p.arm.Version), m.Serving(p.arm)
 	if e.kind == KindSidecar || m.LastGood == "" || m.LastGood == assigned.Name {
@@ -170,17 +172,27 @@ func (e *encoder) rangeRoutes(m *policy.Model, p piece) ([]*route.Route, error) 
 	if err != nil {
 		return nil, err
 	}
-	first.Match.RuntimeFraction = e.killSwitch(m, assigned)
 	second, err := e.rangeRoute(m, p, policy.ArmLastGood, m.Version(m.LastGood))
-	return []*route.Route{first, second}, err
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case e.kind == KindEnvoy:
+		first.Match.RuntimeFraction = killSwitch(m, assigned)
+		return []*route.Route{first, second}, nil
+	case serves(assigned) == 0:
+		return []*route.Route{second}, nil
+	default:
+		return []*route.Route{first}, nil
+	}
 }
 
-// killSwitch is the share of its requests that a version is given, by a runtime key. gRPC
-// knows the default only. An Envoy's default is 0 for what the dead-man lease must be able to
-// end: it holds when the layer that says otherwise has expired.
-func (e *encoder) killSwitch(m *policy.Model, v *policy.Version) *core.RuntimeFractionalPercent {
+// killSwitch is the share of its requests that an Envoy gives a version, by a runtime key. Its
+// default is 0 for what the dead-man lease must be able to end: it holds when the layer that
+// says otherwise has expired.
+func killSwitch(m *policy.Model, v *policy.Version) *core.RuntimeFractionalPercent {
 	share := serves(v)
-	if e.kind == KindEnvoy && leased(m, v) {
+	if leased(m, v) {
 		share = 0
 	}
 	return &core.RuntimeFractionalPercent{
@@ -252,7 +264,7 @@ func (e *encoder) guarded(m *policy.Model, r *route.Route) []*route.Route {
 	if e.kind != KindEnvoy || i < 0 {
 		return []*route.Route{r}
 	}
-	r.Match.RuntimeFraction = e.killSwitch(m, m.Version(m.Arms[i].Version))
+	r.Match.RuntimeFraction = killSwitch(m, m.Version(m.Arms[i].Version))
 	act := e.action(m)
 	act.ClusterSpecifier = &route.RouteAction_Cluster{Cluster: ClusterName(m.Name, m.LastGood)}
 	behind := &route.Route{

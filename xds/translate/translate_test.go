@@ -105,6 +105,31 @@ func TestLeaseOfTheRuntimeLayer(t *testing.T) {
 	}
 }
 
+// A withdrawn version has no route to a gRPC client: grpc-go gives a route of fraction 0 one
+// request in a million.
+func TestWithdrawnVersionHasNoRoute(t *testing.T) {
+	for _, withdrawn := range []bool{false, true} {
+		p := load(t, "candidate.yaml").Normalise()
+		p.Models[0].Version("v2").Quarantined = withdrawn
+		res, err := translate.EncodeFor(translate.KindGRPC, p, translate.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		leads := 0
+		for _, r := range res.Get(xds.TypeRoute, "model/chat").(*route.RouteConfiguration).VirtualHosts[0].Routes {
+			if r.Match.RuntimeFraction != nil {
+				t.Errorf("withdrawn %v: %q is left to a fraction, %v", withdrawn, r.Name, r.Match.RuntimeFraction)
+			}
+			if strings.HasSuffix(r.GetRoute().GetCluster(), "/v2") {
+				leads++
+			}
+		}
+		if want := map[bool]int{false: 1, true: 0}[withdrawn]; leads != want {
+			t.Errorf("withdrawn %v: %d ranges lead to it, want %d", withdrawn, leads, want)
+		}
+	}
+}
+
 // golden compares with a file under testdata/out.
 func golden(t *testing.T, name string, got []byte) {
 	t.Helper()
