@@ -4,17 +4,9 @@ package main
 
 import (
 	"bufio"
-	"context"
-	"net"
 	"os/exec"
 	"path/filepath"
 	"testing"
-	"time"
-
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-
-	"github.com/outrigger-mesh/outrigger/internal/interoptest"
 )
 
 // TestProgramsRedirected runs more unmodified programs in a pod whose connections are
@@ -40,33 +32,6 @@ func TestProgramsRedirected(t *testing.T) {
 			})
 		}
 	})
-}
-
-// interop runs the cases that need neither TLS nor credentials; a case that fails ends the
-// process.
-func (p *pod) interop(t *testing.T) {
-	for _, address := range []string{"[" + server6 + "]:8000", server4 + ":8002"} {
-		back := grpc.NewServer()
-		interoptest.Register(back)
-		l := p.server.Listen("tcp", address)
-		served := make(chan error, 1)
-		go func() { served <- back.Serve(l) }()
-		conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithContextDialer(func(ctx context.Context, to string) (net.Conn, error) {
-				return p.ns.DialContext(ctx, net.Dialer{}, "tcp", to)
-			}))
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-		t.Run(address, func(t *testing.T) { interoptest.Run(ctx, t, conn) })
-		cancel()
-		conn.Close()
-		back.Stop()
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-	}
 }
 
 // webSockets has both ends of the library's connections talk, the server in the other
