@@ -197,11 +197,13 @@ func (c *conn) work() bool {
 		if err != nil {
 			c.abort(err)
 		}
+		// What input left because of this is in the buffer, and nothing need ever come after it.
+		full := len(c.out) > maxOut
 		c.flush()
 		if !c.drained() {
 			return false
 		}
-		if n == 0 {
+		if n == 0 && !full {
 			break
 		}
 	}
