@@ -5,6 +5,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -67,7 +68,7 @@ func TestPodsAskOnce(t *testing.T) {
 	dir := t.TempDir()
 	model := &slowModel{asked: make(chan *slowAnswer, 8)}
 	server := httptest.NewServer(model)
-	defer server.Close()
+	defer func() { server.CloseClientConnections(); server.Close() }()
 	control := start(t, ctx, dir, "control", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data", filepath.Join(dir, "data"))
 	m := &tenantMesh{t: t, dir: dir, control: control}
 	m.run(0, "node", "--control", control, "--dir", filepath.Join(dir, "node"), "--node-id", "n", "--answer-cache-bytes", "16000000")
@@ -95,14 +96,15 @@ func TestPodsAskOnce(t *testing.T) {
 			return err == nil && strings.Contains(string(b), "slow")
 		})
 	}
-	ask := func(p *running, question string) *http.Response {
-		t.Helper()
+	ask := func(p *running, question string) *http.Response { // nil: the sidecar has gone
 		r, err := http.NewRequestWithContext(ctx, "POST", "http://"+p.bound["listen"]+"/v1/chat/completions",
 			strings.NewReader(`{"model":"slow","stream":true,"temperature":0,"messages":[{"role":"user","content":"`+question+`"}]}`))
 		must(t, err)
 		r.Header.Set("Content-Type", "application/json")
 		resp, err := http.DefaultClient.Do(r)
-		must(t, err)
+		if err != nil {
+			return nil
+		}
 		t.Cleanup(func() { resp.Body.Close() })
 		return resp
 	}
@@ -110,6 +112,39 @@ func TestPodsAskOnce(t *testing.T) {
 		c := make(chan *http.Response, 1)
 		go func() { c <- ask(p, question) }()
 		return c
+	}
+	// both has one ask and two wait for what it gets. An agent that is busy is not waited for
+	// (answers.NodeWait), and two asks for itself: then it is another question's turn.
+	both := func(question string) (asked string, a *slowAnswer, c1, c2 <-chan *http.Response) {
+		t.Helper()
+		tries, look := 0, time.NewTicker(10*time.Millisecond)
+		defer look.Stop()
+		eventually(t, "the second pod waits for the first", func() bool {
+			tries++
+			before, asked := two.joined(t), fmt.Sprint(question, tries)
+			c1 = asking(one, asked)
+			a = <-model.asked
+			c2 = asking(two, asked)
+			for two.joined(t) == before {
+				select {
+				case own := <-model.asked:
+					for _, s := range []*slowAnswer{a, own} {
+						s.say <- "."
+						close(s.say)
+					}
+					for _, c := range []<-chan *http.Response{c1, c2} {
+						_, err := io.Copy(io.Discard, (<-c).Body)
+						must(t, err)
+					}
+					return false
+				case <-look.C:
+				case <-ctx.Done():
+					t.Fatal("the second pod neither waits nor asks")
+				}
+			}
+			return true
+		})
+		return fmt.Sprint(question, tries), a, c1, c2
 	}
 	said := func(resp *http.Response, want string) {
 		t.Helper()
@@ -122,9 +157,7 @@ func TestPodsAskOnce(t *testing.T) {
 	}
 
 	// One asks, two reads along.
-	c1 := asking(one, "first")
-	a := <-model.asked
-	c2 := asking(two, "first")
+	first, a, c1, c2 := both("first")
 	a.say <- "hello"
 	r1, r2 := <-c1, <-c2
 	said(r1, "hello")
@@ -141,28 +174,12 @@ func TestPodsAskOnce(t *testing.T) {
 			t.Errorf("after the end: %q, %v", rest, err)
 		}
 	}
-	if r := ask(two, "first"); r.Header.Get("x-outrigger-cache") != "hit" {
+	if r := ask(two, first); r.Header.Get("x-outrigger-cache") != "hit" {
 		t.Errorf("then: %v", r.Header)
 	}
 
 	// The pod that asks is killed before it has an answer.
-	go func() {
-		if resp, err := http.Post("http://"+one.bound["listen"]+"/v1/chat/completions", "application/json",
-			strings.NewReader(`{"model":"slow","stream":true,"temperature":0,"messages":[{"role":"user","content":"second"}]}`)); err == nil {
-			resp.Body.Close()
-		}
-	}()
-	a = <-model.asked
-	c2 = asking(two, "second")
-	eventually(t, "the second pod waits for the first", func() bool {
-		resp, err := http.Get("http://" + two.bound["http"] + "/stats")
-		if err != nil {
-			return false
-		}
-		defer resp.Body.Close()
-		b, err := io.ReadAll(resp.Body)
-		return err == nil && strings.Contains(string(b), `"joined":2`)
-	})
+	_, a, _, c2 = both("second")
 	must(t, one.cmd.Process.Signal(syscall.SIGKILL))
 	<-a.left
 	a = <-model.asked
@@ -178,4 +195,19 @@ func TestPodsAskOnce(t *testing.T) {
 		t.Error("the model was asked once more")
 	default:
 	}
+}
+
+// joined is how often a sidecar read along with another pod.
+func (r *running) joined(t *testing.T) int {
+	t.Helper()
+	resp, err := http.Get("http://" + r.bound["http"] + "/stats")
+	must(t, err)
+	defer resp.Body.Close()
+	var stats struct {
+		Inference struct {
+			Node struct{ Joined *int } `json:"node_answers"`
+		}
+	}
+	must(t, json.NewDecoder(resp.Body).Decode(&stats))
+	return *stats.Inference.Node.Joined
 }

@@ -339,7 +339,7 @@ func (c *controlFlags) grpcServer(p *process, s *control.Server, calls *inFlight
 		grpc.Creds(s.Credentials(inner)),
 		grpc.MaxRecvMsgSize(16<<20), grpc.MaxConcurrentStreams(4096),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}))...)
+		takesPings())...)
 	s.RegisterGRPC(gs)
 	healthpb.RegisterHealthServer(gs, health.NewServer())
 	return gs

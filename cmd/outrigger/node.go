@@ -128,12 +128,29 @@ func (n *nodeFlags) validate() error {
 	return nil
 }
 
-// dialMesh opens a connection to another part of the mesh; it connects when used.
+// meshPings is how often one part of the mesh asks another for a sign of life, at most; it
+// is also what gRPC takes if told to do it more often.
+const meshPings = 10 * time.Second
+
+// takesPings has a server accept them: by default gRPC's ends connections that are pinged
+// more than every five minutes while it has nothing to say.
+func takesPings() grpc.ServerOption {
+	return grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: meshPings / 2, PermitWithoutStream: true})
+}
+
+// dialMesh opens a connection to another part of the mesh, a server that takesPings; it
+// connects when used.
 func (p *process) dialMesh(target string, more ...grpc.DialOption) (*grpc.ClientConn, error) {
+	return p.dialGRPC(target, append([]grpc.DialOption{grpc.WithKeepaliveParams(keepalive.ClientParameters{
+		Time: meshPings, Timeout: meshPings / 2, PermitWithoutStream: true})}, more...)...)
+}
+
+// dialGRPC opens a connection to any server. No pings: see takesPings. A call to a tool may be
+// silent for as long as it takes.
+func (p *process) dialGRPC(target string, more ...grpc.DialOption) (*grpc.ClientConn, error) {
 	o := []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials()), p.tel.GRPCClient(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64 << 20)),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: quickBackoff, MinConnectTimeout: 2 * time.Second}),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true})}
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: quickBackoff, MinConnectTimeout: 2 * time.Second})}
 	if p.dialTCP != nil && !strings.HasPrefix(target, "unix:") {
 		o = append(o, grpc.WithContextDialer(p.dialTCP))
 	}
@@ -267,7 +284,7 @@ func (n *nodeFlags) run(cmd *cobra.Command, g *globals) error {
 	if err != nil {
 		return err
 	}
-	so := append(adsserver.TransportOptions(), grpc.MaxRecvMsgSize(16<<20), p.tel.GRPCServer())
+	so := append(adsserver.TransportOptions(), grpc.MaxRecvMsgSize(16<<20), p.tel.GRPCServer(), takesPings())
 	if n.tenant != "" {
 		so = append(so, node.BindTenant(n.tenant)...)
 	}

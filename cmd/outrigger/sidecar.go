@@ -243,7 +243,7 @@ func (s *sidecarFlags) run(cmd *cobra.Command, g *globals) error {
 		}
 	}
 	if s.upstreamGRPC != "" {
-		conn, err := p.dialMesh(s.upstreamGRPC)
+		conn, err := p.dialGRPC(s.upstreamGRPC)
 		if err != nil {
 			return err
 		}
