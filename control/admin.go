@@ -79,7 +79,8 @@ func limitsPB(l facts.Limits) *pb.Limits {
 	if l == (facts.Limits{}) {
 		return nil
 	}
-	return &pb.Limits{MaxConnections: l.MaxConnections, MaxPendingRequests: l.MaxPending, MaxRequests: l.MaxRequests, MaxRetries: l.MaxRetries}
+	return &pb.Limits{MaxConnections: l.MaxConnections, MaxPendingRequests: l.MaxPending, MaxRequests: l.MaxRequests, MaxRetries: l.MaxRetries,
+		ConsecutiveFailures: l.ConsecutiveFailures}
 }
 
 // splitPB shows how requests are divided.

@@ -26,6 +26,7 @@ func modelConfigure(c *clientFlags) *cobra.Command {
 	f.Uint32Var(&req.Limits.MaxConnections, "max-connections", 0, "HTTP/1.1 connections of one version that carry requests; the next request waits (default: --max-requests)")
 	f.Uint32Var(&req.Limits.MaxPendingRequests, "max-pending", 0, "requests that wait for a connection; the next is answered 503 (default: --max-requests)")
 	f.Uint32Var(&req.Limits.MaxRetries, "max-retries", 0, "retries of one version in flight; the next is not made (default: a fifth of the requests)")
+	f.Uint32Var(&req.Limits.ConsecutiveFailures, "consecutive-failures", 0, "failures of an endpoint in a row after which it is not asked for 10 s (default 5)")
 	f.DurationVar(&timeout, "request-timeout", 0, "limit of one request")
 	f.StringVar(&cost, "cost", "", `what a version costs, in CEL over requests, failures, cancelled, attempts, tokens_in, tokens_out, seconds: "tokens_in*2.5e-6 + tokens_out*1e-5"; empty = nothing is said`)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

@@ -25,6 +25,9 @@ const (
 	trialBase    = 0.92 // of version 1's calls succeed
 	trialMDE     = 0.005
 	trialSeed    = 20231116 // the day of the trace
+	// trialRow is how many failures in a row open a breaker. With 8 % failures five in a row
+	// come up in 1 of 100 runs, and the users of the arm would be answered by version 1.
+	trialRow = 20
 	// trialSettle is how long traffic goes on after every sidecar has the conclusion.
 	trialSettle = 3 * time.Second
 )
@@ -38,6 +41,9 @@ func (m *mesh) startTrial(ctx context.Context) error {
 		if err := m.fault(ctx, m.models[i], fmt.Sprintf(`{"error_rate": %.4f, "seed": %d}`, 1-success, trialSeed)); err != nil {
 			return err
 		}
+	}
+	if _, err := m.admin.ConfigureModel(ctx, &pb.ConfigureModelRequest{Model: demoModelID, Actor: "demo", Limits: &pb.Limits{ConsecutiveFailures: trialRow}}); err != nil {
+		return fmt.Errorf("configure the model: %w", err)
 	}
 	if _, err := m.admin.CreateExperiment(ctx, &pb.CreateExperimentRequest{Name: trialName, Model: demoModelID, Actor: "demo", Arms: []*pb.ExperimentArm{
 		{Name: trialControl, Version: stableName, Weight: experiments.Buckets / 2},

@@ -228,7 +228,8 @@ func model(f *facts.Facts, m *facts.Model, o Options) (out *policy.Model, text s
 		if wanted[v.Name] {
 			out.Versions = append(out.Versions, policy.Version{Name: v.Name, Upstream: v.Upstream,
 				Quarantined: !v.Servable(), Endpoints: v.Endpoints, TLS: v.TLS, Pins: slices.Sorted(maps.Keys(v.Pins)),
-				MaxConnections: m.Limits.MaxConnections, MaxPending: m.Limits.MaxPending, MaxRequests: m.Limits.MaxRequests, MaxRetries: m.Limits.MaxRetries})
+				MaxConnections: m.Limits.MaxConnections, MaxPending: m.Limits.MaxPending, MaxRequests: m.Limits.MaxRequests, MaxRetries: m.Limits.MaxRetries,
+				ConsecutiveFailures: m.Limits.ConsecutiveFailures})
 		}
 	}
 	out.Shadows = shadows(m)

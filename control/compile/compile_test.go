@@ -132,7 +132,7 @@ func scenarios() map[string]*log {
 		"rolled_back":     base().rollout().add("rollout/r", &pb.RollbackStarted{Reason: "bad"}),
 		"experiment":      base().add("experiment/e", &pb.ExperimentChanged{State: facts.Running, Model: "chat", Arms: []*pb.ExperimentArm{{Name: "a", Version: "v1", Weight: 9000}, {Name: "b", Version: "v2", Weight: 1000}}}),
 		"configured":      base().add("model/chat", &pb.ModelConfigured{Unit: "user", MaxAttempts: 3, Timeout: durationpb.New(30 * time.Second)}),
-		"limits":          base().add("model/chat", &pb.ModelConfigured{Limits: &pb.Limits{MaxRequests: 9, MaxConnections: 7}}).add("model/chat", &pb.ModelConfigured{Limits: &pb.Limits{MaxConnections: 5, MaxPendingRequests: 3, MaxRetries: 2}}),
+		"limits":          base().add("model/chat", &pb.ModelConfigured{Limits: &pb.Limits{MaxRequests: 9, MaxConnections: 7}}).add("model/chat", &pb.ModelConfigured{Limits: &pb.Limits{MaxConnections: 5, MaxPendingRequests: 3, MaxRetries: 2, ConsecutiveFailures: 8}}),
 		"one_model_empty": base().version("empty", "v1", "10.9.9.9:80").state("empty", "v1", facts.Retired),
 		"pins": newLog().add("model/chat", &pb.ModelVersionRegistered{Version: "v1", Endpoints: []*pb.Endpoint{{Address: "10.0.0.1:80"}},
 			Pins: map[string]int32{"prompts/tone": 2, "prompts/system": 0}}).champion("chat", "v1"),

@@ -108,8 +108,8 @@ type Skipped struct {
 	Reason   string
 }
 
-// Limits are those of circuit_breakers, see policy.Version.
-type Limits struct{ MaxConnections, MaxPending, MaxRequests, MaxRetries uint32 }
+// Limits are those of circuit_breakers and outlier_detection, see policy.Version.
+type Limits struct{ MaxConnections, MaxPending, MaxRequests, MaxRetries, ConsecutiveFailures uint32 }
 
 // Experiment is one A/B test between versions of a model.
 type Experiment struct {

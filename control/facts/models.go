@@ -173,6 +173,7 @@ func (d *draft) modelConfigured(p *pb.ModelConfigured) string {
 		m.Limits = Limits{
 			MaxConnections: cmp.Or(l.GetMaxConnections(), m.Limits.MaxConnections), MaxPending: cmp.Or(l.GetMaxPendingRequests(), m.Limits.MaxPending),
 			MaxRequests: cmp.Or(l.GetMaxRequests(), m.Limits.MaxRequests), MaxRetries: cmp.Or(l.GetMaxRetries(), m.Limits.MaxRetries),
+			ConsecutiveFailures: cmp.Or(l.GetConsecutiveFailures(), m.Limits.ConsecutiveFailures),
 		}
 		return ""
 	})

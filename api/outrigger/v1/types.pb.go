@@ -759,16 +759,18 @@ func (x *EndpointTLS) GetAlpn() []string {
 	return nil
 }
 
-// Limits of each version of a model, as circuit_breakers has them: per sidecar, over all the
-// version's endpoints. 0 = as it is, first the default.
+// Limits of each version of a model, as circuit_breakers and outlier_detection have them: per
+// sidecar, over all the version's endpoints unless it says otherwise. 0 = as it is, first the
+// default.
 type Limits struct {
-	state              protoimpl.MessageState `protogen:"open.v1"`
-	MaxConnections     uint32                 `protobuf:"varint,1,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`               // of HTTP/1.1 that carry requests; default max_requests
-	MaxPendingRequests uint32                 `protobuf:"varint,2,opt,name=max_pending_requests,json=maxPendingRequests,proto3" json:"max_pending_requests,omitempty"` // that wait for a connection; default max_requests
-	MaxRequests        uint32                 `protobuf:"varint,3,opt,name=max_requests,json=maxRequests,proto3" json:"max_requests,omitempty"`                        // in flight, those that wait included; default 1024
-	MaxRetries         uint32                 `protobuf:"varint,4,opt,name=max_retries,json=maxRetries,proto3" json:"max_retries,omitempty"`                           // retries and hedges in flight; default: the retry budget alone
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	MaxConnections      uint32                 `protobuf:"varint,1,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`                // of HTTP/1.1 that carry requests; default max_requests
+	MaxPendingRequests  uint32                 `protobuf:"varint,2,opt,name=max_pending_requests,json=maxPendingRequests,proto3" json:"max_pending_requests,omitempty"`  // that wait for a connection; default max_requests
+	MaxRequests         uint32                 `protobuf:"varint,3,opt,name=max_requests,json=maxRequests,proto3" json:"max_requests,omitempty"`                         // in flight, those that wait included; default 1024
+	MaxRetries          uint32                 `protobuf:"varint,4,opt,name=max_retries,json=maxRetries,proto3" json:"max_retries,omitempty"`                            // retries and hedges in flight; default: the retry budget alone
+	ConsecutiveFailures uint32                 `protobuf:"varint,5,opt,name=consecutive_failures,json=consecutiveFailures,proto3" json:"consecutive_failures,omitempty"` // of one endpoint, in a row: it is not asked for a while; default 5
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *Limits) Reset() {
@@ -825,6 +827,13 @@ func (x *Limits) GetMaxRequests() uint32 {
 func (x *Limits) GetMaxRetries() uint32 {
 	if x != nil {
 		return x.MaxRetries
+	}
+	return 0
+}
+
+func (x *Limits) GetConsecutiveFailures() uint32 {
+	if x != nil {
+		return x.ConsecutiveFailures
 	}
 	return 0
 }
@@ -1087,13 +1096,14 @@ const file_outrigger_v1_types_proto_rawDesc = "" +
 	"\x02ca\x18\x02 \x01(\tR\x02ca\x12#\n" +
 	"\rsubject_names\x18\x03 \x03(\tR\fsubjectNames\x12-\n" +
 	"\x12client_certificate\x18\x04 \x01(\tR\x11clientCertificate\x12\x12\n" +
-	"\x04alpn\x18\x05 \x03(\tR\x04alpn\"\xa7\x01\n" +
+	"\x04alpn\x18\x05 \x03(\tR\x04alpn\"\xda\x01\n" +
 	"\x06Limits\x12'\n" +
 	"\x0fmax_connections\x18\x01 \x01(\rR\x0emaxConnections\x120\n" +
 	"\x14max_pending_requests\x18\x02 \x01(\rR\x12maxPendingRequests\x12!\n" +
 	"\fmax_requests\x18\x03 \x01(\rR\vmaxRequests\x12\x1f\n" +
 	"\vmax_retries\x18\x04 \x01(\rR\n" +
-	"maxRetries\"\x80\x02\n" +
+	"maxRetries\x121\n" +
+	"\x14consecutive_failures\x18\x05 \x01(\rR\x13consecutiveFailures\"\x80\x02\n" +
 	"\x06Region\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\agateway\x18\x02 \x01(\tR\agateway\x12\x1a\n" +
