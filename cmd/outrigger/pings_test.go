@@ -24,6 +24,18 @@ import (
 	"github.com/outrigger-mesh/outrigger/internal/telemetry"
 )
 
+// silent has a server answer every call after d.
+func silent(d time.Duration) grpc.ServerOption {
+	return grpc.UnknownServiceHandler(func(_ any, s grpc.ServerStream) error {
+		select {
+		case <-time.After(d):
+			return s.SendMsg(&emptypb.Empty{})
+		case <-s.Context().Done():
+			return s.Context().Err()
+		}
+	})
+}
+
 // A call may be silent for as long as its server needs, and a connection idle: nobody is asked
 // for a sign of life who would end the connection over it, as gRPC's servers do unless told
 // otherwise.
@@ -49,14 +61,7 @@ func TestSilentCalls(t *testing.T) {
 				l, err := network.Listen("server", "server:1")
 				must(t, err)
 				const silence = 10 * time.Minute
-				gs := grpc.NewServer(append(c.server, grpc.UnknownServiceHandler(func(_ any, s grpc.ServerStream) error {
-					select {
-					case <-time.After(silence):
-						return s.SendMsg(&emptypb.Empty{})
-					case <-s.Context().Done():
-						return s.Context().Err()
-					}
-				}))...)
+				gs := grpc.NewServer(append(c.server, silent(silence))...)
 				served := make(chan error, 1)
 				go func() { served <- gs.Serve(l) }()
 				var dials atomic.Int64
@@ -99,14 +104,7 @@ func TestSilentTool(t *testing.T) {
 	t.Cleanup(cancel) // after the processes have ended
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
-	gs := grpc.NewServer(grpc.UnknownServiceHandler(func(_ any, s grpc.ServerStream) error {
-		select {
-		case <-time.After(silence):
-			return s.SendMsg(&emptypb.Empty{})
-		case <-s.Context().Done():
-			return s.Context().Err()
-		}
-	}))
+	gs := grpc.NewServer(silent(silence))
 	served := make(chan error, 1)
 	go func() { served <- gs.Serve(l) }()
 	t.Cleanup(func() { gs.Stop(); must(t, <-served) })
